@@ -1,0 +1,54 @@
+"""The places a backup can live in, each known by the scheme of its URL."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from cln_backup.errors import BadUrl
+
+if TYPE_CHECKING:
+    from cln_backup.backends.base import Backend
+    from cln_backup.change import Change
+
+_SCHEMES = {
+    "file": ("cln_backup.backends.file", "FileBackend"),
+}
+
+
+def backend_class(url: str) -> type[Backend]:
+    """The class that serves a URL's scheme, imported only now.
+
+    Raises:
+        BadUrl: no backend has this scheme.
+    """
+    scheme, colon, _ = url.partition(":")
+    if not colon or scheme not in _SCHEMES:
+        known = ", ".join(f"{name}:" for name in _SCHEMES)
+        raise BadUrl(f"No backend serves {redacted(url)!r}. Known schemes: {known}")
+    module, name = _SCHEMES[scheme]
+    found: type[Backend] = getattr(import_module(module), name)
+    return found
+
+
+def open_backend(url: str, *, writable: bool = False) -> Backend:
+    """Opens the backup at a URL; `Backend.open` says what that means and what it raises."""
+    return backend_class(url).open(url, writable=writable)
+
+
+def create_backend(url: str, base: Change | None) -> None:
+    """Makes a new backup at a URL; `Backend.create` says what is durable and what it raises."""
+    backend_class(url).create(url, base)
+
+
+def redacted(url: str) -> str:
+    """The URL without what may be secret in it: a user's password, and any query's values."""
+    location, question_mark, query = url.partition("?")
+    before, at, after = location.rpartition("@")
+    if at:
+        scheme, slashes, user = before.rpartition("//")
+        location = f"{scheme}{slashes}{user.partition(':')[0]}@{after}"
+    if question_mark:
+        names = [pair.partition("=")[0] for pair in query.split("&")]
+        location += "?" + "&".join(f"{name}=…" for name in names)
+    return location

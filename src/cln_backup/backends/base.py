@@ -1,0 +1,213 @@
+"""The contract of a backend: one place that holds one node's backup."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup.change import Kind
+from cln_backup.errors import BadChange, Discontinuity
+from cln_backup.statements import bumps_data_version_to
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from cln_backup.change import Change, Head
+
+
+class Staged(NamedTuple):
+    """A replacement that stands ready beside a backup; see `Backend.stage`.
+
+    Attributes:
+        copied_bytes: up to where the backup was copied into it.
+        shift_bytes: how much later (negative: earlier) a change stands in the replacement.
+        folded: by how many changes the replacement is shorter.
+    """
+
+    copied_bytes: int
+    shift_bytes: int
+    folded: int
+
+
+class Backend(ABC):
+    """One backup, opened by its URL (`open_backend`), for reading or as its one writer.
+
+    A writer appends changes and may drop the head; nobody else changes a backup. Readers may be
+    open at the same time, in other processes too: each sees the backup as it was when opened.
+    A writer whose write or sync failed refuses everything after it: what reached the disk is
+    found out by the next one that opens the backup.
+
+    Attributes:
+        url: as given.
+        version: data version of the head; 0 when the backup is empty.
+        prev_version: the version that `rewind` goes back to.
+        version_count: number of changes.
+        notices: what was found and mended when the backup was opened, for the log.
+    """
+
+    url: str
+    version: int
+    prev_version: int
+    version_count: int
+    notices: list[str]
+
+    @classmethod
+    @abstractmethod
+    def create(cls, url: str, base: Change | None) -> None:
+        """Makes a new backup, empty or with a first snapshot.
+
+        Durable, with its name, when it returns; before that, nothing stands at the URL.
+
+        Raises:
+            AlreadyExists: something stands at the URL; it was left as it is.
+            BadUrl, BadChange, StorageError: nothing was made.
+        """
+
+    @classmethod
+    @abstractmethod
+    def open(cls, url: str, *, writable: bool) -> Self:
+        """Opens a backup; a writer mends what a crash left behind, a reader only sees through it.
+
+        Raises:
+            NotFound: there is no backup at the URL.
+            WriterConflict: another process is the writer.
+            Damaged: there are bytes that cannot be right; nothing was changed.
+            BadUrl, StorageError.
+        """
+
+    @property
+    @abstractmethod
+    def head(self) -> Head | None:
+        """The last change; `None` when the backup is empty."""
+
+    @property
+    @abstractmethod
+    def size_bytes(self) -> int:
+        """What the backup takes on its storage."""
+
+    @property
+    @abstractmethod
+    def last_change_at(self) -> float | None:
+        """When the head was stored, in seconds since 1970; `None` when that is not known."""
+
+    @property
+    @abstractmethod
+    def scratch_dir(self) -> str:
+        """A directory with room for a copy of the database, for work on this backup."""
+
+    @abstractmethod
+    def add_change(self, change: Change) -> None:
+        """Appends a change; it is on stable storage when this returns.
+
+        The change must follow the head: a transaction makes `version + 1`, a rider keeps
+        `version`, a snapshot may stand anywhere at or after it. Not to be tried again after an
+        error: a failed sync cannot be repaired by a second one.
+
+        Raises:
+            Discontinuity, BadChange: nothing was written.
+            StorageError: the change may or may not be there; this writer is finished.
+        """
+
+    @abstractmethod
+    def rewind(self) -> None:
+        """Drops the head, which the node did not commit; it is gone for good when this returns.
+
+        The dropped change is set aside where an operator finds it, and never deleted. A second
+        rewind without a change between is refused: only one change can be in doubt.
+
+        Raises:
+            Discontinuity: there is nothing to drop; nothing was changed.
+            StorageError: the head may or may not be there; this writer is finished.
+        """
+
+    @abstractmethod
+    def stream_changes(self, start: int = 0, *, head: bool = True) -> Iterator[Change]:
+        """The changes from version `start` on, in order, as they were when the backup was opened.
+
+        Memory does not grow with the backup; a snapshot must be read before the next change is
+        asked for. With `head=False` the last change is left out.
+
+        Raises:
+            Damaged, StorageError.
+        """
+
+    @abstractmethod
+    def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:
+        """Builds a replacement beside the backup: `base`, then the head and all after it.
+
+        For a reader, also in another process than the writer's: it holds nothing up. `base` is a
+        snapshot of everything before the head (`None` when the head is a snapshot itself), after
+        which foreign keys are enforced or not.
+
+        Raises:
+            StorageError: what was built is removed; the backup is as before.
+        """
+
+    @abstractmethod
+    def stage_more(self, staged: Staged) -> Staged:
+        """Copies what the writer appended since into the replacement. As `stage` otherwise."""
+
+    @abstractmethod
+    def replace(self, staged: Staged) -> None:
+        """Puts the replacement in the backup's place, with what was appended to the last moment.
+
+        For the writer; takes about the time of one append. Atomic: at every moment either the
+        old backup or the new one is there, whole; the new one when this returns.
+
+        Raises:
+            StorageError: this writer is finished; the next one finds one of the two.
+        """
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Removes a replacement that will not be used; the backup is as before."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of the backup, and of the right to write. Nothing is written."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def check_follows(change: Change, version: int, *, empty: bool) -> None:
+    """Checks that a change may be appended to a backup that stands at `version`.
+
+    Raises:
+        Discontinuity: it does not follow; it belongs to another moment or another node.
+        BadChange: it is no transaction that lightningd sends, so that nobody could tell later
+            whether it is whole.
+    """
+    kind = change.kind
+    if kind is Kind.SNAPSHOT:
+        follows = empty or change.version >= version
+    elif kind is Kind.RIDER:
+        follows = change.version == version
+    else:
+        follows = change.version == version + 1
+        assert change.transaction is not None
+        if not change.transaction or (
+            bumps_data_version_to(change.transaction[-1]) != change.version
+        ):
+            raise BadChange(
+                f"The transaction for data version {change.version} does not end with the "
+                "statement that sets this version, as every transaction of lightningd does; "
+                "nothing was written. Is this release of lightningd newer than cln-backup? "
+                "Go back to the release that worked, and report this."
+            )
+    if not follows:
+        raise Discontinuity(
+            f"A {kind.value} for data version {change.version} does not follow the backup, which "
+            f"stands at {version}; nothing was written."
+        )

@@ -1,0 +1,306 @@
+"""Reads a file of format 1 from end to end and judges what it finds.
+
+A file may have been cut at any write, by us or by the community's plugin, which also leaves
+transactions behind that the node never committed: it goes back in its header but always appends
+at the end of the file. So the entries are the truth, and the header says what was promised: that
+all up to its version was there. `docs/format.md` has the rules with their reasons.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from cln_backup import fsio, statements
+from cln_backup.change import Kind
+from cln_backup.errors import Damaged
+from cln_backup.formats import v1
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_READ = "read backup"
+_SECTOR_BYTES = 512
+_MAY_START_PRAGMA = b"Pp \t\r\n"
+_MAX_RIDER_BYTES = 1 << 16
+_MAX_RESUME_BYTES = 1 << 26
+
+
+class Entry(NamedTuple):
+    """Where one entry stands, and what it is.
+
+    Attributes:
+        stale: the node never committed it, and sent another one in its place.
+        foreign_keys: whether foreign keys are enforced after it.
+    """
+
+    offset_bytes: int
+    length_bytes: int
+    version: int
+    kind: Kind
+    foreign_keys: bool
+    stale: bool = False
+
+    @property
+    def payload_bytes(self) -> int:
+        """Where the payload starts."""
+        return self.offset_bytes + v1.ENTRY_BYTES
+
+    @property
+    def end_bytes(self) -> int:
+        """Where the next entry starts."""
+        return self.offset_bytes + v1.ENTRY_BYTES + self.length_bytes
+
+
+class Layout(NamedTuple):
+    """What stands in a file.
+
+    Attributes:
+        end_bytes: behind the last entry that counts; what follows is torn and was never answered.
+        size_bytes: of the file.
+        head: the last entry; `None` in an empty backup.
+        before: the entry before it.
+        version_count: number of entries that count.
+        stale: number of entries that do not.
+    """
+
+    header: v1.Header
+    end_bytes: int
+    size_bytes: int
+    head: Entry | None
+    before: Entry | None
+    version_count: int
+    stale: int
+
+    @property
+    def torn_bytes(self) -> int:
+        """Length of what a cut left behind the last entry."""
+        return self.size_bytes - self.end_bytes
+
+
+class _Unreadable(Exception):
+    """What stands at an offset cannot be the next entry."""
+
+    def __init__(self, offset_bytes: int, found: str) -> None:
+        super().__init__(found)
+        self.offset_bytes = offset_bytes
+        self.found = found
+
+
+def scan(fd: int, path: str) -> Layout:
+    """Judges the file.
+
+    Raises:
+        Damaged: there are bytes that cannot be right, neither as written nor after a cut.
+        StorageError: the operating system failed a read.
+    """
+    size = fsio.size_bytes(fd)
+    header = _read_header(fd, path, size)
+    head: Entry | None = None
+    before: Entry | None = None
+    count = stale = 0
+    bad: _Unreadable | None = None
+    try:
+        for entry in entries(fd, size):
+            if entry.stale:
+                stale += 1
+                continue
+            head, before = entry, head
+            count += 1
+    except _Unreadable as unreadable:
+        bad = unreadable
+    end = v1.HEADER_BYTES if head is None else head.end_bytes
+    if bad is not None:
+        end = bad.offset_bytes
+        _require_torn(fd, path, header, head, bad, size)
+    elif head is not None and not _content_is_whole(fd, path, header, head):
+        end, head, before, count = head.offset_bytes, before, None, count - 1
+    version = 0 if head is None else head.version
+    if version < header.version - 1 or (
+        version < header.version and header.prev_offset_bytes != end
+    ):
+        _damaged(
+            path,
+            end,
+            version,
+            f"the file ends at version {version}, and its header says that version "
+            f"{header.version} was stored",
+        )
+    return Layout(header, end, size, head, before, count, stale)
+
+
+def entries(fd: int, size_bytes: int) -> Iterator[Entry]:
+    """The entries up to `size_bytes`, stale ones marked.
+
+    Raises:
+        StorageError: the operating system failed a read.
+    """
+    held: Entry | None = None
+    offset = v1.HEADER_BYTES
+    while offset < size_bytes:
+        try:
+            entry = _entry_at(fd, offset, size_bytes, held)
+        except _Unreadable:
+            resumed = _resume(fd, offset, size_bytes, held)
+            if resumed is None:
+                if held is not None:
+                    yield held
+                raise
+            if resumed > offset:
+                yield Entry(
+                    offset, resumed - offset - v1.ENTRY_BYTES, 0, Kind.TRANSACTION, True, True
+                )
+            offset = resumed
+            continue
+        if held is not None:
+            replaced = entry.kind is Kind.TRANSACTION and entry.version == held.version
+            yield held._replace(stale=True) if replaced else held
+        held = entry
+        offset = entry.end_bytes
+    if held is not None:
+        yield held
+
+
+def _entry_at(fd: int, offset: int, size: int, last: Entry | None) -> Entry:
+    data = fsio.read_at(fd, v1.ENTRY_BYTES + 1, offset, op=_READ)
+    if len(data) < v1.ENTRY_BYTES or offset + v1.ENTRY_BYTES > size:
+        raise _Unreadable(offset, "less than the 9 bytes that start an entry")
+    length, version, entry_type = v1.unpack_entry_head(data)
+    if entry_type not in (v1.TRANSACTION, v1.SNAPSHOT):
+        raise _Unreadable(offset, f"an entry of type {entry_type}, where there are only 1 and 2")
+    if offset + v1.ENTRY_BYTES + length > size:
+        raise _Unreadable(offset, f"an entry of {length} bytes, which the file does not hold")
+    foreign_keys = True if last is None else last.foreign_keys
+    if entry_type == v1.SNAPSHOT:
+        return Entry(offset, length, version, Kind.SNAPSHOT, True)
+    if length == 0:
+        raise _Unreadable(offset, "a transaction without a statement")
+    if data[v1.ENTRY_BYTES] in _MAY_START_PRAGMA and length <= _MAX_RIDER_BYTES:
+        payload = fsio.read_at(fd, length, offset + v1.ENTRY_BYTES, op=_READ)
+        rider = v1.unpack_transaction(payload)
+        if statements.is_rider(rider):
+            if last is not None and version != last.version:
+                raise _Unreadable(offset, f"a rider for version {version} after {last.version}")
+            foreign_keys = statements.foreign_keys_after(rider, foreign_keys)
+            return Entry(offset, length, version, Kind.RIDER, foreign_keys)
+    if last is not None and version != last.version + 1:
+        replaces = version == last.version and last.kind is Kind.TRANSACTION
+        if not replaces:
+            raise _Unreadable(offset, f"version {version} after version {last.version}")
+    return Entry(offset, length, version, Kind.TRANSACTION, foreign_keys)
+
+
+def _resume(fd: int, offset: int, size: int, held: Entry | None) -> int | None:
+    """Where the history goes on behind a transaction that the community's plugin left torn.
+
+    That plugin appends the next one where the torn one stops, so the torn one's length reaches
+    into it, or over the end of the file. The torn one was not committed, so the next one has its
+    version; it is accepted only where its last statement proves it whole.
+    """
+    torn = [(held.offset_bytes, held.version, offset)] if held is not None else []
+    torn.append((offset, 1 if held is None else held.version + 1, size))
+    for start, version, limit in torn:
+        head = fsio.read_at(fd, v1.ENTRY_BYTES, start, op=_READ)
+        if head[4:] != v1.pack_entry_head(0, version, v1.TRANSACTION)[4:]:
+            continue
+        first = start + v1.ENTRY_BYTES
+        region = fsio.read_at(fd, min(limit + 9 - first, _MAX_RESUME_BYTES), first, op=_READ)
+        at = region.find(head[4:])
+        while at != -1:
+            found = first + at - 4
+            if at >= 4 and found < limit and _is_whole_transaction(fd, found, size, version):
+                return found
+            at = region.find(head[4:], at + 1)
+    return None
+
+
+def _is_whole_transaction(fd: int, offset: int, size: int, version: int) -> bool:
+    data = fsio.read_at(fd, v1.ENTRY_BYTES, offset, op=_READ)
+    if len(data) < v1.ENTRY_BYTES:
+        return False
+    length = v1.unpack_entry_head(data).length_bytes
+    if offset + v1.ENTRY_BYTES + length > size:
+        return False
+    payload = fsio.read_at(fd, length, offset + v1.ENTRY_BYTES, op=_READ)
+    return v1.looks_whole(version, payload)
+
+
+def _read_header(fd: int, path: str, size: int) -> v1.Header:
+    data = fsio.read_at(fd, v1.HEADER_BYTES, 0, op=_READ)
+    if len(data) < v1.HEADER_BYTES:
+        _damaged(path, 0, 0, f"{size} bytes are too few for a backup; its header alone has 512")
+    file_version, header = v1.unpack_header(data)
+    if file_version != v1.FILE_VERSION:
+        _damaged(
+            path, 0, 0, f"its header is of version {file_version}, and this program knows version 1"
+        )
+    return header
+
+
+def _require_torn(
+    fd: int, path: str, header: v1.Header, head: Entry | None, bad: _Unreadable, size: int
+) -> None:
+    """Accepts what cannot be read as the rest of a change that was never answered, or raises."""
+    version = 0 if head is None else head.version
+    at = bad.offset_bytes
+    if at >= header.offset_bytes:
+        torn = version >= header.version
+    elif at == header.prev_offset_bytes and version == header.prev_version:
+        torn = _has_hole(fd, header, at, size)
+    else:
+        torn = False
+    if not torn:
+        wanted = "the first entry" if head is None else f"the entry that follows version {version}"
+        _damaged(path, at, version, f"expected {wanted}, found {bad.found}")
+
+
+def _content_is_whole(fd: int, path: str, header: v1.Header, head: Entry) -> bool:
+    """Whether the last entry, whose length fits, was also written to its end."""
+    if head.kind is Kind.SNAPSHOT:
+        # Its header is written only when the snapshot is on stable storage.
+        return header.offset_bytes >= head.end_bytes
+    announced = header.offset_bytes >= head.end_bytes or header.version >= head.version
+    payload = fsio.read_at(fd, head.length_bytes, head.payload_bytes, op=_READ)
+    if v1.looks_whole(head.version, payload):
+        return True
+    if announced and not _has_hole(fd, header, head.offset_bytes, head.end_bytes):
+        _damaged(
+            path,
+            head.offset_bytes,
+            head.version - 1,
+            f"the transaction for version {head.version} does not end with the statement that "
+            "sets this version",
+        )
+    return False
+
+
+def _has_hole(fd: int, header: v1.Header, start: int, end: int) -> bool:
+    """Whether a part of the last entry never reached the disk.
+
+    The header and the entry are synced at once, and only then the node is answered; so the header
+    may be there without the entry, or with some sectors of it. What is not there is missing at
+    the end of the file, or reads as zeros, which statements do not hold. A single flipped bit
+    makes no such hole.
+    """
+    if end < header.offset_bytes:
+        return True
+    length = header.offset_bytes - start - v1.ENTRY_BYTES
+    if not 0 < length <= v1.MAX_PAYLOAD_BYTES:
+        return False
+    wanted = v1.pack_entry_head(length, header.version, v1.TRANSACTION)
+    while start < end:
+        stop = min(end, (start // _SECTOR_BYTES + 1) * _SECTOR_BYTES)
+        sector = fsio.read_at(fd, stop - start, start, op=_READ)
+        if not any(sector) and (len(sector) > len(wanted) or any(wanted[: len(sector)])):
+            return True
+        wanted = wanted[len(sector) :]
+        start = stop
+    return sector[-1] == 0
+
+
+def _damaged(path: str, offset_bytes: int, version: int, what: str) -> NoReturn:
+    raise Damaged(
+        f"{path} is damaged at byte {offset_bytes}: {what}. All up to version {version} can be "
+        "read. Nothing was changed; keep the file as it is. `backup-cli verify` says more.",
+        offset_bytes=offset_bytes,
+        good_version=version,
+    )

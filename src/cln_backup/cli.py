@@ -1,0 +1,379 @@
+"""`backup-cli`: sets a backup up, looks into it, and brings a node back from it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cln_backup import __version__, history
+from cln_backup.backends import open_backend, redacted
+from cln_backup.compact import compact as compact_backup
+from cln_backup.errors import BackupError, Damaged, Interrupted
+from cln_backup.initialize import Initialized, initialize, take_snapshot
+from cln_backup.restore import restore as restore_database
+from cln_backup.restore import target_path
+from cln_backup.verify import verify as verify_backup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from cln_backup.change import Change
+
+Fields = dict[str, Any]
+
+_url = click.argument("url", metavar="URL")
+_directory = click.Path(file_okay=False)
+_REMIND_OF_HSM = (
+    "hsm_secret is not in the backup, and a restored database is of no use without it. Copy it "
+    "once to a place of its own; it does not change."
+)
+
+
+def _command(example: str) -> Callable[[Callable[..., Fields]], click.Command]:
+    """A command that returns what it found as fields, printed as JSON where asked for."""
+
+    def decorate(function: Callable[..., Fields]) -> click.Command:
+        @functools.wraps(function)
+        def run(*args: object, as_json: bool, **options: object) -> None:
+            try:
+                fields = function(*args, as_json=as_json, **options)
+            except BackupError as error:
+                _report(error, as_json=as_json)
+                raise click.exceptions.Exit(error.exit_code) from None
+            if as_json and fields:
+                click.echo(json.dumps(fields))
+
+        asks_for_json = click.option(
+            "--json", "as_json", is_flag=True, help="Print JSON instead of text."
+        )
+        epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in example.splitlines())
+        return cli.command(epilog=epilog)(asks_for_json(run))
+
+    return decorate
+
+
+def _report(error: BackupError, *, as_json: bool) -> None:
+    if not as_json:
+        click.echo(f"Error: {error}", err=True)
+        return
+    fields: Fields = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, Damaged):
+        fields |= {"offset_bytes": error.offset_bytes, "good_version": error.good_version}
+    click.echo(json.dumps({"error": fields}))
+
+
+@click.group(epilog="Exit codes and all options with examples: docs/cli.md")
+@click.version_option(__version__, prog_name="backup-cli")
+def cli() -> None:
+    """Keep a Core Lightning node's database safe, and bring the node back.
+
+    URL names a backup: file:///absolute/path.
+    """
+
+
+@_command(
+    "backup-cli init --lightning-dir ~/.lightning/bitcoin file:///mnt/backup/node.bkp\n"
+    "backup-cli init file:///mnt/backup/node.bkp"
+)
+@click.option(
+    "--lightning-dir",
+    type=_directory,
+    help="The node's network directory, such as ~/.lightning/bitcoin. Without it the backup "
+    "starts empty, and no backup.lock is written.",
+)
+@click.option(
+    "--wallet",
+    help="The database, where lightningd's option wallet names another than lightningd.sqlite3. "
+    "It is remembered in backup.lock.",
+)
+@_url
+def init(url: str, lightning_dir: str | None, wallet: str | None, *, as_json: bool) -> Fields:
+    """Make a new backup, starting with a snapshot of the node's database if it has one.
+
+    The node must be stopped. An existing backup or backup.lock is never overwritten.
+    """
+    if wallet is not None and lightning_dir is None:
+        raise click.UsageError("--wallet needs --lightning-dir.")
+    with _working("Taking a snapshot of the database", as_json=as_json):
+        done = initialize(url, lightning_dir, wallet)
+    if not as_json:
+        shown = redacted(url)
+        if done.database is not None:
+            click.echo(
+                f"Found an existing database at {done.database}, initializing the backup with a "
+                "snapshot"
+            )
+            click.echo(
+                f"Successfully written initial snapshot to {shown} (data version {done.version}, "
+                f"{_size(done.snapshot_bytes)})"
+            )
+        elif lightning_dir is not None:
+            click.echo("Database does not exist yet, created an empty backup file")
+        click.echo(f"Initialized backup backend {shown}, you can now start Core-Lightning")
+    _warn_of_disk(done, lightning_dir, as_json=as_json)
+    return {"backend_url": redacted(url), **done._asdict()}
+
+
+@_command("backup-cli snapshot --lightning-dir ~/.lightning/bitcoin")
+@click.option("--lightning-dir", type=_directory, required=True, help="As for init.")
+def snapshot(lightning_dir: str, *, as_json: bool) -> Fields:
+    """Bring a backup that is out of date up to the node, by a fresh snapshot.
+
+    The node must be stopped. Nothing of the backup is removed.
+    """
+    with _working("Taking a snapshot of the database", as_json=as_json):
+        done = take_snapshot(lightning_dir)
+    if not as_json:
+        click.echo(
+            f"The backup is at data version {done.version} now ({_size(done.snapshot_bytes)} "
+            "added); you can start Core-Lightning"
+        )
+    return done._asdict()
+
+
+@_command(
+    "backup-cli restore file:///mnt/backup/node.bkp ~/.lightning/bitcoin\n"
+    "backup-cli restore file:///mnt/backup/node.bkp /tmp/look.sqlite3"
+)
+@_url
+@click.argument("destination", metavar="DESTINATION")
+def restore(url: str, destination: str, *, as_json: bool) -> Fields:
+    """Bring the database back, to a file or as lightningd.sqlite3 in a directory.
+
+    Nothing is ever overwritten. The database is built beside its name, checked, and synced; only
+    then it gets its name.
+    """
+    target_path(destination)
+    with open_backend(url) as backend, _progress(backend.version_count, as_json=as_json) as step:
+        _notices(backend.notices, as_json=as_json)
+        done = restore_database(backend, destination, step)
+    if not as_json:
+        click.echo(
+            f"Restored {done.path} at data version {done.version}: {done.changes} changes, "
+            f"{_size(done.size_bytes)}. Its checks have passed."
+        )
+        _warn_of_foreign_keys(done.foreign_key_faults)
+        click.echo(
+            "Before you start the node: make sure that the old one can never start again, and put "
+            "hsm_secret beside the database."
+        )
+    return done._asdict()
+
+
+@_command("backup-cli status file:///mnt/backup/node.bkp")
+@_url
+def status(url: str, *, as_json: bool) -> Fields:
+    """Say where a backup stands. A running node may write to it meanwhile."""
+    with open_backend(url) as backend:
+        found = history.status(backend)
+        notices = list(backend.notices)
+    if not as_json:
+        changed = found.last_change_at
+        _table(
+            ("backup", found.backend_url),
+            ("data version", str(found.version)),
+            ("changes", str(found.version_count)),
+            ("size", _size(found.backupsize)),
+            ("last change", found.head or "none: the backup is empty"),
+            ("stored", "unknown" if changed is None else f"{_time(changed)} ({_ago(changed)})"),
+        )
+        _notices(notices, as_json=as_json)
+    return found._asdict() | {"notices": notices}
+
+
+@_command(
+    "backup-cli verify file:///mnt/backup/node.bkp\n"
+    "backup-cli verify --no-replay file:///mnt/backup/node.bkp"
+)
+@click.option(
+    "--no-replay",
+    is_flag=True,
+    help="Only read the backup; do not replay it into a database beside it.",
+)
+@_url
+def verify(url: str, no_replay: bool, *, as_json: bool) -> Fields:
+    """Say how much of a backup is good.
+
+    Every change is read and replayed into a database, which is checked and removed again. It
+    needs room for the database beside the backup.
+    """
+    with open_backend(url) as backend, _progress(backend.version_count, as_json=as_json) as step:
+        notices = list(backend.notices)
+        found = verify_backup(backend, replayed=not no_replay, progress=step)
+    if not as_json:
+        how = "replayed and checked" if found.replayed else "read"
+        click.echo(
+            f"Good up to data version {found.version}: all {found.changes} changes were {how}."
+        )
+        _warn_of_foreign_keys(found.foreign_key_faults)
+        _notices(notices, as_json=as_json)
+    return found._asdict() | {"good": True, "notices": notices}
+
+
+@_command("backup-cli compact file:///mnt/backup/node.bkp")
+@_url
+def compact(url: str, *, as_json: bool) -> Fields:
+    """Fold a backup's history into one snapshot; the last change stays as it is.
+
+    For a backup that no node writes to. Where one does, use: lightning-cli backup-compact
+    """
+    with open_backend(url) as backend:
+        total = backend.version_count
+    with _progress(total, as_json=as_json) as step:
+        done = compact_backup(url, step)
+    if not as_json:
+        before, after = done["before"], done["after"]
+        _table(
+            ("before", f"{_size(before['backupsize'])} in {before['version_count']} changes"),
+            ("after", f"{_size(after['backupsize'])} in {after['version_count']} changes"),
+        )
+    return dict(done)
+
+
+@_command(
+    "backup-cli log file:///mnt/backup/node.bkp\n"
+    "backup-cli log --from 9000 --json file:///mnt/backup/node.bkp"
+)
+@click.option("--from", "start", type=click.IntRange(min=0), default=0, help="First data version.")
+@_url
+def log(url: str, start: int, *, as_json: bool) -> Fields:
+    """List the changes, one a line, without their contents.
+
+    Shown are data version, kind, size in bytes, number of statements and the tables touched; with
+    --json, one object a line.
+    """
+    with open_backend(url) as backend:
+        if not as_json:
+            click.echo(f"{'version':>10}  {'kind':<11}  {'bytes':>12}  {'statements':>10}  tables")
+        for line in history.log(backend, start):
+            if as_json:
+                click.echo(json.dumps(line._asdict()))
+            else:
+                click.echo(
+                    f"{line.version:>10}  {line.kind:<11}  {line.size_bytes:>12}  "
+                    f"{line.statements:>10}  {', '.join(line.tables)}"
+                )
+        _notices(backend.notices, as_json=as_json)
+    return {}
+
+
+def _warn_of_disk(done: Initialized, lightning_dir: str | None, *, as_json: bool) -> None:
+    if as_json or lightning_dir is None:
+        return
+    if done.same_disk:
+        _warn(
+            "The backup lies on the same disk as the database: it does not help when that disk "
+            "fails. Choose a place on another disk, or better on another machine."
+        )
+    _warn(_REMIND_OF_HSM)
+
+
+def _warn_of_foreign_keys(faults: int) -> None:
+    if faults:
+        _warn(
+            f"{faults} rows refer to rows that are not there (foreign keys). The node's own "
+            "database has them as well, from before the backup or from a migration."
+        )
+
+
+def _notices(notices: list[str], *, as_json: bool) -> None:
+    if not as_json:
+        for notice in notices:
+            _warn(notice)
+
+
+def _warn(text: str) -> None:
+    click.echo(f"Note: {text}", err=True)
+
+
+@contextlib.contextmanager
+def _progress(total: int, *, as_json: bool) -> Iterator[Callable[[Change], None] | None]:
+    """A bar with rate and time left, on a terminal; nothing elsewhere."""
+    if as_json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("changes, {task.fields[rate]} a second, left:"),
+        TimeLeft(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total, rate="?")
+        started = shown = time.monotonic()
+        done = 0
+
+        def step(_change: Change) -> None:
+            nonlocal done, shown
+            done += 1
+            now = time.monotonic()
+            if now - shown > 0.1:
+                shown = now
+                bar.update(task, completed=done, rate=f"{done / (now - started):.0f}")
+
+        yield step
+
+
+@contextlib.contextmanager
+def _working(what: str, *, as_json: bool) -> Iterator[None]:
+    if as_json or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def _table(*rows: tuple[str, str]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
+
+
+def _time(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def _ago(at: float) -> str:
+    seconds = max(0, int(time.time() - at))
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit} ago"
+    return f"{seconds} seconds ago"
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise Interrupted("Stopped. What was being built is removed; the backup is as it was.")
+
+
+def main() -> None:
+    """The command line."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, _interrupt)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Folds the history of a backup into one snapshot, while its writer goes on.
+
+A second process (`python -m cln_backup.compact URL`) does the long part: it replays everything
+before the head into a database and stages a replacement beside the backup. It speaks lines of JSON
+with the writer, which has the last word: `{"staged": …}` comes from it, `more` lets it copy what
+came since, the end of its input lets it go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from cln_backup.backends import open_backend
+from cln_backup.change import Change, Kind
+from cln_backup.errors import BackupError, Interrupted
+from cln_backup.replica import DatabaseFile, replay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from cln_backup.backends.base import Backend, Staged
+
+
+class Size(TypedDict):
+    """How large a backup is, in the words of the community's plugin."""
+
+    backupsize: int
+    version_count: int
+
+
+class Statistics(TypedDict):
+    """What a compaction changed."""
+
+    before: Size
+    after: Size
+
+
+def size_of(backend: Backend) -> Size:
+    """How large the backup is now, in bytes and changes."""
+    return {"backupsize": backend.size_bytes, "version_count": backend.version_count}
+
+
+def compact(url: str, progress: Callable[[Change], None] | None = None) -> Statistics:
+    """Compacts a backup that no node writes to; the head stays as it is.
+
+    The compacted backup is on stable storage, in the old one's place, when this returns.
+
+    Raises:
+        WriterConflict: a node writes to it; let its plugin do it (`lightning-cli backup-compact`).
+        NotFound, Damaged, ReplayFailed, StorageError: the backup is as before.
+    """
+    with open_backend(url, writable=True) as writer:
+        before = size_of(writer)
+        with open_backend(url) as reader:
+            staged = stage(reader, progress)
+            if staged is not None:
+                writer.replace(staged)
+        return {"before": before, "after": size_of(writer)}
+
+
+def stage(reader: Backend, progress: Callable[[Change], None] | None = None) -> Staged | None:
+    """Builds the replacement for a backup; `None` where there is nothing to fold.
+
+    Raises:
+        Damaged, ReplayFailed, StorageError: nothing is left behind.
+    """
+    if reader.head is None or reader.version_count < 2:
+        return None
+    if reader.head.kind is Kind.SNAPSHOT:
+        return reader.stage(None, foreign_keys=True)
+    with tempfile.TemporaryDirectory(prefix=".compaction-", dir=reader.scratch_dir) as directory:
+        path = os.path.join(directory, "replica.sqlite3")
+        replica = replay(reader.stream_changes(head=False), path, progress)
+        try:
+            version = replica.version()
+            replica.check(version)
+        finally:
+            replica.close()
+        base = Change(version, DatabaseFile(path), None)
+        return reader.stage(base, foreign_keys=replica.foreign_keys)
+
+
+def main() -> int:
+    """The second process: stages a replacement for the backup at the URL in its arguments."""
+    os.nice(19)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
+    requests: SimpleQueue[str] = SimpleQueue()
+    Thread(target=_listen, args=(requests,), daemon=True).start()
+    try:
+        with open_backend(sys.argv[1]) as reader:
+            staged = stage(reader)
+            while True:
+                _say({"staged": None if staged is None else staged._asdict()})
+                if requests.get() != "more\n" or staged is None:
+                    return 0
+                staged = reader.stage_more(staged)
+    except BackupError as error:
+        _say({"error": str(error)})
+        return error.exit_code
+
+
+def _listen(requests: SimpleQueue[str]) -> None:
+    """Passes the writer's lines on; when the writer has gone, nothing that is built is of use."""
+    for line in sys.stdin:
+        requests.put(line)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _say(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise Interrupted("The compaction was stopped; the backup is as before.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

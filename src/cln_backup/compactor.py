@@ -1,0 +1,93 @@
+"""The writer's side of a compaction: a second process works, the writer swaps at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from cln_backup.backends.base import Staged
+from cln_backup.compact import Statistics, size_of
+from cln_backup.errors import StorageError
+
+if TYPE_CHECKING:
+    from cln_backup.backends.base import Backend
+
+_SWAP_BYTES = 1 << 18
+"""How much may be left to copy when the writer swaps: about what a large change has."""
+
+
+class Compactor:
+    """One compaction that is under way; to be polled by its `fileno`."""
+
+    def __init__(self, backend: Backend) -> None:
+        """Starts the second process.
+
+        Raises:
+            StorageError: it cannot be started, or a leftover cannot be removed.
+        """
+        self._backend = backend
+        self._before = size_of(backend)
+        self._said = b""
+        backend.discard()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "cln_backup.compact", backend.url],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+            )
+        except OSError as error:
+            raise StorageError(f"Cannot start a compaction: {error}") from error
+
+    def fileno(self) -> int:
+        """Becomes readable when `step` has something to do."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def step(self) -> Statistics | None:
+        """Takes what the second process says; returns the statistics when all is done.
+
+        When it returns them, the compacted backup is on stable storage in the old one's place.
+
+        Raises:
+            BackupError: the compaction is over; the backup is as before.
+        """
+        data = os.read(self.fileno(), 1 << 16)
+        self._said += data
+        if not data:
+            raise StorageError(
+                "The process that compacts has ended unexpectedly; the backup is as before."
+            )
+        if not self._said.endswith(b"\n"):
+            return None
+        message, self._said = json.loads(self._said), b""
+        if "error" in message:
+            raise StorageError(message["error"])
+        if message["staged"] is not None:
+            staged = Staged(**message["staged"])
+            if self._backend.size_bytes - staged.copied_bytes > _SWAP_BYTES:
+                self._request(b"more\n")
+                return None
+            self._backend.replace(staged)
+        return {"before": self._before, "after": size_of(self._backend)}
+
+    def _request(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line)
+        except BrokenPipeError:
+            raise StorageError(
+                "The process that compacts has ended unexpectedly; the backup is as before."
+            ) from None
+
+    def close(self) -> None:
+        """Ends the second process; what it was building is removed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.terminate()
+        self._process.stdout.close()

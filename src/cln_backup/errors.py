@@ -1,0 +1,109 @@
+"""Everything that can go wrong, with the exit code that `backup-cli` gives for it.
+
+    BackupError            1
+    ├── BadUrl             3   the backend URL cannot be understood
+    ├── NotFound           4   no backup, database or directory at that place
+    ├── AlreadyExists      5   something stands where nothing may be overwritten
+    ├── NodeRunning        6   lightningd runs on the directory
+    ├── WriterConflict     7   another process writes to this backup
+    ├── Damaged            8   the backup holds bytes that cannot be right
+    ├── ReplayFailed       9   the changes do not make a database
+    ├── StorageError      10   the operating system failed a read, write or sync
+    ├── BadChange         11   a change that cannot be stored as it is
+    ├── BadSettings       12   `backup.lock` is missing or cannot be understood
+    ├── Discontinuity     13   the node's database and the backup do not fit together
+    └── Interrupted      130   stopped by the operator
+
+Code 2 is a wrong command line. Each message says what happened, what is safe and what to do next,
+in plain words, and holds no SQL and no secrets.
+"""
+
+from __future__ import annotations
+
+
+class BackupError(Exception):
+    """Base of all errors of this project; `str()` of it is written for the operator."""
+
+    exit_code = 1
+
+
+class BadUrl(BackupError):
+    """The backend URL cannot be understood; nothing was touched."""
+
+    exit_code = 3
+
+
+class NotFound(BackupError):
+    """No backup, database or directory at that place; nothing was created."""
+
+    exit_code = 4
+
+
+class AlreadyExists(BackupError):
+    """Something stands where nothing may be overwritten; it was left as it is."""
+
+    exit_code = 5
+
+
+class NodeRunning(BackupError):
+    """The directory belongs to a running lightningd; nothing was touched."""
+
+    exit_code = 6
+
+
+class WriterConflict(BackupError):
+    """Another process holds the right to write; this one wrote nothing."""
+
+    exit_code = 7
+
+
+class Damaged(BackupError):
+    """The backup holds bytes that cannot be right; nothing was changed.
+
+    Attributes:
+        offset_bytes: where in the file the first wrong byte may be.
+        good_version: the last data version that can be trusted.
+    """
+
+    exit_code = 8
+
+    def __init__(self, message: str, *, offset_bytes: int = 0, good_version: int = 0) -> None:
+        super().__init__(message)
+        self.offset_bytes = offset_bytes
+        self.good_version = good_version
+
+
+class ReplayFailed(BackupError):
+    """The changes cannot be replayed into a database; the result was removed."""
+
+    exit_code = 9
+
+
+class StorageError(BackupError):
+    """The operating system failed a read, write or sync."""
+
+    exit_code = 10
+
+
+class BadChange(BackupError):
+    """A change that cannot be stored as it is; nothing was written."""
+
+    exit_code = 11
+
+
+class BadSettings(BackupError):
+    """`backup.lock` is missing or cannot be understood."""
+
+    exit_code = 12
+
+
+class Discontinuity(BackupError):
+    """The node's database and the backup do not fit together; nothing was written."""
+
+    exit_code = 13
+
+
+class Interrupted(BackupError):
+    """Stopped by the operator; what was being built was removed."""
+
+    exit_code = 130

@@ -1,0 +1,123 @@
+"""Format 1: the file of the community's `backup` plugin. `docs/format.md` has the byte tables.
+
+The format has no checksum. What can be told of an entry is told from what lightningd puts in it:
+statements are never empty, and the last one of a transaction names the version it starts from.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cln_backup import statements
+from cln_backup.errors import BadChange
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FILE_VERSION: Final = 1
+HEADER_BYTES: Final = 512
+TRANSACTION: Final = 1
+SNAPSHOT: Final = 2
+MAX_PAYLOAD_BYTES: Final = 0xFFFF_FFFF
+MAX_VERSION: Final = 0xFFFF_FFFF
+SQLITE_MAGIC: Final = b"SQLite format 3\x00"
+
+_HEADER = struct.Struct("!IIQIQQ")
+_ENTRY = struct.Struct("!IIB")
+ENTRY_BYTES: Final = _ENTRY.size
+
+assert _HEADER.size == 36
+assert ENTRY_BYTES == 9
+
+
+class Header(NamedTuple):
+    """The first 512 bytes of a file.
+
+    Attributes:
+        version: data version of the last change; 0 in an empty backup.
+        offset_bytes: where the next entry goes.
+        prev_version, prev_offset_bytes: what a rewind goes back to; both 0 after a rewind.
+        version_count: number of changes; may be wrong in old files.
+    """
+
+    version: int
+    offset_bytes: int
+    prev_version: int
+    prev_offset_bytes: int
+    version_count: int
+
+
+class EntryHead(NamedTuple):
+    """The 9 bytes before each payload."""
+
+    length_bytes: int
+    version: int
+    type: int
+
+
+def pack_header(header: Header) -> bytes:
+    """The header as it stands in the file, without the zeros that fill it up to 512 bytes."""
+    return _HEADER.pack(FILE_VERSION, *header)
+
+
+def unpack_header(data: bytes) -> tuple[int, Header]:
+    """The file version and, meaningful for `FILE_VERSION` only, the header."""
+    file_version, *fields = _HEADER.unpack_from(data)
+    return file_version, Header(*fields)
+
+
+def pack_entry_head(length_bytes: int, version: int, entry_type: int) -> bytes:
+    """The 9 bytes before a payload. Raises `BadChange` for what does not fit into them."""
+    if not 0 <= version <= MAX_VERSION:
+        raise BadChange(f"Format 1 cannot hold data version {version}; nothing was written.")
+    if length_bytes > MAX_PAYLOAD_BYTES:
+        raise BadChange(
+            f"Format 1 cannot hold a change of {length_bytes} bytes (at most 4 GiB less one byte); "
+            "nothing was written."
+        )
+    return _ENTRY.pack(length_bytes, version, entry_type)
+
+
+def unpack_entry_head(data: bytes) -> EntryHead:
+    """The 9 bytes before a payload, taken apart."""
+    return EntryHead(*_ENTRY.unpack_from(data))
+
+
+def pack_transaction(transaction: Sequence[str]) -> bytes:
+    """Statements joined by NUL bytes. Raises `BadChange` for what could not be read back."""
+    text = "\x00".join(transaction)
+    if not transaction or "" in transaction or text.count("\x00") != len(transaction) - 1:
+        raise BadChange(
+            "A statement is empty or holds a NUL byte, which format 1 cannot hold; "
+            "nothing was written."
+        )
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise BadChange(
+            "A statement holds a character that is no Unicode text; nothing was written."
+        ) from None
+
+
+def unpack_transaction(payload: bytes) -> tuple[str, ...]:
+    """The statements of a payload; bytes that are no UTF-8 come as lone surrogates."""
+    return tuple(payload.decode("utf-8", "surrogateescape").split("\x00"))
+
+
+def looks_torn(payload: bytes) -> bool:
+    """Whether a transaction's payload has a hole, as where a sector never reached the disk.
+
+    Such a hole reads as zeros, so it makes an empty statement or cuts the last one short.
+    """
+    return not payload or payload[0] == 0 or payload[-1] == 0 or b"\x00\x00" in payload
+
+
+def looks_whole(version: int, payload: bytes) -> bool:
+    """Whether a transaction's payload is what lightningd sends for this version, to its end."""
+    if looks_torn(payload):
+        return False
+    transaction = unpack_transaction(payload)
+    return statements.is_rider(transaction) or (
+        statements.bumps_data_version_to(transaction[-1]) == version
+    )

@@ -1,0 +1,234 @@
+"""The only place of this project that writes, syncs, renames or removes a file.
+
+Every call carries an `op`, the name of the step it is part of ("append entry", "sync head"), which
+stands in the error message; tests fail or crash the process at these names. All errors of the
+operating system become `StorageError` here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from cln_backup.errors import AlreadyExists, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+CHUNK_BYTES = 1 << 20
+"""How much is read or written at once where a file of any size passes through."""
+
+_PRIVATE = 0o600
+
+
+@contextlib.contextmanager
+def _storage_errors(op: str, path: str | int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = "" if isinstance(path, int) else f" {path}"
+        hint = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = ". Make room on that disk; what was answered before is safe"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            hint = ". Check the owner and the permissions"
+        raise StorageError(f"Cannot {op}{where}: {error.strerror or error}{hint}") from error
+
+
+def open_existing(path: str, *, writable: bool, op: str) -> int:
+    """Opens a file and returns its descriptor (closed on exec)."""
+    with _storage_errors(op, path):
+        return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+
+
+def create(path: str, *, op: str, exclusive: bool = True) -> int:
+    """Creates a file that only its owner may read; returns its descriptor, open for both ways.
+
+    Raises `AlreadyExists` when `exclusive` and the path is taken; nothing durable yet.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if exclusive else os.O_TRUNC)
+    with _storage_errors(op, path):
+        try:
+            return os.open(path, flags, _PRIVATE)
+        except FileExistsError:
+            raise AlreadyExists(f"{path} exists and is left as it is.") from None
+
+
+def open_lock(path: str, *, op: str) -> int:
+    """Opens a lock file, made if it is not there, that only its owner may read."""
+    with _storage_errors(op, path):
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
+
+
+def write_at(fd: int, buffers: Sequence[bytes], offset_bytes: int, *, op: str) -> int:
+    """Writes all buffers in a row at the offset; returns the offset behind them.
+
+    In the kernel's hands when it returns, not durable.
+    """
+    with _storage_errors(op, fd):
+        length = sum(map(len, buffers))
+        written = os.pwritev(fd, buffers, offset_bytes)
+        if written < length:  # the disk is filling up, or a signal came
+            rest = memoryview(b"".join(buffers))
+            while written < length:
+                written += os.pwrite(fd, rest[written:], offset_bytes + written)
+        return offset_bytes + length
+
+
+def read_at(fd: int, length_bytes: int, offset_bytes: int, *, op: str) -> bytes:
+    """Reads up to that many bytes; fewer only where the file ends."""
+    with _storage_errors(op, fd):
+        data = os.pread(fd, length_bytes, offset_bytes)
+        if len(data) == length_bytes or not data:
+            return data
+        pieces = [data]
+        got = len(data)
+        while got < length_bytes:
+            data = os.pread(fd, length_bytes - got, offset_bytes + got)
+            if not data:
+                break
+            pieces.append(data)
+            got += len(data)
+        return b"".join(pieces)
+
+
+def chunks_at(fd: int, length_bytes: int, offset_bytes: int, *, op: str) -> Iterator[bytes]:
+    """Reads a range in pieces of at most `CHUNK_BYTES`; ends early where the file does."""
+    end = offset_bytes + length_bytes
+    while offset_bytes < end:
+        chunk = read_at(fd, min(CHUNK_BYTES, end - offset_bytes), offset_bytes, op=op)
+        if not chunk:
+            return
+        yield chunk
+        offset_bytes += len(chunk)
+
+
+def size_bytes(fd: int) -> int:
+    """The file's size as it stands now."""
+    with _storage_errors("read the size", fd):
+        return os.fstat(fd).st_size
+
+
+def sync(fd: int, *, op: str) -> None:
+    """Puts the file's bytes on stable storage; durable when it returns.
+
+    A failed sync is final: the kernel may have thrown the bytes away and would call a second try
+    a success (Rebello et al., "Can Applications Recover from fsync Failures?", 2020). Whoever
+    gets a `StorageError` from here must not go on with this descriptor.
+    """
+    with _storage_errors(op, fd):
+        if sys.platform == "darwin":
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        else:
+            os.fdatasync(fd)
+
+
+def truncate(fd: int, length_bytes: int, *, op: str) -> None:
+    """Cuts the file off; durable after a `sync`."""
+    with _storage_errors(op, fd):
+        os.ftruncate(fd, length_bytes)
+
+
+def sync_directory(path: str, *, op: str) -> None:
+    """Makes the names in a directory durable, as files were created, renamed or removed in it."""
+    with _storage_errors(op, path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def publish(built: str, path: str, *, op: str) -> None:
+    """Gives a file that was built and synced beside its name; never replaces anything.
+
+    Durable when it returns. Raises `AlreadyExists` when the name was taken meanwhile.
+    """
+    with _storage_errors(op, path):
+        try:
+            os.link(built, path)
+        except FileExistsError:
+            raise AlreadyExists(f"{path} exists and is left as it is.") from None
+        except OSError:  # a file system without hard links
+            if os.path.lexists(path):
+                raise AlreadyExists(f"{path} exists and is left as it is.") from None
+            os.rename(built, path)
+        else:
+            os.unlink(built)
+    sync_directory(os.path.dirname(path) or ".", op=op)
+
+
+def replace(built: str, path: str, *, op: str) -> None:
+    """Puts a file that was built and synced beside in the place of another, atomically.
+
+    Durable when it returns.
+    """
+    with _storage_errors(op, path):
+        os.replace(built, path)
+    sync_directory(os.path.dirname(path) or ".", op=op)
+
+
+def keep(path: str, name: str, *, op: str) -> str:
+    """Gives a file a second name that is not taken, so that no later step can lose it.
+
+    Returns the name: the one asked for, or with a number behind it. Durable when it returns.
+    """
+    number = 1
+    kept = name
+    with _storage_errors(op, name):
+        while True:
+            try:
+                os.link(path, kept)
+                break
+            except FileExistsError:
+                number += 1
+                kept = f"{name}-{number}"
+            except OSError:  # a file system without hard links
+                _copy_whole(path, kept)
+                break
+    sync_directory(os.path.dirname(name) or ".", op=op)
+    return kept
+
+
+def _copy_whole(path: str, name: str) -> None:
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        target = create(name, op="keep a copy")
+        try:
+            offset = 0
+            while chunk := os.pread(source, CHUNK_BYTES, offset):
+                offset = write_at(target, [chunk], offset, op="keep a copy")
+            sync(target, op="keep a copy")
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+
+
+def remove(path: str, *, op: str) -> None:
+    """Removes a file of our own; one that is not there is no error."""
+    with _storage_errors(op, path), contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def write_file(path: str, content: bytes, *, op: str) -> None:
+    """Writes a small file whole, in the place of what stood there; durable when it returns."""
+    built = f"{path}.new"
+    fd = create(built, op=op, exclusive=False)
+    try:
+        write_at(fd, [content], 0, op=op)
+        sync(fd, op=op)
+    finally:
+        os.close(fd)
+    replace(built, path, op=op)
+
+
+def free_bytes(path: str) -> int:
+    """Room on the disk that holds the path, for a user without privileges."""
+    with _storage_errors("read the free space of", path):
+        figures = os.statvfs(path)
+        return figures.f_bavail * figures.f_frsize

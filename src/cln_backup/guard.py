@@ -1,0 +1,137 @@
+"""Keeps a node from running on when the worker that writes its backup has died.
+
+lightningd forgets a plugin that is not marked as important as soon as its pipe ends, and goes on
+without it, silently. So a second process holds the same pipes. It does nothing while the worker
+lives; when the worker is gone, it answers what the worker left unanswered, and the next `db_write`
+with a halt.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import time
+import traceback
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup import jsonrpc
+from cln_backup.node import other_plugins_live
+
+if TYPE_CHECKING:
+    from cln_backup.jsonrpc import Mailbox
+
+SHUTDOWN_S = 8.0
+"""How long to stay after `shutdown` at most: containers are killed after 10 s."""
+
+SHUTDOWN_POLL_S = 0.05
+
+_ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')
+_METHOD = re.compile(rb'"method"\s*:\s*"(\w[\w-]*)"')
+_LEAVE = b"leave"
+_REASON = (
+    "The backup plugin's worker process was killed or has crashed, so the backup can no longer "
+    "follow. The node is halted before it commits anything that the backup does not have; nothing "
+    "is lost. Start the node again; if this comes back, look into the system's log for what kills "
+    "the worker (the kernel, when memory runs out)."
+)
+
+
+class Guard(NamedTuple):
+    """A guard process, seen from the worker.
+
+    Attributes:
+        pid: its process id.
+        life_fd: a pipe to it that ends when the worker dies.
+    """
+
+    pid: int
+    life_fd: int
+
+    def dismiss(self) -> None:
+        """Tells the guard to end without a word: the worker is leaving as it should."""
+        try:
+            os.write(self.life_fd, _LEAVE)
+        except BrokenPipeError:
+            return  # it has gone before
+        os.close(self.life_fd)
+
+
+def spawn(mailbox: Mailbox, lightningd: int, manifest: object) -> Guard:
+    """Starts a guard as a child of this process, which holds lightningd's pipes as 0 and 1.
+
+    Args:
+        mailbox: what the worker has read and not answered.
+        lightningd: its process id.
+        manifest: what to answer should the worker die before it was asked.
+    """
+    ours, life_fd = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(ours)
+        return Guard(pid, life_fd)
+    try:
+        os.dup2(ours, 3)
+        os.closerange(4, 1 << 16)  # the worker's lock on the backup must not live on in here
+        signal.set_wakeup_fd(-1)
+        _watch(3, mailbox, lightningd, manifest)
+    except BaseException:  # noqa: BLE001 - a child must not go on in its parent's code
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+def _watch(life_fd: int, mailbox: Mailbox, lightningd: int, manifest: object) -> None:
+    if os.read(life_fd, len(_LEAVE)) == _LEAVE:
+        return
+    _write(jsonrpc.log("error", _REASON))
+    pending = mailbox.text()
+    large = len(pending) == jsonrpc.MAILBOX_BYTES
+    leave_at: float | None = None
+    while True:
+        *messages, pending = pending.split(b"\n\n")
+        for message in messages:
+            if _take_over(message, manifest) == "shutdown":
+                leave_at = time.monotonic() + SHUTDOWN_S
+        if pending and b"db_write" in pending[:4096]:
+            # The worker may have read all of it: the rest may never come.
+            _take_over(pending, manifest)
+            pending = b""
+        elif large:
+            pending = b""
+        large = False
+        if leave_at is not None:
+            gone = not other_plugins_live(lightningd, os.getpid())
+            if gone or time.monotonic() >= leave_at:
+                return
+        timeout_s = None if leave_at is None else SHUTDOWN_POLL_S
+        if select.select([0], [], [], timeout_s)[0]:
+            data = os.read(0, jsonrpc.MAILBOX_BYTES)
+            if not data:
+                return
+            pending += data
+
+
+def _take_over(message: bytes, manifest: object) -> str:
+    """Answers one message of lightningd, whole or just its start; returns its method."""
+    method_found, id_found = _METHOD.search(message[:4096]), _ID.search(message[:4096])
+    method = "" if method_found is None else method_found[1].decode()
+    if id_found is None:
+        return method
+    request_id = id_found[1]
+    if method == "db_write":
+        _write(jsonrpc.log("error", _REASON))
+        _write(jsonrpc.answer(request_id, {"result": "halt", "reason": _REASON}))
+    elif method == "getmanifest":
+        _write(jsonrpc.answer(request_id, manifest))
+    elif method == "init":
+        _write(jsonrpc.answer(request_id, {}))
+    else:
+        _write(jsonrpc.error(request_id, _REASON))
+    return method
+
+
+def _write(data: bytes) -> None:
+    while data:
+        data = data[os.write(1, data) :]

@@ -1,0 +1,115 @@
+"""Starts a backup of a node, and brings one that fell behind up to the node again."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup.backends import backend_class, create_backend, open_backend
+from cln_backup.change import Change
+from cln_backup.errors import AlreadyExists, Discontinuity, NotFound
+from cln_backup.node import find_database, require_stopped
+from cln_backup.replica import DatabaseFile, copy_database
+from cln_backup.settings import LOCK_NAME, Settings, create_settings, read_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Initialized(NamedTuple):
+    """What was set up.
+
+    Attributes:
+        database: the node's database, `None` where it has none yet.
+        version: data version of the backup.
+        snapshot_bytes: size of the snapshot that the backup starts with, 0 without one.
+        same_disk: whether the backup lies on the database's disk, and would be lost with it.
+    """
+
+    database: str | None
+    version: int
+    snapshot_bytes: int
+    same_disk: bool
+
+
+def initialize(url: str, directory: str | None, wallet: str | None = None) -> Initialized:
+    """Makes a backup and, for a node's network directory, the `backup.lock` that points to it.
+
+    With a database there, the backup starts with a snapshot of it. Backup and lock file are on
+    stable storage when this returns; the lock file is written last, so that a node never starts
+    on an unfinished backup.
+
+    Raises:
+        AlreadyExists: a backup or a lock file stands there; both are left as they are.
+        NodeRunning: lightningd runs on the directory.
+        NotFound, BadUrl, StorageError: nothing was made.
+    """
+    backend_class(url)
+    if directory is None:
+        create_backend(url, None)
+        return Initialized(None, 0, 0, False)
+    database = find_database(directory, wallet)
+    require_stopped(directory)
+    lock = os.path.join(directory, LOCK_NAME)
+    if os.path.lexists(lock):
+        raise AlreadyExists(
+            f"{lock} exists: this node has a backup already, and it is left as it is. To start "
+            "anew, move the lock file away and name a backup that does not exist yet."
+        )
+    version = size = 0
+    if database is None:
+        create_backend(url, None)
+    else:
+        with _snapshot_of(database) as base:
+            create_backend(url, base)
+            version = base.version
+            assert base.snapshot is not None
+            size = base.snapshot.size_bytes
+    create_settings(directory, Settings(url, wallet))
+    with open_backend(url) as backend:
+        same_disk = os.stat(backend.scratch_dir).st_dev == os.stat(database or directory).st_dev
+    return Initialized(database, version, size, same_disk)
+
+
+def take_snapshot(directory: str) -> Initialized:
+    """Appends a snapshot of the node's database to its backup, which had fallen behind.
+
+    Nothing of the backup is removed. The snapshot is on stable storage when this returns.
+
+    Raises:
+        NodeRunning: lightningd runs on the directory.
+        Discontinuity: the database is older than the backup, so the backup is what to keep.
+        BadSettings, NotFound, WriterConflict, Damaged, StorageError: the backup is as before.
+    """
+    settings = read_settings(directory)
+    database = find_database(directory, settings.wallet)
+    require_stopped(directory)
+    if database is None:
+        raise NotFound(f"{directory} has no database to take a snapshot of.")
+    with (
+        open_backend(settings.backend_url, writable=True) as backend,
+        _snapshot_of(database) as change,
+    ):
+        if change.version < backend.version:
+            raise Discontinuity(
+                f"The database is at data version {change.version} and the backup at "
+                f"{backend.version}: the backup is newer and must be kept. A node that starts on "
+                "the older database can lose its funds. Restore from the backup instead: "
+                "backup-cli restore"
+            )
+        backend.add_change(change)
+        assert change.snapshot is not None
+        same_disk = os.stat(backend.scratch_dir).st_dev == os.stat(database).st_dev
+        return Initialized(database, change.version, change.snapshot.size_bytes, same_disk)
+
+
+@contextmanager
+def _snapshot_of(database: str) -> Iterator[Change]:
+    """A consistent copy of the database, beside it, for as long as the block runs."""
+    place = os.path.dirname(os.path.abspath(database))
+    with tempfile.TemporaryDirectory(prefix=".backup-snapshot-", dir=place) as scratch:
+        path = os.path.join(scratch, "snapshot.sqlite3")
+        version = copy_database(database, path)
+        yield Change(version, DatabaseFile(path), None)

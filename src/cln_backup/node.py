@@ -1,0 +1,138 @@
+"""What can be learned about a node and its machine from outside its database."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import socket
+import struct
+import subprocess
+import sys
+
+from cln_backup.errors import NodeRunning, NotFound
+
+RPC_SOCKET_NAME = "lightning-rpc"
+DATABASE_NAME = "lightningd.sqlite3"
+
+
+def boot_id() -> str | None:
+    """A name for this run of the machine, another after each boot; `None` where there is none."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except FileNotFoundError:  # no Linux
+        asked = subprocess.run(
+            ["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False
+        )
+        return asked.stdout.strip() or None
+
+
+def other_plugins_live(lightningd: int, besides: int) -> bool:
+    """Whether lightningd (its process id) has plugins left besides the process given.
+
+    Its own daemons do not count; they end after the plugins. A plugin that has ended stays as a
+    zombie, since lightningd no longer waits for its children when it shuts down. `True` where the
+    system does not tell.
+    """
+    if not os.path.isdir("/proc/self"):
+        return True
+    for name in os.listdir("/proc"):
+        if not name.isdecimal() or int(name) == besides:
+            continue
+        try:
+            with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
+                stat = file.read()
+        except OSError:  # it ended meanwhile
+            continue
+        command, _, rest = stat.partition("(")[2].rpartition(")")
+        state, parent = rest.split()[:2]
+        if int(parent) == lightningd and state != "Z" and not command.startswith("lightning_"):
+            return True
+    return False
+
+
+def find_database(directory: str, wallet: str | None) -> str | None:
+    """The path of the node's database: `wallet` if given, else `lightningd.sqlite3`.
+
+    `None` where the directory has none yet (also: an empty file, which SQLite takes for one).
+
+    Raises:
+        NotFound: there is no such directory or wallet, or the directory is the one above.
+    """
+    if not os.path.isdir(directory):
+        raise NotFound(f"There is no directory {directory}.")
+    if wallet is not None:
+        path = os.path.join(directory, wallet.removeprefix("sqlite3://"))
+        if not os.path.isfile(path):
+            raise NotFound(f"There is no database at {path}.")
+        return path
+    path = os.path.join(directory, DATABASE_NAME)
+    if not os.path.lexists(path):
+        below = glob.glob(os.path.join(glob.escape(directory), "*", DATABASE_NAME))
+        if below:
+            raise NotFound(
+                f"{directory} has no database, but {os.path.dirname(below[0])} has. Name that "
+                "directory: the plugin is started there and looks for backup.lock there."
+            )
+        return None
+    return path if os.path.getsize(path) > 0 else None
+
+
+def require_stopped(directory: str) -> None:
+    """Makes sure, as far as can be told, that no lightningd runs on a network directory.
+
+    A running one answers on its RPC socket, and holds a lock on its pid file, which lies in the
+    directory above (lightningd/lightningd.c, `pidfile_create`) unless the node's unit says
+    otherwise.
+
+    Raises:
+        NodeRunning: one runs.
+    """
+    directory = os.path.abspath(directory)
+    advice = "Stop the node first (lightning-cli stop); nothing was touched."
+    rpc = os.path.join(directory, RPC_SOCKET_NAME)
+    if _answers(rpc):
+        raise NodeRunning(f"lightningd runs on {directory}: it answers on {rpc}. {advice}")
+    above, network = os.path.split(directory)
+    for place in (above, directory):
+        path = os.path.join(place, f"lightningd-{network}.pid")
+        holder = _lock_holder(path)
+        if holder is not None:
+            raise NodeRunning(
+                f"lightningd runs on {directory}: process {holder} has locked {path}. {advice}"
+            )
+
+
+def _answers(path: str) -> bool:
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    probe.settimeout(5)
+    try:
+        probe.connect(path)
+    except (ConnectionError, FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # busy, or no right to ask: somebody is there
+        return os.path.exists(path)
+    else:
+        return True
+    finally:
+        probe.close()
+
+
+def _lock_holder(path: str) -> int | None:
+    """The process that holds a lock on the whole file, without touching the lock."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # struct flock; the BSDs have the offsets first
+        form = "hhqqi4x" if sys.platform.startswith("linux") else "qqihh"
+        fields = (fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        if form[0] == "q":
+            fields = (0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET)
+        found = struct.unpack(form, fcntl.fcntl(fd, fcntl.F_GETLK, struct.pack(form, *fields)))
+        kind, pid = (found[0], found[4]) if form[0] == "h" else (found[3], found[2])
+        return None if kind == fcntl.F_UNLCK else pid
+    finally:
+        os.close(fd)

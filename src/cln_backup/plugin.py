@@ -1,0 +1,368 @@
+"""The plugin: speaks with lightningd and answers `db_write` when the change is durable.
+
+lightningd is answered `continue`, or halted: then the reason is logged first, since during its
+start it shows the answer only on stderr. Starting this program touches nothing: lightningd also
+starts its plugins for `lightningd --help`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+import msgspec
+
+from cln_backup import __version__, guard, jsonrpc
+from cln_backup.backends import redacted
+from cln_backup.compact import size_of
+from cln_backup.compactor import Compactor
+from cln_backup.errors import BackupError
+from cln_backup.node import other_plugins_live
+from cln_backup.replicator import Replicator
+
+if TYPE_CHECKING:
+    from cln_backup.jsonrpc import Message
+
+MANIFEST = {
+    "dynamic": False,
+    "nonnumericids": True,
+    "options": [
+        {
+            "name": "backup-destination",
+            "type": "string",
+            "description": "UNUSED. The destination is what backup.lock in the network directory "
+            "says.",
+        }
+    ],
+    "rpcmethods": [
+        {
+            "name": "backup-status",
+            "usage": "",
+            "description": "Where the backup stands, and how long the node waits for it.",
+        },
+        {
+            "name": "backup-compact",
+            "usage": "",
+            "description": "Fold the backup's history into one snapshot; the node goes on.",
+        },
+    ],
+    "subscriptions": ["shutdown"],
+    "hooks": [{"name": "db_write"}],
+}
+_CONTINUE = {"result": "continue"}
+_LISTCONFIGS = b'{"jsonrpc":"2.0","id":"cln-backup:listconfigs","method":"listconfigs","params":{}}'
+_STOP = b'{"jsonrpc":"2.0","id":"cln-backup:stop","method":"stop","params":{}}'
+_MAX_RPC_BYTES = 1 << 24
+
+
+class Plugin:
+    """The worker: one process that reads lightningd's messages and answers them in order."""
+
+    def __init__(self) -> None:
+        self._lightningd = os.getppid()
+        self._mailbox = jsonrpc.Mailbox()
+        self._reader = jsonrpc.Reader(0, self._mailbox)
+        self._replicator = Replicator(os.getcwd(), lambda message: self._log("info", message))
+        self._halted: str | None = None
+        self._asked = False
+        self._compactor: Compactor | None = None
+        self._compact_id: bytes | None = None
+        self._rpc: socket.socket | None = None
+        self._rpc_said = b""
+        self._leave_at: float | None = None
+        self._poll = select.poll()
+        self._poll.register(0, select.POLLIN)
+        self._child_ended = _wake_on_children()
+        self._poll.register(self._child_ended, select.POLLIN)
+        self._guard = guard.spawn(self._mailbox, self._lightningd, MANIFEST)
+
+    def run(self) -> None:
+        """Serves lightningd until it closes the pipe, or has shut its other plugins down."""
+        while True:
+            timeout_ms = None if self._leave_at is None else guard.SHUTDOWN_POLL_S * 1000
+            for fd, _ in self._poll.poll(timeout_ms):
+                if fd == 0:
+                    if not self._reader.read():
+                        return
+                    while (text := self._reader.take()) is not None:
+                        self._serve(text)
+                        self._reader.drop()
+                elif fd == self._child_ended:
+                    self._replace_guard()
+                elif self._rpc is not None and fd == self._rpc.fileno():
+                    self._check_importance()
+                elif self._compactor is not None and fd == self._compactor.fileno():
+                    self._go_on_compacting()
+            if self._leave_at is not None and (
+                time.monotonic() >= self._leave_at
+                or not other_plugins_live(self._lightningd, os.getpid())
+            ):
+                return
+
+    def close(self) -> None:
+        """Lets go of everything, the guard first."""
+        self._guard.dismiss()
+        if self._compactor is not None:
+            self._compactor.close()
+        self._replicator.close()
+
+    def _serve(self, text: bytes) -> None:
+        message = jsonrpc.decode(text)
+        method = message.method
+        if method == "db_write":
+            self._db_write(message)
+        elif method == "shutdown":
+            # lightningd forgets what it asked before: an answer now would be a fault.
+            self._compact_id = None
+            self._leave_at = time.monotonic() + guard.SHUTDOWN_S
+        elif message.id is None:
+            return
+        elif method == "getmanifest":
+            self._answer(message, MANIFEST)
+        elif method == "init":
+            self._init(message)
+        elif method == "backup-status":
+            self._answer(message, self._status())
+        elif method == "backup-compact":
+            self._compact(message)
+        else:
+            _write(jsonrpc.error(bytes(message.id), f"cln-backup has no command {method}."))
+
+    def _answer(self, message: Message, result: object) -> None:
+        assert message.id is not None
+        _write(jsonrpc.answer(bytes(message.id), result))
+
+    def _log(self, level: str, message: str) -> None:
+        _write(jsonrpc.log(level, message))
+
+    def _db_write(self, message: Message) -> None:
+        self._asked = True
+        if self._halted is None:
+            try:
+                call = jsonrpc.decode_db_write(message.params)
+                self._replicator.db_write(call.data_version, call.writes)
+            except BackupError as error:
+                self._halted = str(error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the node must not go on
+                self._halted = (
+                    f"cln-backup has a fault ({type(error).__name__} in {_where(error)}). The node "
+                    "is halted before it commits anything that the backup may not have; nothing is "
+                    "lost. Please report this."
+                )
+        if self._halted is None:
+            self._answer(message, _CONTINUE)
+            return
+        self._log("error", self._halted)
+        self._answer(message, {"result": "halt", "reason": self._halted})
+
+    def _init(self, message: Message) -> None:
+        init = jsonrpc.decode_init(message.params)
+        if "backup-destination" in init.options:
+            self._log(
+                "warn",
+                "The `--backup-destination` option is deprecated and will be removed in future "
+                "versions of the backup plugin. It is unused: the destination is what the "
+                "`backup.lock` file in the network directory says. Remove it from the "
+                "configuration.",
+            )
+        rpc_path = os.path.join(init.configuration.lightning_dir, init.configuration.rpc_file)
+        if init.configuration.startup and not self._asked:
+            self._refuse_unprotected(rpc_path)
+        self._answer(message, {})
+        try:
+            self._rpc = _ask(rpc_path, _LISTCONFIGS)
+        except OSError as error:
+            self._log("warn", f"Cannot ask lightningd how this plugin was loaded: {error.strerror}")
+        else:
+            self._poll.register(self._rpc, select.POLLIN)
+
+    def _refuse_unprotected(self, rpc_path: str) -> NoReturn:
+        """Keeps a node from coming up whose database lightningd reports to no plugin."""
+        self._log(
+            "error",
+            "This node is NOT protected: lightningd asked for no backup of its database, which it "
+            "does with SQLite only. With PostgreSQL, use its own replication, and remove this "
+            "plugin from the configuration. The node is stopped.",
+        )
+        try:
+            with _ask(rpc_path, _STOP) as rpc:
+                rpc.settimeout(guard.SHUTDOWN_S)
+                rpc.recv(1)
+        except OSError as error:
+            self._log("error", f"lightningd did not take the order to stop: {error.strerror}")
+        while True:  # init stays unanswered, so the start does not go on
+            if not os.read(0, jsonrpc.MAILBOX_BYTES):
+                self.close()
+                sys.exit(1)
+
+    def _check_importance(self) -> None:
+        assert self._rpc is not None
+        data = self._rpc.recv(1 << 16)
+        self._rpc_said += data
+        try:
+            said = json.loads(self._rpc_said.decode("utf-8", "replace"))
+        except ValueError:
+            if data and len(self._rpc_said) < _MAX_RPC_BYTES:
+                return
+            said = {}
+        self._poll.unregister(self._rpc)
+        self._rpc.close()
+        self._rpc = None
+        self._rpc_said = b""
+        if not _is_important(said, sys.argv[0]):
+            self._log(
+                "warn",
+                "THE BACKUP PLUGIN IS NOT LOADED AS IMPORTANT. Should all its processes die, this "
+                "node goes on without a backup, and says nothing. In the configuration, write "
+                f"important-plugin={os.path.realpath(sys.argv[0])} in the place of plugin=",
+            )
+
+    def _status(self) -> dict[str, object]:
+        backend = self._replicator.backend
+        if backend is None:
+            return {"protected": False, "halted": self._halted}
+        times = self._replicator.answer_times_us()
+        return {
+            "protected": self._halted is None,
+            "halted": self._halted,
+            "backend_url": redacted(backend.url),
+            "version": backend.version,
+            **size_of(backend),
+            "last_change_age_s": self._replicator.last_change_age_s(),
+            "last_compaction_at": self._replicator.last_compaction_at(),
+            "compacting": self._compactor is not None,
+            "answer_p50_us": None if times is None else times[0],
+            "answer_p99_us": None if times is None else times[1],
+            "release": __version__,
+        }
+
+    def _compact(self, message: Message) -> None:
+        assert message.id is not None
+        backend = self._replicator.backend
+        if backend is None or self._compactor is not None or self._leave_at is not None:
+            why = "a compaction is under way" if self._compactor else "the backup is not open"
+            _write(jsonrpc.error(bytes(message.id), f"Cannot compact now: {why}."))
+            return
+        self._log("info", f"Starting compaction: stats={json.dumps({'before': size_of(backend)})}")
+        try:
+            self._compactor = Compactor(backend)
+        except BackupError as error:
+            _write(jsonrpc.error(bytes(message.id), str(error)))
+            return
+        self._compact_id = bytes(message.id)
+        self._poll.register(self._compactor.fileno(), select.POLLIN)
+
+    def _go_on_compacting(self) -> None:
+        assert self._compactor is not None
+        answer = b""
+        try:
+            statistics = self._compactor.step()
+            if statistics is None:
+                return
+            self._replicator.compacted()
+            self._log("info", f"Compaction finished: stats={json.dumps(statistics)}")
+            if self._compact_id is not None:
+                answer = jsonrpc.answer(self._compact_id, statistics)
+        except BackupError as error:
+            self._log("warn", f"Compaction failed: {error}")
+            if self._compact_id is not None:
+                answer = jsonrpc.error(self._compact_id, str(error))
+        self._poll.unregister(self._compactor.fileno())
+        self._compactor.close()
+        self._compactor = None
+        self._compact_id = None
+        _write(answer)
+
+    def _replace_guard(self) -> None:
+        """A child has ended; if it was the guard, starts another."""
+        os.read(self._child_ended, 4096)
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._guard.pid:
+                os.close(self._guard.life_fd)
+                self._guard = guard.spawn(self._mailbox, self._lightningd, MANIFEST)
+                self._log("warn", "The backup plugin's guard process was killed; it runs again.")
+
+
+def _wake_on_children() -> int:
+    """A pipe that becomes readable when a child ends."""
+    readable, writable = os.pipe()
+    os.set_blocking(readable, False)
+    os.set_blocking(writable, False)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)
+    return readable
+
+
+def _ask(rpc_path: str, request: bytes) -> socket.socket:
+    rpc = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Relative to the network directory, since a socket's path may have 107 bytes only.
+        rpc.connect(min(rpc_path, os.path.relpath(rpc_path), key=len))
+        rpc.sendall(request)
+    except OSError:
+        rpc.close()
+        raise
+    return rpc
+
+
+def _is_important(said: object, program: str) -> bool:
+    """Whether `listconfigs` names this program as an important plugin."""
+    try:
+        paths = msgspec.convert(
+            said["result"]["configs"]["important-plugin"]["values_str"],  # type: ignore[index]
+            list[str],
+        )
+    except (KeyError, TypeError, msgspec.ValidationError):
+        return False
+    ours = os.path.realpath(program)
+    return any(os.path.realpath(path) == ours for path in paths)
+
+
+def _where(error: Exception) -> str:
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    if frame is None:
+        return "an unknown place"
+    return f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}"
+
+
+def _write(data: bytes) -> None:
+    while data:
+        data = data[os.write(1, data) :]
+
+
+def main() -> None:
+    """Runs the plugin; lightningd starts it."""
+    if sys.stdin.isatty() or {"--help", "--version"} & set(sys.argv[1:]):
+        sys.stderr.write(
+            f"cln-backup {__version__} is a plugin: lightningd starts it. In lightningd's "
+            f"configuration, write\n\n    important-plugin={os.path.realpath(sys.argv[0])}\n\n"
+            "after `backup-cli init` has set up the backup.\n"
+        )
+        sys.exit(0 if len(sys.argv) > 1 else 2)
+    # The node decides when its backup ends: it closes the pipe, whatever signal comes first.
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(name, signal.SIG_IGN)
+    plugin = Plugin()
+    # Whatever else is raised ends this process, and the guard halts the node.
+    with contextlib.suppress(BrokenPipeError):  # lightningd is gone
+        plugin.run()
+    plugin.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""A SQLite database kept at a backup's version by replaying its changes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import apsw
+
+from cln_backup import fsio, statements
+from cln_backup.change import Kind
+from cln_backup.errors import NotFound, ReplayFailed, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from cln_backup.change import Change
+
+_PAGES_PER_STEP = 256
+_FOREIGN_KEYS = "PRAGMA foreign_keys = ON"
+
+
+class DatabaseFile:
+    """A database file that nobody writes to, as a snapshot."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.size_bytes = os.path.getsize(path)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The file's bytes in order, in pieces. Raises `StorageError`."""
+        fd = fsio.open_existing(self._path, writable=False, op="read snapshot")
+        try:
+            yield from fsio.chunks_at(fd, self.size_bytes, 0, op="read snapshot")
+        finally:
+            os.close(fd)
+
+
+class Replica:
+    """A database that is being built from changes; of no use to anybody until `check` passed.
+
+    It is written without a journal and without syncs: whoever wants to keep it syncs the file
+    after `close`. Foreign keys are enforced as lightningd enforces them: always, except between
+    two riders that say otherwise.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Starts with an empty database at a path where nothing stands."""
+        self._path = path
+        os.close(fsio.create(path, op="create replica"))
+        self._connection = self._connect()
+        self._execute = self._connection.cursor().execute
+        self.foreign_keys = True
+
+    def _connect(self) -> apsw.Connection:
+        connection = apsw.Connection(
+            self._path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=0
+        )
+        # What a backup holds comes from elsewhere: it must reach no other file than this one.
+        connection.limit(apsw.SQLITE_LIMIT_ATTACHED, 0)
+        # The order matters: under an exclusive lock a WAL needs no shared memory file.
+        for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = OFF", "synchronous = OFF"):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        connection.execute(_FOREIGN_KEYS)
+        return connection
+
+    def apply(self, change: Change) -> None:
+        """Replays one change: a transaction as one, a rider outside any.
+
+        Raises:
+            ReplayFailed: it does not fit; the message names the version and the kind of the
+                statement, never its contents.
+            StorageError: the disk is full or failed.
+        """
+        kind = change.kind
+        if kind is Kind.SNAPSHOT:
+            self._load(change)
+            return
+        transaction = change.transaction
+        assert transaction is not None
+        if kind is Kind.RIDER:
+            for statement in transaction:
+                self._run(change.version, statement)
+            self.foreign_keys = statements.foreign_keys_after(transaction, self.foreign_keys)
+            return
+        self._run(change.version, "BEGIN")
+        for statement in transaction:
+            self._run(change.version, statement)
+        sets_version = statements.bumps_data_version_to(transaction[-1]) == change.version
+        if not sets_version or self._connection.changes() != 1:
+            raise ReplayFailed(
+                f"The transaction for data version {change.version} does not follow the database "
+                "before it: its last statement had to set this version in exactly one row. The "
+                "backup holds changes that do not belong together; keep it, and do not start a "
+                "node on anything made from it."
+            )
+        self._run(change.version, "COMMIT")
+
+    def _run(self, version: int, statement: str) -> None:
+        try:
+            self._execute(statement)
+        except UnicodeEncodeError:
+            text = statements.with_stray_bytes_as_hex(statement)
+            if text == statement:
+                raise _failed(version, statement, "holds bytes that are no text") from None
+            self._run(version, text)
+        except apsw.SQLError as error:
+            mended = statements.mend(statement)
+            if mended == statement:
+                raise _failed(version, statement, _harmless(error)) from None
+            self._run(version, mended)
+        except (apsw.FullError, apsw.IOError) as error:
+            raise StorageError(
+                f"Cannot write {self._path}: {error}. What was built is of no use; the backup is "
+                "as it was."
+            ) from error
+        except apsw.Error as error:
+            raise _failed(version, statement, _harmless(error)) from None
+
+    def _load(self, change: Change) -> None:
+        assert change.snapshot is not None
+        self._connection.close()
+        fd = fsio.create(self._path, op="write snapshot", exclusive=False)
+        try:
+            offset = 0
+            for chunk in change.snapshot.chunks():
+                offset = fsio.write_at(fd, [chunk], offset, op="write snapshot")
+        finally:
+            os.close(fd)
+        try:
+            self._connection = self._connect()
+            self._execute = self._connection.cursor().execute
+            self._connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        except apsw.Error as error:
+            raise ReplayFailed(
+                f"The snapshot at data version {change.version} is no SQLite database ({error})."
+            ) from None
+        self.foreign_keys = True
+
+    def version(self) -> int:
+        """The data version that the database itself names; 0 where it names none."""
+        return _data_version(self._connection)
+
+    def check(self, version: int) -> int:
+        """Checks that this is a sound database at the version; returns its foreign key faults.
+
+        Such faults are the node's own: with foreign keys enforced as the node had them, a replay
+        makes none that the node did not have.
+
+        Raises:
+            ReplayFailed: it is not sound, or at another version.
+        """
+        found = self.version()
+        if found != version:
+            raise ReplayFailed(
+                f"The database says it is at data version {found}, and the backup says {version}. "
+                "They do not belong together; do not start a node on it."
+            )
+        faults = self._connection.execute("PRAGMA integrity_check(3)").fetchall()
+        if faults != [("ok",)]:
+            raise ReplayFailed(
+                f"SQLite's integrity check found faults in the database at version {version}; do "
+                "not start a node on it."
+            )
+        violations = self._connection.execute("PRAGMA foreign_key_check")
+        return sum(1 for _ in violations)
+
+    def close(self) -> None:
+        """Lets go of the file; all of it is in the kernel's hands, nothing is synced."""
+        self._connection.close()
+
+
+def replay(
+    changes: Iterable[Change], path: str, progress: Callable[[Change], None] | None = None
+) -> Replica:
+    """Builds a replica at `path` from the changes, calling `progress` after each.
+
+    Raises:
+        ReplayFailed, Damaged, StorageError: the file at `path` is for the caller to remove.
+    """
+    replica = Replica(path)
+    try:
+        for change in changes:
+            replica.apply(change)
+            if progress is not None:
+                progress(change)
+    except BaseException:
+        replica.close()
+        raise
+    return replica
+
+
+def copy_database(source: str, path: str) -> int:
+    """Copies a database through SQLite, as one consistent moment of it; returns its data version.
+
+    What a journal or a WAL beside the source says is seen to. Not durable.
+
+    Raises:
+        NotFound: there is no database, or it is none of SQLite's.
+        StorageError: it is locked by another program, or the disk failed.
+    """
+    try:
+        origin = apsw.Connection(source, flags=apsw.SQLITE_OPEN_READWRITE)
+        copy = apsw.Connection(path)
+    except apsw.Error as error:
+        raise NotFound(f"Cannot open the database {source}: {error}") from error
+    try:
+        for pragma in ("journal_mode = OFF", "synchronous = OFF"):
+            copy.execute(f"PRAGMA {pragma}").fetchall()
+        with copy.backup("main", origin, "main") as backup:
+            while not backup.done:
+                backup.step(_PAGES_PER_STEP)
+        return _data_version(copy)
+    except apsw.NotADBError as error:
+        raise NotFound(f"{source} is no SQLite database ({error}).") from error
+    except apsw.Error as error:
+        raise StorageError(f"Cannot copy the database {source}: {error}") from error
+    finally:
+        copy.close()
+        origin.close()
+
+
+def _data_version(connection: apsw.Connection) -> int:
+    columns = connection.execute("SELECT name FROM pragma_table_info('vars')").fetchall()
+    if ("intval",) not in columns:  # releases before 2019 had no such column
+        return 0
+    rows = connection.execute("SELECT intval FROM vars WHERE name = 'data_version'").fetchall()
+    version = rows[0][0] if rows else 0
+    return version if isinstance(version, int) else 0
+
+
+def _failed(version: int, statement: str, why: str) -> ReplayFailed:
+    touched = statements.table(statement)
+    where = f" of {touched}" if touched else ""
+    return ReplayFailed(
+        f"The change for data version {version} cannot be replayed: its "
+        f"{statements.kind(statement)}{where} {why}. The backup up to version "
+        f"{version - 1} can be replayed; keep it as it is."
+    )
+
+
+def _harmless(error: apsw.Error) -> str:
+    """What SQLite says, where it speaks of the schema only; else just the class of the error."""
+    said = str(error)
+    if isinstance(error, apsw.ConstraintError) or said.startswith("no such table"):
+        return f"fails ({said})"
+    return f"fails ({type(error).__name__})"

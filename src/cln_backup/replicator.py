@@ -1,0 +1,170 @@
+"""Brings each call of `db_write` into the backup, or says why the node must stop."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from cln_backup.backends import open_backend, redacted
+from cln_backup.change import FOREIGN_KEYS_ON, Change, Kind
+from cln_backup.continuity import Decision, database_version, decide
+from cln_backup.errors import Discontinuity
+from cln_backup.node import boot_id
+from cln_backup.settings import read_settings, read_state, write_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cln_backup.backends.base import Backend
+
+_REMEMBERED_ANSWERS = 10_000
+
+
+class Replicator:
+    """The backup of the node in whose network directory this process runs.
+
+    Nothing is opened before the first call: lightningd also starts its plugins to ask for their
+    options, next to a node that runs.
+    """
+
+    def __init__(self, directory: str, log: Callable[[str], None]) -> None:
+        self._directory = os.path.abspath(directory)
+        self._log = log
+        self.backend: Backend | None = None
+        self._last_answer_at: float | None = None
+        self._answer_times_s: deque[float] = deque(maxlen=_REMEMBERED_ANSWERS)
+
+    def db_write(self, version: int, transaction: Sequence[str]) -> None:
+        """Stores one call; it is on stable storage, and the node may commit, when this returns.
+
+        Raises:
+            BackupError: the node must not commit; the message says why and what to do.
+        """
+        started = time.perf_counter()
+        change = Change(version, None, transaction)
+        if self.backend is None:
+            self.backend = self._open(change)
+        else:
+            rider = change.kind is Kind.RIDER
+            decision = decide(
+                version, rider=rider, head=self.backend.head, first=False, rebooted=False
+            )
+            if decision is not Decision.APPEND:
+                raise Discontinuity(
+                    f"The node sent a change for data version {version}, and the backup stands at "
+                    f"{self.backend.version}. Another program may write to the node's database or "
+                    "to its backup. Nothing was stored; find it before you start the node again."
+                )
+        self.backend.add_change(change)
+        self._last_answer_at = time.time()
+        self._answer_times_s.append(time.perf_counter() - started)
+
+    def _open(self, change: Change) -> Backend:
+        settings = read_settings(self._directory)
+        state = read_state(self._directory)
+        boot = boot_id()
+        backend = open_backend(settings.backend_url, writable=True)
+        try:
+            self._log_notices(backend)
+            self._log(
+                f"Comparing backup version {backend.version} versus first write version "
+                f"{change.version}"
+            )
+            rider = change.kind is Kind.RIDER
+            decision = decide(
+                change.version,
+                rider=rider,
+                head=backend.head,
+                first=True,
+                rebooted=None not in (boot, state.boot_id) and boot != state.boot_id,
+            )
+            stands_at = database_version(change.version, rider=rider)
+            if decision is Decision.APPEND:
+                self._log("Versions match up")
+            elif decision is Decision.DROP_HEAD:
+                self._log(
+                    f"Last changes not applied: the node stopped before it committed version "
+                    f"{backend.version}, which is dropped from the backup"
+                )
+            else:
+                raise Discontinuity(self._explain(decision, stands_at, backend))
+            if boot != state.boot_id:
+                # Before the first answer of this boot: nothing is in doubt at this moment.
+                write_state(self._directory, state._replace(boot_id=boot))
+            if decision is Decision.DROP_HEAD:
+                backend.rewind()
+                self._log_notices(backend)
+            if backend.head is not None and not backend.head.foreign_keys:
+                # The process that switched them off is gone; this one has them on.
+                backend.add_change(Change(stands_at, None, [FOREIGN_KEYS_ON]))
+        except BaseException:
+            backend.close()
+            raise
+        return backend
+
+    def _log_notices(self, backend: Backend) -> None:
+        while backend.notices:
+            self._log(backend.notices.pop(0))
+
+    def _explain(self, decision: Decision, stands_at: int, backend: Backend) -> str:
+        where = (
+            f"the database is at version {stands_at}, the backup {redacted(backend.url)} at "
+            f"{backend.version}"
+        )
+        restore = (
+            f"move lightningd.sqlite3 away (with -journal and -wal; keep it), then run: "
+            f"backup-cli restore {redacted(backend.url)} {self._directory}"
+        )
+        if decision is Decision.GAP:
+            return (
+                f"Backup is out of date: {where}. The node ran without its backup, or made a last "
+                "commit while it shut down. The database is the newer one and is safe; the node "
+                "stays down until the backup has it too. Run: "
+                f"backup-cli snapshot --lightning-dir {self._directory}"
+            )
+        if decision is Decision.ROLL_FORWARD:
+            return (
+                f"Core Lightning lost its last changes with the power: {where}, and the machine "
+                "was started anew since. SQLite may have taken back what the node had committed "
+                "and told its peers, so the backup has the only copy. It is safe to bring the "
+                f"database forward to it: {restore}"
+            )
+        return (
+            f"Core Lightning seems to have lost some state (failed restore?): {where}. A node that "
+            "goes on from an old database can lose its funds. Was an old copy of the database put "
+            f"here, or another node's? If the backup is this node's, {restore}"
+        )
+
+    def answer_times_us(self) -> tuple[int, int] | None:
+        """Median and 99th percentile of the last answers; `None` before the first."""
+        if not self._answer_times_s:
+            return None
+        times = sorted(self._answer_times_s)
+        last = len(times) - 1
+        return (
+            round(times[last // 2] * 1e6),
+            round(times[last * 99 // 100] * 1e6),
+        )
+
+    def last_change_age_s(self) -> float | None:
+        """How long ago the last change was stored, as far as that is known."""
+        at = self._last_answer_at
+        if at is None and self.backend is not None:
+            at = self.backend.last_change_at
+        return None if at is None else max(0.0, time.time() - at)
+
+    def compacted(self) -> None:
+        """Remembers that a compaction was finished now."""
+        state = read_state(self._directory)._replace(last_compaction_at=time.time())
+        write_state(self._directory, state)
+
+    def last_compaction_at(self) -> float | None:
+        """When the last compaction was finished, in seconds since 1970."""
+        return read_state(self._directory).last_compaction_at
+
+    def close(self) -> None:
+        """Lets go of the backup."""
+        if self.backend is not None:
+            self.backend.close()

@@ -1,0 +1,101 @@
+"""Brings a node's database back from a backup."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup import fsio
+from cln_backup.errors import AlreadyExists, NotFound
+from cln_backup.node import DATABASE_NAME
+from cln_backup.replica import replay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cln_backup.backends.base import Backend
+    from cln_backup.change import Change
+
+_COMPANIONS = ("-journal", "-wal", "-shm")
+
+
+class Restored(NamedTuple):
+    """What a restore made.
+
+    Attributes:
+        path: of the database.
+        version: its data version.
+        changes: number of changes replayed.
+        size_bytes: of the database file.
+        foreign_key_faults: number of rows that refer to none, as the node itself had them.
+    """
+
+    path: str
+    version: int
+    changes: int
+    size_bytes: int
+    foreign_key_faults: int
+
+
+def restore(
+    backend: Backend, destination: str, progress: Callable[[Change], None] | None = None
+) -> Restored:
+    """Builds the database at the backup's version, checks it, and gives it its name.
+
+    `destination` is a file, or a directory: then `lightningd.sqlite3` in it. The database is built
+    beside its name and is complete, checked and on stable storage when the name appears; whatever
+    goes wrong before, the unfinished file is removed. Nothing is ever overwritten.
+
+    Raises:
+        AlreadyExists: the name, or that of a journal that SQLite would apply to it, is taken.
+        NotFound: the backup holds no change, or there is no such directory.
+        ReplayFailed, Damaged, StorageError: nothing was left behind.
+    """
+    path = target_path(destination)
+    if backend.head is None:
+        raise NotFound(
+            "The backup is empty: no change of a node was ever stored in it, so there is nothing "
+            "to restore."
+        )
+    built = f"{path}.restoring-{os.getpid()}"
+    try:
+        replica = replay(backend.stream_changes(), built, progress)
+        try:
+            faults = replica.check(backend.version)
+        finally:
+            replica.close()
+        fd = fsio.open_existing(built, writable=True, op="sync restored database")
+        try:
+            fsio.sync(fd, op="sync restored database")
+            size = fsio.size_bytes(fd)
+        finally:
+            os.close(fd)
+        target_path(destination)  # the node may have been started meanwhile
+        fsio.publish(built, path, op="publish restored database")
+    finally:
+        for name in (built, *(built + companion for companion in _COMPANIONS)):
+            fsio.remove(name, op="remove unfinished restore")
+    return Restored(path, backend.version, backend.version_count, size, faults)
+
+
+def target_path(destination: str) -> str:
+    """Where the database will stand, if nothing stands there.
+
+    Raises:
+        AlreadyExists, NotFound: as `restore`.
+    """
+    path = os.path.abspath(destination)
+    if os.path.isdir(path):
+        path = os.path.join(path, DATABASE_NAME)
+    elif destination.endswith("/"):
+        raise NotFound(f"There is no directory {destination}.")
+    if not os.path.isdir(os.path.dirname(path)):
+        raise NotFound(f"There is no directory {os.path.dirname(path)}.")
+    for name in (path, *(path + companion for companion in _COMPANIONS)):
+        if os.path.lexists(name):
+            raise AlreadyExists(
+                f"{name} exists, and a restore never overwrites. Make sure that no lightningd "
+                "runs on it, then move it away with everything of that name (-journal, -wal, "
+                "-shm); do not delete it before the node is well again."
+            )
+    return path

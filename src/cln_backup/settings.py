@@ -1,0 +1,118 @@
+"""What is kept in the node's network directory: `backup.lock`, and what the plugin remembers.
+
+`backup.lock` is the community plugin's, `{"backend_url": "…"}`; ours may also name the wallet's
+path. `backup.state` holds what may be lost without harm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, NamedTuple
+
+from cln_backup import fsio
+from cln_backup.errors import BadSettings
+
+LOCK_NAME = "backup.lock"
+STATE_NAME = "backup.state"
+_MAX_BYTES = 1 << 16
+
+
+class Settings(NamedTuple):
+    """The contents of `backup.lock`.
+
+    Attributes:
+        backend_url: where the backup is.
+        wallet: the database's path, where it is not `lightningd.sqlite3` in the directory.
+    """
+
+    backend_url: str
+    wallet: str | None = None
+
+
+class State(NamedTuple):
+    """The contents of `backup.state`.
+
+    Attributes:
+        boot_id: of the machine's run in which the last answer was given.
+        last_compaction_at: seconds since 1970.
+    """
+
+    boot_id: str | None = None
+    last_compaction_at: float | None = None
+
+
+def read_settings(directory: str) -> Settings:
+    """Reads `backup.lock` in a network directory.
+
+    Raises:
+        BadSettings: it is not there, or cannot be understood.
+    """
+    path = os.path.join(directory, LOCK_NAME)
+    if not os.path.exists(path):
+        raise BadSettings(
+            f"Could not find {LOCK_NAME} in the lightning-dir ({os.path.abspath(directory)}). "
+            "Without it nobody knows where the backup is, and the node must not run without one. "
+            "Stop the node and run: backup-cli init --lightning-dir "
+            f"{os.path.abspath(directory)} URL"
+        )
+    fields = _read_object(path)
+    url, wallet = fields.get("backend_url"), fields.get("wallet")
+    if not isinstance(url, str) or not isinstance(wallet, str | None):
+        raise BadSettings(f'{path} must be of the form {{"backend_url": "file:///the/path"}}.')
+    return Settings(url, wallet)
+
+
+def create_settings(directory: str, settings: Settings) -> None:
+    """Writes `backup.lock`; durable when it returns. Raises `AlreadyExists`, `StorageError`."""
+    path = os.path.join(directory, LOCK_NAME)
+    fields = {"backend_url": settings.backend_url}
+    if settings.wallet is not None:
+        fields["wallet"] = settings.wallet
+    built = f"{path}.new"
+    fd = fsio.create(built, op="write backup.lock", exclusive=False)
+    try:
+        fsio.write_at(fd, [json.dumps(fields).encode() + b"\n"], 0, op="write backup.lock")
+        fsio.sync(fd, op="sync backup.lock")
+        fsio.publish(built, path, op="publish backup.lock")
+    finally:
+        os.close(fd)
+        fsio.remove(built, op="remove unfinished backup.lock")
+
+
+def read_state(directory: str) -> State:
+    """Reads `backup.state`; an empty one where there is none.
+
+    Raises:
+        BadSettings: it cannot be understood.
+    """
+    path = os.path.join(directory, STATE_NAME)
+    if not os.path.exists(path):
+        return State()
+    fields = _read_object(path)
+    boot_id, compaction = fields.get("boot_id"), fields.get("last_compaction_at")
+    return State(
+        boot_id if isinstance(boot_id, str) else None,
+        compaction if isinstance(compaction, int | float) else None,
+    )
+
+
+def write_state(directory: str, state: State) -> None:
+    """Writes `backup.state`; durable when it returns. Raises `StorageError`."""
+    content = json.dumps(state._asdict()).encode() + b"\n"
+    fsio.write_file(os.path.join(directory, STATE_NAME), content, op="write backup.state")
+
+
+def _read_object(path: str) -> dict[str, Any]:
+    fd = fsio.open_existing(path, writable=False, op="read settings")
+    try:
+        content = fsio.read_at(fd, _MAX_BYTES, 0, op="read settings")
+    finally:
+        os.close(fd)
+    try:
+        fields = json.loads(content)
+    except ValueError as error:
+        raise BadSettings(f"{path} is no JSON: {error}. Mend it; nothing else was read.") from None
+    if not isinstance(fields, dict):
+        raise BadSettings(f"{path} is no JSON object. Mend it; nothing else was read.")
+    return fields

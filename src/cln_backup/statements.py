@@ -1,0 +1,111 @@
+"""What can be said about a statement of lightningd by looking at its text, without running it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_DATA_VERSION_BUMP = re.compile(
+    r"\s*UPDATE\s+vars\s+SET\s+intval\s*=\s*intval\s*\+\s*1\s+"
+    r"WHERE\s+name\s*=\s*'data_version'\s+AND\s+intval\s*=\s*(\d{1,10})\s*;?\s*",
+    re.IGNORECASE,
+)
+_PRAGMA = re.compile(r"\s*PRAGMA\b", re.IGNORECASE)
+_FOREIGN_KEYS = re.compile(
+    r"\s*PRAGMA\s+(?:main\s*\.\s*)?foreign_keys\s*(?:=\s*|\(\s*)['\"]?(\w+)", re.IGNORECASE
+)
+_NAME = r"[`\"\[]?(?:main[`\"\]]?\.[`\"\[]?)?(\w+)"
+_KIND = re.compile(r"\s*(CREATE\s+(?:UNIQUE\s+)?\w+|ALTER\s+\w+|DROP\s+\w+|\w+)", re.IGNORECASE)
+_TABLE = re.compile(
+    r"\s*(?:"
+    r"(?:INSERT|REPLACE)(?:\s+OR\s+\w+)?\s+INTO\s+"
+    r"|UPDATE(?:\s+OR\s+\w+)?\s+"
+    r"|DELETE\s+FROM\s+"
+    r"|CREATE\s+(?:TEMP(?:ORARY)?\s+)?(?:TABLE|VIEW)\s+(?:IF\s+NOT\s+EXISTS\s+)?"
+    r"|CREATE\s+(?:UNIQUE\s+)?INDEX\s+(?:IF\s+NOT\s+EXISTS\s+)?\S+\s+ON\s+"
+    r"|CREATE\s+TRIGGER\s+(?:IF\s+NOT\s+EXISTS\s+)?\S+.*?\sON\s+"
+    r"|ALTER\s+TABLE\s+"
+    r"|DROP\s+(?:TABLE|VIEW)\s+(?:IF\s+EXISTS\s+)?"
+    r")" + _NAME,
+    re.IGNORECASE | re.DOTALL,
+)
+_FAULTY_RESERVED_TIL = re.compile(r"reserved_til=([0-9]+)WHERE")
+_FAULTY_PEER_ID = re.compile(r"peer_id=([0-9]+)WHERE channels\.id=")
+_FAULTY = re.compile(r"[0-9]WHERE")
+_LITERAL = re.compile(r"'((?:[^']|'')*)'")
+_STRAY = re.compile("[\udc80-\udcff]")
+
+
+def is_pragma(statement: str) -> bool:
+    """Whether the statement is a `PRAGMA`."""
+    return _PRAGMA.match(statement) is not None
+
+
+def is_rider(statements: Sequence[str]) -> bool:
+    """Whether a call made of these statements is no transaction but a rider.
+
+    lightningd runs such statements at once, outside a transaction, and reports them with the
+    version at which the database already stands (db/db_sqlite3.c, `prepare_table_manip`).
+    """
+    return len(statements) > 0 and all(is_pragma(statement) for statement in statements)
+
+
+def foreign_keys_after(statements: Sequence[str], before: bool) -> bool:
+    """Whether foreign keys are enforced after a rider, if they were (not) before."""
+    enforced = before
+    for statement in statements:
+        if match := _FOREIGN_KEYS.match(statement):
+            enforced = match[1].upper() in {"ON", "1", "YES", "TRUE"}
+    return enforced
+
+
+def bumps_data_version_to(statement: str) -> int | None:
+    """The data version that this statement makes of the one before, if it is such a statement.
+
+    lightningd ends every transaction with it (db/exec.c, `db_data_version_incr`).
+    """
+    match = _DATA_VERSION_BUMP.fullmatch(statement)
+    return None if match is None else int(match[1]) + 1
+
+
+def kind(statement: str) -> str:
+    """What the statement does, such as `INSERT` or `CREATE TABLE`; says nothing of its contents."""
+    match = _KIND.match(statement)
+    return "statement" if match is None else " ".join(match[1].upper().split())
+
+
+def table(statement: str) -> str | None:
+    """The name of the table that the statement touches, where one is named."""
+    match = _TABLE.match(statement)
+    return None if match is None else match[1]
+
+
+def mend(statement: str) -> str:
+    """Puts back the space that old releases left out between a number and `WHERE`.
+
+    Releases before 2020-10 expanded two statements wrongly (lightningd pull request 4090).
+    SQLite 3.41 and later refuse the text as it stands.
+    """
+    if _FAULTY.search(statement) is None:
+        return statement
+    statement = _FAULTY_RESERVED_TIL.sub(r"reserved_til=\1 WHERE", statement)
+    return _FAULTY_PEER_ID.sub(r"peer_id=\1 WHERE channels.id=", statement)
+
+
+def with_stray_bytes_as_hex(statement: str) -> str:
+    """The same statement in valid text: string literals with bytes that are no UTF-8 become hex.
+
+    A text that a peer sent may hold any bytes. SQLite stores them as they are; its bindings for
+    Python take valid text only. `CAST(x'…' AS TEXT)` makes the same value.
+    """
+    return _LITERAL.sub(_literal_as_hex, statement)
+
+
+def _literal_as_hex(match: re.Match[str]) -> str:
+    if _STRAY.search(match[1]) is None:
+        return match[0]
+    content = match[1].replace("''", "'").encode("utf-8", "surrogateescape")
+    return f"CAST(x'{content.hex()}' AS TEXT)"

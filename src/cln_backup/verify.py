@@ -1,0 +1,62 @@
+"""Says how much of a backup is good."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup.replica import replay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cln_backup.backends.base import Backend
+    from cln_backup.change import Change
+
+
+class Verified(NamedTuple):
+    """What was found good.
+
+    Attributes:
+        version: the data version of the backup.
+        changes: number of changes.
+        replayed: whether they were replayed into a database, which was checked and removed.
+        foreign_key_faults: number of rows that refer to none, as the node itself had them.
+    """
+
+    version: int
+    changes: int
+    replayed: bool
+    foreign_key_faults: int
+
+
+def verify(
+    backend: Backend, *, replayed: bool, progress: Callable[[Change], None] | None = None
+) -> Verified:
+    """Reads every change; if asked for, replays them into a database that is removed again.
+
+    Opening the backend has judged its structure already. A format without checksums can be proved
+    by a replay only.
+
+    Raises:
+        Damaged, ReplayFailed: the message says up to which version the backup is good.
+        StorageError.
+    """
+    faults = 0
+    if replayed and backend.head is not None:
+        with tempfile.TemporaryDirectory(prefix=".verify-", dir=backend.scratch_dir) as directory:
+            path = os.path.join(directory, "replica.sqlite3")
+            replica = replay(backend.stream_changes(), path, progress)
+            try:
+                faults = replica.check(backend.version)
+            finally:
+                replica.close()
+    else:
+        for change in backend.stream_changes():
+            if change.snapshot is not None:
+                for _ in change.snapshot.chunks():
+                    pass
+            if progress is not None:
+                progress(change)
+    return Verified(backend.version, backend.version_count, replayed, faults)
