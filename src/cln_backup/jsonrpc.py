@@ -22,10 +22,10 @@ _ESCAPED_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
 
 
 class Message(msgspec.Struct):
-    """A request of lightningd, or a notification, which has no id."""
+    """A request of lightningd, or a notification, whose id is empty."""
 
     method: str
-    id: msgspec.Raw | None = None
+    id: msgspec.Raw = msgspec.Raw(b"")
     params: msgspec.Raw = msgspec.Raw(b"{}")
 
 
@@ -36,7 +36,7 @@ class DbWrite(msgspec.Struct):
     writes: list[str]
 
 
-class InitConfiguration(msgspec.Struct):
+class InitConfiguration(msgspec.Struct, frozen=True):
     """What `init` says of the node."""
 
     lightning_dir: str = msgspec.field(name="lightning-dir", default=".")

@@ -122,7 +122,7 @@ class Plugin:
             # lightningd forgets what it asked before: an answer now would be a fault.
             self._compact_id = None
             self._leave_at = time.monotonic() + guard.SHUTDOWN_S
-        elif message.id is None:
+        elif not bytes(message.id):
             return
         elif method == "getmanifest":
             self._answer(message, MANIFEST)
@@ -136,7 +136,6 @@ class Plugin:
             _write(jsonrpc.error(bytes(message.id), f"cln-backup has no command {method}."))
 
     def _answer(self, message: Message, result: object) -> None:
-        assert message.id is not None
         _write(jsonrpc.answer(bytes(message.id), result))
 
     def _log(self, level: str, message: str) -> None:
@@ -244,7 +243,6 @@ class Plugin:
         }
 
     def _compact(self, message: Message) -> None:
-        assert message.id is not None
         backend = self._replicator.backend
         if backend is None or self._compactor is not None or self._leave_at is not None:
             why = "a compaction is under way" if self._compactor else "the backup is not open"
