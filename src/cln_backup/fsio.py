@@ -127,6 +127,13 @@ def sync(fd: int, *, op: str) -> None:
             os.fdatasync(fd)
 
 
+def forget_cached(fd: int) -> None:
+    """Asks the system to read the file from its storage the next time, where it can be asked."""
+    if hasattr(os, "posix_fadvise"):
+        with _storage_errors("read again", fd):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def truncate(fd: int, length_bytes: int, *, op: str) -> None:
     """Cuts the file off; durable after a `sync`."""
     with _storage_errors(op, fd):
@@ -207,6 +214,47 @@ def _copy_whole(path: str, name: str) -> None:
             os.close(target)
     finally:
         os.close(source)
+
+
+def make_directory(path: str, *, op: str) -> bool:
+    """Makes a directory that only its owner may enter, durable with its name when it returns.
+
+    Returns whether it was made; `False` where there is one.
+    """
+    with _storage_errors(op, path):
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if os.path.isdir(path):
+                return False
+            raise AlreadyExists(f"{path} exists and is left as it is.") from None
+    sync_directory(os.path.dirname(path.rstrip("/")) or ".", op=op)
+    return True
+
+
+def remove_directory(path: str, *, op: str) -> None:
+    """Removes an empty directory of our own."""
+    with _storage_errors(op, path):
+        os.rmdir(path)
+
+
+def list_directory(path: str, *, op: str) -> list[str]:
+    """The names in a directory, sorted."""
+    with _storage_errors(op, path):
+        return sorted(os.listdir(path))
+
+
+def preallocate(fd: int, length_bytes: int, *, op: str) -> None:
+    """Fills a new file with zeros and syncs it, so that a later sync has only bytes to write.
+
+    Allocating alone would not do: the file system notes when a part is first written to, which
+    is one more write at each sync. Durable when it returns.
+    """
+    zeros = bytes(min(CHUNK_BYTES, length_bytes))
+    offset = 0
+    while offset < length_bytes:
+        offset = write_at(fd, [zeros[: length_bytes - offset]], offset, op=op)
+    sync(fd, op=op)
 
 
 def remove(path: str, *, op: str) -> None:

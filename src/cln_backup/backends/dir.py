@@ -1,0 +1,411 @@
+"""`dir:///path`: a directory of format 2, a log of sealed records that is only ever appended to."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+from cln_backup import fsio
+from cln_backup.backends.base import Backend, Staged, check_follows
+from cln_backup.backends.dir_history import Base, History
+from cln_backup.backends.dir_keys import create_keys, unlock
+from cln_backup.backends.dir_log import Tracker, find_end
+from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_snapshot_file
+from cln_backup.backends.dir_store import Listing, Store, damaged, list_files, read_open
+from cln_backup.backends.dir_upkeep import expired
+from cln_backup.backends.dir_url import Place, place_of
+from cln_backup.backends.dir_writer import SegmentWriter
+from cln_backup.backends.writer import WriterLock
+from cln_backup.change import Change, Head, Kind
+from cln_backup.errors import (
+    AlreadyExists,
+    Damaged,
+    Discontinuity,
+    NotFound,
+    StorageError,
+)
+from cln_backup.formats import v2
+from cln_backup.formats.v2_stream import pack_transaction
+from cln_backup.statements import foreign_keys_after
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LOCK_NAME = "backup"
+_DROP_BYTES = v2.FRAME_BYTES + v2.BODY_BYTES
+
+
+class DirBackend(Backend):
+    """A backup in a directory.
+
+    An append writes one record into zeros that were put on stable storage before, and syncs it.
+    """
+
+    def __init__(self, url: str, place: Place) -> None:
+        self.url = url
+        self.notices = []
+        self._place = place
+        self._lock: WriterLock | None = None
+        self._writer: SegmentWriter | None = None
+        self._base_fd = -1
+        self._finished = False
+
+    @classmethod
+    def create(cls, url: str, base: Change | None) -> None:
+        """See `Backend.create`. A backup is there as soon as its first base is."""
+        place = place_of(url)
+        made = fsio.make_directory(place.path, op="create backup")
+        if fsio.list_directory(place.path, op="list backup"):
+            raise AlreadyExists(
+                f"{place.path} is not empty, and is left as it is. If it is a backup, it can be "
+                "used as it is; otherwise choose another name."
+            )
+        backup_id = os.urandom(v2.ID_BYTES)
+        built = os.path.join(place.path, "base.creating")
+        try:
+            store = Store(place.path, backup_id, create_keys(place, backup_id))
+            size = 0
+            if base is not None:
+                assert base.snapshot is not None
+                size = base.snapshot.size_bytes
+            count = 0 if base is None else 1
+            version = 0 if base is None else base.version
+            start = v2.Position(1, 0, bytes(v2.SEAL_BYTES))
+            state = v2.BaseState(version, base is not None, True, count, size, start, count)
+            write_snapshot_file(
+                store,
+                built,
+                v2.FileKind.BASE,
+                1,
+                0,
+                v2.pack_base_state(state),
+                version,
+                None if base is None else base.snapshot,
+            )
+            fsio.publish(built, store.base_path(1, 1), op="publish new backup")
+        except BaseException:
+            for name in fsio.list_directory(place.path, op="list backup"):
+                fsio.remove(os.path.join(place.path, name), op="remove unfinished backup")
+            if made:
+                fsio.remove_directory(place.path, op="remove unfinished backup")
+            raise
+
+    @classmethod
+    def open(cls, url: str, *, writable: bool) -> DirBackend:
+        """See `Backend.open`. Nothing is written before the first append."""
+        place = place_of(url)
+        if not os.path.isdir(place.path):
+            raise NotFound(
+                f"There is no backup at {place.path}. `backup-cli init` makes one; if there was "
+                "one, look whether its disk is mounted."
+            )
+        backend = cls(url, place)
+        try:
+            if writable:
+                backend._lock = WriterLock(os.path.join(place.path, _LOCK_NAME))
+            backend._take_stock()
+        except BaseException:
+            backend.close()
+            raise
+        return backend
+
+    def _take_stock(self) -> None:
+        listing = self._open_base()
+        if self._lock is not None:
+            self.discard()
+        segments = [
+            number for number in listing.segments if number >= self._base.state.start.segment
+        ]
+        head, before = self._base.marks()
+        in_base = Tracker(self._base.state.ordinal, head, before, may_rewind=head is not None)
+        self._end, self._tracker = find_end(
+            self._store, segments, in_base, alone=self._lock is not None
+        )
+        self._history = History(self._store, self._base, segments, self._end)
+        if self._end.torn_bytes:
+            self.notices.append(
+                f"The backup ended with {self._end.torn_bytes} bytes of a change that was cut "
+                "while it was written. The node was never answered, so nothing is lost; the "
+                f"backup is at version {self._tracker.version}."
+            )
+        if self._lock is not None:
+            seal = last_seal(self._base.path)
+            keep = (str(self._place.keep), str(self._place.keep_days))
+            self._writer = SegmentWriter(self._store, self._end, seal, keep)
+        self._set_position()
+
+    def _open_base(self) -> Listing:
+        """Finds the newest base, and holds a lock on it that keeps what it needs from expiring."""
+        path = self._place.path
+        while True:
+            listing = list_files(path)
+            if not listing.bases:
+                if listing.segments:
+                    damaged(path, 0, 0, "no base is left in it, where the history starts")
+                raise NotFound(
+                    f"There is no backup in {path}. `backup-cli init` makes one; if there was "
+                    "one, look whether its disk is mounted."
+                )
+            generation, segment = listing.bases[-1]
+            base_path = os.path.join(path, f"base-{generation:010}-{segment:010}")
+            self._base_fd = fsio.open_existing(base_path, writable=False, op="open base")
+            if self._lock is None:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(self._base_fd, fcntl.LOCK_SH)
+            if os.path.exists(base_path):
+                break
+            os.close(self._base_fd)
+            self._base_fd = -1
+        found = read_open(self._base_fd, base_path)
+        if found.cipher == v2.PLAIN and self._place.key_source is not None:
+            raise Damaged(
+                f"The backup in {path} is not encrypted, but a key was given for it. Somebody may "
+                "have put another backup in the place of yours. If you know that it is not "
+                "encrypted, leave the key out."
+            )
+        key = None
+        if found.cipher != v2.PLAIN:
+            key = unlock(self._place, found.backup_id)
+        self._store = Store(path, found.backup_id, key)
+        header = self._store.read_header(
+            self._base_fd, base_path, v2.FileKind.BASE, generation
+        )
+        assert header is not None
+        state = v2.unpack_base_state(header.state)
+        if state.start.segment != segment:
+            damaged(base_path, 0, 0, "its name says another segment than its header")
+        if self._lock is not None:
+            os.close(self._base_fd)
+            self._base_fd = -1
+        self._base = Base(generation, base_path, state)
+        return listing
+
+    def _set_position(self) -> None:
+        head, before = self._effective(self._tracker.head), self._effective(self._tracker.before)
+        self._head = head
+        self.version = 0 if head is None else head.version
+        self.prev_version = before.version if before and self._tracker.may_rewind else 0
+        self.version_count = (
+            self._base.state.count + self._tracker.ordinal - self._base.state.ordinal
+        )
+
+    def _effective(self, mark: v2.Mark | None) -> v2.Mark | None:
+        """A change as the current base has it, into which it may have been folded."""
+        if mark is None or mark.at == v2.NOWHERE or not self._base.holds(mark):
+            return mark
+        return self._base.marks()[0]
+
+    def _require_writer(self) -> SegmentWriter:
+        assert self._writer is not None, "opened for reading"
+        if self._finished:
+            raise StorageError(
+                f"A write to {self._place.path} failed before, and what reached the disk is not "
+                "known; nothing more is written until the backup is opened anew."
+            )
+        return self._writer
+
+    @property
+    def head(self) -> Head | None:
+        """See `Backend.head`."""
+        head = self._head
+        return None if head is None else Head(head.version, head.kind, head.foreign_keys)
+
+    @property
+    def size_bytes(self) -> int:
+        """What all files take that hold something of the backup, expired ones left out."""
+        end = self._end if self._writer is None else self._writer.end
+        gone = set(expired(self._place.path, self._place.keep, self._place.keep_days))
+        total = 0
+        with os.scandir(self._place.path) as files:
+            for file in files:
+                if file.path in gone or not file.name.startswith(("log-", "base-", "snapshot-")):
+                    continue
+                if file.path == self._store.log_path(end.segment):
+                    total += end.end_bytes
+                elif file.name[:4] != "log-" or int(file.name[4:]) < end.segment:
+                    total += file.stat().st_size
+        return total
+
+    @property
+    def last_change_at(self) -> float | None:
+        """When the log was last written to, as the file system has it."""
+        if self.version_count == 0:
+            return None
+        path = self._store.log_path(self._end.segment) if self._end.segment else self._base.path
+        return os.stat(path).st_mtime
+
+    @property
+    def scratch_dir(self) -> str:
+        """The directory itself; for an encrypted backup, the system's own for temporary files.
+
+        What is worked on there is not encrypted, and must not lie where the backup lies.
+        """
+        if self._store.master_key is not None:
+            return tempfile.gettempdir()
+        return self._place.path
+
+    @property
+    def storage_dir(self) -> str:
+        """See `Backend.storage_dir`."""
+        return self._place.path
+
+    def add_change(self, change: Change) -> None:
+        """See `Backend.add_change`. A snapshot is published in a file of its own before."""
+        writer = self._require_writer()
+        check_follows(change, self.version, empty=self._head is None)
+        v2.pack_body(v2.Type.SNAPSHOT, change.version)
+        if change.transaction is None:
+            record_type, content = v2.Type.SNAPSHOT, b""
+            room_bytes = v2.HEADER_BYTES
+        else:
+            content = pack_transaction(change.transaction)
+            record_type = v2.Type.TRANSACTION
+            if change.kind is Kind.RIDER:
+                enforced = self._head is None or self._head.foreign_keys
+                enforced = foreign_keys_after(change.transaction, enforced)
+                record_type = v2.Type.RIDER if enforced else v2.Type.RIDER_WITHOUT_KEYS
+            # More than the worst that compression makes of it.
+            room_bytes = len(content) + len(content) // 128 + v2.HEADER_BYTES
+        with self._last_write():
+            segment = writer.prepare(self._tracker, room_bytes)
+            if change.transaction is None:
+                content = self._write_snapshot(writer, segment, change)
+            start = writer.append(record_type, change.version, content)
+            self._tracker.apply(record_type, change.version, start)
+        self._set_position()
+
+    def _write_snapshot(self, writer: SegmentWriter, segment: int, change: Change) -> bytes:
+        assert change.snapshot is not None
+        number = self._tracker.ordinal + 1
+        built = os.path.join(self._place.path, "snapshot.writing")
+        state = v2.SnapshotState(change.version, change.snapshot.size_bytes)
+        seal = write_snapshot_file(
+            self._store,
+            built,
+            v2.FileKind.SNAPSHOT,
+            number,
+            writer.end.epoch,
+            v2.pack_snapshot_state(state),
+            change.version,
+            change.snapshot,
+        )
+        fsio.publish(built, self._store.snapshot_path(segment, number), op="publish snapshot")
+        return v2.pack_reference(v2.Reference(number, change.snapshot.size_bytes, seal))
+
+    @contextlib.contextmanager
+    def _last_write(self) -> Iterator[None]:
+        """Whatever stops in here, an error or a signal, makes it this writer's last write."""
+        self._finished = True
+        yield
+        self._finished = False
+
+    def rewind(self) -> None:
+        """See `Backend.rewind`. The dropped change stays in the log, and a record drops it."""
+        writer = self._require_writer()
+        head = self._head
+        if head is None or not self._tracker.may_rewind:
+            raise Discontinuity(
+                "There is no change that could be dropped: only the last one can be in doubt, "
+                "and it was dropped already or there is none. Nothing was changed."
+            )
+        with self._last_write():
+            writer.prepare(self._tracker, _DROP_BYTES)
+            start = writer.append(v2.Type.DROP, head.version, b"")
+            self._tracker.apply(v2.Type.DROP, head.version, start)
+        self._set_position()
+        self.notices.append(
+            "The dropped change stays in the log, out of the way of a restore. "
+            "`backup-cli log --dropped` lists it."
+        )
+
+    def stream_changes(self, start: int = 0, *, head: bool = True) -> Iterator[Change]:
+        """See `Backend.stream_changes`."""
+        stop = None if head or self._head is None else self._head.at
+        for change in self._history.changes(stop):
+            if change.version >= start:
+                yield change
+
+    def dropped_changes(self) -> Iterator[Change]:
+        """The changes that `rewind` dropped, as far as they were not compacted away."""
+        return self._history.dropped()
+
+    def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:
+        """See `Backend.stage`. The next base; the log itself stays where it is."""
+        assert self._head is not None, "nothing to fold in an empty backup"
+        start, ordinal = self._head.at, self._tracker.ordinal - 1
+        if start == v2.NOWHERE:  # the head is the rider of the base that there is
+            start, ordinal = self._base.state.start, self._base.state.ordinal
+            foreign_keys = self._head.foreign_keys
+        version, snapshot = 0, None
+        if base is not None:
+            version, snapshot = base.version, base.snapshot
+        size = 0 if snapshot is None else snapshot.size_bytes
+        count = (snapshot is not None) + (not foreign_keys)
+        state = v2.BaseState(
+            version, snapshot is not None, foreign_keys, count, size, start, ordinal
+        )
+        path, kind = self._store.staged_path, v2.FileKind.BASE
+        generation = self._base.generation + 1
+        packed = v2.pack_base_state(state)
+        epoch = self._end.epoch
+        write_snapshot_file(
+            self._store, path, kind, generation, epoch, packed, version, snapshot, exclusive=True
+        )
+        try:
+            self._read_back(StoredSnapshot(self._store, path, kind, generation, version, size, None))
+        except BaseException:
+            self.discard()
+            raise
+        count_now = count + self._tracker.ordinal - ordinal
+        return Staged(self.size_bytes, 0, self.version_count - count_now)
+
+    def _read_back(self, stored: StoredSnapshot) -> None:
+        """Reads what was written, from the disk where the system lets us."""
+        fd = fsio.open_existing(stored.path, writable=False, op="read back compacted backup")
+        try:
+            fsio.forget_cached(fd)
+        finally:
+            os.close(fd)
+        for _ in stored.chunks():
+            pass
+
+    def stage_more(self, staged: Staged) -> Staged:
+        """See `Backend.stage_more`. There is nothing to copy: the log goes on as it is."""
+        return staged._replace(copied_bytes=1 << 62)
+
+    def replace(self, staged: Staged) -> None:  # noqa: ARG002
+        """See `Backend.replace`. One name is published; what has expired is removed beside."""
+        writer = self._require_writer()
+        generation = self._base.generation + 1
+        fd = fsio.open_existing(self._store.staged_path, writable=False, op="open new base")
+        try:
+            header = self._store.read_header(
+                fd, self._store.staged_path, v2.FileKind.BASE, generation, self.version
+            )
+        finally:
+            os.close(fd)
+        assert header is not None
+        state = v2.unpack_base_state(header.state)
+        path = self._store.base_path(generation, state.start.segment)
+        with self._last_write():
+            fsio.publish(self._store.staged_path, path, op="publish compacted backup")
+        self._base = Base(generation, path, state)
+        self._set_position()
+        writer.start_upkeep()
+
+    def discard(self) -> None:
+        """See `Backend.discard`."""
+        fsio.remove(os.path.join(self._place.path, "base.compacting"), op="remove compaction")
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._base_fd >= 0:
+            os.close(self._base_fd)
+            self._base_fd = -1
+        if self._lock is not None:
+            self._lock.release()

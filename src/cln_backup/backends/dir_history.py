@@ -1,0 +1,167 @@
+"""Reads the changes of a `dir:` backup in order, seeing through dropped ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup.backends.dir_log import LogEnd, pieces, read_piece
+from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal
+from cln_backup.backends.dir_store import damaged
+from cln_backup.change import FOREIGN_KEYS_OFF, Change, Kind
+from cln_backup.formats import v2
+from cln_backup.formats.v2_stream import Inflater, unpack_transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cln_backup.backends.dir_log import Piece
+    from cln_backup.backends.dir_store import Store
+    from cln_backup.formats.v2_stream import Record
+
+
+class Base(NamedTuple):
+    """A base that was read: where a generation of the history starts."""
+
+    generation: int
+    path: str
+    state: v2.BaseState
+
+    def marks(self) -> tuple[v2.Mark | None, v2.Mark | None]:
+        """The last two changes that the base stands for."""
+        if not self.state.snapshot:
+            return None, None
+        version = self.state.version
+        snapshot = v2.Mark(Kind.SNAPSHOT, True, version, v2.NOWHERE)
+        if self.state.foreign_keys:
+            return snapshot, None
+        return v2.Mark(Kind.RIDER, False, version, v2.NOWHERE), snapshot
+
+    def changes(self, store: Store) -> list[Change]:
+        """The changes that the base stands for."""
+        if not self.state.snapshot:
+            return []
+        version, size = self.state.version, self.state.size_bytes
+        kind = v2.FileKind.BASE
+        stored = StoredSnapshot(store, self.path, kind, self.generation, version, size, None)
+        changes = [Change(version, stored, None)]
+        if not self.state.foreign_keys:
+            changes.append(Change(version, None, (FOREIGN_KEYS_OFF,)))
+        return changes
+
+    def holds(self, mark: v2.Mark) -> bool:
+        """Whether a change is folded into the base."""
+        return mark.at[:2] < self.state.start[:2]
+
+
+class History(NamedTuple):
+    """What a reader goes through.
+
+    Attributes:
+        segments: numbers of those from the base's on.
+        end: where the log ended when it was opened.
+    """
+
+    store: Store
+    base: Base
+    segments: Sequence[int]
+    end: LogEnd
+
+    def changes(self, stop: v2.Position | None) -> Iterator[Change]:
+        """The changes that were not dropped; with `stop`, those before that place only.
+
+        `NOWHERE` as a stop leaves out the last change of the base itself.
+        """
+        in_base = self.base.changes(self.store)
+        if stop == v2.NOWHERE:
+            yield from in_base[:-1]
+            return
+        yield from in_base[:-1]
+        # A change can be given out only when the next record does not drop it.
+        held = in_base[-1] if in_base else None
+        for record, piece, inflater in self.records():
+            if stop is not None and record.start[:2] == stop[:2]:
+                break
+            if record.type is v2.Type.DROP:
+                held = None
+                continue
+            if held is not None:
+                yield held
+            held = self._change(record, piece, inflater)
+        if held is not None:
+            yield held
+
+    def dropped(self) -> Iterator[Change]:
+        """The changes that were dropped, as far as their segments are still there."""
+        held: Change | None = None
+        for record, piece, inflater in self.records():
+            if record.type is not v2.Type.DROP:
+                held = self._change(record, piece, inflater)
+            elif held is not None:
+                yield held
+
+    def records(self) -> Iterator[tuple[Record, Piece, Inflater]]:
+        """The records from the base on, each with what is needed to inflate it.
+
+        Each compressed one must be inflated, in order, before the next is asked for.
+        """
+        start = self.base.state.start
+        found = start.offset_bytes == 0
+        first = True
+        for piece in pieces(self.store, self.segments, self.end):
+            if first:
+                self._check_first(piece)
+                first = False
+            inflater = Inflater()
+            for record in read_piece(self.store, piece):
+                if not found and record.start[:2] == start[:2]:
+                    if record.start.seal != start.seal:
+                        break
+                    found = True
+                if found:
+                    yield record, piece, inflater
+                elif record.type in v2.COMPRESSED:
+                    self._inflate(record, piece, inflater)
+            if not found:
+                break
+        if not found:
+            damaged(self.base.path, 0, 0, "the place where the log goes on from it is not there")
+
+    def _check_first(self, piece: Piece) -> None:
+        start, state = self.base.state.start, piece.segment.state
+        if start.offset_bytes:
+            good = piece.segment.number == start.segment
+        else:
+            good = state.prev_segment == 0 and state.prev_seal == last_seal(self.base.path)
+        if not good:
+            path = self.store.log_path(piece.segment.number)
+            damaged(path, 0, 0, f"it does not go on from {self.base.path}; a segment is missing")
+
+    def _change(self, record: Record, piece: Piece, inflater: Inflater) -> Change:
+        if record.type in v2.COMPRESSED:
+            content = self._inflate(record, piece, inflater)
+            return Change(record.version, None, unpack_transaction(content))
+        segment = piece.segment.number
+        path = self.store.log_path(segment)
+        try:
+            if record.type is not v2.Type.SNAPSHOT:
+                raise v2.Malformed(f"a record of type {record.type.name} in the log")
+            number, size, seal = v2.unpack_reference(record.payload)
+        except v2.Malformed as error:
+            damaged(path, record.start.offset_bytes, record.version - 1, f"it has {error}")
+        stored = StoredSnapshot(
+            self.store,
+            self.store.snapshot_path(segment, number),
+            v2.FileKind.SNAPSHOT,
+            number,
+            record.version,
+            size,
+            seal,
+        )
+        return Change(record.version, stored, None)
+
+    def _inflate(self, record: Record, piece: Piece, inflater: Inflater) -> bytes:
+        try:
+            return inflater.inflate(record.payload)
+        except v2.Malformed as error:
+            path = self.store.log_path(piece.segment.number)
+            damaged(path, record.start.offset_bytes, record.version - 1, f"it has {error}")

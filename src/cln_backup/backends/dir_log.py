@@ -1,0 +1,331 @@
+"""Reads the log of a `dir:` backup: the chain of its segments, and what their records amount to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cln_backup import fsio
+from cln_backup.backends.dir_records import Tail, Unreadable, judge_tail, records
+from cln_backup.backends.dir_store import READ, damaged
+from cln_backup.change import Kind
+from cln_backup.formats import v2
+from cln_backup.formats.v2_stream import Decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cln_backup.backends.dir_store import Header, Store
+    from cln_backup.formats.v2_stream import Record
+
+_SETTLE_TRIES: Final = 20
+_SETTLE_S: Final = 0.01
+
+
+class Segment(NamedTuple):
+    """A segment that was begun: its header was written."""
+
+    number: int
+    header: Header
+    state: v2.LogState
+
+
+class LogEnd(NamedTuple):
+    """Where the log ends, and all that the next writer must know.
+
+    Attributes:
+        segment: number of the last one that was begun; 0 where there is none.
+        end_bytes, seal, digest: where it ends, its last seal, SHA-256 of all before.
+        epoch: of its writer.
+        last_number: of the last segment, begun or not.
+        torn_bytes: length of what a cut left behind the end.
+        changed_at: when the file was last written, in seconds since 1970.
+    """
+
+    segment: int
+    end_bytes: int
+    seal: bytes
+    digest: bytes
+    epoch: int
+    last_number: int
+    torn_bytes: int
+    changed_at: float | None
+
+
+class Tracker:
+    """What the records up to here amount to."""
+
+    def __init__(
+        self, ordinal: int, head: v2.Mark | None, before: v2.Mark | None, *, may_rewind: bool
+    ) -> None:
+        self.ordinal = ordinal
+        self.head = head
+        self.before = before
+        self.may_rewind = may_rewind
+
+    @property
+    def version(self) -> int:
+        """Data version of the head."""
+        return 0 if self.head is None else self.head.version
+
+    def apply(self, record_type: v2.Type, version: int, start: v2.Position) -> None:
+        """Takes one record into account. Raises `Malformed` where it cannot follow."""
+        if record_type is v2.Type.DROP:
+            if not self.may_rewind or self.head is None:
+                raise v2.Malformed("a change that is dropped where there is none to drop")
+            self.head, self.before, self.may_rewind = self.before, None, False
+            self.ordinal -= 1
+            return
+        foreign_keys = self.head is None or self.head.foreign_keys
+        if record_type is v2.Type.TRANSACTION:
+            kind = Kind.TRANSACTION
+        elif record_type is v2.Type.SNAPSHOT:
+            kind, foreign_keys = Kind.SNAPSHOT, True
+        elif record_type in (v2.Type.RIDER, v2.Type.RIDER_WITHOUT_KEYS):
+            kind, foreign_keys = Kind.RIDER, record_type is v2.Type.RIDER
+        else:
+            raise v2.Malformed(f"a record of type {record_type.name} in the log")
+        self.before = self.head
+        self.head = v2.Mark(kind, foreign_keys, version, start)
+        self.may_rewind = True
+        self.ordinal += 1
+
+
+def open_segment(store: Store, number: int, version: int = 0) -> tuple[int, Segment | None]:
+    """A segment's descriptor, for the caller to close, and what its header says.
+
+    `None` in the place of a header where the segment was not begun.
+    """
+    path = store.log_path(number)
+    fd = fsio.open_existing(path, writable=False, op="open segment")
+    try:
+        header = store.read_header(fd, path, v2.FileKind.LOG, number, version)
+        if header is None:
+            return fd, None
+        try:
+            state = v2.unpack_log_state(header.state)
+        except v2.Malformed as error:
+            damaged(path, 0, version, f"it has {error}")
+        return fd, Segment(number, header, state)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def find_end(
+    store: Store, numbers: Sequence[int], tracker: Tracker, *, alone: bool
+) -> tuple[LogEnd, Tracker]:
+    """Finds the end of the log; the tracker given is for a log without a segment.
+
+    Args:
+        store: the backup.
+        numbers: of all segments, in order.
+        tracker: what the base amounts to.
+        alone: whether no writer can be at work. Otherwise what looks like damage at the very end
+            may be a record that is being written at this moment, and is looked at again.
+
+    Raises:
+        Damaged: the last segment holds bytes that cannot be right.
+        StorageError.
+    """
+    last_number = numbers[-1] if numbers else 0
+    torn_bytes = 0
+    for number in reversed(numbers):
+        fd, segment = open_segment(store, number)
+        try:
+            if segment is not None:
+                return _walk(store, fd, segment, last_number, torn_bytes, alone=alone)
+            path = store.log_path(number)
+            if _settled_tail(fd, v2.HEADER_BYTES, alone=alone, cut_before=True) is Tail.DAMAGED:
+                damaged(path, 0, tracker.version, "its header is missing, and the rest is not")
+        finally:
+            os.close(fd)
+    none = LogEnd(0, 0, bytes(v2.SEAL_BYTES), bytes(v2.DIGEST_BYTES), 0, last_number, 0, None)
+    return none, tracker
+
+
+def _walk(
+    store: Store, fd: int, segment: Segment, last_number: int, torn_bytes: int, *, alone: bool
+) -> tuple[LogEnd, Tracker]:
+    path = store.log_path(segment.number)
+    state = segment.state
+    tracker = Tracker(state.ordinal, state.head, state.before, may_rewind=state.may_rewind)
+    decoder = Decoder(segment.header.sealer, segment.header.seal)
+    end = v2.HEADER_BYTES
+    size = fsio.size_bytes(fd)
+    unreadable = None
+    try:
+        for record in records(fd, decoder, segment.number, size):
+            tracker.apply(record.type, record.version, record.start)
+            end = record.end_bytes
+    except Unreadable as error:
+        unreadable = error
+    except v2.Malformed as error:
+        damaged(path, end, tracker.version, f"it has {error}")
+    if unreadable is not None:
+        tail = _settled_tail(fd, end, alone=alone)
+        if tail is Tail.DAMAGED:
+            damaged(
+                path,
+                end,
+                tracker.version,
+                f"expected the record that follows version {tracker.version}, found "
+                f"{unreadable.found}",
+            )
+        if tail is Tail.TORN:
+            torn_bytes = size - end
+    digest = hashlib.sha256()
+    for chunk in fsio.chunks_at(fd, end, 0, op=READ):
+        digest.update(chunk)
+    found = LogEnd(
+        segment.number,
+        end,
+        decoder.seal,
+        digest.digest(),
+        segment.header.open.epoch,
+        last_number,
+        torn_bytes,
+        os.fstat(fd).st_mtime,
+    )
+    return found, tracker
+
+
+def _settled_tail(fd: int, offset: int, *, alone: bool, cut_before: bool = False) -> Tail:
+    """The tail, looked at until it is no damage, as long as a writer may be writing it."""
+    tail = judge_tail(fd, offset, cut_before=cut_before)
+    for _ in range(0 if alone else _SETTLE_TRIES):
+        if tail is not Tail.DAMAGED:
+            break
+        time.sleep(_SETTLE_S)
+        tail = judge_tail(fd, offset, cut_before=cut_before)
+    return tail
+
+
+class Piece(NamedTuple):
+    """A segment and the part of it that counts.
+
+    Attributes:
+        end_bytes: where it ends.
+        seal, digest: what the next segment says of it; `None` where there is no next one.
+    """
+
+    fd: int
+    segment: Segment
+    end_bytes: int
+    seal: bytes | None
+    digest: bytes | None
+
+
+def pieces(store: Store, numbers: Sequence[int], end: LogEnd) -> Iterator[Piece]:
+    """The segments up to the end of the log, in order, each checked against the next.
+
+    A segment's descriptor is closed when the next one is asked for.
+
+    Raises:
+        Damaged: one is missing, or does not go on from the one before.
+    """
+    last: Segment | None = None
+    last_fd = -1
+    try:
+        for number in numbers:
+            if number > end.segment:
+                break
+            if not os.path.exists(store.log_path(number)):
+                continue  # claimed and never begun, and removed meanwhile; or the link will tell
+            version = 0 if last is None or last.state.head is None else last.state.head.version
+            fd, segment = open_segment(store, number, version)
+            if segment is None:
+                os.close(fd)
+                continue
+            try:
+                if last is not None:
+                    _check_link(store, last, segment)
+                    state = segment.state
+                    digest = state.prev_digest
+                    yield Piece(last_fd, last, state.prev_end_bytes, state.prev_seal, digest)
+            except BaseException:
+                os.close(fd)
+                raise
+            if last_fd >= 0:
+                os.close(last_fd)
+            last, last_fd = segment, fd
+        if end.segment and (last is None or last.number != end.segment):
+            damaged(store.log_path(end.segment), 0, 0, "it is missing")
+        if last is not None:
+            yield Piece(last_fd, last, end.end_bytes, None, None)
+    finally:
+        if last_fd >= 0:
+            os.close(last_fd)
+
+
+def _check_link(store: Store, last: Segment, segment: Segment) -> None:
+    path = store.log_path(segment.number)
+    version = 0 if segment.state.head is None else segment.state.head.version
+    if segment.state.prev_segment != last.number:
+        damaged(
+            path,
+            0,
+            version,
+            f"it goes on from segment {segment.state.prev_segment}, and the one before it here is "
+            f"{last.number}; one is missing",
+        )
+    if segment.header.open.epoch < last.header.open.epoch:
+        damaged(path, 0, version, "its writer is older than that of the segment before")
+
+
+def read_piece(store: Store, piece: Piece) -> Iterator[Record]:
+    """The records of a segment up to its end.
+
+    Raises:
+        Damaged: a record does not hold, or the segment ends elsewhere than the next one says.
+    """
+    path = store.log_path(piece.segment.number)
+    header = piece.segment.header
+    decoder = Decoder(header.sealer, header.seal)
+    version = 0 if piece.segment.state.head is None else piece.segment.state.head.version
+    end = v2.HEADER_BYTES
+    try:
+        for record in records(piece.fd, decoder, piece.segment.number, piece.end_bytes):
+            yield record
+            version = record.version - (record.type is v2.Type.DROP)
+            end = record.end_bytes
+    except Unreadable as error:
+        damaged(
+            path,
+            error.offset_bytes,
+            version,
+            f"expected the record that follows version {version}, found {error.found}",
+        )
+    if end != piece.end_bytes or piece.seal not in (None, decoder.seal):
+        damaged(path, end, version, "the next segment goes on from another end")
+    if piece.seal is not None:
+        check_tail_of_closed(store, piece, version)
+
+
+def check_tail_of_closed(store: Store, piece: Piece, version: int) -> None:
+    """Checks what stands behind the end of a segment that is followed by another.
+
+    A cut may have left a torn record there, and a writer that did not yet know of its successor a
+    whole one; neither was answered.
+    """
+    tail = judge_tail(piece.fd, piece.end_bytes)
+    if tail is Tail.DAMAGED and _next_is_whole(piece):
+        return
+    if tail is Tail.DAMAGED:
+        path = store.log_path(piece.segment.number)
+        damaged(path, piece.end_bytes, version, f"behind its end stands {tail.value}")
+
+
+def _next_is_whole(piece: Piece) -> bool:
+    header = piece.segment.header
+    decoder = Decoder(header.sealer, header.seal)
+    end = v2.HEADER_BYTES
+    try:
+        size = fsio.size_bytes(piece.fd)
+        for record in records(piece.fd, decoder, piece.segment.number, size):
+            end = record.end_bytes
+    except Unreadable:
+        return end > piece.end_bytes and judge_tail(piece.fd, end) is not Tail.DAMAGED
+    return True

@@ -1,0 +1,100 @@
+"""Prepares and clears up beside a writer: `python -m cln_backup.backends.dir_upkeep PATH KEEP DAYS`.
+
+A process of its own at the lowest priority. It needs no key: the names say all that it must know.
+What it leaves undone, or half done when it is killed, the next one does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+
+from cln_backup import fsio
+from cln_backup.backends.dir_store import SPARE, list_files
+from cln_backup.backends.dir_writer import SEGMENT_BYTES
+from cln_backup.errors import StorageError
+
+_DAY_S = 86_400
+
+
+def make_spare(path: str) -> None:
+    """Prepares the file of zeros that becomes the next segment; durable when it returns."""
+    spare = os.path.join(path, SPARE)
+    for name in fsio.list_directory(path, op="list backup"):
+        if name.startswith(f"{SPARE}.") and name != f"{SPARE}.first-{os.getppid()}":
+            fsio.remove(os.path.join(path, name), op="remove unfinished spare")
+    if os.path.exists(spare):
+        return
+    # A name of its own for each process: nobody writes into a file that became a segment.
+    built = f"{spare}.new-{os.getpid()}"
+    fd = fsio.create(built, op="create spare")
+    try:
+        fsio.preallocate(fd, SEGMENT_BYTES, op="preallocate spare")
+        fsio.replace(built, spare, op="publish spare")
+    except BaseException:
+        fsio.remove(built, op="remove unfinished spare")
+        raise
+    finally:
+        os.close(fd)
+
+
+def expired(path: str, keep: int, keep_days: int) -> list[str]:
+    """The files that no generation needs which is to be kept, in the order to remove them in.
+
+    A generation is kept while it is among the `keep` newest besides the current one, or the next
+    one took its place less than `keep_days` ago.
+    """
+    listing = list_files(path)
+    bases = listing.bases
+    now = time.time()
+    first_kept = max(0, len(bases) - 1 - keep)
+    for index in range(first_kept):
+        successor = os.path.join(path, "base-{:010}-{:010}".format(*bases[index + 1]))
+        if now - os.stat(successor).st_mtime < keep_days * _DAY_S:
+            first_kept = index
+            break
+    if not bases:
+        return []
+    needed_from = bases[first_kept][1]
+    names = ["base-{:010}-{:010}".format(*base) for base in bases[:first_kept]]
+    names += [f"log-{number:010}" for number in listing.segments if number < needed_from]
+    names += [
+        "snapshot-{:010}-{:010}".format(*snapshot)
+        for snapshot in listing.snapshots
+        if snapshot[0] < needed_from
+    ]
+    return [os.path.join(path, name) for name in names]
+
+
+def remove_expired(path: str, keep: int, keep_days: int) -> None:
+    """Removes what has expired, but nothing from the oldest generation on that is being read.
+
+    A reader holds a shared lock on its base.
+    """
+    for name in expired(path, keep, keep_days):
+        fd = fsio.open_existing(name, writable=False, op="open expired file")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fsio.remove(name, op="remove expired file")
+        except BlockingIOError:
+            return
+        finally:
+            os.close(fd)
+
+
+def main() -> int:
+    """The process beside a writer."""
+    os.nice(19)
+    path, keep, keep_days = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    try:
+        make_spare(path)
+        remove_expired(path, keep, keep_days)
+    except StorageError:
+        return StorageError.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

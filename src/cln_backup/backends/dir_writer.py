@@ -1,0 +1,221 @@
+"""Appends to the log of a `dir:` backup: one writer's segments, its epoch.
+
+A segment is claimed by giving its name to a file of zeros, which no two writers can do; only then
+the writer looks whether the log still ends where it found it. A writer looks for the claim of a
+later one before each record, and again when the record is synced, before it is answered. So of
+two writers that do not know of each other, on machines that share the directory, at least one
+sees the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Final
+
+from cln_backup import fsio
+from cln_backup.backends.dir_records import Tail, judge_tail
+from cln_backup.errors import AlreadyExists, WriterConflict
+from cln_backup.formats import v2
+from cln_backup.formats.v2_stream import Encoder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cln_backup.backends.dir_log import LogEnd, Tracker
+    from cln_backup.backends.dir_store import Store
+
+SEGMENT_BYTES: Final = 1 << 20
+FIRST_SEGMENT_BYTES: Final = 1 << 18
+"""Zeros written while the node waits, where no spare lies ready."""
+
+_UPKEEP_WAIT_S: Final = 3.0
+
+
+class SegmentWriter:
+    """Appends records; starts with none, and claims its first segment at the first append.
+
+    Attributes:
+        end: where the log ends.
+    """
+
+    def __init__(self, store: Store, end: LogEnd, seal: bytes, upkeep: Sequence[str]) -> None:
+        """Starts behind `end`; in an empty log, behind the base with the seal given.
+
+        `upkeep` are the arguments of the process beside, besides the directory.
+        """
+        self._store = store
+        self._upkeep_arguments = upkeep
+        self.end = end if end.segment else end._replace(seal=seal)
+        self._epoch = end.epoch + 1
+        self._fd = -1
+        self._capacity_bytes = 0
+        self._encoder: Encoder | None = None
+        self._digest = hashlib.sha256()
+        self._next_path = ""
+        self._leftover = end
+        self._upkeep: subprocess.Popen[bytes] | None = None
+        self._spare_wanted = True
+
+    def prepare(self, tracker: Tracker, size_bytes: int) -> int:
+        """Makes sure that there is a segment with room for a record of about this size.
+
+        Returns the segment's number.
+
+        Raises:
+            WriterConflict: a later writer is at work.
+        """
+        if self._fd < 0 or self.end.end_bytes + size_bytes > max(
+            self._capacity_bytes, v2.HEADER_BYTES + size_bytes
+        ):
+            self._begin(tracker)
+        return self.end.segment
+
+    def _begin(self, tracker: Tracker) -> None:
+        """Claims the next segment and writes its header. Durable with the first record."""
+        prev, number = self.end, self.end.last_number + 1
+        fd = self._claim(number)
+        try:
+            if self._fd < 0:
+                self._require_end(prev)
+            state = v2.LogState(
+                prev.segment,
+                prev.end_bytes,
+                prev.seal,
+                prev.digest if self._fd < 0 else self._digest.digest(),
+                tracker.ordinal,
+                tracker.may_rewind,
+                tracker.head,
+                tracker.before,
+            )
+            header, sealer = self._store.new_header(
+                v2.FileKind.LOG, number, self._epoch, v2.pack_log_state(state)
+            )
+            fsio.write_at(fd, [header], 0, op="write segment header")
+            self._capacity_bytes = fsio.size_bytes(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = fd
+        self._encoder = Encoder(sealer, header[-v2.SEAL_BYTES :])
+        self._digest = hashlib.sha256(header)
+        self._next_path = self._store.log_path(number + 1)
+        self._leftover = prev
+        self._spare_wanted = True
+        self.end = prev._replace(
+            segment=number, end_bytes=v2.HEADER_BYTES, epoch=self._epoch, last_number=number
+        )
+
+    def _claim(self, number: int) -> int:
+        path = self._store.log_path(number)
+        built = self._store.spare_path
+        if not os.path.exists(built):
+            built = f"{self._store.spare_path}.first-{os.getpid()}"
+            fd = fsio.create(built, op="create segment", exclusive=False)
+            try:
+                fsio.preallocate(fd, FIRST_SEGMENT_BYTES, op="preallocate segment")
+            finally:
+                os.close(fd)
+        try:
+            fsio.publish(built, path, op="claim segment")
+        except AlreadyExists:
+            raise self._conflict(path) from None
+        # By its name, not by the descriptor that wrote the zeros: the spare is made by a process
+        # of its own, which may have put a new one in its place.
+        return fsio.open_existing(path, writable=True, op="open segment")
+
+    def _require_end(self, prev: LogEnd) -> None:
+        """Makes sure that no other writer went on behind the end, before this one's claim."""
+        if not prev.segment:
+            return
+        path = self._store.log_path(prev.segment)
+        fd = fsio.open_existing(path, writable=False, op="open segment")
+        try:
+            if not prev.torn_bytes and judge_tail(fd, prev.end_bytes) is not Tail.CLEAN:
+                raise self._conflict(path)
+        finally:
+            os.close(fd)
+
+    def append(self, record_type: v2.Type, version: int, content: bytes) -> v2.Position:
+        """Appends one record; it is on stable storage when this returns. Returns its start.
+
+        Raises:
+            WriterConflict: a later writer is at work; what was written does not count.
+            StorageError, BadChange.
+        """
+        encoder = self._encoder
+        assert encoder is not None, "no segment is prepared"
+        self._require_no_later_writer()
+        start = v2.Position(self.end.segment, self.end.end_bytes, encoder.seal)
+        data = encoder.encode(record_type, version, content)
+        end = fsio.write_at(self._fd, [data], start.offset_bytes, op="append record")
+        fsio.sync(self._fd, op="sync record")
+        self._require_no_later_writer()
+        self._digest.update(data)
+        self.end = self.end._replace(end_bytes=end, seal=encoder.seal)
+        if start.offset_bytes == v2.HEADER_BYTES:
+            self._trim_previous()
+        if self._spare_wanted and end > self._capacity_bytes // 8:
+            self.start_upkeep()
+        return start
+
+    def _require_no_later_writer(self) -> None:
+        if os.path.lexists(self._next_path):
+            raise self._conflict(self._next_path)
+
+    def _conflict(self, path: str) -> WriterConflict:
+        return WriterConflict(
+            f"Another process began to write to this backup after this one ({path} is not ours); "
+            "this one has lost the right to write and stores nothing more. Two nodes must never "
+            "share a backup, and a node must never run twice: find the other one."
+        )
+
+    def _trim_previous(self) -> None:
+        """Cuts off what was never used of the segment before, now that the next one is durable."""
+        prev = self._leftover
+        if prev.segment:
+            path = self._store.log_path(prev.segment)
+            fd = fsio.open_existing(path, writable=True, op="open segment")
+            try:
+                fsio.truncate(fd, prev.end_bytes, op="trim segment")
+            finally:
+                os.close(fd)
+        for number in range(prev.segment + 1, self.end.segment):
+            fsio.remove(self._store.log_path(number), op="remove unused segment")
+
+    def start_upkeep(self) -> None:
+        """Starts the process that prepares the next segment and removes what has expired.
+
+        It runs beside, at low priority, so that the node does not wait for it. That it cannot be
+        started is no fault of the backup: the next segment is then prepared while the node waits.
+        """
+        self._spare_wanted = False
+        if self._upkeep is not None and self._upkeep.poll() is None:
+            return
+        command = [sys.executable, "-m", "cln_backup.backends.dir_upkeep", self._store.path]
+        command.extend(self._upkeep_arguments)
+        with contextlib.suppress(OSError):
+            self._upkeep = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+
+    def close(self) -> None:
+        """Lets go of the segment, and waits for the process beside."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._upkeep is not None:
+            try:
+                self._upkeep.wait(_UPKEEP_WAIT_S)
+            except subprocess.TimeoutExpired:
+                self._upkeep.kill()
+                self._upkeep.wait()
+            self._upkeep = None

@@ -1,0 +1,325 @@
+"""Format 2: files of sealed records. `docs/format.md` has the byte tables and the threat model.
+
+Every file starts with a header of one sector that says what the file is, and goes on with records.
+The seal of each record covers the record and the seal before it, so that the last one vouches for
+all of them; the first one covers the header. This module is about the bytes alone: `seals` makes
+and checks seals, `v2_stream` brings changes into records and back.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from cln_backup.change import Kind
+from cln_backup.errors import BadChange
+
+MAGIC: Final = b"CLNBKP2\n"
+HEADER_BYTES: Final = 512
+SECTOR_BYTES: Final = 512
+ID_BYTES: Final = 16
+SALT_BYTES: Final = 32
+SEAL_BYTES: Final = 16
+DIGEST_BYTES: Final = 32
+
+PLAIN: Final = 0
+AES_256_GCM: Final = 1
+
+MARK: Final = 0xC3
+END_MARK: Final = 0x3C
+"""Neither can come out of zeros, nor become zero, by a single flipped bit."""
+
+MAX_TRANSACTION_BYTES: Final = 1 << 30
+CHUNK_BYTES: Final = 1 << 20
+MAX_BODY_BYTES: Final = MAX_TRANSACTION_BYTES + (1 << 24)
+MAX_VERSION: Final = (1 << 64) - 1
+
+_OPEN = struct.Struct("!8sBB6x16sQQQ32s")
+_HEAD = struct.Struct("!BI")
+_FOOT = struct.Struct("!IB")
+_BODY = struct.Struct("!BQ")
+_MARK = struct.Struct("!BBQQQ16s")
+_LOG = struct.Struct(f"!QQ16s32sQB{_MARK.size}s{_MARK.size}s")
+_BASE = struct.Struct("!QBBBQQQ16sQ")
+_SNAPSHOT = struct.Struct("!QQ")
+_REFERENCE = struct.Struct("!QQ16s")
+
+OPEN_BYTES: Final = _OPEN.size
+STATE_BYTES: Final = HEADER_BYTES - OPEN_BYTES - SEAL_BYTES
+HEAD_BYTES: Final = _HEAD.size
+FOOT_BYTES: Final = _FOOT.size
+FRAME_BYTES: Final = HEAD_BYTES + SEAL_BYTES + FOOT_BYTES
+BODY_BYTES: Final = _BODY.size
+
+assert OPEN_BYTES == 88
+assert STATE_BYTES == 408
+assert FRAME_BYTES == 26
+assert BODY_BYTES == 9
+assert _MARK.size == 42
+assert _LOG.size == 157
+assert _BASE.size == 59
+assert _REFERENCE.size == 32
+
+
+class FileKind(IntEnum):
+    """What a file is."""
+
+    LOG = 1
+    BASE = 2
+    SNAPSHOT = 3
+
+
+class Type(IntEnum):
+    """What a record is."""
+
+    TRANSACTION = 1
+    RIDER = 2  # leaves foreign keys enforced
+    RIDER_WITHOUT_KEYS = 3  # leaves them not enforced
+    SNAPSHOT = 4
+    DROP = 5
+    CHUNK = 6
+    END = 7
+
+
+COMPRESSED: Final = frozenset((Type.TRANSACTION, Type.RIDER, Type.RIDER_WITHOUT_KEYS, Type.CHUNK))
+
+
+class Malformed(Exception):
+    """Bytes that no program of this format writes; the reader says where they stand."""
+
+
+class Open(NamedTuple):
+    """The part of a header that is never encrypted.
+
+    Attributes:
+        number: of the segment, the generation or the snapshot.
+        epoch: how many writers had been started when the file was made.
+        created_ms: since 1970.
+        salt: from which the file's key is derived; zeros without encryption.
+    """
+
+    kind: FileKind
+    cipher: int
+    backup_id: bytes
+    number: int
+    epoch: int
+    created_ms: int
+    salt: bytes
+
+
+class Position(NamedTuple):
+    """A place between two records of the log.
+
+    Attributes:
+        segment: number of the segment; 0 stands for "in the base, not in the log".
+        offset_bytes: in its file; 0 for the start of the first segment from this number on.
+        seal: of what stands before it.
+    """
+
+    segment: int
+    offset_bytes: int
+    seal: bytes
+
+
+NOWHERE: Final = Position(0, 0, bytes(SEAL_BYTES))
+
+
+class Mark(NamedTuple):
+    """A change as far as its successors need to know it, and where its record starts."""
+
+    kind: Kind
+    foreign_keys: bool
+    version: int
+    at: Position
+
+
+class LogState(NamedTuple):
+    """What the header of a segment says: all that its writer knew when it began.
+
+    Attributes:
+        prev_segment, prev_end_bytes, prev_seal: where the log goes on from; 0 in the first one.
+        prev_digest: SHA-256 of the segment before, up to its end.
+        ordinal: number of changes that were ever appended and not dropped.
+        may_rewind: whether the head may be dropped.
+        head, before: the last two changes.
+    """
+
+    prev_segment: int
+    prev_end_bytes: int
+    prev_seal: bytes
+    prev_digest: bytes
+    ordinal: int
+    may_rewind: bool
+    head: Mark | None
+    before: Mark | None
+
+
+class BaseState(NamedTuple):
+    """What the header of a base says: where a generation of the history starts.
+
+    Attributes:
+        version: data version of the snapshot.
+        snapshot: whether the base holds one; otherwise the log starts from nothing.
+        foreign_keys: whether they are enforced after it.
+        count: number of changes that the base stands for: the snapshot, and a rider that switches
+            foreign keys off.
+        size_bytes: of the database file.
+        start: where the log goes on.
+        ordinal: as in `LogState`, at that place.
+    """
+
+    version: int
+    snapshot: bool
+    foreign_keys: bool
+    count: int
+    size_bytes: int
+    start: Position
+    ordinal: int
+
+
+class SnapshotState(NamedTuple):
+    """What the header of a snapshot in a file of its own says."""
+
+    version: int
+    size_bytes: int
+
+
+class Reference(NamedTuple):
+    """What a record says of the snapshot that it stands for.
+
+    Attributes:
+        number: of the snapshot's file.
+        size_bytes: of the database file.
+        seal: the last one in the snapshot's file, so that the log vouches for all of it.
+    """
+
+    number: int
+    size_bytes: int
+    seal: bytes
+
+
+def pack_open(header: Open) -> bytes:
+    """The first 88 bytes of a file."""
+    return _OPEN.pack(MAGIC, *header)
+
+
+def unpack_open(data: bytes) -> Open:
+    """The open part of a header. Raises `Malformed`."""
+    magic, kind, cipher, *rest = _OPEN.unpack_from(data)
+    if magic != MAGIC:
+        raise Malformed("a file that does not start as one of format 2 does")
+    if kind not in FileKind.__members__.values() or cipher not in (PLAIN, AES_256_GCM):
+        raise Malformed("a header of a kind that this program does not know")
+    if any(data[10:16]):
+        raise Malformed("a header with bytes set where there must be zeros")
+    return Open(FileKind(kind), cipher, *rest)
+
+
+def pack_log_state(state: LogState) -> bytes:
+    """The state in a segment's header, filled up with zeros."""
+    *fields, head, before = state
+    return _LOG.pack(*fields, _pack_mark(head), _pack_mark(before)).ljust(STATE_BYTES, b"\x00")
+
+
+def unpack_log_state(data: bytes) -> LogState:
+    """Takes a segment's state apart. Raises `Malformed`."""
+    segment, end, seal, digest, ordinal, may_rewind, head, before = _LOG.unpack_from(data)
+    return LogState(
+        segment, end, seal, digest, ordinal, bool(may_rewind), _mark(head), _mark(before)
+    )
+
+
+def pack_base_state(state: BaseState) -> bytes:
+    """The state in a base's header, filled up with zeros."""
+    *fields, start, ordinal = state
+    return _BASE.pack(*fields, *start, ordinal).ljust(STATE_BYTES, b"\x00")
+
+
+def unpack_base_state(data: bytes) -> BaseState:
+    """Takes a base's state apart."""
+    version, snapshot, keys, count, size, segment, offset, seal, ordinal = _BASE.unpack_from(data)
+    start = Position(segment, offset, seal)
+    return BaseState(version, bool(snapshot), bool(keys), count, size, start, ordinal)
+
+
+def pack_snapshot_state(state: SnapshotState) -> bytes:
+    """The state in a snapshot's header, filled up with zeros."""
+    return _SNAPSHOT.pack(*state).ljust(STATE_BYTES, b"\x00")
+
+
+def unpack_snapshot_state(data: bytes) -> SnapshotState:
+    """Takes a snapshot's state apart."""
+    return SnapshotState(*_SNAPSHOT.unpack_from(data))
+
+
+_KINDS: Final = (Kind.TRANSACTION, Kind.RIDER, Kind.SNAPSHOT)
+
+
+def _pack_mark(mark: Mark | None) -> bytes:
+    if mark is None:
+        return bytes(_MARK.size)
+    return _MARK.pack(_KINDS.index(mark.kind) + 1, mark.foreign_keys, mark.version, *mark.at)
+
+
+def _mark(data: bytes) -> Mark | None:
+    kind, foreign_keys, version, *at = _MARK.unpack(data)
+    if kind == 0:
+        return None
+    if kind > len(_KINDS):
+        raise Malformed(f"a header that names a change of kind {kind}")
+    return Mark(_KINDS[kind - 1], bool(foreign_keys), version, Position(*at))
+
+
+def pack_head(body_bytes: int) -> bytes:
+    """What stands before a body. Raises `BadChange` where the body is too large."""
+    if body_bytes > MAX_BODY_BYTES:
+        raise BadChange(
+            f"A change of {body_bytes} bytes is too large for the backup; nothing was written."
+        )
+    return _HEAD.pack(MARK, body_bytes)
+
+
+def unpack_head(data: bytes) -> int | None:
+    """The length of the body, or `None` where no record starts."""
+    mark, length = _HEAD.unpack_from(data)
+    good = mark == MARK and BODY_BYTES <= length <= MAX_BODY_BYTES
+    return length if good else None
+
+
+def pack_foot(body_bytes: int) -> bytes:
+    """What stands behind a seal."""
+    return _FOOT.pack(body_bytes, END_MARK)
+
+
+def unpack_foot(data: bytes) -> int | None:
+    """The length of the body as the end of a record has it, or `None` where no record ends."""
+    length, mark = _FOOT.unpack(data)
+    return length if mark == END_MARK and BODY_BYTES <= length <= MAX_BODY_BYTES else None
+
+
+def pack_body(record_type: Type, version: int) -> bytes:
+    """What a body starts with, before it is sealed."""
+    if not 0 <= version <= MAX_VERSION:
+        raise BadChange(f"The backup cannot hold data version {version}; nothing was written.")
+    return _BODY.pack(record_type, version)
+
+
+def unpack_body(body: bytes) -> tuple[Type, int]:
+    """What a body starts with. Raises `Malformed`."""
+    record_type, version = _BODY.unpack_from(body)
+    if record_type not in Type.__members__.values():
+        raise Malformed(f"a record of type {record_type}")
+    return Type(record_type), version
+
+
+def pack_reference(reference: Reference) -> bytes:
+    """The rest of the body of a `SNAPSHOT` record."""
+    return _REFERENCE.pack(*reference)
+
+
+def unpack_reference(payload: bytes) -> Reference:
+    """Takes the rest of the body of a `SNAPSHOT` record apart. Raises `Malformed`."""
+    if len(payload) != _REFERENCE.size:
+        raise Malformed("a snapshot's record of a wrong length")
+    return Reference(*_REFERENCE.unpack(payload))

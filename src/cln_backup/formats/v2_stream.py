@@ -1,0 +1,179 @@
+"""Changes into the records of one file of format 2, and back.
+
+All compressed records of a file are one zstd stream, flushed at the end of each: the history that
+makes the next ones small is shared, and what was written can be read without what comes later.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cln_backup.errors import BadChange
+from cln_backup.formats import v2
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cln_backup.formats.seals import Sealer
+
+_LEVEL: Final = 1  # on this text higher levels come out larger: docs/design.md has the figures
+_WINDOW_LOG: Final = 21
+_MAX_WINDOW_BYTES: Final = 1 << 23
+_PIECE_BYTES: Final = 1 << 20
+_RAW = struct.Struct("!I")
+RAW_BYTES: Final = _RAW.size
+
+
+class Record(NamedTuple):
+    """One record, unsealed and not yet decompressed.
+
+    Attributes:
+        payload: what follows type and version in the body.
+        start: where it starts.
+        end_bytes: where the next one starts.
+        seal: its own.
+    """
+
+    type: v2.Type
+    version: int
+    payload: bytes
+    start: v2.Position
+    end_bytes: int
+    seal: bytes
+
+
+class Encoder:
+    """Makes the records of one file, in order.
+
+    Attributes:
+        seal: of what was made last.
+    """
+
+    def __init__(self, sealer: Sealer, seal: bytes) -> None:
+        from zstandard import COMPRESSOBJ_FLUSH_BLOCK, ZstdCompressionParameters, ZstdCompressor
+
+        parameters = ZstdCompressionParameters.from_level(
+            _LEVEL, window_log=_WINDOW_LOG, write_content_size=False
+        )
+        self._stream = ZstdCompressor(compression_params=parameters).compressobj()
+        self._flush = COMPRESSOBJ_FLUSH_BLOCK
+        self._sealer = sealer
+        self._index = 0
+        self.seal = seal
+
+    def encode(self, record_type: v2.Type, version: int, content: bytes) -> bytes:
+        """The next record. After a `BadChange` the encoder is of no more use."""
+        body = v2.pack_body(record_type, version)
+        if record_type in v2.COMPRESSED:
+            packed = self._stream.compress(content) + self._stream.flush(self._flush)
+            body += _RAW.pack(len(content)) + packed
+        else:
+            body += content
+        head = v2.pack_head(len(body))
+        self._index += 1
+        sealed = self._sealer.seal(self._index, self.seal + head, body)
+        self.seal = sealed[-v2.SEAL_BYTES :]
+        return head + sealed + v2.pack_foot(len(body))
+
+
+class Decoder:
+    """Unseals the records of one file, in order.
+
+    Attributes:
+        seal: of what was unsealed last.
+    """
+
+    def __init__(self, sealer: Sealer, seal: bytes) -> None:
+        self._unseal = sealer.unseal
+        self._index = 0
+        self.seal = seal
+
+    def decode(self, data: bytes, position: v2.Position) -> Record | None:
+        """The record whose bytes, from head to foot, are given; `None` where it does not hold.
+
+        Raises:
+            Malformed: it holds, and is nothing that this format has.
+        """
+        sealed = data[v2.HEAD_BYTES : -v2.FOOT_BYTES]
+        if v2.unpack_foot(data[-v2.FOOT_BYTES :]) != len(sealed) - v2.SEAL_BYTES:
+            return None
+        body = self._unseal(self._index + 1, self.seal + data[: v2.HEAD_BYTES], sealed)
+        if body is None:
+            return None
+        record_type, version = v2.unpack_body(body)
+        self._index += 1
+        self.seal = sealed[-v2.SEAL_BYTES :]
+        end = position.offset_bytes + len(data)
+        return Record(record_type, version, body[v2.BODY_BYTES :], position, end, self.seal)
+
+
+class Inflater:
+    """Decompresses the records of one file; it must be given each compressed one, in order."""
+
+    def __init__(self) -> None:
+        from zstandard import ZstdDecompressor, ZstdError
+
+        self._pending = b""
+        self._error = ZstdError
+        decompressor = ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+        self._reader = decompressor.stream_reader(self, read_size=1 << 17)
+
+    def read(self, size_bytes: int) -> bytes:
+        """What the decompressor calls for the next input."""
+        data, self._pending = self._pending[:size_bytes], self._pending[size_bytes:]
+        return data
+
+    def inflate(self, payload: bytes) -> bytes:
+        """The content of a record. Memory grows with what is there, not with what it claims.
+
+        Raises:
+            Malformed: the record is not what its length says.
+        """
+        if len(payload) < RAW_BYTES:
+            raise v2.Malformed("a compressed record without its length")
+        (wanted,) = _RAW.unpack_from(payload)
+        if wanted > v2.MAX_TRANSACTION_BYTES:
+            raise v2.Malformed(f"a record that claims to hold {wanted} bytes")
+        self._pending += payload[RAW_BYTES:]
+        try:
+            content = self._reader.read(min(wanted, _PIECE_BYTES)) if wanted else b""
+            if len(content) < wanted and content:
+                pieces = [content]
+                got = len(content)
+                while got < wanted and (piece := self._reader.read(min(wanted - got, _PIECE_BYTES))):
+                    pieces.append(piece)
+                    got += len(piece)
+                content = b"".join(pieces)
+        except self._error:
+            raise v2.Malformed("a record that cannot be decompressed") from None
+        if len(content) != wanted:
+            raise v2.Malformed("a record that is shorter than it says")
+        return content
+
+
+def pack_transaction(transaction: Sequence[str]) -> bytes:
+    """Statements joined by NUL bytes. Raises `BadChange` for what could not be read back."""
+    text = "\x00".join(transaction)
+    if not transaction or "" in transaction or text.count("\x00") != len(transaction) - 1:
+        raise BadChange(
+            "A statement is empty or holds a NUL byte, which a backup cannot hold; nothing was "
+            "written."
+        )
+    try:
+        content = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise BadChange(
+            "A statement holds a character that is no Unicode text; nothing was written."
+        ) from None
+    if len(content) > v2.MAX_TRANSACTION_BYTES:
+        raise BadChange(
+            f"A transaction of {len(content)} bytes is too large for the backup (at most 1 GiB); "
+            "nothing was written."
+        )
+    return content
+
+
+def unpack_transaction(content: bytes) -> tuple[str, ...]:
+    """The statements of a transaction; bytes that are no UTF-8 come as lone surrogates."""
+    return tuple(content.decode("utf-8", "surrogateescape").split("\x00"))
