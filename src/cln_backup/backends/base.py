@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from cln_backup.change import Kind
 from cln_backup.errors import BadChange, Discontinuity
@@ -30,6 +30,20 @@ class Staged(NamedTuple):
     copied_bytes: int
     shift_bytes: int
     folded: int
+
+
+class Size(TypedDict):
+    """How large a backup is, in the words of the community's plugin."""
+
+    backupsize: int
+    version_count: int
+
+
+class Statistics(TypedDict):
+    """What a compaction changed."""
+
+    before: Size
+    after: Size
 
 
 class Backend(ABC):
@@ -179,6 +193,11 @@ class Backend(ABC):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def size_of(backend: Backend) -> Size:
+    """How large the backup is now, in bytes and changes."""
+    return {"backupsize": backend.size_bytes, "version_count": backend.version_count}
 
 
 def check_follows(change: Change, version: int, *, empty: bool) -> None:
