@@ -12,6 +12,7 @@
     ├── BadChange         11   a change that cannot be stored as it is
     ├── BadSettings       12   `backup.lock` is missing or cannot be understood
     ├── Discontinuity     13   the node's database and the backup do not fit together
+    ├── Locked            14   the backup is encrypted, and was not unlocked
     └── Interrupted      130   stopped by the operator
 
 Code 2 is a wrong command line. Each message says what happened, what is safe and what to do next,
@@ -101,6 +102,12 @@ class Discontinuity(BackupError):
     """The node's database and the backup do not fit together; nothing was written."""
 
     exit_code = 13
+
+
+class Locked(BackupError):
+    """The backup is encrypted and was not unlocked; nothing of it was read or changed."""
+
+    exit_code = 14
 
 
 class Interrupted(BackupError):

@@ -69,7 +69,7 @@ def initialize(url: str, directory: str | None, wallet: str | None = None) -> In
             size = base.snapshot.size_bytes
     create_settings(directory, Settings(url, wallet))
     with open_backend(url) as backend:
-        same_disk = os.stat(backend.scratch_dir).st_dev == os.stat(database or directory).st_dev
+        same_disk = os.stat(backend.storage_dir).st_dev == os.stat(database or directory).st_dev
     return Initialized(database, version, size, same_disk)
 
 
@@ -101,7 +101,7 @@ def take_snapshot(directory: str) -> Initialized:
             )
         backend.add_change(change)
         assert change.snapshot is not None
-        same_disk = os.stat(backend.scratch_dir).st_dev == os.stat(database).st_dev
+        same_disk = os.stat(backend.storage_dir).st_dev == os.stat(database).st_dev
         return Initialized(database, change.version, change.snapshot.size_bytes, same_disk)
 
 

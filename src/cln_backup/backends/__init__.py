@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cln_backup.change import Change
 
 _SCHEMES = {
+    "dir": ("cln_backup.backends.dir", "DirBackend"),
     "file": ("cln_backup.backends.file", "FileBackend"),
 }
 

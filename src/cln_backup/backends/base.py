@@ -112,6 +112,11 @@ class Backend(ABC):
     def scratch_dir(self) -> str:
         """A directory with room for a copy of the database, for work on this backup."""
 
+    @property
+    def storage_dir(self) -> str:
+        """A directory on the disk that holds the backup."""
+        return self.scratch_dir
+
     @abstractmethod
     def add_change(self, change: Change) -> None:
         """Appends a change; it is on stable storage when this returns.

@@ -15,7 +15,7 @@ from cln_backup.backends.dir_keys import create_keys, unlock
 from cln_backup.backends.dir_log import Tracker, find_end
 from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_snapshot_file
 from cln_backup.backends.dir_store import Listing, Store, damaged, list_files, read_open
-from cln_backup.backends.dir_upkeep import expired
+from cln_backup.backends.dir_upkeep import expired, remove_expired
 from cln_backup.backends.dir_url import Place, place_of
 from cln_backup.backends.dir_writer import SegmentWriter
 from cln_backup.backends.writer import WriterLock
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LOCK_NAME = "backup"
+_FEW_FILES = 8
 _DROP_BYTES = v2.FRAME_BYTES + v2.BODY_BYTES
 
 
@@ -124,7 +125,7 @@ class DirBackend(Backend):
         self._end, self._tracker = find_end(
             self._store, segments, in_base, alone=self._lock is not None
         )
-        self._history = History(self._store, self._base, segments, self._end)
+        self._segments = segments
         if self._end.torn_bytes:
             self.notices.append(
                 f"The backup ended with {self._end.torn_bytes} bytes of a change that was cut "
@@ -324,13 +325,21 @@ class DirBackend(Backend):
     def stream_changes(self, start: int = 0, *, head: bool = True) -> Iterator[Change]:
         """See `Backend.stream_changes`."""
         stop = None if head or self._head is None else self._head.at
-        for change in self._history.changes(stop):
+        for change in self._history().changes(stop):
             if change.version >= start:
                 yield change
 
     def dropped_changes(self) -> Iterator[Change]:
         """The changes that `rewind` dropped, as far as they were not compacted away."""
-        return self._history.dropped()
+        return self._history().dropped()
+
+    def _history(self) -> History:
+        """What stands in the log now, for a writer; what stood there when opened, for a reader."""
+        if self._writer is None:
+            return History(self._store, self._base, self._segments, self._end)
+        first = self._base.state.start.segment
+        segments = [n for n in list_files(self._place.path).segments if n >= first]
+        return History(self._store, self._base, segments, self._writer.end)
 
     def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:
         """See `Backend.stage`. The next base; the log itself stays where it is."""
@@ -394,7 +403,10 @@ class DirBackend(Backend):
             fsio.publish(self._store.staged_path, path, op="publish compacted backup")
         self._base = Base(generation, path, state)
         self._set_position()
-        writer.start_upkeep()
+        if len(expired(self._place.path, self._place.keep, self._place.keep_days)) > _FEW_FILES:
+            writer.start_upkeep()
+        else:
+            remove_expired(self._place.path, self._place.keep, self._place.keep_days)
 
     def discard(self) -> None:
         """See `Backend.discard`."""

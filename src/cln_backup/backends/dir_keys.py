@@ -1,0 +1,213 @@
+"""The keys of an encrypted `dir:` backup: unlocks it, and keeps the files of its holders.
+
+A holder's file is `key-LABEL`, in the backup's directory. What unlocks comes from the file that the
+URL names, or from what `unlocking_with` was given, which a person was asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cln_backup import fsio
+from cln_backup.errors import AlreadyExists, BadUrl, Damaged, Locked, NotFound
+from cln_backup.formats import hsm_secret, v2
+from cln_backup.formats.holders import (
+    FILE_BYTES,
+    LABEL_BYTES,
+    Holder,
+    HolderKind,
+    pack_holder,
+    unpack_holder,
+    unwrap,
+)
+from cln_backup.formats.seals import KEY_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cln_backup.backends.dir_url import Place
+
+_PREFIX: Final = "key-"
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MIN_KEY_FILE_BYTES: Final = 32
+_MAX_KEY_FILE_BYTES: Final = 4096
+_MAX_PASSPHRASE_BYTES: Final = 1024
+_READ: Final = "read key"
+
+
+class Secret(NamedTuple):
+    """What a holder has: a passphrase, a key file's bytes, or the node's own secret."""
+
+    kind: HolderKind
+    content: bytes
+
+
+_given: ContextVar[Secret | None] = ContextVar("given", default=None)
+
+
+@contextmanager
+def unlocking_with(secret: Secret | None) -> Iterator[None]:
+    """Backups that are opened inside are unlocked with this secret, if there is one."""
+    token = _given.set(secret)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secret:
+    """The secret in a file.
+
+    Args:
+        source: one of `KEY_SOURCES`, and the path.
+        passphrase: of an `hsm_secret` that is protected by one.
+
+    Raises:
+        Locked: the file does not hold such a secret.
+        StorageError: it cannot be read.
+    """
+    name, path = source
+    fd = fsio.open_existing(path, writable=False, op=_READ)
+    try:
+        content = fsio.read_at(fd, _MAX_KEY_FILE_BYTES + 1, 0, op=_READ)
+    finally:
+        os.close(fd)
+    if name == "passphrase-file":
+        return passphrase_secret(content.rstrip(b"\r\n").decode("utf-8", "surrogateescape"))
+    if name == "key-file":
+        if not _MIN_KEY_FILE_BYTES <= len(content) <= _MAX_KEY_FILE_BYTES:
+            raise Locked(f"{path} is no key file: it must have between 32 and 4096 random bytes.")
+        return Secret(HolderKind.KEY_FILE, content)
+    try:
+        return Secret(HolderKind.HSM_SECRET, hsm_secret.secret_of(content, passphrase))
+    except hsm_secret.NoSecret as error:
+        raise Locked(
+            f"{path} cannot be used to unlock the backup: {error}. A node that starts by itself "
+            "needs a key that nobody has to type: see `backup-cli key add --help`."
+        ) from None
+
+
+def passphrase_secret(passphrase: str) -> Secret:
+    """A passphrase as a secret. Raises `Locked` where it is empty or too long."""
+    content = passphrase.encode("utf-8", "surrogateescape")
+    if not 0 < len(content) <= _MAX_PASSPHRASE_BYTES:
+        raise Locked("A passphrase must have between 1 and 1024 bytes.")
+    return Secret(HolderKind.PASSPHRASE, content)
+
+
+def unlock(place: Place, backup_id: bytes) -> bytes:
+    """The master key of the backup. Raises `Locked`, `Damaged`, `StorageError`."""
+    secret = _given.get()
+    if secret is None and place.key_source is not None:
+        secret = secret_from(place.key_source)
+    if secret is None:
+        raise Locked(
+            f"The backup in {place.path} is encrypted. Say what unlocks it: --key-file, "
+            "--hsm-secret or --passphrase-file, or --passphrase to be asked."
+        )
+    for holder in holders(place.path, backup_id):
+        if holder.kind is secret.kind and (key := unwrap(holder, secret.content)) is not None:
+            return key
+    what = secret.kind.name.lower().replace("_", " ")
+    raise Locked(
+        f"The backup in {place.path} is not unlocked by this {what}. Either it belongs to another "
+        "backup or node, or it was never added (`backup-cli key list` says what was)."
+    )
+
+
+def create_keys(place: Place, backup_id: bytes) -> bytes | None:
+    """Makes a master key and its first holder, where the URL or a person gave a secret.
+
+    The holder's file is durable when it returns, but for its name.
+    """
+    secret = _given.get()
+    if secret is None:
+        if place.key_source is None:
+            return None
+        secret = secret_from(place.key_source)
+    master_key = os.urandom(KEY_BYTES)
+    label = secret.kind.name.lower().replace("_", "-")
+    add_holder(place.path, backup_id, master_key, secret, label)
+    return master_key
+
+
+def add_holder(
+    path: str, backup_id: bytes, master_key: bytes, secret: Secret, label: str
+) -> None:
+    """Wraps the master key for one more holder; durable with its name when it returns.
+
+    Raises:
+        AlreadyExists: there is a holder of this name.
+        BadUrl: the name is none.
+    """
+    if _LABEL.fullmatch(label) is None or len(label) > LABEL_BYTES:
+        raise BadUrl(f"{label!r} is no name for a key: up to 32 letters, digits, dots and dashes.")
+    created_ms = time.time_ns() // 1_000_000
+    salt = os.urandom(v2.SALT_BYTES)
+    data = pack_holder(
+        secret.kind, label, backup_id, created_ms, salt, secret.content, master_key
+    )
+    target = os.path.join(path, _PREFIX + label)
+    if os.path.lexists(target):
+        raise AlreadyExists(f"There is a key {label} already; nothing was changed.")
+    built = os.path.join(path, "adding-key")
+    fd = fsio.create(built, op="create key", exclusive=False)
+    try:
+        fsio.write_at(fd, [data], 0, op="write key")
+        fsio.sync(fd, op="sync key")
+        fsio.publish(built, target, op="publish key")
+    finally:
+        os.close(fd)
+        fsio.remove(built, op="remove unfinished key")
+
+
+def holders(path: str, backup_id: bytes) -> list[Holder]:
+    """All holders of the backup.
+
+    Raises:
+        Damaged: a bit of a holder's file was changed, or it belongs to another backup.
+    """
+    found = []
+    for name in fsio.list_directory(path, op="list backup"):
+        if not name.startswith(_PREFIX):
+            continue
+        file = os.path.join(path, name)
+        fd = fsio.open_existing(file, writable=False, op=_READ)
+        try:
+            data = fsio.read_at(fd, FILE_BYTES + 1, 0, op=_READ)
+        finally:
+            os.close(fd)
+        try:
+            holder = unpack_holder(data)
+            if holder.backup_id != backup_id or holder.label != name[len(_PREFIX) :]:
+                raise v2.Malformed("the key of another backup")
+        except v2.Malformed as error:
+            raise Damaged(
+                f"{file} is damaged: it holds {error}. If another key unlocks the backup, move "
+                "this one away and add it anew."
+            ) from None
+        found.append(holder)
+    return found
+
+
+def remove_holder(path: str, backup_id: bytes, label: str) -> None:
+    """Takes a holder's key away; durable when it returns.
+
+    Who copied its file before can still unlock the backup: for a new master key, copy the backup.
+
+    Raises:
+        NotFound: there is no such holder.
+        Locked: it is the last one, without which nobody could read the backup.
+    """
+    labels = [holder.label for holder in holders(path, backup_id)]
+    if label not in labels:
+        raise NotFound(f"There is no key {label!r}; there are: {', '.join(labels)}.")
+    if len(labels) == 1:
+        raise Locked(f"{label} is the only key, and nobody could read the backup without it.")
+    fsio.remove(os.path.join(path, _PREFIX + label), op="remove key")
+    fsio.sync_directory(path, op="remove key")

@@ -1,0 +1,133 @@
+"""Who can unlock an encrypted backup: the master key, wrapped once for each holder of a secret."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from cln_backup.formats import v2
+from cln_backup.formats.seals import KEY_BYTES, derive
+
+MAGIC: Final = b"CLNKEY2\n"
+LABEL_BYTES: Final = 32
+
+_HOLDER = struct.Struct("!8sB7x16sQ32sIII32s")
+_WRAPPED_BYTES: Final = KEY_BYTES + 16
+_CHECK_BYTES: Final = 32
+FILE_BYTES: Final = _HOLDER.size + _WRAPPED_BYTES + _CHECK_BYTES
+_NONCE: Final = bytes(12)  # the wrapping key is used once: it comes from a fresh salt
+
+assert _HOLDER.size == 116
+assert FILE_BYTES == 196
+
+# As libsodium's "moderate" limits: 256 MiB for about half a second.
+_MEMORY_KIB: Final = 1 << 18
+_PASSES: Final = 3
+_LANES: Final = 1
+_MAX_MEMORY_KIB: Final = 1 << 21
+_MAX_PASSES: Final = 64
+_MAX_LANES: Final = 64
+
+
+class HolderKind(IntEnum):
+    """What a holder has."""
+
+    PASSPHRASE = 1
+    KEY_FILE = 2
+    HSM_SECRET = 3
+
+
+class Holder(NamedTuple):
+    """One holder, as its file has it.
+
+    Attributes:
+        label: its name, which is also that of its file.
+        created_ms: since 1970.
+        wrapped: the master key, encrypted.
+        opened: all of the file that is not encrypted, which `wrapped` covers.
+    """
+
+    kind: HolderKind
+    backup_id: bytes
+    created_ms: int
+    label: str
+    memory_kib: int
+    passes: int
+    lanes: int
+    salt: bytes
+    wrapped: bytes
+    opened: bytes
+
+
+def pack_holder(
+    kind: HolderKind,
+    label: str,
+    backup_id: bytes,
+    created_ms: int,
+    salt: bytes,
+    secret: bytes,
+    master_key: bytes,
+) -> bytes:
+    """A holder's file: the master key, to be unwrapped by the secret.
+
+    A passphrase costs 256 MiB of memory for some time; other secrets have 32 random bytes or more
+    and cost nothing.
+    """
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    cost = (_MEMORY_KIB, _PASSES, _LANES) if kind is HolderKind.PASSPHRASE else (0, 0, 0)
+    name = label.encode()
+    assert len(name) <= LABEL_BYTES
+    opened = _HOLDER.pack(MAGIC, kind, backup_id, created_ms, name, *cost, salt)
+    key = _wrapping_key(kind, cost, salt, secret, backup_id)
+    data = opened + AESGCM(key).encrypt(_NONCE, master_key, opened)
+    return data + hashlib.sha256(data).digest()
+
+
+def unpack_holder(data: bytes) -> Holder:
+    """Takes a holder's file apart. Raises `Malformed` where a bit of it was changed."""
+    if len(data) != FILE_BYTES or data[:8] != MAGIC:
+        raise v2.Malformed("no key of a holder")
+    if hashlib.sha256(data[:-_CHECK_BYTES]).digest() != data[-_CHECK_BYTES:]:
+        raise v2.Malformed("a holder's key that does not hold what was written")
+    _, kind, backup_id, created, name, memory, passes, lanes, salt = _HOLDER.unpack_from(data)
+    if kind not in HolderKind.__members__.values():
+        raise v2.Malformed("a holder's key of a kind that this program does not know")
+    if memory > _MAX_MEMORY_KIB or passes > _MAX_PASSES or lanes > _MAX_LANES:
+        raise v2.Malformed("a holder's key that asks for more memory or time than is reasonable")
+    label = name.rstrip(b"\x00").decode("utf-8", "replace")
+    wrapped = data[_HOLDER.size : -_CHECK_BYTES]
+    opened = data[: _HOLDER.size]
+    return Holder(
+        HolderKind(kind), backup_id, created, label, memory, passes, lanes, salt, wrapped, opened
+    )
+
+
+def unwrap(holder: Holder, secret: bytes) -> bytes | None:
+    """The master key, or `None` where the secret is another one."""
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    cost = (holder.memory_kib, holder.passes, holder.lanes)
+    key = _wrapping_key(holder.kind, cost, holder.salt, secret, holder.backup_id)
+    try:
+        return AESGCM(key).decrypt(_NONCE, holder.wrapped, holder.opened)
+    except InvalidTag:
+        return None
+
+
+def _wrapping_key(
+    kind: HolderKind, cost: tuple[int, int, int], salt: bytes, secret: bytes, backup_id: bytes
+) -> bytes:
+    if kind is HolderKind.PASSPHRASE:
+        from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+        memory_kib, passes, lanes = cost
+        stretched = Argon2id(
+            salt=salt, length=KEY_BYTES, iterations=passes, lanes=lanes, memory_cost=memory_kib
+        ).derive(secret)
+    else:
+        stretched = secret
+    return derive(stretched, salt, b"cln-backup holder" + bytes([kind]) + backup_id)

@@ -1,0 +1,111 @@
+"""The node's own secret, in each form that lightningd stores it in (common/hsm_secret.c).
+
+=========  ====================================  ==================================
+bytes      form                                  secret
+=========  ====================================  ==================================
+32         as it is                              these bytes
+73         encrypted with a passphrase           32 bytes
+33 to …    32 zeros, then BIP39 words            the 64 bytes of the words' seed
+33 to …    SHA-256 of the seed, then words       the seed of words and passphrase
+=========  ====================================  ==================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import Final
+
+PLAIN_BYTES: Final = 32
+ENCRYPTED_BYTES: Final = 73
+MAX_BYTES: Final = 4096
+_SALT: Final = b"c-lightning\x00\x00\x00\x00\x00"
+_HEADER_BYTES: Final = 24
+_WORD = 0xFFFF_FFFF
+
+
+class NoSecret(Exception):
+    """The file cannot be used; the text says why, and holds nothing secret."""
+
+
+def needs_passphrase(content: bytes) -> bool:
+    """Whether the secret can be had with a passphrase only."""
+    if len(content) == ENCRYPTED_BYTES:
+        return True
+    return len(content) > PLAIN_BYTES and any(content[:PLAIN_BYTES])
+
+
+def secret_of(content: bytes, passphrase: str | None = None) -> bytes:
+    """The secret in an `hsm_secret` file: 32 bytes, or the 64 of a seed.
+
+    Raises:
+        NoSecret: the file is none, or the passphrase is missing or wrong.
+    """
+    if len(content) < PLAIN_BYTES or len(content) > MAX_BYTES:
+        raise NoSecret(f"it has {len(content)} bytes, which no hsm_secret has")
+    if len(content) == PLAIN_BYTES:
+        return content
+    if needs_passphrase(content) and passphrase is None:
+        raise NoSecret("it is protected by a passphrase")
+    if len(content) == ENCRYPTED_BYTES:
+        return _decrypted(content, passphrase or "")
+    words = content[PLAIN_BYTES:].split(b"\x00")[0]
+    if not any(content[:PLAIN_BYTES]):
+        return seed_of(words.decode("utf-8", "replace"))
+    seed = seed_of(words.decode("utf-8", "replace"), passphrase or "")
+    if hashlib.sha256(seed).digest() != content[:PLAIN_BYTES]:
+        raise NoSecret("the passphrase is not the one that it was made with")
+    return seed
+
+
+def seed_of(words: str, passphrase: str = "") -> bytes:
+    """The seed that BIP39 makes of the words on paper."""
+    normal = " ".join(words.split())
+    salt = b"mnemonic" + passphrase.encode()
+    return hashlib.pbkdf2_hmac("sha512", normal.encode(), salt, 2048)
+
+
+def _decrypted(content: bytes, passphrase: str) -> bytes:
+    """As libsodium's `crypto_secretstream_xchacha20poly1305`, of one message."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+    from cryptography.hazmat.primitives.poly1305 import Poly1305
+
+    key = Argon2id(
+        salt=_SALT, length=32, iterations=3, lanes=1, memory_cost=1 << 18
+    ).derive(passphrase.encode())
+    header, sealed = content[:_HEADER_BYTES], content[_HEADER_BYTES:]
+    key = _hchacha20(key, header[:16])
+    nonce = (1).to_bytes(4, "little") + header[16:]
+    tag_byte, text, mac = sealed[:1], sealed[1:33], sealed[33:]
+    # The type of the message stands at the start of a block of its own.
+    block = _chacha20(key, nonce, 1, tag_byte.ljust(64, b"\x00"))
+    authenticator = Poly1305(_chacha20(key, nonce, 0, bytes(32)))
+    authenticator.update(tag_byte + block[1:])
+    authenticator.update(text)
+    authenticator.update(struct.pack("<QQ", 0, 64 + len(text)))
+    try:
+        authenticator.verify(mac)
+    except InvalidSignature:
+        raise NoSecret("the passphrase is not the one that it was encrypted with") from None
+    return _chacha20(key, nonce, 2, text)
+
+
+def _chacha20(key: bytes, nonce: bytes, counter: int, data: bytes) -> bytes:
+    from cryptography.hazmat.primitives.ciphers import Cipher
+    from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+
+    full_nonce = counter.to_bytes(4, "little") + nonce
+    return Cipher(ChaCha20(key, full_nonce), mode=None).encryptor().update(data)
+
+
+def _hchacha20(key: bytes, nonce: bytes) -> bytes:
+    """A key from a key and 16 bytes: a block of ChaCha20, without the addition at its end."""
+    from cryptography.hazmat.primitives.ciphers import Cipher
+    from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+
+    stream = Cipher(ChaCha20(key, nonce), mode=None).encryptor().update(bytes(64))
+    start = b"expand 32-byte k" + key + nonce
+    pairs = zip(struct.unpack("<16I", stream), struct.unpack("<16I", start), strict=True)
+    words = [(added - before) & _WORD for added, before in pairs]
+    return struct.pack("<8I", *words[:4], *words[12:])
