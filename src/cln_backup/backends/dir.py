@@ -186,6 +186,8 @@ class DirBackend(Backend):
 
     def _set_position(self) -> None:
         head, before = self._effective(self._tracker.head), self._effective(self._tracker.before)
+        if head is not None and head == self._base.marks()[0]:
+            before = self._base.marks()[1]
         self._head = head
         self.version = 0 if head is None else head.version
         self.prev_version = before.version if before and self._tracker.may_rewind else 0
@@ -195,7 +197,7 @@ class DirBackend(Backend):
 
     def _effective(self, mark: v2.Mark | None) -> v2.Mark | None:
         """A change as the current base has it, into which it may have been folded."""
-        if mark is None or mark.at == v2.NOWHERE or not self._base.holds(mark):
+        if mark is None or not self._base.holds(mark):
             return mark
         return self._base.marks()[0]
 
@@ -280,7 +282,7 @@ class DirBackend(Backend):
 
     def _write_snapshot(self, writer: SegmentWriter, segment: int, change: Change) -> bytes:
         assert change.snapshot is not None
-        number = self._tracker.ordinal + 1
+        number = writer.end.end_bytes  # where the record will stand, which no other one can
         built = os.path.join(self._place.path, "snapshot.writing")
         state = v2.SnapshotState(change.version, change.snapshot.size_bytes)
         seal = write_snapshot_file(
@@ -351,6 +353,8 @@ class DirBackend(Backend):
         version, snapshot = 0, None
         if base is not None:
             version, snapshot = base.version, base.snapshot
+        else:
+            foreign_keys = True
         size = 0 if snapshot is None else snapshot.size_bytes
         count = (snapshot is not None) + (not foreign_keys)
         state = v2.BaseState(
