@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cln_backup import __version__, history
-from cln_backup.backends import open_backend, redacted
+from cln_backup.backends import open_backend, redacted, url_of
+from cln_backup.cli_secrets import register, unlocked, with_secrets
 from cln_backup.compact import compact as compact_backup
 from cln_backup.errors import BackupError, Damaged, Interrupted
 from cln_backup.initialize import Initialized, initialize, take_snapshot
+from cln_backup.keyring import add_keys_at_init, encrypted
 from cln_backup.restore import restore as restore_database
 from cln_backup.restore import target_path
 from cln_backup.verify import verify as verify_backup
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 Fields = dict[str, Any]
 
-_url = click.argument("url", metavar="URL")
+_url = click.argument("url", metavar="URL", callback=lambda _context, _parameter, url: url_of(url))
 _directory = click.Path(file_okay=False)
 _REMIND_OF_HSM = (
     "hsm_secret is not in the backup, and a restored database is of no use without it. Copy it "
@@ -37,14 +39,17 @@ _REMIND_OF_HSM = (
 )
 
 
-def _command(example: str) -> Callable[[Callable[..., Fields]], click.Command]:
+def _command(
+    example: str, group: click.Group | None = None
+) -> Callable[[Callable[..., Fields]], click.Command]:
     """A command that returns what it found as fields, printed as JSON where asked for."""
 
     def decorate(function: Callable[..., Fields]) -> click.Command:
         @functools.wraps(function)
         def run(*args: object, as_json: bool, **options: object) -> None:
             try:
-                fields = function(*args, as_json=as_json, **options)
+                with unlocked(options):
+                    fields = function(*args, as_json=as_json, **options)
             except BackupError as error:
                 _report(error, as_json=as_json)
                 raise click.exceptions.Exit(error.exit_code) from None
@@ -55,7 +60,7 @@ def _command(example: str) -> Callable[[Callable[..., Fields]], click.Command]:
             "--json", "as_json", is_flag=True, help="Print JSON instead of text."
         )
         epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in example.splitlines())
-        return cli.command(epilog=epilog)(asks_for_json(run))
+        return (group or cli).command(epilog=epilog)(asks_for_json(with_secrets(run)))
 
     return decorate
 
@@ -75,13 +80,16 @@ def _report(error: BackupError, *, as_json: bool) -> None:
 def cli() -> None:
     """Keep a Core Lightning node's database safe, and bring the node back.
 
-    URL names a backup: file:///absolute/path.
+    URL names a backup: dir:///absolute/path, or file:///absolute/path for the format of the
+    community's plugin. A path alone will do; a new backup at a path alone is a dir: one.
     """
 
 
 @_command(
+    "backup-cli init --lightning-dir ~/.lightning/bitcoin /mnt/backup/node\n"
+    "backup-cli init --encrypt --lightning-dir ~/.lightning/bitcoin /mnt/backup/node\n"
     "backup-cli init --lightning-dir ~/.lightning/bitcoin file:///mnt/backup/node.bkp\n"
-    "backup-cli init file:///mnt/backup/node.bkp"
+    "backup-cli init /mnt/backup/node"
 )
 @click.option(
     "--lightning-dir",
@@ -94,16 +102,35 @@ def cli() -> None:
     help="The database, where lightningd's option wallet names another than lightningd.sqlite3. "
     "It is remembered in backup.lock.",
 )
+@click.option(
+    "--encrypt",
+    is_flag=True,
+    help="Encrypt the backup. The node unlocks it with a key file that is made in its directory, "
+    "backup.key; its hsm_secret and what else is named here unlock it as well.",
+)
 @_url
-def init(url: str, lightning_dir: str | None, wallet: str | None, *, as_json: bool) -> Fields:
+def init(
+    url: str, lightning_dir: str | None, wallet: str | None, encrypt: bool, *, as_json: bool
+) -> Fields:
     """Make a new backup, starting with a snapshot of the node's database if it has one.
 
     The node must be stopped. An existing backup or backup.lock is never overwritten.
     """
     if wallet is not None and lightning_dir is None:
         raise click.UsageError("--wallet needs --lightning-dir.")
+    keys: list[str] = []
     with _working("Taking a snapshot of the database", as_json=as_json):
-        done = initialize(url, lightning_dir, wallet)
+        if encrypt:
+            if lightning_dir is None:
+                raise click.UsageError(
+                    "--encrypt needs --lightning-dir. Without a node, name what unlocks the "
+                    "backup: --key-file, --hsm-secret, --passphrase-file or --passphrase."
+                )
+            with encrypted(url, lightning_dir) as url:
+                done = initialize(url, lightning_dir, wallet)
+            keys = add_keys_at_init(url, lightning_dir)
+        else:
+            done = initialize(url, lightning_dir, wallet)
     if not as_json:
         shown = redacted(url)
         if done.database is not None:
@@ -118,6 +145,8 @@ def init(url: str, lightning_dir: str | None, wallet: str | None, *, as_json: bo
         elif lightning_dir is not None:
             click.echo("Database does not exist yet, created an empty backup file")
         click.echo(f"Initialized backup backend {shown}, you can now start Core-Lightning")
+        if keys:
+            click.echo(f"The backup is encrypted. It is unlocked by each of: {', '.join(keys)}")
     _warn_of_disk(done, lightning_dir, as_json=as_json)
     return {"backend_url": redacted(url), **done._asdict()}
 
@@ -365,6 +394,9 @@ def _ago(at: float) -> str:
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise Interrupted("Stopped. What was being built is removed; the backup is as it was.")
+
+
+register(cli, _command)
 
 
 def main() -> None:

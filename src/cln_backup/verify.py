@@ -53,10 +53,5 @@ def verify(
             finally:
                 replica.close()
     else:
-        for change in backend.stream_changes():
-            if change.snapshot is not None:
-                for _ in change.snapshot.chunks():
-                    pass
-            if progress is not None:
-                progress(change)
+        backend.read_through(progress)
     return Verified(backend.version, backend.version_count, replayed, faults)

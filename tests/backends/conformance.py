@@ -38,7 +38,23 @@ def _file(directory: Path) -> str:
     return f"file://{directory}/node.bkp"
 
 
-PLACES: dict[str, Callable[[Path], str]] = {"file": _file}
+def _dir(directory: Path) -> str:
+    return f"dir://{directory}/node"
+
+
+def _dir_encrypted(directory: Path) -> str:
+    key = directory.parent / f"{directory.name}.key"
+    if not key.exists():
+        key.touch(mode=0o600)
+        key.write_bytes(bytes(range(32)))
+    return f"dir://{directory}/node?key-file={key}"
+
+
+PLACES: dict[str, Callable[[Path], str]] = {
+    "file": _file,
+    "dir": _dir,
+    "dir-encrypted": _dir_encrypted,
+}
 """For each scheme, what makes a URL of it, at which nothing stands yet, from an empty directory."""
 
 _CHILD = """

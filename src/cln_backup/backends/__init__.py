@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,18 @@ def backend_class(url: str) -> type[Backend]:
     module, name = _SCHEMES[scheme]
     found: type[Backend] = getattr(import_module(module), name)
     return found
+
+
+def url_of(place: str) -> str:
+    """The URL of a place that is named by a URL, or by a path alone.
+
+    A path alone is that of a `file:` backup where a file stands, otherwise of a `dir:` one.
+    """
+    scheme, colon, _ = place.partition(":")
+    if colon and scheme.isalnum():
+        return place
+    path = os.path.abspath(os.path.expanduser(place))
+    return f"file://{path}" if os.path.isfile(path) else f"dir://{path}"
 
 
 def open_backend(url: str, *, writable: bool = False) -> Backend:

@@ -10,7 +10,7 @@ from cln_backup.errors import BadChange, Discontinuity
 from cln_backup.statements import bumps_data_version_to
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
@@ -152,6 +152,22 @@ class Backend(ABC):
         Raises:
             Damaged, StorageError.
         """
+
+    def read_through(self, progress: Callable[[Change], None] | None = None) -> None:
+        """Reads all that is stored, and checks what can be checked without a replay.
+
+        A backend whose format has checksums may do so without taking the changes apart; then
+        `progress` is not called.
+
+        Raises:
+            Damaged, StorageError.
+        """
+        for change in self.stream_changes():
+            if change.snapshot is not None:
+                for _ in change.snapshot.chunks():
+                    pass
+            if progress is not None:
+                progress(change)
 
     @abstractmethod
     def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:

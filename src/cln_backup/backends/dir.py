@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cln_backup import fsio
 from cln_backup.backends.base import Backend, Staged, check_follows
 from cln_backup.backends.dir_history import Base, History
-from cln_backup.backends.dir_keys import create_keys, unlock
+from cln_backup.backends.dir_keys import create_keys, given_secret, holders, unlock
 from cln_backup.backends.dir_log import Tracker, find_end
 from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_snapshot_file
 from cln_backup.backends.dir_store import Listing, Store, damaged, list_files, read_open
@@ -24,6 +24,7 @@ from cln_backup.errors import (
     AlreadyExists,
     Damaged,
     Discontinuity,
+    Locked,
     NotFound,
     StorageError,
 )
@@ -32,7 +33,7 @@ from cln_backup.formats.v2_stream import pack_transaction
 from cln_backup.statements import foreign_keys_after
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _LOCK_NAME = "backup"
 _FEW_FILES = 8
@@ -113,6 +114,26 @@ class DirBackend(Backend):
             raise
         return backend
 
+    @classmethod
+    def identity(cls, url: str) -> tuple[str, bytes]:
+        """The directory and the id of a backup, which need no key. Raises as `open`."""
+        place = place_of(url)
+        listing = list_files(place.path) if os.path.isdir(place.path) else None
+        if listing is None or not listing.bases:
+            raise NotFound(f"There is no backup at {place.path}.")
+        path = os.path.join(place.path, "base-{:010}-{:010}".format(*listing.bases[-1]))
+        fd = fsio.open_existing(path, writable=False, op="open base")
+        try:
+            return place.path, read_open(fd, path).backup_id
+        finally:
+            os.close(fd)
+
+    def keys(self) -> tuple[str, bytes, bytes]:
+        """The directory, the backup's id and its master key. Raises `Locked` without encryption."""
+        if self._store.master_key is None:
+            raise Locked("This backup is not encrypted, so it has no keys. A copy of it can be.")
+        return self._place.path, self._store.backup_id, self._store.master_key
+
     def _take_stock(self) -> None:
         listing = self._open_base()
         if self._lock is not None:
@@ -161,7 +182,7 @@ class DirBackend(Backend):
             os.close(self._base_fd)
             self._base_fd = -1
         found = read_open(self._base_fd, base_path)
-        if found.cipher == v2.PLAIN and self._place.key_source is not None:
+        if found.cipher == v2.PLAIN and (self._place.key_source or given_secret()) is not None:
             raise Damaged(
                 f"The backup in {path} is not encrypted, but a key was given for it. Somebody may "
                 "have put another backup in the place of yours. If you know that it is not "
@@ -342,6 +363,11 @@ class DirBackend(Backend):
         first = self._base.state.start.segment
         segments = [n for n in list_files(self._place.path).segments if n >= first]
         return History(self._store, self._base, segments, self._writer.end)
+
+    def read_through(self, progress: Callable[[Change], None] | None = None) -> None:  # noqa: ARG002
+        """See `Backend.read_through`. Every seal or digest of the current generation is checked."""
+        holders(self._place.path, self._store.backup_id)
+        self._history().check()
 
     def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:
         """See `Backend.stage`. The next base; the log itself stays where it is."""

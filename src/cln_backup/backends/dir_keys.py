@@ -17,7 +17,6 @@ from cln_backup import fsio
 from cln_backup.errors import AlreadyExists, BadUrl, Damaged, Locked, NotFound
 from cln_backup.formats import hsm_secret, v2
 from cln_backup.formats.holders import (
-    FILE_BYTES,
     LABEL_BYTES,
     Holder,
     HolderKind,
@@ -60,6 +59,29 @@ def unlocking_with(secret: Secret | None) -> Iterator[None]:
         _given.reset(token)
 
 
+def given_secret() -> Secret | None:
+    """What `unlocking_with` was given last."""
+    return _given.get()
+
+
+def needs_passphrase(path: str) -> bool:
+    """Whether the `hsm_secret` at a path can be used with a passphrase only."""
+    return hsm_secret.needs_passphrase(_read(path))
+
+
+def secret_of_words(words: str, passphrase: str = "") -> Secret:
+    """The node's secret as its words on paper have it."""
+    return Secret(HolderKind.HSM_SECRET, hsm_secret.seed_of(words, passphrase))
+
+
+def _read(path: str) -> bytes:
+    fd = fsio.open_existing(path, writable=False, op=_READ)
+    try:
+        return fsio.read_at(fd, _MAX_KEY_FILE_BYTES + 1, 0, op=_READ)
+    finally:
+        os.close(fd)
+
+
 def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secret:
     """The secret in a file.
 
@@ -72,11 +94,7 @@ def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secre
         StorageError: it cannot be read.
     """
     name, path = source
-    fd = fsio.open_existing(path, writable=False, op=_READ)
-    try:
-        content = fsio.read_at(fd, _MAX_KEY_FILE_BYTES + 1, 0, op=_READ)
-    finally:
-        os.close(fd)
+    content = _read(path)
     if name == "passphrase-file":
         return passphrase_secret(content.rstrip(b"\r\n").decode("utf-8", "surrogateescape"))
     if name == "key-file":
@@ -177,13 +195,8 @@ def holders(path: str, backup_id: bytes) -> list[Holder]:
         if not name.startswith(_PREFIX):
             continue
         file = os.path.join(path, name)
-        fd = fsio.open_existing(file, writable=False, op=_READ)
         try:
-            data = fsio.read_at(fd, FILE_BYTES + 1, 0, op=_READ)
-        finally:
-            os.close(fd)
-        try:
-            holder = unpack_holder(data)
+            holder = unpack_holder(_read(file))
             if holder.backup_id != backup_id or holder.label != name[len(_PREFIX) :]:
                 raise v2.Malformed("the key of another backup")
         except v2.Malformed as error:

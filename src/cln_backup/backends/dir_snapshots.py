@@ -133,3 +133,19 @@ def last_seal(path: str) -> bytes:
         return fsio.read_at(fd, v2.SEAL_BYTES, max(0, at), op=READ)
     finally:
         os.close(fd)
+
+
+def check_snapshot(store: Store, segment: int, number: int) -> None:
+    """Checks every byte of a snapshot's file. Raises `Damaged`, `StorageError`."""
+    path = store.snapshot_path(segment, number)
+    fd = fsio.open_existing(path, writable=False, op="open snapshot")
+    try:
+        header = store.read_header(fd, path, v2.FileKind.SNAPSHOT, number)
+        if header is None:
+            damaged(path, 0, 0, "its header is missing")
+    finally:
+        os.close(fd)
+    version, size = v2.unpack_snapshot_state(header.state)
+    kind = v2.FileKind.SNAPSHOT
+    for _ in StoredSnapshot(store, path, kind, number, version, size, None).chunks():
+        pass

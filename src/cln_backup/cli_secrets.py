@@ -1,0 +1,153 @@
+"""The part of `backup-cli` that has to do with secrets: what unlocks a backup, keys, copies."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cln_backup import keyring
+from cln_backup.backends import redacted, url_of
+from cln_backup.copy import copy as copy_backup
+from cln_backup.errors import Locked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Fields = dict[str, Any]
+_file = click.Path(exists=True, dir_okay=False)
+_SOURCES = ("key_file", "hsm_secret", "passphrase_file")
+
+
+def with_secrets(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that say what unlocks an encrypted backup."""
+    for name, what in (
+        ("passphrase-file", "a passphrase, in the first line of a file"),
+        ("hsm-secret", "the node's hsm_secret; asks for its passphrase where it has one"),
+        ("key-file", "a key file"),
+    ):
+        option = click.option(f"--{name}", type=_file, help=f"Unlock an encrypted backup: {what}.")
+        command = option(command)
+    words = click.option(
+        "--words", is_flag=True, help="Unlock it with the words on paper; asks for them."
+    )
+    passphrase = click.option(
+        "--passphrase", is_flag=True, help="Unlock it with a passphrase; asks for it."
+    )
+    return words(passphrase(command))
+
+
+@contextlib.contextmanager
+def unlocked(options: dict[str, Any]) -> Iterator[None]:
+    """Takes these options away from the others; inside, backups are unlocked with them."""
+    with keyring.unlocking_with(_secret(options)):
+        yield
+
+
+def _secret(options: dict[str, Any], *, new: bool = False) -> keyring.Secret | None:
+    paths = {name: options.pop(name) for name in _SOURCES}
+    asked = {name: options.pop(name) for name in ("passphrase", "words")}
+    given = [name for name, value in (paths | asked).items() if value]
+    if len(given) > 1:
+        raise click.UsageError("Name one secret that unlocks the backup, not several.")
+    if not given:
+        return None
+    if asked["passphrase"]:
+        text = click.prompt("Passphrase", hide_input=True, confirmation_prompt=new)
+        return keyring.passphrase_secret(text)
+    if asked["words"]:
+        words = click.prompt("Words of the node's secret", hide_input=True)
+        text = click.prompt(
+            "Passphrase of the words (empty if none)", hide_input=True, default="",
+            show_default=False,
+        )
+        return keyring.secret_of_words(words, text)
+    name = given[0]
+    source = (name.replace("_", "-"), paths[name])
+    try:
+        return keyring.secret_from(source)
+    except Locked:
+        if name != "hsm_secret" or not keyring.needs_passphrase(paths[name]):
+            raise
+        text = click.prompt("Passphrase of hsm_secret", hide_input=True)
+        return keyring.secret_from(source, text)
+
+
+def register(cli: click.Group, command: Callable[..., Any]) -> None:
+    """Adds these commands to the others; `command` is the decorator that makes one."""
+
+    @command("backup-cli copy file:///mnt/old/node.bkp dir:///mnt/new/node")
+    @click.argument("source", metavar="FROM")
+    @click.argument("target", metavar="TO")
+    def copy(source: str, target: str, *, as_json: bool) -> Fields:
+        """Copy a backup to a new place, in the format of that place, and compare the two.
+
+        The node must be stopped if it writes to FROM. To go on with the copy, name it in
+        backup.lock. What unlocks FROM is named by the options, or by its URL; whether TO is
+        encrypted, and what unlocks it, is said by the options in its URL.
+        """
+        done = copy_backup(url_of(source), url_of(target))
+        if not as_json:
+            click.echo(
+                f"Copied {done.version_count} changes up to data version {done.version} to "
+                f"{redacted(url_of(target))}; read back, they are the same."
+            )
+        return done._asdict()
+
+    @cli.group()
+    def key() -> None:
+        """Who can unlock an encrypted backup."""
+
+    url = click.argument(
+        "url", metavar="URL", callback=lambda _context, _parameter, place: url_of(place)
+    )
+
+    @command("backup-cli key list /mnt/backup/node", key)
+    @url
+    def list(url: str, *, as_json: bool) -> Fields:  # noqa: A001
+        """List who can unlock a backup."""
+        keys = keyring.list_keys(url)
+        if not as_json:
+            for found in keys:
+                click.echo(f"{found.label:<34}{found.kind}")
+        return {"keys": [found._asdict() for found in keys]}
+
+    @command(
+        "backup-cli key add --key-file ~/.lightning/bitcoin/backup.key "
+        "--new-passphrase /mnt/backup/node",
+        key,
+    )
+    @click.option("--new-key-file", type=click.Path(dir_okay=False), help="A key file; made if "
+                  "there is none.")
+    @click.option("--new-hsm-secret", type=_file, help="The node's hsm_secret, in any form.")
+    @click.option("--new-passphrase-file", type=_file, help="A passphrase, in a file.")
+    @click.option("--new-passphrase", is_flag=True, help="A passphrase; asks for it.")
+    @click.option("--name", help="What to call it.")
+    @url
+    def add(url: str, name: str | None, *, as_json: bool, **options: Any) -> Fields:  # noqa: ANN401
+        """Let one more secret unlock a backup. One that unlocks it now must be given as well."""
+        if options["new_key_file"]:
+            keyring.make_key_file(options["new_key_file"])
+        new = {name.removeprefix("new_"): value for name, value in options.items()}
+        secret = _secret(new | {"words": False}, new=True)
+        if secret is None:
+            raise click.UsageError("Name the secret to add.")
+        label = keyring.add_key(url, secret, name)
+        if not as_json:
+            click.echo(f"Added {label}.")
+        return {"added": label}
+
+    @command("backup-cli key remove /mnt/backup/node passphrase", key)
+    @url
+    @click.argument("name")
+    def remove(url: str, name: str, *, as_json: bool) -> Fields:
+        """Let a secret no longer unlock a backup.
+
+        Who has a copy of the backup from before, and the secret, can still read that copy, and
+        with its master key what is written later: to keep such a one out, copy the backup.
+        """
+        keyring.remove_key(url, name)
+        if not as_json:
+            click.echo(f"Removed {name}.")
+        return {"removed": name}

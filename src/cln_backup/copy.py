@@ -1,0 +1,98 @@
+"""Copies a backup, between any two places and formats, and compares the two."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup.backends import create_backend, open_backend, redacted
+from cln_backup.backends.dir_keys import unlocking_with
+from cln_backup.errors import Damaged, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cln_backup.change import Change
+
+
+class Copied(NamedTuple):
+    """What was copied.
+
+    Attributes:
+        version: data version of both backups.
+        version_count: number of changes.
+        digest: SHA-256 over all changes, as both backups tell them, in hexadecimal.
+    """
+
+    version: int
+    version_count: int
+    digest: str
+
+
+def copy(source_url: str, target_url: str) -> Copied:
+    """Copies every change, then reads the copy back and compares.
+
+    Each change is on stable storage in the copy before the next one is read. When this fails in
+    the middle, the copy is a true backup of an older version, and the source is as it was.
+
+    Raises:
+        AlreadyExists: something stands at the target; it was left as it is.
+        Damaged: the source cannot be read to its end, or the copy is not the same.
+        BadChange: the target's format cannot hold a change.
+        BackupError: as the two backends have it.
+    """
+    with open_backend(source_url) as source:
+        if source.head is None:
+            raise NotFound(f"The backup {redacted(source_url)} is empty; there is nothing to copy.")
+        digest = hashlib.sha256()
+        changes = source.stream_changes()
+        first = next(changes)
+        with unlocking_with(None):
+            if first.snapshot is not None:
+                create_backend(target_url, _noted(first, digest))
+            else:
+                create_backend(target_url, None)
+            with open_backend(target_url, writable=True) as target:
+                if first.snapshot is None:
+                    target.add_change(_noted(first, digest))
+                for change in changes:
+                    target.add_change(_noted(change, digest))
+    with unlocking_with(None), open_backend(target_url) as target:
+        read_back = hashlib.sha256()
+        for change in target.stream_changes():
+            noted = _noted(change, read_back)
+            for _ in noted.snapshot.chunks() if noted.snapshot is not None else ():
+                pass
+        if read_back.digest() != digest.digest():
+            raise Damaged(
+                f"Read back, {redacted(target_url)} is not what was copied. Keep the source, and "
+                "look for faults of that disk."
+            )
+        return Copied(target.version, target.version_count, digest.hexdigest())
+
+
+class _NotedSnapshot:
+    """A snapshot that goes into a digest as it is read."""
+
+    def __init__(self, change: Change, digest: hashlib._Hash) -> None:
+        assert change.snapshot is not None
+        self._snapshot = change.snapshot
+        self._digest = digest
+        self.size_bytes = change.snapshot.size_bytes
+
+    def chunks(self) -> Iterator[bytes]:
+        """The file's bytes in order."""
+        for chunk in self._snapshot.chunks():
+            self._digest.update(chunk)
+            yield chunk
+
+
+def _noted(change: Change, digest: hashlib._Hash) -> Change:
+    """The same change, which goes into the digest: a snapshot when it is read."""
+    digest.update(f"{change.version} {change.kind.value} ".encode())
+    if change.transaction is None:
+        return type(change)(change.version, _NotedSnapshot(change, digest), None)
+    for statement in change.transaction:
+        text = statement.encode("utf-8", "surrogateescape")
+        digest.update(len(text).to_bytes(8, "big") + text)
+    return change
