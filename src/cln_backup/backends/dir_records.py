@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cln_backup.formats.v2_stream import Decoder, Record
 
 _WINDOW_BYTES: Final = 1 << 18
+_ZEROS_BY_CHANCE: Final = 2
 
 
 class Unreadable(Exception):
@@ -88,7 +89,9 @@ def judge_tail(fd: int, offset: int, *, cut_before: bool = False) -> Tail:
     length = v2.unpack_head(head)
     ended_by = _length_before(fd, offset, end)
     if ended_by is not None and offset + ended_by + v2.FRAME_BYTES != end:
-        ended_by = None  # it is not the record that starts here which ends there
+        if offset + ended_by + v2.FRAME_BYTES < end:
+            return Tail.DAMAGED  # another record ends there, behind the one that starts here
+        ended_by = None  # chance
     if head[0] == v2.MARK:
         # Where the head itself crosses into a sector that is missing, its length is not known.
         split = offset % v2.SECTOR_BYTES > v2.SECTOR_BYTES - v2.HEAD_BYTES
@@ -97,8 +100,9 @@ def judge_tail(fd: int, offset: int, *, cut_before: bool = False) -> Tail:
         if length is not None:
             whole = offset + length + v2.FRAME_BYTES
             if end <= whole and ended_by in (None, length):
+                explained = end == whole or _is_full_up_to(end)
                 missing = cut_before or _misses_a_sector(fd, offset, whole)
-                return Tail.TORN if missing else Tail.DAMAGED
+                return Tail.TORN if explained and missing else Tail.DAMAGED
             if not split:
                 return Tail.DAMAGED
         boundary = _next_sector(offset)
@@ -114,7 +118,6 @@ def judge_tail(fd: int, offset: int, *, cut_before: bool = False) -> Tail:
 def _explains(fd: int, offset: int, end: int, *, ended: bool) -> bool:
     """Whether one record of unknown length, from which sectors are missing, reaches up to `end`."""
     start = _next_sector(offset)
-    missing_bytes = 0
     while start < end:
         stop = start + v2.SECTOR_BYTES
         sector = fsio.read_at(fd, v2.SECTOR_BYTES, start, op=READ)
@@ -122,10 +125,14 @@ def _explains(fd: int, offset: int, end: int, *, ended: bool) -> bool:
         lone_end = ended and start == end - 1
         if data == 1 and not lone_end:
             return False
-        missing_bytes = stop - end
         start = stop
     # The last sector that is there holds the end of the record, or is full.
-    return ended or missing_bytes <= 2
+    return ended or _is_full_up_to(end)
+
+
+def _is_full_up_to(end: int) -> bool:
+    """Whether the sector in which the data end may be full: its last bytes may be zero by chance."""
+    return -end % v2.SECTOR_BYTES <= _ZEROS_BY_CHANCE
 
 
 def _next_sector(offset: int) -> int:

@@ -32,6 +32,7 @@ SEGMENT_BYTES: Final = 1 << 20
 FIRST_SEGMENT_BYTES: Final = 1 << 18
 """Zeros written while the node waits, where no spare lies ready."""
 
+_SPARE_AFTER_BYTES: Final = 1 << 15
 _UPKEEP_WAIT_S: Final = 3.0
 
 
@@ -160,7 +161,7 @@ class SegmentWriter:
         self.end = self.end._replace(end_bytes=end, seal=encoder.seal)
         if start.offset_bytes == v2.HEADER_BYTES:
             self._trim_previous()
-        if self._spare_wanted and end > self._capacity_bytes // 8:
+        if self._spare_wanted and end > _SPARE_AFTER_BYTES:
             self.start_upkeep()
         return start
 

@@ -1,0 +1,50 @@
+"""Small backups in a directory, plain and encrypted, for the tests of format 2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cln_backup.backends import create_backend, open_backend
+from cln_backup.change import Change
+from tests.histories import SnapshotBytes, append, payment, payments, started_node
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.histories import Told
+
+KEY = bytes(range(1, 33))
+KINDS = ("plain", "encrypted")
+SNAPSHOT = SnapshotBytes(b"SQLite format 3\x00" + b"all that came before" * 30)
+
+
+def url_of(kind: str, directory: Path) -> str:
+    """The URL of a backup `node` in a directory, beside its key."""
+    if kind == "plain":
+        return f"dir://{directory}/node"
+    key = directory / "node.key"
+    key.write_bytes(KEY)
+    return f"dir://{directory}/node?key-file={key}"
+
+
+def make_every_kind_of_file(url: str) -> None:
+    """A backup with a base, two writers' segments, a snapshot, a rider and a dropped change."""
+    create_backend(url, Change(0, SNAPSHOT, None))
+    append(url, started_node())
+    with open_backend(url, writable=True) as backend:
+        backend.rewind()
+        backend.add_change(payment(3, "in the place of a dropped one"))
+        for change in payments(4, 6):
+            backend.add_change(change)
+        backend.add_change(Change(7, SNAPSHOT, None))
+        backend.add_change(payment(8))
+
+
+def read_all(url: str) -> tuple[list[Told], list[str]]:
+    """What a reader is told, every byte checked; and the notices."""
+    from tests.histories import told
+
+    with open_backend(url) as backend:
+        found = told(backend.stream_changes())
+        backend.read_through()
+        return found, backend.notices

@@ -1,0 +1,55 @@
+"""Flipping any single bit of a backup is noticed, wherever it stands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cln_backup.backends import dir_log, dir_writer
+from cln_backup.errors import Damaged, Locked
+from tests.format2.small import KINDS, make_every_kind_of_file, read_all, url_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_PARTS = 4
+
+
+@pytest.mark.parametrize("part", range(_PARTS))
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_flipped_bit_is_found(
+    kind: str, part: int, memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dir_writer, "FIRST_SEGMENT_BYTES", 2048)
+    monkeypatch.setattr(dir_log, "_SETTLE_TRIES", 0)
+    url = url_of(kind, memory_path)
+    make_every_kind_of_file(url)
+    expected, notices = read_all(url)
+    assert notices == []
+    # The spare holds nothing yet and the lock file is no part of the backup.
+    files = [
+        path
+        for path in sorted((memory_path / "node").iterdir())
+        if path.name.startswith(("log-", "base-", "snapshot-", "key-"))
+    ]
+    assert {path.name.partition("-")[0] for path in files} >= {"log", "base", "snapshot"}
+    missed = []
+    for path in files:
+        content = bytearray(path.read_bytes())
+        for place in range(part, len(content) * 8, _PARTS):
+            content[place // 8] ^= 1 << place % 8
+            path.write_bytes(content)
+            try:
+                read_all(url)
+            except Damaged as error:
+                assert str(memory_path) in str(error)
+            except Locked:
+                # What says that the backup is encrypted; a plain one seems to want a key.
+                assert (place // 8, path.name[:4]) == (9, "base")
+            else:
+                missed.append((path.name, place))
+            content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+    assert missed == []
+    assert read_all(url) == (expected, [])
