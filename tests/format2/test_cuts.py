@@ -1,0 +1,164 @@
+"""Whatever is cut at whatever call of the system: the last answered change is there, or the next."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from cln_backup.backends import create_backend, dir_log, dir_writer, open_backend
+from cln_backup.change import Change
+from tests.disasters.disk import Recorder, place
+from tests.format2.small import KINDS, SNAPSHOT, url_of
+from tests.histories import add_all, append, long_text, payment, payments, started_node, told
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cln_backup.backends.base import Backend
+    from tests.disasters.disk import Files
+    from tests.histories import Told
+
+
+class Done(NamedTuple):
+    """How far the record reached when a call returned, and what the backup then told."""
+
+    steps: int
+    told: list[Told]
+
+
+def _small_ones(url: str, note: Callable[[Backend], None]) -> None:
+    with open_backend(url, writable=True) as backend:
+        for change in payments(4, 7):
+            backend.add_change(change)
+            note(backend)
+
+
+def _large_one(url: str, note: Callable[[Backend], None]) -> None:
+    with open_backend(url, writable=True) as backend:
+        backend.add_change(payment(4, long_text(4, 5_000)))
+        note(backend)
+        backend.add_change(payment(5, long_text(5, 1_000)))
+        note(backend)
+
+
+def _dropped_head(url: str, note: Callable[[Backend], None]) -> None:
+    with open_backend(url, writable=True) as backend:
+        backend.rewind()
+        note(backend)
+        backend.add_change(started_node()[-1])
+        note(backend)
+
+
+def _snapshot(url: str, note: Callable[[Backend], None]) -> None:
+    with open_backend(url, writable=True) as backend:
+        backend.add_change(Change(9, SNAPSHOT, None))
+        note(backend)
+
+
+def _compaction(url: str, note: Callable[[Backend], None]) -> None:
+    with open_backend(url, writable=True) as backend:
+        with open_backend(url) as reader:
+            staged = reader.stage(Change(2, SNAPSHOT, None), foreign_keys=True)
+            note(backend)
+            backend.add_change(payment(4))
+            note(backend)
+            backend.replace(staged)
+        note(backend)
+        backend.add_change(payment(5))
+        note(backend)
+
+
+def _full_segment(url: str, note: Callable[[Backend], None]) -> None:
+    with open_backend(url, writable=True) as backend:
+        for version in range(4, 8):
+            backend.add_change(payment(version, long_text(version, 900)))
+            note(backend)
+
+
+SCENARIOS = (_small_ones, _large_one, _dropped_head, _snapshot, _compaction, _full_segment)
+
+
+class Recorded(NamedTuple):
+    """A scenario that ran, and what it did to the disk."""
+
+    recorder: Recorder
+    done: list[Done]
+
+
+@pytest.fixture(params=SCENARIOS, ids=lambda scenario: scenario.__name__.strip("_"))
+def scenario(request: pytest.FixtureRequest) -> Callable[[str, Callable[[Backend], None]], None]:
+    found: Callable[[str, Callable[[Backend], None]], None] = request.param
+    return found
+
+
+@pytest.fixture
+def recorded(
+    kind: str,
+    scenario: Callable[[str, Callable[[Backend], None]], None],
+    memory_path: Path,
+) -> Recorded:
+    url = url_of(kind, memory_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dir_writer, "FIRST_SEGMENT_BYTES", 2048)
+        create_backend(url, None)
+        append(url, started_node())
+        recorder = Recorder(memory_path / "node")
+        done = [Done(0, told(started_node()))]
+        recorder.start(patch)
+
+        def note(backend: Backend) -> None:
+            steps = len(recorder.steps)
+            done.append(Done(steps, told(backend.stream_changes())))
+
+        scenario(url, note)
+    return Recorded(recorder, done)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def _check(files: Files, after: int, recorded: Recorded, url: str, directory: Path) -> None:
+    """What stands there must be read as the last answered state or the next, and continued."""
+    node = directory / "node"
+    if node.exists():
+        shutil.rmtree(node)
+    node.mkdir(mode=0o700)
+    place(files, node)
+    answered = [done.told for done in recorded.done if done.steps <= after][-1]
+    coming = [done.told for done in recorded.done if done.steps > after][:1]
+    with open_backend(url) as backend:
+        found = told(backend.stream_changes())
+        backend.read_through()
+    assert found in [answered, *coming], f"after step {after}"
+    with open_backend(url, writable=True) as backend:
+        add_all(backend, [payment(backend.version + 1, "after the cut")])
+    with open_backend(url) as backend:
+        assert told(backend.stream_changes())[:-1] == found
+        backend.read_through()
+
+
+def test_kill_at_every_call(
+    kind: str, recorded: Recorded, memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dir_writer, "FIRST_SEGMENT_BYTES", 2048)
+    monkeypatch.setattr(dir_log, "_SETTLE_TRIES", 0)
+    url = url_of(kind, memory_path)
+    for after in range(len(recorded.recorder.steps) + 1):
+        files = recorded.recorder.killed(after)
+        _check(files, after, recorded, url, memory_path)
+
+
+def test_loss_of_power_at_every_call(
+    kind: str, recorded: Recorded, memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dir_writer, "FIRST_SEGMENT_BYTES", 2048)
+    monkeypatch.setattr(dir_log, "_SETTLE_TRIES", 0)
+    url = url_of(kind, memory_path)
+    for after in range(len(recorded.recorder.steps) + 1):
+        for files in recorded.recorder.power_cuts(after):
+            _check(files, after, recorded, url, memory_path)
