@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench fuzz clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,10 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m bench
+
+# A longer search for damage that the reader of format 2 takes for something else.
+fuzz: setup
+	$(BIN)/python -m tests.format2.fuzz $(or $(SECONDS),600)
 
 clean:
 	rm -rf .venv build dist

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 Fields = dict[str, Any]
+
+
+class Command(Protocol):
+    """The decorator that makes a command of a group, or of the program itself."""
+
+    def __call__(
+        self, example: str, group: click.Group | None = None
+    ) -> Callable[[Callable[..., Fields]], click.Command]:
+        """Takes the examples for the help."""
+
+
 _file = click.Path(exists=True, dir_okay=False)
 _SOURCES = ("key_file", "hsm_secret", "passphrase_file")
 
@@ -59,7 +70,9 @@ def _secret(options: dict[str, Any], *, new: bool = False) -> keyring.Secret | N
     if asked["words"]:
         words = click.prompt("Words of the node's secret", hide_input=True)
         text = click.prompt(
-            "Passphrase of the words (empty if none)", hide_input=True, default="",
+            "Passphrase of the words (empty if none)",
+            hide_input=True,
+            default="",
             show_default=False,
         )
         return keyring.secret_of_words(words, text)
@@ -74,7 +87,7 @@ def _secret(options: dict[str, Any], *, new: bool = False) -> keyring.Secret | N
         return keyring.secret_from(source, text)
 
 
-def register(cli: click.Group, command: Callable[..., Any]) -> None:
+def register(cli: click.Group, command: Command) -> None:
     """Adds these commands to the others; `command` is the decorator that makes one."""
 
     @command("backup-cli copy file:///mnt/old/node.bkp dir:///mnt/new/node")
@@ -118,8 +131,9 @@ def register(cli: click.Group, command: Callable[..., Any]) -> None:
         "--new-passphrase /mnt/backup/node",
         key,
     )
-    @click.option("--new-key-file", type=click.Path(dir_okay=False), help="A key file; made if "
-                  "there is none.")
+    @click.option(
+        "--new-key-file", type=click.Path(dir_okay=False), help="A key file; made if there is none."
+    )
     @click.option("--new-hsm-secret", type=_file, help="The node's hsm_secret, in any form.")
     @click.option("--new-passphrase-file", type=_file, help="A passphrase, in a file.")
     @click.option("--new-passphrase", is_flag=True, help="A passphrase; asks for it.")

@@ -23,6 +23,8 @@ from cln_backup.errors import AlreadyExists, BadUrl
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cln_backup.formats.holders import HolderKind
+
 __all__ = [
     "Key",
     "Secret",
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 KEY_NAME = "backup.key"
-HSM_SECRET_NAME = "hsm_secret"
+HSM_SECRET_NAME = "hsm_secret"  # noqa: S105 - the name of a file
 _KEY_BYTES = 32
 
 
@@ -157,7 +159,7 @@ def add_keys_at_init(url: str, directory: str) -> list[str]:
         return [key.label for key in list_keys(url)]
 
 
-def _name(kind: dir_keys.HolderKind) -> str:
+def _name(kind: HolderKind) -> str:
     return kind.name.lower().replace("_", "-")
 
 

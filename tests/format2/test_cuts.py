@@ -1,4 +1,4 @@
-"""Whatever is cut at whatever call of the system: the last answered change is there, or the next."""
+"""Whatever is cut at whatever call: the last answered change is there, or the next."""
 
 from __future__ import annotations
 

@@ -192,9 +192,7 @@ class DirBackend(Backend):
         if found.cipher != v2.PLAIN:
             key = unlock(self._place, found.backup_id)
         self._store = Store(path, found.backup_id, key)
-        header = self._store.read_header(
-            self._base_fd, base_path, v2.FileKind.BASE, generation
-        )
+        header = self._store.read_header(self._base_fd, base_path, v2.FileKind.BASE, generation)
         assert header is not None
         state = v2.unpack_base_state(header.state)
         if state.start.segment != segment:
@@ -213,7 +211,7 @@ class DirBackend(Backend):
         self.version = 0 if head is None else head.version
         self.prev_version = before.version if before and self._tracker.may_rewind else 0
         self.version_count = (
-            self._base.state.count + self._tracker.ordinal - self._base.state.ordinal
+            self._base.state.changes + self._tracker.ordinal - self._base.state.ordinal
         )
 
     def _effective(self, mark: v2.Mark | None) -> v2.Mark | None:
@@ -394,7 +392,9 @@ class DirBackend(Backend):
             self._store, path, kind, generation, epoch, packed, version, snapshot, exclusive=True
         )
         try:
-            self._read_back(StoredSnapshot(self._store, path, kind, generation, version, size, None))
+            self._read_back(
+                StoredSnapshot(self._store, path, kind, generation, version, size, None)
+            )
         except BaseException:
             self.discard()
             raise

@@ -154,9 +154,7 @@ def create_keys(place: Place, backup_id: bytes) -> bytes | None:
     return master_key
 
 
-def add_holder(
-    path: str, backup_id: bytes, master_key: bytes, secret: Secret, label: str
-) -> None:
+def add_holder(path: str, backup_id: bytes, master_key: bytes, secret: Secret, label: str) -> None:
     """Wraps the master key for one more holder; durable with its name when it returns.
 
     Raises:
@@ -167,9 +165,7 @@ def add_holder(
         raise BadUrl(f"{label!r} is no name for a key: up to 32 letters, digits, dots and dashes.")
     created_ms = time.time_ns() // 1_000_000
     salt = os.urandom(v2.SALT_BYTES)
-    data = pack_holder(
-        secret.kind, label, backup_id, created_ms, salt, secret.content, master_key
-    )
+    data = pack_holder(secret.kind, label, backup_id, created_ms, salt, secret.content, master_key)
     target = os.path.join(path, _PREFIX + label)
     if os.path.lexists(target):
         raise AlreadyExists(f"There is a key {label} already; nothing was changed.")

@@ -131,7 +131,7 @@ def _explains(fd: int, offset: int, end: int, *, ended: bool) -> bool:
 
 
 def _is_full_up_to(end: int) -> bool:
-    """Whether the sector in which the data end may be full: its last bytes may be zero by chance."""
+    """Whether the sector in which the data end may be full, but for zeros by chance."""
     return -end % v2.SECTOR_BYTES <= _ZEROS_BY_CHANCE
 
 

@@ -1,4 +1,4 @@
-"""Prepares and clears up beside a writer: `python -m cln_backup.backends.dir_upkeep PATH KEEP DAYS`.
+"""Prepares and clears up beside a writer: `python -m …dir_upkeep PATH KEEP KEEP_DAYS`.
 
 A process of its own at the lowest priority. It needs no key: the names say all that it must know.
 What it leaves undone, or half done when it is killed, the next one does.

@@ -71,9 +71,9 @@ def _decrypted(content: bytes, passphrase: str) -> bytes:
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
     from cryptography.hazmat.primitives.poly1305 import Poly1305
 
-    key = Argon2id(
-        salt=_SALT, length=32, iterations=3, lanes=1, memory_cost=1 << 18
-    ).derive(passphrase.encode())
+    key = Argon2id(salt=_SALT, length=32, iterations=3, lanes=1, memory_cost=1 << 18).derive(
+        passphrase.encode()
+    )
     header, sealed = content[:_HEADER_BYTES], content[_HEADER_BYTES:]
     key = _hchacha20(key, header[:16])
     nonce = (1).to_bytes(4, "little") + header[16:]

@@ -162,7 +162,7 @@ class BaseState(NamedTuple):
         version: data version of the snapshot.
         snapshot: whether the base holds one; otherwise the log starts from nothing.
         foreign_keys: whether they are enforced after it.
-        count: number of changes that the base stands for: the snapshot, and a rider that switches
+        changes: number of changes that the base stands for: the snapshot, and a rider that switches
             foreign keys off.
         size_bytes: of the database file.
         start: where the log goes on.
@@ -172,7 +172,7 @@ class BaseState(NamedTuple):
     version: int
     snapshot: bool
     foreign_keys: bool
-    count: int
+    changes: int
     size_bytes: int
     start: Position
     ordinal: int

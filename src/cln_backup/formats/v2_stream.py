@@ -7,7 +7,7 @@ makes the next ones small is shared, and what was written can be read without wh
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Final, NamedTuple, cast
 
 from cln_backup.errors import BadChange
 from cln_backup.formats import v2
@@ -117,7 +117,7 @@ class Inflater:
         self._pending = b""
         self._error = ZstdError
         decompressor = ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
-        self._reader = decompressor.stream_reader(self, read_size=1 << 17)
+        self._reader = decompressor.stream_reader(cast("IO[bytes]", self), read_size=1 << 17)
 
     def read(self, size_bytes: int) -> bytes:
         """What the decompressor calls for the next input."""
@@ -141,7 +141,9 @@ class Inflater:
             if len(content) < wanted and content:
                 pieces = [content]
                 got = len(content)
-                while got < wanted and (piece := self._reader.read(min(wanted - got, _PIECE_BYTES))):
+                while got < wanted and (
+                    piece := self._reader.read(min(wanted - got, _PIECE_BYTES))
+                ):
                     pieces.append(piece)
                     got += len(piece)
                 content = b"".join(pieces)
