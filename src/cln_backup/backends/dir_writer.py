@@ -166,7 +166,7 @@ class SegmentWriter:
         return start
 
     def _require_no_later_writer(self) -> None:
-        if os.path.lexists(self._next_path):
+        if os.access(self._next_path, os.F_OK):  # cheaper than an exception where there is none
             raise self._conflict(self._next_path)
 
     def _conflict(self, path: str) -> WriterConflict:
