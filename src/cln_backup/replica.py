@@ -42,6 +42,11 @@ class Replica:
     It is written without a journal and without syncs: whoever wants to keep it syncs the file
     after `close`. Foreign keys are enforced as lightningd enforces them: always, except between
     two riders that say otherwise.
+
+    Attributes:
+        foreign_keys: whether they are enforced now.
+        applied: data version of the last change applied.
+        changes: how many were applied.
     """
 
     def __init__(self, path: str) -> None:
@@ -52,6 +57,7 @@ class Replica:
         self._execute = self._connection.cursor().execute
         self.foreign_keys = True
         self.applied = 0
+        self.changes = 0
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(
@@ -75,6 +81,7 @@ class Replica:
         """
         kind = change.kind
         self.applied = change.version
+        self.changes += 1
         if kind is Kind.SNAPSHOT:
             self._load(change)
             return
