@@ -16,7 +16,7 @@ from cln_backup import __version__, history
 from cln_backup.backends import open_backend, redacted, url_of
 from cln_backup.cli_secrets import register, unlocked, with_secrets
 from cln_backup.compact import compact as compact_backup
-from cln_backup.errors import BackupError, Damaged, Interrupted
+from cln_backup.errors import BackupError, Damaged, Interrupted, ReplayFailed
 from cln_backup.initialize import Initialized, initialize, take_snapshot
 from cln_backup.keyring import add_keys_at_init, encrypted
 from cln_backup.restore import restore as restore_database
@@ -71,7 +71,9 @@ def _report(error: BackupError, *, as_json: bool) -> None:
         return
     fields: Fields = {"type": type(error).__name__, "message": str(error)}
     if isinstance(error, Damaged):
-        fields |= {"offset_bytes": error.offset_bytes, "good_version": error.good_version}
+        fields["offset_bytes"] = error.offset_bytes
+    if isinstance(error, Damaged | ReplayFailed):
+        fields["good_version"] = error.good_version
     click.echo(json.dumps({"error": fields}))
 
 
@@ -144,6 +146,7 @@ def init(
             )
         elif lightning_dir is not None:
             click.echo("Database does not exist yet, created an empty backup file")
+            click.echo("(If the node has a database elsewhere, start over with --wallet PATH.)")
         click.echo(f"Initialized backup backend {shown}, you can now start Core-Lightning")
         if keys:
             click.echo(f"The backup is encrypted. It is unlocked by each of: {', '.join(keys)}")
@@ -159,7 +162,7 @@ def snapshot(lightning_dir: str, *, as_json: bool) -> Fields:
     The node must be stopped. Nothing of the backup is removed.
     """
     with _working("Taking a snapshot of the database", as_json=as_json):
-        done = take_snapshot(lightning_dir)
+        done = take_snapshot(lightning_dir, _warn)
     if not as_json:
         click.echo(
             f"The backup is at data version {done.version} now ({_size(done.snapshot_bytes)} "
@@ -172,9 +175,16 @@ def snapshot(lightning_dir: str, *, as_json: bool) -> Fields:
     "backup-cli restore file:///mnt/backup/node.bkp ~/.lightning/bitcoin\n"
     "backup-cli restore file:///mnt/backup/node.bkp /tmp/look.sqlite3"
 )
+@click.option(
+    "--to",
+    type=click.IntRange(min=0),
+    metavar="VERSION",
+    help="Stop at this data version, for a migration that was cut in the middle and cannot go on. "
+    "In any other case an old database loses money.",
+)
 @_url
 @click.argument("destination", metavar="DESTINATION")
-def restore(url: str, destination: str, *, as_json: bool) -> Fields:
+def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fields:
     """Bring the database back, to a file or as lightningd.sqlite3 in a directory.
 
     Nothing is ever overwritten. The database is built beside its name, checked, and synced; only
@@ -182,11 +192,18 @@ def restore(url: str, destination: str, *, as_json: bool) -> Fields:
     """
     target_path(destination)
     with open_backend(url) as backend, _progress(backend.version_count, as_json=as_json) as step:
-        _notices(backend.notices, as_json=as_json)
-        done = restore_database(backend, destination, step)
+        _notices(backend.notices)
+        done = restore_database(backend, destination, step, to)
+        newest = backend.version
+    if done.version < newest:
+        _warn(
+            f"This database is older than the backup ({done.version} of {newest}). A node whose "
+            "peers have seen anything newer loses its funds with it; it is good only for going "
+            "back to before a migration."
+        )
     if not as_json:
         click.echo(
-            f"Restored {done.path} at data version {done.version}: {done.changes} changes, "
+            f"Restored {done.path} at data version {done.version}: {done.version_count} changes, "
             f"{_size(done.size_bytes)}. Its checks have passed."
         )
         _warn_of_foreign_keys(done.foreign_key_faults)
@@ -214,7 +231,7 @@ def status(url: str, *, as_json: bool) -> Fields:
             ("last change", found.head or "none: the backup is empty"),
             ("stored", "unknown" if changed is None else f"{_time(changed)} ({_ago(changed)})"),
         )
-        _notices(notices, as_json=as_json)
+    _notices(notices)
     return found._asdict() | {"notices": notices}
 
 
@@ -240,10 +257,11 @@ def verify(url: str, no_replay: bool, *, as_json: bool) -> Fields:
     if not as_json:
         how = "replayed and checked" if found.replayed else "read"
         click.echo(
-            f"Good up to data version {found.version}: all {found.changes} changes were {how}."
+            f"Good up to data version {found.version}: all {found.version_count} changes were "
+            f"{how}."
         )
         _warn_of_foreign_keys(found.foreign_key_faults)
-        _notices(notices, as_json=as_json)
+    _notices(notices)
     return found._asdict() | {"good": True, "notices": notices}
 
 
@@ -257,7 +275,7 @@ def compact(url: str, *, as_json: bool) -> Fields:
     with open_backend(url) as backend:
         total = backend.version_count
     with _progress(total, as_json=as_json) as step:
-        done = compact_backup(url, step)
+        done = compact_backup(url, step, _warn)
     if not as_json:
         before, after = done["before"], done["after"]
         _table(
@@ -290,7 +308,7 @@ def log(url: str, start: int, *, as_json: bool) -> Fields:
                     f"{line.version:>10}  {line.kind:<11}  {line.size_bytes:>12}  "
                     f"{line.statements:>10}  {', '.join(line.tables)}"
                 )
-        _notices(backend.notices, as_json=as_json)
+        _notices(backend.notices)
     return {}
 
 
@@ -313,10 +331,9 @@ def _warn_of_foreign_keys(faults: int) -> None:
         )
 
 
-def _notices(notices: list[str], *, as_json: bool) -> None:
-    if not as_json:
-        for notice in notices:
-            _warn(notice)
+def _notices(notices: list[str]) -> None:
+    for notice in notices:
+        _warn(notice)
 
 
 def _warn(text: str) -> None:

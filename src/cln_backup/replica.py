@@ -42,6 +42,11 @@ class Replica:
     It is written without a journal and without syncs: whoever wants to keep it syncs the file
     after `close`. Foreign keys are enforced as lightningd enforces them: always, except between
     two riders that say otherwise.
+
+    Attributes:
+        foreign_keys: whether they are enforced now.
+        applied: data version of the last change applied.
+        changes: how many were applied.
     """
 
     def __init__(self, path: str) -> None:
@@ -51,6 +56,8 @@ class Replica:
         self._connection = self._connect()
         self._execute = self._connection.cursor().execute
         self.foreign_keys = True
+        self.applied = 0
+        self.changes = 0
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(
@@ -73,6 +80,8 @@ class Replica:
             StorageError: the disk is full or failed.
         """
         kind = change.kind
+        self.applied = change.version
+        self.changes += 1
         if kind is Kind.SNAPSHOT:
             self._load(change)
             return
@@ -80,48 +89,61 @@ class Replica:
         assert transaction is not None
         if kind is Kind.RIDER:
             for statement in transaction:
-                self._run(change.version, statement)
+                if statements.reaches_out(statement):
+                    raise _failed(change.version, statement, "would change more than the database")
+            self._run(change.version, transaction)
             self.foreign_keys = statements.foreign_keys_after(transaction, self.foreign_keys)
             return
-        self._run(change.version, "BEGIN")
-        for statement in transaction:
-            self._run(change.version, statement)
+        self._run(change.version, ("BEGIN", *transaction))
         sets_version = statements.bumps_data_version_to(transaction[-1]) == change.version
         if not sets_version or self._connection.changes() != 1:
             raise ReplayFailed(
                 f"The transaction for data version {change.version} does not follow the database "
                 "before it: its last statement had to set this version in exactly one row. The "
                 "backup holds changes that do not belong together; keep it, and do not start a "
-                "node on anything made from it."
+                "node on anything made from it.",
+                good_version=change.version - 1,
             )
-        self._run(change.version, "COMMIT")
+        self._run(change.version, ("COMMIT",))
 
-    def _run(self, version: int, statement: str) -> None:
-        try:
-            self._execute(statement)
-        except UnicodeEncodeError:
-            text = statements.with_stray_bytes_as_hex(statement)
-            if text == statement:
-                raise _failed(version, statement, "holds bytes that are no text") from None
-            self._run(version, text)
-        except apsw.SQLError as error:
-            mended = statements.mend(statement)
-            if mended == statement:
-                raise _failed(version, statement, _harmless(error)) from None
-            self._run(version, mended)
-        except (apsw.FullError, apsw.IOError) as error:
+    def _run(self, version: int, batch: Iterable[str]) -> None:
+        execute = self._execute
+        rest = iter(batch)
+        statement = ""
+        while True:
+            try:
+                for statement in rest:
+                    execute(statement)
+            except (UnicodeEncodeError, apsw.Error) as error:
+                self._run_mended(version, statement, error)
+            else:
+                return
+
+    def _run_mended(self, version: int, statement: str, error: Exception) -> None:
+        """Runs a statement in another form that means the same, where there is one."""
+        if isinstance(error, apsw.FullError | apsw.IOError):
             raise StorageError(
                 f"Cannot write {self._path}: {error}. What was built is of no use; the backup is "
                 "as it was."
             ) from error
-        except apsw.Error as error:
+        mended = statement
+        if isinstance(error, UnicodeEncodeError):
+            mended = statements.with_stray_bytes_as_hex(statement)
+        elif isinstance(error, apsw.SQLError):
+            mended = statements.mend(statement)
+        if mended == statement:
             raise _failed(version, statement, _harmless(error)) from None
+        try:
+            self._execute(mended)
+        except (UnicodeEncodeError, apsw.Error) as still:
+            raise _failed(version, statement, _harmless(still)) from None
 
     def _load(self, change: Change) -> None:
         assert change.snapshot is not None
         self._connection.close()
-        fd = fsio.create(self._path, op="write snapshot", exclusive=False)
+        fd = fsio.open_existing(self._path, writable=True, op="write snapshot")
         try:
+            fsio.truncate(fd, 0, op="write snapshot")
             offset = 0
             for chunk in change.snapshot.chunks():
                 offset = fsio.write_at(fd, [chunk], offset, op="write snapshot")
@@ -137,33 +159,34 @@ class Replica:
             ) from None
         self.foreign_keys = True
 
-    def version(self) -> int:
-        """The data version that the database itself names; 0 where it names none."""
-        return _data_version(self._connection)
+    def check(self) -> int:
+        """Checks that this is a sound database at the last change's version.
 
-    def check(self, version: int) -> int:
-        """Checks that this is a sound database at the version; returns its foreign key faults.
-
-        Such faults are the node's own: with foreign keys enforced as the node had them, a replay
-        makes none that the node did not have.
+        Returns the number of its foreign key faults. Such faults are the node's own: with foreign
+        keys enforced as the node had them, a replay makes none that the node did not have.
 
         Raises:
             ReplayFailed: it is not sound, or at another version.
         """
-        found = self.version()
-        if found != version:
+        try:
+            found = _data_version(self._connection)
+            sound = is_sound(self._connection)
+            faults = sum(1 for _ in self._connection.execute("PRAGMA foreign_key_check"))
+        except apsw.Error as error:
             raise ReplayFailed(
-                f"The database says it is at data version {found}, and the backup says {version}. "
-                "They do not belong together; do not start a node on it."
-            )
-        faults = self._connection.execute("PRAGMA integrity_check(3)").fetchall()
-        if faults != [("ok",)]:
+                f"SQLite cannot read what was made ({type(error).__name__})."
+            ) from None
+        if found != self.applied:
             raise ReplayFailed(
-                f"SQLite's integrity check found faults in the database at version {version}; do "
-                "not start a node on it."
+                f"The database says it is at data version {found}, and the backup says "
+                f"{self.applied}. They do not belong together; do not start a node on it."
             )
-        violations = self._connection.execute("PRAGMA foreign_key_check")
-        return sum(1 for _ in violations)
+        if not sound:
+            raise ReplayFailed(
+                f"SQLite's integrity check found faults in the database at version {found}; do not "
+                "start a node on it."
+            )
+        return faults
 
     def close(self) -> None:
         """Lets go of the file; all of it is in the kernel's hands, nothing is synced."""
@@ -210,6 +233,11 @@ def copy_database(source: str, path: str) -> int:
         with copy.backup("main", origin, "main") as backup:
             while not backup.done:
                 backup.step(_PAGES_PER_STEP)
+        if not is_sound(copy):
+            raise StorageError(
+                f"{source} is damaged: SQLite's integrity check found faults in it. A backup of it "
+                "would be of no use. Find out what is wrong with its disk first."
+            )
         return _data_version(copy)
     except apsw.NotADBError as error:
         raise NotFound(f"{source} is no SQLite database ({error}).") from error
@@ -218,6 +246,33 @@ def copy_database(source: str, path: str) -> int:
     finally:
         copy.close()
         origin.close()
+
+
+def node_id_of(path: str) -> str | None:
+    """The id of the node whose database this is; `None` where it has none yet or is locked.
+
+    Nothing is changed and nothing waited for, so that it can be asked while the node waits in
+    `db_write`: a reader then sees the database as it was before the transaction.
+    """
+    try:
+        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+    except apsw.Error:
+        return None
+    try:
+        columns = connection.execute("SELECT name FROM pragma_table_info('vars')").fetchall()
+        if ("blobval",) not in columns:
+            return None
+        rows = connection.execute("SELECT hex(blobval) FROM vars WHERE name = 'node_id'").fetchall()
+    except apsw.Error:
+        return None
+    finally:
+        connection.close()
+    return str(rows[0][0]).lower() if rows else None
+
+
+def is_sound(connection: apsw.Connection) -> bool:
+    """Whether SQLite's integrity check passes."""
+    return connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]
 
 
 def _data_version(connection: apsw.Connection) -> int:
@@ -235,11 +290,12 @@ def _failed(version: int, statement: str, why: str) -> ReplayFailed:
     return ReplayFailed(
         f"The change for data version {version} cannot be replayed: its "
         f"{statements.kind(statement)}{where} {why}. The backup up to version "
-        f"{version - 1} can be replayed; keep it as it is."
+        f"{version - 1} can be replayed; keep it as it is.",
+        good_version=version - 1,
     )
 
 
-def _harmless(error: apsw.Error) -> str:
+def _harmless(error: Exception) -> str:
     """What SQLite says, where it speaks of the schema only; else just the class of the error."""
     said = str(error)
     if isinstance(error, apsw.ConstraintError) or said.startswith("no such table"):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from cln_backup.backends import open_backend, redacted
 from cln_backup.change import FOREIGN_KEYS_ON, Change, Kind
 from cln_backup.continuity import Decision, database_version, decide
-from cln_backup.errors import Discontinuity
-from cln_backup.node import boot_id
+from cln_backup.errors import Discontinuity, WriterConflict
+from cln_backup.node import boot_id, booted_at, database_path
 from cln_backup.settings import read_settings, read_state, write_state
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.base import Backend
 
 _REMEMBERED_ANSWERS = 10_000
+_WAIT_FOR_WRITER_S = 10
 
 
 class Replicator:
@@ -33,6 +34,7 @@ class Replicator:
         self._directory = os.path.abspath(directory)
         self._log = log
         self.backend: Backend | None = None
+        self._wallet: str | None = None
         self._last_answer_at: float | None = None
         self._compacted_at: float | None = None
         self._answer_times_s: deque[float] = deque(maxlen=_REMEMBERED_ANSWERS)
@@ -64,10 +66,15 @@ class Replicator:
 
     def _open(self, change: Change) -> Backend:
         settings = read_settings(self._directory)
+        self._wallet = settings.wallet
         state = read_state(self._directory)
         boot = boot_id()
-        backend = open_backend(settings.backend_url, writable=True)
+        rebooted = _rebooted(boot, state.boot_id, settings.backend_url)
+        backend = self._become_writer(settings.backend_url)
         try:
+            node_id = _node_id_of(database_path(self._directory, settings.wallet))
+            if node_id is not None:
+                backend.claim(node_id)
             self._log_notices(backend)
             self._log(
                 f"Comparing backup version {backend.version} versus first write version "
@@ -79,7 +86,7 @@ class Replicator:
                 rider=rider,
                 head=backend.head,
                 first=True,
-                rebooted=None not in (boot, state.boot_id) and boot != state.boot_id,
+                rebooted=rebooted,
             )
             stands_at = database_version(change.version, rider=rider)
             if decision is Decision.APPEND:
@@ -105,6 +112,21 @@ class Replicator:
             raise
         return backend
 
+    def _become_writer(self, url: str) -> Backend:
+        """Opens the backup; waits a little for a writer that is just ending."""
+        deadline_s = time.monotonic() + _WAIT_FOR_WRITER_S
+        waiting = False
+        while True:
+            try:
+                return open_backend(url, writable=True)
+            except WriterConflict as error:
+                if time.monotonic() > deadline_s:
+                    raise
+                if not waiting:
+                    self._log(f"Waiting up to {_WAIT_FOR_WRITER_S} seconds: {error}")
+                waiting = True
+            time.sleep(0.1)
+
     def _log_notices(self, backend: Backend) -> None:
         while backend.notices:
             self._log(backend.notices.pop(0))
@@ -114,9 +136,10 @@ class Replicator:
             f"the database is at version {stands_at}, the backup {redacted(backend.url)} at "
             f"{backend.version}"
         )
+        database = database_path(self._directory, self._wallet)
         restore = (
-            f"move lightningd.sqlite3 away (with -journal and -wal; keep it), then run: "
-            f"backup-cli restore {redacted(backend.url)} {self._directory}"
+            f"move {database} away (with -journal and -wal; keep it), then run: "
+            f"backup-cli restore {redacted(backend.url)} {database}"
         )
         if decision is Decision.GAP:
             return (
@@ -179,3 +202,25 @@ class Replicator:
         """Lets go of the backup."""
         if self.backend is not None:
             self.backend.close()
+
+
+def _rebooted(boot: str | None, remembered: str | None, url: str) -> bool:
+    """Whether the machine started anew since the last answer was given.
+
+    Without a remembered boot id, as on a backup that the community's plugin has written so far,
+    the time of the backup's last change tells.
+    """
+    if boot is not None and remembered is not None:
+        return boot != remembered
+    began = booted_at()
+    with open_backend(url) as reader:
+        stored = reader.last_change_at
+    return began is not None and stored is not None and stored < began
+
+
+def _node_id_of(database: str) -> str | None:
+    if not os.path.isfile(database) or not os.path.getsize(database):
+        return None
+    from cln_backup.replica import node_id_of
+
+    return node_id_of(database)

@@ -57,6 +57,8 @@ def create_backend(url: str, base: Change | None) -> None:
 
 def redacted(url: str) -> str:
     """The URL without what may be secret in it: a user's password, and any query's values."""
+    if url.startswith("file:///") and "?" not in url:
+        return url  # a path only, and any other sign may be part of it
     location, question_mark, query = url.partition("?")
     before, at, after = location.rpartition("@")
     if at:
