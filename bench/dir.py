@@ -1,4 +1,4 @@
-"""`python -m bench.dir`: the answer time, size and speed of `dir:`, beside the floor and `file:`."""
+"""`python -m bench.dir`: answer time, size and speed of `dir:`, beside the floor and `file:`."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def answer_times(directory: str) -> None:
             f"{name:<16} p50 {p50 * 1e6:6.0f} µs ({p50 / least:.2f}× the floor)   "
             f"p99 {p99 * 1e6:6.0f} µs"
         )
-    for name in homes:
-        url = os.path.join(homes[name], "backup")
-        key = ["--key-file", os.path.join(homes[name], "backup.key")] if name[-1] == "d" else []
+    for name, home in homes.items():
+        url = os.path.join(home, "backup")
+        key = ["--key-file", os.path.join(home, "backup.key")] if name[-1] == "d" else []
         said = subprocess.run(
             [drive.CLI, "status", "--json", *key, url], check=True, capture_output=True, text=True
         )
@@ -115,11 +115,15 @@ def checksums(directory: str) -> None:
             started = time.perf_counter()
             backend.read_through()
             taken = time.perf_counter() - started
-            print(f"{kind:<16} checksums of a snapshot: {backend.size_bytes / taken / 1e6:.0f} MB/s")
+            print(
+                f"{kind:<16} checksums of a snapshot: {backend.size_bytes / taken / 1e6:.0f} MB/s"
+            )
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=(sys.argv[1:] or [None])[0]) as directory:
+    with tempfile.TemporaryDirectory(
+        prefix="bench-", dir=sys.argv[1] if sys.argv[1:] else None
+    ) as directory:
         first_answers(directory)
         checksums(directory)
         answer_times(directory)

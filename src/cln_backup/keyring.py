@@ -106,8 +106,7 @@ def make_key_file(path: str) -> None:
     """Makes a key file of 32 random bytes that only its owner may read, if there is none."""
     if os.path.lexists(path):
         return
-    built = f"{path}.new"
-    fd = fsio.create(built, op="create key file", exclusive=False)
+    fd, built = fsio.create_beside(path, "new", op="create key file")
     try:
         fsio.write_at(fd, [os.urandom(_KEY_BYTES)], 0, op="write key file")
         fsio.sync(fd, op="sync key file")

@@ -14,7 +14,7 @@ from cln_backup.backends.dir_history import Base, History
 from cln_backup.backends.dir_keys import create_keys, given_secret, holders, unlock
 from cln_backup.backends.dir_log import Tracker, find_end
 from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_snapshot_file
-from cln_backup.backends.dir_store import Listing, Store, damaged, list_files, read_open
+from cln_backup.backends.dir_store import STAGED, Listing, Store, damaged, list_files, read_open
 from cln_backup.backends.dir_upkeep import expired, remove_expired
 from cln_backup.backends.dir_url import Place, place_of
 from cln_backup.backends.dir_writer import SegmentWriter
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _LOCK_NAME = "backup"
 _FEW_FILES = 8
+_ALL_COPIED = 1 << 62  # the log goes on as it is, so there is never more to copy
 _DROP_BYTES = v2.FRAME_BYTES + v2.BODY_BYTES
 
 
@@ -66,7 +67,6 @@ class DirBackend(Backend):
                 "used as it is; otherwise choose another name."
             )
         backup_id = os.urandom(v2.ID_BYTES)
-        built = os.path.join(place.path, "base.creating")
         try:
             store = Store(place.path, backup_id, create_keys(place, backup_id))
             size = 0
@@ -77,9 +77,9 @@ class DirBackend(Backend):
             version = 0 if base is None else base.version
             start = v2.Position(1, 0, bytes(v2.SEAL_BYTES))
             state = v2.BaseState(version, base is not None, True, count, size, start, count)
-            write_snapshot_file(
+            built, _ = write_snapshot_file(
                 store,
-                built,
+                "create",
                 v2.FileKind.BASE,
                 1,
                 0,
@@ -274,6 +274,12 @@ class DirBackend(Backend):
         """See `Backend.storage_dir`."""
         return self._place.path
 
+    def claim(self, node_id: str) -> None:
+        """See `Backend.claim`. It is noted in the lock file, which is not encrypted."""
+        self._require_writer()
+        assert self._lock is not None
+        self._lock.claim(node_id, self._place.path)
+
     def add_change(self, change: Change) -> None:
         """See `Backend.add_change`. A snapshot is published in a file of its own before."""
         writer = self._require_writer()
@@ -302,11 +308,10 @@ class DirBackend(Backend):
     def _write_snapshot(self, writer: SegmentWriter, segment: int, change: Change) -> bytes:
         assert change.snapshot is not None
         number = writer.end.end_bytes  # where the record will stand, which no other one can
-        built = os.path.join(self._place.path, "snapshot.writing")
         state = v2.SnapshotState(change.version, change.snapshot.size_bytes)
-        seal = write_snapshot_file(
+        built, seal = write_snapshot_file(
             self._store,
-            built,
+            "snapshot",
             v2.FileKind.SNAPSHOT,
             number,
             writer.end.epoch,
@@ -384,22 +389,19 @@ class DirBackend(Backend):
         state = v2.BaseState(
             version, snapshot is not None, foreign_keys, count, size, start, ordinal
         )
-        path, kind = self._store.staged_path, v2.FileKind.BASE
         generation = self._base.generation + 1
-        packed = v2.pack_base_state(state)
-        epoch = self._end.epoch
-        write_snapshot_file(
-            self._store, path, kind, generation, epoch, packed, version, snapshot, exclusive=True
+        kind, packed, epoch = v2.FileKind.BASE, v2.pack_base_state(state), self._end.epoch
+        path, _ = write_snapshot_file(
+            *(self._store, "compaction", kind, generation, epoch, packed, version, snapshot)
         )
         try:
-            self._read_back(
-                StoredSnapshot(self._store, path, kind, generation, version, size, None)
-            )
+            stored = StoredSnapshot(self._store, path, kind, generation, version, size, None)
+            self._read_back(stored)
         except BaseException:
-            self.discard()
+            fsio.remove(path, op="remove unfinished compaction")
             raise
         count_now = count + self._tracker.ordinal - ordinal
-        return Staged(self.size_bytes, 0, self.version_count - count_now)
+        return Staged(path, start.offset_bytes, _ALL_COPIED, 0, self.version_count - count_now)
 
     def _read_back(self, stored: StoredSnapshot) -> None:
         """Reads what was written, from the disk where the system lets us."""
@@ -413,16 +415,16 @@ class DirBackend(Backend):
 
     def stage_more(self, staged: Staged) -> Staged:
         """See `Backend.stage_more`. There is nothing to copy: the log goes on as it is."""
-        return staged._replace(copied_bytes=1 << 62)
+        return staged
 
-    def replace(self, staged: Staged) -> None:  # noqa: ARG002
+    def replace(self, staged: Staged) -> None:
         """See `Backend.replace`. One name is published; what has expired is removed beside."""
         writer = self._require_writer()
         generation = self._base.generation + 1
-        fd = fsio.open_existing(self._store.staged_path, writable=False, op="open new base")
+        fd = fsio.open_existing(staged.name, writable=False, op="open new base")
         try:
             header = self._store.read_header(
-                fd, self._store.staged_path, v2.FileKind.BASE, generation, self.version
+                fd, staged.name, v2.FileKind.BASE, generation, self.version
             )
         finally:
             os.close(fd)
@@ -430,7 +432,7 @@ class DirBackend(Backend):
         state = v2.unpack_base_state(header.state)
         path = self._store.base_path(generation, state.start.segment)
         with self._last_write():
-            fsio.publish(self._store.staged_path, path, op="publish compacted backup")
+            fsio.publish(staged.name, path, op="publish compacted backup")
         self._base = Base(generation, path, state)
         self._set_position()
         if len(expired(self._place.path, self._place.keep, self._place.keep_days)) > _FEW_FILES:
@@ -440,7 +442,9 @@ class DirBackend(Backend):
 
     def discard(self) -> None:
         """See `Backend.discard`."""
-        fsio.remove(os.path.join(self._place.path, "base.compacting"), op="remove compaction")
+        for name in fsio.list_directory(self._place.path, op="list backup"):
+            if name.startswith(STAGED):
+                fsio.remove(os.path.join(self._place.path, name), op="remove compaction")
 
     def close(self) -> None:
         """See `Backend.close`."""

@@ -169,8 +169,7 @@ def add_holder(path: str, backup_id: bytes, master_key: bytes, secret: Secret, l
     target = os.path.join(path, _PREFIX + label)
     if os.path.lexists(target):
         raise AlreadyExists(f"There is a key {label} already; nothing was changed.")
-    built = os.path.join(path, "adding-key")
-    fd = fsio.create(built, op="create key", exclusive=False)
+    fd, built = fsio.create_beside(os.path.join(path, "adding"), "key", op="create key")
     try:
         fsio.write_at(fd, [data], 0, op="write key")
         fsio.sync(fd, op="sync key")

@@ -25,17 +25,15 @@ _SYNC_EVERY_BYTES: Final = 1 << 23
 
 def write_snapshot_file(
     store: Store,
-    path: str,
+    purpose: str,
     kind: v2.FileKind,
     number: int,
     epoch: int,
     state: bytes,
     version: int,
     snapshot: Snapshot | None,
-    *,
-    exclusive: bool = False,
-) -> bytes:
-    """Writes a base or a snapshot under a name of its own; returns its last seal.
+) -> tuple[str, bytes]:
+    """Writes a base or a snapshot; returns a name of its own for the file, and its last seal.
 
     Written and synced when it returns; its name is not. Whatever is raised, no file is left.
 
@@ -44,7 +42,8 @@ def write_snapshot_file(
     """
     header, sealer = store.new_header(kind, number, epoch, state)
     encoder = Encoder(sealer, header[-v2.SEAL_BYTES :])
-    fd = fsio.create(path, op="create snapshot", exclusive=exclusive)
+    built = os.path.join(store.path, "building")
+    fd, path = fsio.create_beside(built, purpose, op="create snapshot")
     try:
         end = unsynced = fsio.write_at(fd, [header], 0, op="write snapshot")
         got = 0
@@ -70,7 +69,7 @@ def write_snapshot_file(
         raise
     finally:
         os.close(fd)
-    return encoder.seal
+    return path, encoder.seal
 
 
 class StoredSnapshot(NamedTuple):

@@ -15,7 +15,7 @@ from cln_backup.formats.seals import file_sealer, pack_header, unpack_state
 if TYPE_CHECKING:
     from cln_backup.formats.seals import Sealer
 
-STAGED: Final = "base.compacting"
+STAGED: Final = "building.compaction"
 SPARE: Final = "spare"
 READ: Final = "read backup"
 _NAME = re.compile(r"(?:log-(\d{10})|base-(\d{10})-(\d{10})|snapshot-(\d{10})-(\d{10}))")
@@ -101,11 +101,6 @@ class Store:
     def snapshot_path(self, segment: int, number: int) -> str:
         """Where the snapshot stands that a record in this segment refers to."""
         return os.path.join(self.path, f"snapshot-{segment:010}-{number:010}")
-
-    @property
-    def staged_path(self) -> str:
-        """Where a compaction builds the next base."""
-        return os.path.join(self.path, STAGED)
 
     @property
     def spare_path(self) -> str:

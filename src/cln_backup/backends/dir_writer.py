@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from cln_backup import fsio
 from cln_backup.backends.dir_records import Tail, judge_tail
-from cln_backup.errors import AlreadyExists, WriterConflict
+from cln_backup.errors import AlreadyExists, StorageError, WriterConflict
 from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import Encoder
 
@@ -116,8 +116,7 @@ class SegmentWriter:
         path = self._store.log_path(number)
         built = self._store.spare_path
         if not os.path.exists(built):
-            built = f"{self._store.spare_path}.first-{os.getpid()}"
-            fd = fsio.create(built, op="create segment", exclusive=False)
+            fd, built = fsio.create_beside(built, "first", op="create segment")
             try:
                 fsio.preallocate(fd, FIRST_SEGMENT_BYTES, op="preallocate segment")
             finally:
@@ -151,6 +150,7 @@ class SegmentWriter:
         """
         encoder = self._encoder
         assert encoder is not None, "no segment is prepared"
+        self._require_place()
         self._require_no_later_writer()
         start = v2.Position(self.end.segment, self.end.end_bytes, encoder.seal)
         data = encoder.encode(record_type, version, content)
@@ -164,6 +164,14 @@ class SegmentWriter:
         if self._spare_wanted and end > _SPARE_AFTER_BYTES:
             self.start_upkeep()
         return start
+
+    def _require_place(self) -> None:
+        if not fsio.same_file(self._store.log_path(self.end.segment), self._fd):
+            raise StorageError(
+                f"{self._store.path}, or its newest segment, was moved, removed or replaced while "
+                "the node was writing to it. Nothing is written to a place that nobody would find. "
+                "Put the backup back where it was and start the node again."
+            )
 
     def _require_no_later_writer(self) -> None:
         if os.access(self._next_path, os.F_OK):  # cheaper than an exception where there is none
