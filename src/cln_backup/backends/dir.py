@@ -400,6 +400,8 @@ class DirBackend(Backend):
         except BaseException:
             fsio.remove(path, op="remove unfinished compaction")
             raise
+        # Whoever stages has read what it needs; its lock would keep the old generation.
+        self._let_go_of_base()
         count_now = count + self._tracker.ordinal - ordinal
         return Staged(path, start.offset_bytes, _ALL_COPIED, 0, self.version_count - count_now)
 
@@ -450,8 +452,11 @@ class DirBackend(Backend):
         """See `Backend.close`."""
         if self._writer is not None:
             self._writer.close()
+        self._let_go_of_base()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _let_go_of_base(self) -> None:
         if self._base_fd >= 0:
             os.close(self._base_fd)
             self._base_fd = -1
-        if self._lock is not None:
-            self._lock.release()

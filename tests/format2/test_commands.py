@@ -1,0 +1,90 @@
+"""The commands that have to do with the directory, as an operator runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+from cln_backup.backends import create_backend, open_backend
+from cln_backup.change import Change
+from tests.format2.small import SNAPSHOT
+from tests.histories import append, build_database, payments, started_node, told, told_by
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _cli(*arguments: str, code: int = 0) -> dict[str, Any]:
+    command = [sys.executable, "-m", "cln_backup.cli", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr + done.stdout
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_encrypted_backup_from_init_to_restore(tmp_path: Path) -> None:
+    node, backup = tmp_path / "node", str(tmp_path / "backup")
+    node.mkdir()
+    build_database(node / "lightningd.sqlite3", started_node())
+    (node / "hsm_secret").write_bytes(bytes(range(32)))
+    (tmp_path / "passphrase").write_text("four words on paper\n")
+    _cli("init", "--encrypt", "--lightning-dir", str(node), backup)
+    url = json.loads((node / "backup.lock").read_text())["backend_url"]
+    assert url == f"dir://{backup}?key-file={node}/backup.key"
+    append(url, payments(4, 9))
+    assert _cli("status", backup, code=14)["error"]["type"] == "Locked"
+    by_node, by_words = ("--hsm-secret", f"{node}/hsm_secret"), ("--passphrase-file",)
+    _cli("key", "add", *by_node, "--new-passphrase-file", f"{tmp_path}/passphrase", backup)
+    keys = _cli("key", "list", backup)["keys"]
+    assert [key["label"] for key in keys] == ["hsm-secret", "key-file", "passphrase"]
+    assert _cli("verify", "--no-replay", *by_node, backup)["good"]
+    for label in ("hsm-secret", "key-file"):
+        _cli("key", "remove", backup, label)
+    assert _cli("key", "remove", backup, "passphrase", code=14)["error"]["type"] == "Locked"
+    restored = str(tmp_path / "restored.sqlite3")
+    done = _cli("restore", *by_words, f"{tmp_path}/passphrase", backup, restored)
+    assert done["version"] == 8
+    for path in (tmp_path / "backup").iterdir():
+        content = path.read_bytes()
+        assert b"SQLite format" not in content
+        assert b"payments" not in content
+
+
+def test_key_for_a_backup_that_is_not_encrypted_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(bytes(range(32)))
+    create_backend(f"dir://{tmp_path}/backup", None)
+    said = _cli("status", "--key-file", f"{tmp_path}/key", f"{tmp_path}/backup", code=8)
+    assert "not encrypted" in said["error"]["message"]
+
+
+def test_copy_between_the_formats(tmp_path: Path) -> None:
+    create_backend(f"file://{tmp_path}/old", None)
+    append(f"file://{tmp_path}/old", [*started_node(), *payments(4, 30)])
+    assert _cli("copy", f"{tmp_path}/old", f"{tmp_path}/new")["version"] == 29
+    _cli("copy", f"{tmp_path}/new", f"file://{tmp_path}/back")
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "old").read_bytes()
+    assert _cli("copy", f"{tmp_path}/old", f"{tmp_path}/new", code=5)
+
+
+def test_generations_are_kept_as_the_url_says(tmp_path: Path) -> None:
+    for keep, left in ((0, 1), (1, 2), (2, 3)):
+        url = f"dir://{tmp_path}/{keep}?keep={keep}"
+        create_backend(url, None)
+        history = started_node()
+        append(url, history)
+        for version in range(4, 8):
+            with open_backend(url, writable=True) as writer:
+                writer.add_change(payments(version, version + 1)[0])
+                with open_backend(url) as reader:
+                    base = Change(version - 1, SNAPSHOT, None)
+                    writer.replace(reader.stage(base, foreign_keys=True))
+        assert len(list((tmp_path / str(keep)).glob("base-*"))) == left
+        assert told_by(url) == told([base, payments(7, 8)[0]])
+    kept = f"dir://{tmp_path}/days?keep-days=1"
+    create_backend(kept, None)
+    append(kept, history)
+    with open_backend(kept, writable=True) as writer, open_backend(kept) as reader:
+        writer.replace(reader.stage(Change(2, SNAPSHOT, None), foreign_keys=True))
+    assert len(list((tmp_path / "days").glob("base-*"))) == 2
