@@ -256,7 +256,8 @@ class DirBackend(Backend):
         """When the log was last written to, as the file system has it."""
         if self.version_count == 0:
             return None
-        path = self._store.log_path(self._end.segment) if self._end.segment else self._base.path
+        end = self._end if self._writer is None else self._writer.end
+        path = self._store.log_path(end.segment) if end.segment else self._base.path
         return os.stat(path).st_mtime
 
     @property

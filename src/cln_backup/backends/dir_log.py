@@ -11,6 +11,7 @@ from cln_backup import fsio
 from cln_backup.backends.dir_records import Tail, Unreadable, judge_tail, records
 from cln_backup.backends.dir_store import READ, damaged
 from cln_backup.change import Kind
+from cln_backup.errors import Damaged
 from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import Decoder
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _SETTLE_TRIES: Final = 20
 _SETTLE_S: Final = 0.01
+_BEGIN_TRIES: Final = 2
 
 
 class Segment(NamedTuple):
@@ -130,6 +132,20 @@ def find_end(
         Damaged: the last segment holds bytes that cannot be right.
         StorageError.
     """
+    tries = 0 if alone else min(_SETTLE_TRIES, _BEGIN_TRIES)
+    while True:
+        try:
+            return _find_end(store, numbers, tracker, alone=alone)
+        except Damaged:  # or a header that is being written at this moment
+            if tries == 0:
+                raise
+            tries -= 1
+            time.sleep(_SETTLE_S)
+
+
+def _find_end(
+    store: Store, numbers: Sequence[int], tracker: Tracker, *, alone: bool
+) -> tuple[LogEnd, Tracker]:
     last_number = numbers[-1] if numbers else 0
     torn_bytes = 0
     for number in reversed(numbers):
@@ -138,7 +154,7 @@ def find_end(
             if segment is not None:
                 return _walk(store, fd, segment, last_number, torn_bytes, alone=alone)
             path = store.log_path(number)
-            if _settled_tail(fd, v2.HEADER_BYTES, alone=alone, cut_before=True) is Tail.DAMAGED:
+            if judge_tail(fd, v2.HEADER_BYTES, cut_before=True) is Tail.DAMAGED:
                 damaged(path, 0, tracker.version, "its header is missing, and the rest is not")
         finally:
             os.close(fd)
@@ -154,32 +170,37 @@ def _walk(
     tracker = Tracker(state.ordinal, state.head, state.before, may_rewind=state.may_rewind)
     decoder = Decoder(segment.header.sealer, segment.header.seal)
     end = v2.HEADER_BYTES
-    size = fsio.size_bytes(fd)
-    unreadable = None
-    try:
-        for record in records(fd, decoder, segment.number, size):
-            tracker.apply(record.type, record.version, record.start)
-            end = record.end_bytes
-    except Unreadable as error:
-        unreadable = error
-    except v2.Malformed as error:
-        damaged(path, end, tracker.version, f"it has {error}")
-    if unreadable is not None:
-        tail = _settled_tail(fd, end, alone=alone)
-        if tail is Tail.DAMAGED:
-            damaged(
-                path,
-                end,
-                tracker.version,
-                f"expected the record that follows version {tracker.version}, found "
-                f"{unreadable.found}",
-            )
+    tries = 0 if alone else _SETTLE_TRIES
+    while True:
+        size = fsio.size_bytes(fd)
+        started = end
+        try:
+            for record in records(fd, decoder, segment.number, size, end):
+                tracker.apply(record.type, record.version, record.start)
+                end = record.end_bytes
+        except Unreadable as error:
+            found = error.found
+        except v2.Malformed as error:
+            damaged(path, end, tracker.version, f"it has {error}")
+        else:
+            break
+        tail = judge_tail(fd, end)
         if tail is Tail.TORN:
             torn_bytes = size - end
+        if tail is not Tail.DAMAGED:
+            break
+        # A writer that is at work may have appended since, or be writing at this moment.
+        if tries == 0 and end == started:
+            version = tracker.version
+            what = f"expected the record that follows version {version}, found {found}"
+            damaged(path, end, version, what)
+        if end == started:
+            tries -= 1
+            time.sleep(_SETTLE_S)
     digest = hashlib.sha256()
     for chunk in fsio.chunks_at(fd, end, 0, op=READ):
         digest.update(chunk)
-    found = LogEnd(
+    log_end = LogEnd(
         segment.number,
         end,
         decoder.seal,
@@ -189,18 +210,7 @@ def _walk(
         torn_bytes,
         os.fstat(fd).st_mtime,
     )
-    return found, tracker
-
-
-def _settled_tail(fd: int, offset: int, *, alone: bool, cut_before: bool = False) -> Tail:
-    """The tail, looked at until it is no damage, as long as a writer may be writing it."""
-    tail = judge_tail(fd, offset, cut_before=cut_before)
-    for _ in range(0 if alone else _SETTLE_TRIES):
-        if tail is not Tail.DAMAGED:
-            break
-        time.sleep(_SETTLE_S)
-        tail = judge_tail(fd, offset, cut_before=cut_before)
-    return tail
+    return log_end, tracker
 
 
 class Piece(NamedTuple):

@@ -27,14 +27,15 @@ class Unreadable(Exception):
         self.found = found
 
 
-def records(fd: int, decoder: Decoder, segment: int, end_bytes: int) -> Iterator[Record]:
-    """The records up to an offset. Memory: the largest record that stands whole in the file.
+def records(
+    fd: int, decoder: Decoder, segment: int, end_bytes: int, offset: int = v2.HEADER_BYTES
+) -> Iterator[Record]:
+    """The records from one offset up to another. Memory: the largest record that stands there.
 
     Raises:
         Unreadable: what stands there is not the next record.
     """
     window, window_at = b"", 0
-    offset = v2.HEADER_BYTES
     while offset < end_bytes:
         at = offset - window_at
         if len(window) - at < v2.HEAD_BYTES:
