@@ -290,8 +290,11 @@ def compact(url: str, *, as_json: bool) -> Fields:
     "backup-cli log --from 9000 --json file:///mnt/backup/node.bkp"
 )
 @click.option("--from", "start", type=click.IntRange(min=0), default=0, help="First data version.")
+@click.option(
+    "--dropped", is_flag=True, help="List the dropped changes that a dir: backup still holds."
+)
 @_url
-def log(url: str, start: int, *, as_json: bool) -> Fields:
+def log(url: str, start: int, dropped: bool, *, as_json: bool) -> Fields:
     """List the changes, one a line, without their contents.
 
     Shown are data version, kind, size in bytes, number of statements and the tables touched; with
@@ -300,7 +303,7 @@ def log(url: str, start: int, *, as_json: bool) -> Fields:
     with open_backend(url) as backend:
         if not as_json:
             click.echo(f"{'version':>10}  {'kind':<11}  {'bytes':>12}  {'statements':>10}  tables")
-        for line in history.log(backend, start):
+        for line in history.log(backend, start, dropped=dropped):
             if as_json:
                 click.echo(json.dumps(line._asdict()))
             else:

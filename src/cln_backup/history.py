@@ -62,13 +62,15 @@ def status(backend: Backend) -> Status:
     )
 
 
-def log(backend: Backend, start: int = 0) -> Iterator[LogLine]:
-    """One line a change, from version `start` on.
+def log(backend: Backend, start: int = 0, *, dropped: bool = False) -> Iterator[LogLine]:
+    """One line a change, from version `start` on; or those that were dropped and are kept in place.
 
     Raises:
         Damaged, StorageError.
     """
-    for change in backend.stream_changes(start):
+    for change in backend.dropped_changes() if dropped else backend.stream_changes(start):
+        if change.version < start:
+            continue
         kind = change.kind.value
         if change.transaction is None:
             assert change.snapshot is not None

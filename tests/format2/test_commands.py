@@ -68,6 +68,16 @@ def test_copy_between_the_formats(tmp_path: Path) -> None:
     assert _cli("copy", f"{tmp_path}/old", f"{tmp_path}/new", code=5)
 
 
+def test_dropped_change_is_listed(tmp_path: Path) -> None:
+    url = f"dir://{tmp_path}/backup"
+    create_backend(url, None)
+    append(url, started_node())
+    with open_backend(url, writable=True) as backend:
+        backend.rewind()
+    line = _cli("log", "--dropped", url)
+    assert (line["version"], line["kind"]) == (3, "transaction")
+
+
 def test_generations_are_kept_as_the_url_says(tmp_path: Path) -> None:
     for keep, left in ((0, 1), (1, 2), (2, 3)):
         url = f"dir://{tmp_path}/{keep}?keep={keep}"

@@ -188,6 +188,14 @@ class Backend(ABC):
             if progress is not None:
                 progress(change)
 
+    def dropped_changes(self) -> Iterator[Change]:
+        """The changes that `rewind` dropped, where they stay in the backup and not beside it.
+
+        Raises:
+            Damaged, StorageError.
+        """
+        return iter(())
+
     @abstractmethod
     def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:
         """Builds a replacement beside the backup: `base`, then the head and all after it.
