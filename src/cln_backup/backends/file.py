@@ -144,6 +144,12 @@ class FileBackend(Backend):
                 "community's plugin leaves them after a crash. They do not count; they are taken "
                 "out when a node or a compaction next writes to the backup."
             )
+        if layout.header.version > self.version or layout.header.offset_bytes > layout.size_bytes:
+            self.notices.append(
+                f"The header names a change for version {layout.header.version} that is not there. "
+                "It was cut off while it was written, before the node was answered, or with the "
+                f"end of the file later. The backup is at version {self.version}."
+            )
         if layout.torn_bytes:
             self.notices.append(
                 f"The backup ends with {layout.torn_bytes} bytes of a change that was cut while it "
