@@ -27,6 +27,7 @@ class Staged(NamedTuple):
 
     Attributes:
         name: what the backend calls it.
+        source: what tells the backup that it was made from from the one after a `replace`.
         fold_bytes: where in the backup the part begins that is kept as it is.
         copied_bytes: up to where the backup was copied into it.
         shift_bytes: how much later (negative: earlier) a change stands in the replacement.
@@ -34,6 +35,7 @@ class Staged(NamedTuple):
     """
 
     name: str
+    source: int
     fold_bytes: int
     copied_bytes: int
     shift_bytes: int
