@@ -3,7 +3,7 @@
 A second process (`python -m cln_backup.compact URL`) does the long part: it replays everything
 before the head into a database and stages a replacement beside the backup. It speaks lines of JSON
 with the writer, which has the last word: `{"staged": …}` comes from it, `more` lets it copy what
-came since, the end of its input lets it go.
+came since, the end of its input lets it go. Where a server did the work, `{"compacted": …}` comes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from cln_backup.backends import open_backend
 from cln_backup.change import Change, Kind
@@ -26,21 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from cln_backup.backends.base import Backend, Staged
-
-
-class Size(TypedDict):
-    """How large a backup is, in the words of the community's plugin."""
-
-    backupsize: int
-    version_count: int
-
-
-class Statistics(TypedDict):
-    """What a compaction changed."""
-
-    before: Size
-    after: Size
+    from cln_backup.backends.base import Backend, Size, Staged, Statistics
 
 
 def size_of(backend: Backend) -> Size:
@@ -51,12 +37,18 @@ def size_of(backend: Backend) -> Size:
 def compact(url: str, progress: Callable[[Change], None] | None = None) -> Statistics:
     """Compacts a backup that no node writes to; the head stays as it is.
 
+    A server compacts by itself, also while a node writes.
+
     The compacted backup is on stable storage, in the old one's place, when this returns.
 
     Raises:
         WriterConflict: a node writes to it; let its plugin do it (`lightning-cli backup-compact`).
         NotFound, Damaged, ReplayFailed, StorageError: the backup is as before.
     """
+    with open_backend(url) as reader:
+        statistics = reader.compact()
+    if statistics is not None:
+        return statistics
     with open_backend(url, writable=True) as writer:
         before = size_of(writer)
         with open_backend(url) as reader:
@@ -97,6 +89,10 @@ def main() -> int:
     Thread(target=_listen, args=(requests,), daemon=True).start()
     try:
         with open_backend(sys.argv[1]) as reader:
+            statistics = reader.compact()
+            if statistics is not None:
+                _say({"compacted": statistics})
+                return 0
             staged = stage(reader)
             while True:
                 _say({"staged": None if staged is None else staged._asdict()})

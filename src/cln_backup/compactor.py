@@ -9,11 +9,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from cln_backup.backends.base import Staged
-from cln_backup.compact import Statistics, size_of
+from cln_backup.compact import size_of
 from cln_backup.errors import StorageError
 
 if TYPE_CHECKING:
-    from cln_backup.backends.base import Backend
+    from cln_backup.backends.base import Backend, Statistics
 
 _SWAP_BYTES = 1 << 18
 """How much may be left to copy when the writer swaps: about what a large change has."""
@@ -67,6 +67,9 @@ class Compactor:
         message, self._said = json.loads(self._said), b""
         if "error" in message:
             raise StorageError(message["error"])
+        if "compacted" in message:
+            done: Statistics = message["compacted"]
+            return done
         if message["staged"] is not None:
             staged = Staged(**message["staged"])
             if self._backend.size_bytes - staged.copied_bytes > _SWAP_BYTES:

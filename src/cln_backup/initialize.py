@@ -17,6 +17,8 @@ from cln_backup.settings import LOCK_NAME, Settings, create_settings, read_setti
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cln_backup.backends.base import Backend
+
 
 class Initialized(NamedTuple):
     """What was set up.
@@ -69,7 +71,7 @@ def initialize(url: str, directory: str | None, wallet: str | None = None) -> In
             size = base.snapshot.size_bytes
     create_settings(directory, Settings(url, wallet))
     with open_backend(url) as backend:
-        same_disk = os.stat(backend.scratch_dir).st_dev == os.stat(database or directory).st_dev
+        same_disk = _same_disk(backend, database or directory)
     return Initialized(database, version, size, same_disk)
 
 
@@ -101,8 +103,14 @@ def take_snapshot(directory: str) -> Initialized:
             )
         backend.add_change(change)
         assert change.snapshot is not None
-        same_disk = os.stat(backend.scratch_dir).st_dev == os.stat(database).st_dev
+        same_disk = _same_disk(backend, database)
         return Initialized(database, change.version, change.snapshot.size_bytes, same_disk)
+
+
+def _same_disk(backend: Backend, path: str) -> bool:
+    if backend.remote:
+        return False
+    return os.stat(backend.scratch_dir).st_dev == os.stat(path).st_dev
 
 
 @contextmanager
