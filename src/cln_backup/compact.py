@@ -13,25 +13,28 @@ import os
 import signal
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from threading import Thread
-from typing import TYPE_CHECKING, Any
+from threading import Thread, get_native_id
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cln_backup.backends import open_backend
+from cln_backup.backends.base import size_of
 from cln_backup.change import Change, Kind
 from cln_backup.errors import BackupError, Interrupted
 from cln_backup.replica import DatabaseFile, replay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
-    from cln_backup.backends.base import Backend, Size, Staged, Statistics
+    from cln_backup.backends.base import Backend, Staged, Statistics
+    from cln_backup.change import Snapshot
 
 
-def size_of(backend: Backend) -> Size:
-    """How large the backup is now, in bytes and changes."""
-    return {"backupsize": backend.size_bytes, "version_count": backend.version_count}
+_PIECE_BYTES = 1 << 16
+_PAUSE = 4.0
 
 
 def compact(url: str, progress: Callable[[Change], None] | None = None) -> Statistics:
@@ -58,8 +61,15 @@ def compact(url: str, progress: Callable[[Change], None] | None = None) -> Stati
         return {"before": before, "after": size_of(writer)}
 
 
-def stage(reader: Backend, progress: Callable[[Change], None] | None = None) -> Staged | None:
+def stage(
+    reader: Backend,
+    progress: Callable[[Change], None] | None = None,
+    *,
+    beside_a_node: bool = False,
+) -> Staged | None:
     """Builds the replacement for a backup; `None` where there is nothing to fold.
+
+    With `beside_a_node`, a node's writer is at work on the same disk and comes first.
 
     Raises:
         Damaged, ReplayFailed, StorageError: nothing is left behind.
@@ -68,21 +78,62 @@ def stage(reader: Backend, progress: Callable[[Change], None] | None = None) -> 
         return None
     if reader.head.kind is Kind.SNAPSHOT:
         return reader.stage(None, foreign_keys=True)
-    with tempfile.TemporaryDirectory(prefix=".compaction-", dir=reader.scratch_dir) as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix=".compaction-", dir=reader.scratch_dir) as directory,
+        ThreadPoolExecutor(1, initializer=_yield_to_others if beside_a_node else None) as pool,
+    ):
         path = os.path.join(directory, "replica.sqlite3")
-        replica = replay(reader.stream_changes(head=False), path, progress)
-        try:
-            version = replica.version()
-            replica.check(version)
-        finally:
-            replica.close()
-        base = Change(version, DatabaseFile(path), None)
-        return reader.stage(base, foreign_keys=replica.foreign_keys)
+        folded = pool.submit(_fold, reader, path, progress).result()
+        snapshot: Snapshot = DatabaseFile(path)
+        if beside_a_node:
+            snapshot = _PacedSnapshot(snapshot)
+        base = Change(folded.version, snapshot, None)
+        return reader.stage(base, foreign_keys=folded.foreign_keys)
+
+
+class _Folded(NamedTuple):
+    version: int
+    foreign_keys: bool
+
+
+def _fold(reader: Backend, path: str, progress: Callable[[Change], None] | None) -> _Folded:
+    """Builds the database that everything before the head makes."""
+    replica = replay(reader.stream_changes(head=False), path, progress)
+    try:
+        folded = _Folded(replica.version(), replica.foreign_keys)
+        replica.check(folded.version)
+    finally:
+        replica.close()
+    return folded
+
+
+def _yield_to_others() -> None:
+    """Lowers the priority of this thread, which computes.
+
+    On Linux it is a thread's own. What writes to the disk keeps its priority: while it holds the
+    file system's journal, the node's writer would wait until the processor had nothing else to do.
+    """
+    os.setpriority(os.PRIO_PROCESS, get_native_id(), 19)
+
+
+class _PacedSnapshot:
+    """A snapshot in small pieces, with pauses that leave the disk to the node's writer."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self.size_bytes = snapshot.size_bytes
+
+    def chunks(self) -> Iterator[bytes]:
+        """The file's bytes in order; after each piece, a pause in proportion to its writing."""
+        for chunk in self._snapshot.chunks():
+            for start in range(0, len(chunk), _PIECE_BYTES):
+                given = time.monotonic()
+                yield chunk[start : start + _PIECE_BYTES]
+                time.sleep((time.monotonic() - given) * _PAUSE)
 
 
 def main() -> int:
     """The second process: stages a replacement for the backup at the URL in its arguments."""
-    os.nice(19)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     requests: SimpleQueue[str] = SimpleQueue()
@@ -93,7 +144,7 @@ def main() -> int:
             if statistics is not None:
                 _say({"compacted": statistics})
                 return 0
-            staged = stage(reader)
+            staged = stage(reader, beside_a_node=True)
             while True:
                 _say({"staged": None if staged is None else staged._asdict()})
                 if requests.get() != "more\n" or staged is None:

@@ -8,14 +8,13 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.base import Staged
-from cln_backup.compact import size_of
+from cln_backup.backends.base import Staged, size_of
 from cln_backup.errors import StorageError
 
 if TYPE_CHECKING:
     from cln_backup.backends.base import Backend, Statistics
 
-_SWAP_BYTES = 1 << 18
+_SWAP_BYTES = 1 << 16
 """How much may be left to copy when the writer swaps: about what a large change has."""
 
 

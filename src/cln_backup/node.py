@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import glob
 import os
-import socket
 import struct
-import subprocess
 import sys
 
 from cln_backup.errors import NodeRunning, NotFound
@@ -22,6 +19,8 @@ def boot_id() -> str | None:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
     except FileNotFoundError:  # no Linux
+        import subprocess
+
         asked = subprocess.run(
             ["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False
         )
@@ -69,6 +68,8 @@ def find_database(directory: str, wallet: str | None) -> str | None:
         return path
     path = os.path.join(directory, DATABASE_NAME)
     if not os.path.lexists(path):
+        import glob
+
         below = glob.glob(os.path.join(glob.escape(directory), "*", DATABASE_NAME))
         if below:
             raise NotFound(
@@ -105,6 +106,8 @@ def require_stopped(directory: str) -> None:
 
 
 def _answers(path: str) -> bool:
+    import socket
+
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     probe.settimeout(5)
     try:

@@ -21,13 +21,13 @@ import msgspec
 
 from cln_backup import __version__, guard, jsonrpc
 from cln_backup.backends import redacted
-from cln_backup.compact import size_of
-from cln_backup.compactor import Compactor
+from cln_backup.backends.base import size_of
 from cln_backup.errors import BackupError
 from cln_backup.node import other_plugins_live
 from cln_backup.replicator import Replicator
 
 if TYPE_CHECKING:
+    from cln_backup.compactor import Compactor
     from cln_backup.jsonrpc import Message
 
 MANIFEST = {
@@ -60,6 +60,7 @@ _CONTINUE = {"result": "continue"}
 _LISTCONFIGS = b'{"jsonrpc":"2.0","id":"cln-backup:listconfigs","method":"listconfigs","params":{}}'
 _STOP = b'{"jsonrpc":"2.0","id":"cln-backup:stop","method":"stop","params":{}}'
 _MAX_RPC_BYTES = 1 << 24
+_IDLE_MS = 100
 
 
 class Plugin:
@@ -77,6 +78,7 @@ class Plugin:
         self._rpc: socket.socket | None = None
         self._rpc_said = b""
         self._leave_at: float | None = None
+        self._noted = False
         self._poll = select.poll()
         self._poll.register(0, select.POLLIN)
         self._child_ended = _wake_on_children()
@@ -86,8 +88,10 @@ class Plugin:
     def run(self) -> None:
         """Serves lightningd until it closes the pipe, or has shut its other plugins down."""
         while True:
-            timeout_ms = None if self._leave_at is None else guard.SHUTDOWN_POLL_S * 1000
-            for fd, _ in self._poll.poll(timeout_ms):
+            events = self._poll.poll(self._timeout_ms())
+            if not events:
+                self._write_notes()
+            for fd, _ in events:
                 if fd == 0:
                     if not self._reader.read():
                         return
@@ -106,9 +110,22 @@ class Plugin:
             ):
                 return
 
+    def _timeout_ms(self) -> float | None:
+        if self._leave_at is not None:
+            return guard.SHUTDOWN_POLL_S * 1000
+        return _IDLE_MS if self._noted else None
+
+    def _write_notes(self) -> None:
+        self._noted = False
+        try:
+            self._replicator.write_notes()
+        except BackupError as error:
+            self._log("warn", str(error))
+
     def close(self) -> None:
         """Lets go of everything, the guard first."""
         self._guard.dismiss()
+        self._write_notes()
         if self._compactor is not None:
             self._compactor.close()
         self._replicator.close()
@@ -249,6 +266,8 @@ class Plugin:
             _write(jsonrpc.error(bytes(message.id), f"Cannot compact now: {why}."))
             return
         self._log("info", f"Starting compaction: stats={json.dumps({'before': size_of(backend)})}")
+        from cln_backup.compactor import Compactor
+
         try:
             self._compactor = Compactor(backend)
         except BackupError as error:
@@ -265,6 +284,7 @@ class Plugin:
             if statistics is None:
                 return
             self._replicator.compacted()
+            self._noted = True
             self._log("info", f"Compaction finished: stats={json.dumps(statistics)}")
             if self._compact_id is not None:
                 answer = jsonrpc.answer(self._compact_id, statistics)

@@ -34,6 +34,7 @@ class Replicator:
         self._log = log
         self.backend: Backend | None = None
         self._last_answer_at: float | None = None
+        self._compacted_at: float | None = None
         self._answer_times_s: deque[float] = deque(maxlen=_REMEMBERED_ANSWERS)
 
     def db_write(self, version: int, transaction: Sequence[str]) -> None:
@@ -156,13 +157,23 @@ class Replicator:
         return None if at is None else max(0.0, time.time() - at)
 
     def compacted(self) -> None:
-        """Remembers that a compaction was finished now."""
-        state = read_state(self._directory)._replace(last_compaction_at=time.time())
-        write_state(self._directory, state)
+        """Takes note that a compaction was finished now; `write_notes` makes it durable."""
+        self._compacted_at = time.time()
+
+    def write_notes(self) -> None:
+        """Writes what was noted to `backup.state`, at a moment when the node does not wait.
+
+        Raises:
+            StorageError, BadSettings: the note is lost; the backup is not touched by it.
+        """
+        if self._compacted_at is not None:
+            state = read_state(self._directory)
+            write_state(self._directory, state._replace(last_compaction_at=self._compacted_at))
+            self._compacted_at = None
 
     def last_compaction_at(self) -> float | None:
         """When the last compaction was finished, in seconds since 1970."""
-        return read_state(self._directory).last_compaction_at
+        return self._compacted_at or read_state(self._directory).last_compaction_at
 
     def close(self) -> None:
         """Lets go of the backup."""

@@ -211,6 +211,11 @@ class Backend(ABC):
         self.close()
 
 
+def size_of(backend: Backend) -> Size:
+    """How large the backup is now, in bytes and changes."""
+    return {"backupsize": backend.size_bytes, "version_count": backend.version_count}
+
+
 def check_follows(change: Change, version: int, *, empty: bool) -> None:
     """Checks that a change may be appended to a backup that stands at `version`.
 

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import socket
 import sys
 import time
 
@@ -46,7 +45,7 @@ class WriterLock:
         note_fields = {
             "pid": os.getpid(),
             "program": os.path.basename(sys.argv[0]),
-            "host": socket.gethostname(),
+            "host": os.uname().nodename,
             "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         note = json.dumps(note_fields).encode() + b"\n"

@@ -1,0 +1,1 @@
+"""What a backup costs, measured against a floor in the same run: `make bench`."""

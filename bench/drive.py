@@ -1,0 +1,97 @@
+"""Starts a program that answers `db_write`, and times its answers as a node sees them."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+BIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), ".venv", "bin")
+CLI = os.path.join(BIN, "backup-cli")
+PLUGIN = os.path.join(BIN, "cln-backup")
+
+
+class Program:
+    """A process that reads requests from a pipe and answers through another."""
+
+    def __init__(self, command: list[str], directory: str) -> None:
+        self.started = time.perf_counter()
+        self._process = subprocess.Popen(
+            command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._in = self._process.stdin.fileno()
+        self._out = self._process.stdout.fileno()
+
+    def send(self, request: bytes) -> None:
+        """Writes a request without waiting for its answer."""
+        while request:
+            request = request[os.write(self._in, request) :]
+
+    def answer_time_s(self, request: bytes) -> float:
+        """Sends a `db_write` and waits until it may be committed."""
+        started = time.perf_counter()
+        self.send(request)
+        said = b""
+        while b'"result":{"result":"continue"}' not in said or not said.endswith(b"\n\n"):
+            data = os.read(self._out, 1 << 16)
+            assert data, "the program has ended"
+            said += data
+            assert b'"result":"halt"' not in said, said
+        self.said = said
+        return time.perf_counter() - started
+
+    def wait_for(self, sign: bytes) -> bytes:
+        """Reads until the sign has come."""
+        said = b""
+        while sign not in said:
+            data = os.read(self._out, 1 << 16)
+            assert data, "the program has ended"
+            said += data
+        return said
+
+    def close(self) -> None:
+        """Closes the pipe and waits for the end."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+def request(number: int, version: int, writes: Iterable[str]) -> bytes:
+    """A call of `db_write` as lightningd writes it."""
+    params = json.dumps(
+        {"data_version": version, "writes": list(writes)},
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
+    return (
+        f'{{"jsonrpc":"2.0","id":"cln:db_write#{number}","method":"db_write","params":{params}}}\n\n'
+    ).encode()
+
+
+def calls(capture: str) -> Iterator[dict[str, Any]]:
+    """The calls of a recording."""
+    with lzma.open(capture, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            call = json.loads(line)
+            if "data_version" in call:
+                yield call
+
+
+def new_backup(directory: str, *, url: str = "file://{}/backup") -> str:
+    """Sets a backup up for a network directory; returns its URL."""
+    os.makedirs(directory, exist_ok=True)
+    url = url.format(directory)
+    subprocess.run(
+        [CLI, "init", "--lightning-dir", directory, url], check=True, capture_output=True
+    )
+    return url

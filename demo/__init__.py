@@ -1,0 +1,1 @@
+"""The recorded day of a router, with everything going wrong: `make demo`."""

@@ -1,0 +1,151 @@
+"""`python -m demo`: a recorded node through the plugin, its loss, and its way back.
+
+Ends with a table of figures; fails if the node that comes back differs by one statement.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from simulator import client, content
+
+_ROOT = Path(__file__).resolve().parent.parent
+_CAPTURES = _ROOT / "tests" / "data" / "captures" / "small"
+_BIN = _ROOT / ".venv" / "bin"
+_CALLS_A_SECOND = 400
+_COMPACT_AT = 600
+
+
+def _say(text: str) -> None:
+    print(f"\n── {text}", flush=True)
+
+
+def _cli(*arguments: str) -> None:
+    command = ["backup-cli", *arguments]
+    print(f"$ {' '.join(command)}", flush=True)
+    subprocess.run([_BIN / command[0], *arguments], check=True)
+
+
+def _cli_json(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [_BIN / "backup-cli", *arguments, "--json"], check=True, capture_output=True
+    )
+    fields: dict[str, Any] = json.loads(done.stdout)
+    return fields
+
+
+def _wait_for_version(directory: Path, version: int) -> None:
+    """Waits until the node has come to a data version, across its crashes."""
+    while True:
+        try:
+            if client.call(directory, "simulator")["data_version"] >= version:
+                return
+        except OSError:  # between two lives
+            pass
+        time.sleep(0.02)
+
+
+def _same(name: str, one: Path, other: Path) -> bool:
+    found = content.differences(one, other)
+    print(f"{name}: {'the same, statement for statement' if not found else 'DIFFERENT'}")
+    for line in found:
+        print(f"  {line}")
+    return not found
+
+
+def _run(work: Path) -> bool:
+    node, backup = work / "node" / "regtest", work / "another-disk" / "node.bkp"
+    node.mkdir(parents=True)
+    backup.parent.mkdir()
+    url = f"file://{backup}"
+
+    _say("A new node gets a backup before its first start")
+    _cli("init", "--lightning-dir", str(node), url)
+
+    _say("The recorded router lives its day; it is killed (SIGKILL) twice on the way")
+    print(
+        "   after call 200 was answered and before it was committed; and inside SQLite's commit of "
+        "call 450.\n   Both times it comes back by itself, and the plugin drops what was not "
+        "committed."
+    )
+    report = work / "report.json"
+    simulator = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "simulator", str(node)),
+            *("--capture", str(_CAPTURES / "router.jsonl.xz"), "--rate", str(_CALLS_A_SECOND)),
+            *("--important-plugin", str(_BIN / "cln-backup"), "--quiet"),
+            *("--supervise", "--crash", "after-answer@200", "--crash", "in-commit@450"),
+            *("--report", str(report)),
+        ],
+        cwd=_ROOT,
+    )
+    _wait_for_version(node, _COMPACT_AT)
+
+    _say("The backup is compacted while the node goes on writing")
+    statistics = client.call(node, "backup-compact", timeout_s=60)
+    status = client.call(node, "backup-status")
+    print(json.dumps(statistics))
+    if simulator.wait() != 0:
+        print("the simulated node failed")
+        return False
+    log = (node / "lightningd.log").read_text(encoding="utf-8")
+    for line in log.splitlines():
+        if "cln-backup" in line and "Killing plugin" not in line:
+            print(f"   {line.split(' ', 1)[1].strip()}")
+
+    _say("The node's disk is lost; all that is left is the backup")
+    own = work / "the-nodes-own.sqlite3"
+    shutil.copyfile(node / "lightningd.sqlite3", own)
+    shutil.rmtree(node)
+    node.mkdir()
+    _cli("status", url)
+    started = time.perf_counter()
+    _cli("restore", url, str(node))
+    restored_s = time.perf_counter() - started
+
+    _say("Is it the node?")
+    recorded = work / "recorded.sqlite3"
+    with lzma.open(_CAPTURES / "router.sqlite3.xz") as file:
+        recorded.write_bytes(file.read())
+    restored = node / "lightningd.sqlite3"
+    same = _same("the database that was lost    ", restored, own)
+    same &= _same("the recorded node's database  ", restored, recorded)
+
+    _say("Figures")
+    processes = json.loads(report.read_text(encoding="utf-8"))["processes"]
+    before, after = statistics["before"], statistics["after"]
+    dropped = sorted(path.name.rpartition("-")[2] for path in backup.parent.glob("*.dropped-*"))
+    for name, value in (
+        ("changes answered", sum(process["answered"] for process in processes)),
+        ("lives of the node", len(processes)),
+        ("dropped and set aside, at version", ", ".join(dropped)),
+        ("answer, p50", f"{status['answer_p50_us']} µs"),
+        ("answer, p99", f"{status['answer_p99_us']} µs"),
+        ("backup before compaction", f"{before['backupsize']:,} bytes"),
+        ("backup after compaction", f"{after['backupsize']:,} bytes"),
+        ("restored data version", _cli_json("status", url)["version"]),
+        ("restore, the whole command", f"{restored_s:.2f} s"),
+        ("differences", "none" if same else "SEE ABOVE"),
+    ):
+        print(f"{name:<36}{value}")
+    return same and len(processes) == 3 and len(dropped) == 2
+
+
+def main() -> int:
+    """Runs the demo in a directory that is removed at the end."""
+    os.environ["PYTHONUNBUFFERED"] = "1"
+    with tempfile.TemporaryDirectory(prefix="cln-backup-demo-") as work:
+        return 0 if _run(Path(work)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
