@@ -155,9 +155,9 @@ class FileBackend(Backend):
         self._set_position(layout.version_count)
         if layout.torn_bytes:
             self.notices.append(
-                f"The backup ended with {layout.torn_bytes} bytes of a change that was cut while "
-                "it was written. The node was never answered, so nothing is lost; the backup is "
-                f"at version {self.version}."
+                f"The backup ends with {layout.torn_bytes} bytes of a change that was cut while it "
+                "was written, or is being written now. The node was not answered, so nothing is "
+                f"lost; the backup is at version {self.version}."
             )
         if self._lock is not None:
             header = self._header()

@@ -93,8 +93,9 @@ def scan(fd: int, path: str) -> Layout:
         Damaged: there are bytes that cannot be right, neither as written nor after a cut.
         StorageError: the operating system failed a read.
     """
+    # In this order, since a writer may be at work: what a header promises is there before it.
+    header = _read_header(fd, path)
     size = fsio.size_bytes(fd)
-    header = _read_header(fd, path, size)
     head: Entry | None = None
     before: Entry | None = None
     count = stale = 0
@@ -224,10 +225,14 @@ def _is_whole_transaction(fd: int, offset: int, size: int, version: int) -> bool
     return v1.looks_whole(version, payload)
 
 
-def _read_header(fd: int, path: str, size: int) -> v1.Header:
-    data = fsio.read_at(fd, v1.HEADER_BYTES, 0, op=_READ)
+def _read_header(fd: int, path: str) -> v1.Header:
+    data = b""
+    while data != (data := fsio.read_at(fd, v1.HEADER_BYTES, 0, op=_READ)):
+        pass  # read until twice the same: a writer may be replacing it
     if len(data) < v1.HEADER_BYTES:
-        _damaged(path, 0, 0, f"{size} bytes are too few for a backup; its header alone has 512")
+        _damaged(
+            path, 0, 0, f"{len(data)} bytes are too few for a backup; its header alone has 512"
+        )
     file_version, header = v1.unpack_header(data)
     if file_version != v1.FILE_VERSION:
         _damaged(

@@ -1,0 +1,355 @@
+"""What every backend must do: each test of `test_conformance.py` runs against every scheme.
+
+The state machine holds a list of changes as its oracle and asks the backend for the same list after
+every step. A new backend is added to `PLACES` and to nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cln_backup.backends import create_backend, open_backend
+from cln_backup.change import Change, Head, Kind
+from cln_backup.errors import (
+    AlreadyExists,
+    BackupError,
+    BadChange,
+    Discontinuity,
+    WriterConflict,
+)
+from tests.histories import OFF, ON, SnapshotBytes, Told, bump, rider, told, transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from cln_backup.backends.base import Backend, Staged
+
+
+def _file(directory: Path) -> str:
+    return f"file://{directory}/node.bkp"
+
+
+PLACES: dict[str, Callable[[Path], str]] = {"file": _file}
+"""For each scheme, what makes a URL of it, at which nothing stands yet, from an empty directory."""
+
+_CHILD = """
+import sys
+from cln_backup.backends import open_backend
+from cln_backup.errors import BackupError
+try:
+    backend = open_backend(sys.argv[1], writable=True)
+except BackupError as error:
+    print(type(error).__name__, error, flush=True)
+else:
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+def start_writer(url: str) -> subprocess.Popen[str]:
+    """Another process that opens the backup for writing, and holds it until its input ends."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _CHILD, url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextlib.contextmanager
+def writer_elsewhere(url: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """As `start_writer`, with what the process says when it has tried."""
+    process = start_writer(url)
+    with process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        try:
+            yield process, process.stdout.readline().rstrip()
+        finally:
+            if process.poll() is None:
+                process.stdin.close()
+
+
+class Entry(NamedTuple):
+    """One change of the oracle."""
+
+    change: Change
+    foreign_keys: bool
+
+    @property
+    def kind(self) -> Kind:
+        return self.change.kind
+
+
+class Oracle:
+    """A backup as the contract has it, in a list."""
+
+    def __init__(self, base: Change | None) -> None:
+        self.entries: list[Entry] = []
+        self.droppable = False
+        if base is not None:
+            self.add(base)
+
+    @property
+    def version(self) -> int:
+        return self.entries[-1].change.version if self.entries else 0
+
+    @property
+    def prev_version(self) -> int:
+        if not self.droppable or len(self.entries) < 2:
+            return 0
+        return self.entries[-2].change.version
+
+    @property
+    def head(self) -> Head | None:
+        if not self.entries:
+            return None
+        last = self.entries[-1]
+        return Head(last.change.version, last.kind, last.foreign_keys)
+
+    def told(self, start: int = 0, *, head: bool = True) -> list[Told]:
+        upto = len(self.entries) if head else max(0, len(self.entries) - 1)
+        return told(e.change for e in self.entries[:upto] if e.change.version >= start)
+
+    def add(self, change: Change) -> None:
+        foreign_keys = not self.entries or self.entries[-1].foreign_keys
+        if change.kind is Kind.SNAPSHOT:
+            foreign_keys = True
+        elif change.kind is Kind.RIDER:
+            assert change.transaction is not None
+            foreign_keys = change.transaction[-1] == ON
+        self.entries.append(Entry(change, foreign_keys))
+        self.droppable = True
+
+    def rewind(self) -> None:
+        self.entries.pop()
+        self.droppable = False
+
+    def fold(self, base: Change | None, length: int) -> None:
+        """Puts `base` in the place of all that stood before the head when there were `length`."""
+        kept = self.entries[length - 1 :]
+        folded: list[Entry] = []
+        if base is not None:
+            folded.append(Entry(base, foreign_keys=True))
+            if not self.entries[length - 2].foreign_keys:
+                folded.append(Entry(rider(base.version, OFF), foreign_keys=False))
+        self.entries = folded + kept
+
+
+_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=60)
+_STATEMENTS = st.lists(_TEXT.map(lambda text: f"UPDATE peers /* {text} */"), max_size=3)
+_SNAPSHOT = st.integers(0, 9_000).map(
+    lambda length: SnapshotBytes(bytes(n % 251 for n in range(length)))
+)
+_PRAGMAS = st.sampled_from([(OFF,), (ON,), ("PRAGMA user_version = 5;", OFF)])
+
+
+class Staging(NamedTuple):
+    """A compaction that is under way."""
+
+    reader: Backend
+    staged: Staged
+    base: Change | None
+    length: int
+
+
+class Conformance(RuleBasedStateMachine):
+    """Any order of calls, in one process; the file system is the real one."""
+
+    def __init__(self, new_url: Callable[[], str]) -> None:
+        super().__init__()
+        self.url = new_url()
+        self.backend: Backend | None = None
+        self.staging: Staging | None = None
+        self.readers: list[tuple[Backend, list[Told]]] = []
+        self.oracle = Oracle(None)
+
+    @initialize(base=st.none() | st.tuples(st.integers(0, 2**31), _SNAPSHOT))
+    def create(self, base: tuple[int, SnapshotBytes] | None) -> None:
+        change = None if base is None else Change(base[0], base[1], None)
+        create_backend(self.url, change)
+        self.oracle = Oracle(change)
+        self.backend = open_backend(self.url, writable=True)
+
+    @property
+    def writer(self) -> Backend:
+        assert self.backend is not None
+        return self.backend
+
+    def _add(self, change: Change) -> None:
+        self.writer.add_change(change)
+        self.oracle.add(change)
+
+    @rule(statements=_STATEMENTS)
+    def add_transaction(self, statements: list[str]) -> None:
+        self._add(transaction(self.oracle.version + 1, *statements))
+
+    @rule(pragmas=_PRAGMAS)
+    def add_rider(self, pragmas: tuple[str, ...]) -> None:
+        self._add(rider(self.oracle.version, *pragmas))
+
+    @rule(ahead=st.integers(0, 20), snapshot=_SNAPSHOT)
+    def add_snapshot(self, ahead: int, snapshot: SnapshotBytes) -> None:
+        self._add(Change(self.oracle.version + ahead, snapshot, None))
+
+    @rule(away=st.integers(-3, 3).filter(bool), which=st.sampled_from(["transaction", "rider"]))
+    def add_what_does_not_follow(self, away: int, which: str) -> None:
+        if which == "transaction":
+            change = transaction(max(1, self.oracle.version + 1 + away), "DELETE FROM peers")
+        else:
+            change = rider(self.oracle.version + away)
+        if change.version == self.oracle.version + 1:
+            return
+        with pytest.raises(Discontinuity):
+            self.writer.add_change(change)
+
+    @precondition(lambda self: self.oracle.version > 0)
+    @rule(snapshot=_SNAPSHOT)
+    def add_older_snapshot(self, snapshot: SnapshotBytes) -> None:
+        with pytest.raises(Discontinuity):
+            self.writer.add_change(Change(self.oracle.version - 1, snapshot, None))
+
+    @rule(text=st.sampled_from(["", "a\x00b", "\x00", "\ud800"]))
+    def add_what_cannot_be_stored(self, text: str) -> None:
+        version = self.oracle.version + 1
+        with pytest.raises(BadChange):
+            self.writer.add_change(Change(version, None, [text, bump(version)]))
+
+    @rule(ending=st.sampled_from(["DELETE FROM peers", bump(3) + " OR 1", "another"]))
+    def add_transaction_that_does_not_end_as_lightningds_do(self, ending: str) -> None:
+        with pytest.raises(BadChange):
+            self.writer.add_change(Change(self.oracle.version + 1, None, [ending]))
+
+    @precondition(lambda self: self.staging is None)
+    @rule()
+    def rewind(self) -> None:
+        if self.oracle.droppable:
+            self.writer.rewind()
+            self.oracle.rewind()
+        with pytest.raises(Discontinuity):
+            self.writer.rewind()
+
+    @precondition(lambda self: self.staging is None)
+    @rule()
+    def reopen(self) -> None:
+        self.writer.close()
+        self.backend = open_backend(self.url, writable=True)
+
+    @rule()
+    def second_writer(self) -> None:
+        with pytest.raises(WriterConflict, match=f"process {os.getpid()} "):
+            open_backend(self.url, writable=True)
+
+    @rule()
+    def create_again(self) -> None:
+        with pytest.raises(AlreadyExists):
+            create_backend(self.url, None)
+
+    @rule()
+    def open_reader(self) -> None:
+        if len(self.readers) < 3:
+            self.readers.append((open_backend(self.url), self.oracle.told()))
+
+    @precondition(lambda self: self.readers)
+    @rule()
+    def close_reader(self) -> None:
+        """A reader tells the backup as it was when opened.
+
+        Where the head was dropped since, it may say so, or tell what came in the head's place:
+        that is a true history as well.
+        """
+        reader, expected = self.readers.pop(0)
+        with reader:
+            try:
+                found = told(reader.stream_changes())
+            except BackupError:
+                assert self.oracle.told()[: len(expected)] != expected
+            else:
+                now = self.oracle.told()
+                assert found == expected or found == now[: len(found)] != expected[: len(found)]
+
+    @rule(data=st.data())
+    def stream_a_part(self, data: st.DataObject) -> None:
+        start = data.draw(st.integers(0, self.oracle.version + 2))
+        for head in (True, False):
+            expected = self.oracle.told(start, head=head)
+            assert told(self.writer.stream_changes(start, head=head)) == expected
+            with open_backend(self.url) as reader:
+                assert told(reader.stream_changes(start, head=head)) == expected
+
+    @precondition(lambda self: self.staging is None and len(self.oracle.entries) > 1)
+    @rule(snapshot=_SNAPSHOT)
+    def stage(self, snapshot: SnapshotBytes) -> None:
+        entries = self.oracle.entries
+        base = None
+        if entries[-1].kind is not Kind.SNAPSHOT:
+            base = Change(entries[-2].change.version, snapshot, None)
+        reader = open_backend(self.url)
+        staged = reader.stage(base, foreign_keys=entries[-2].foreign_keys)
+        self.staging = Staging(reader, staged, base, len(entries))
+
+    @precondition(lambda self: self.staging is not None)
+    @rule()
+    def stage_more(self) -> None:
+        assert self.staging is not None
+        staged = self.staging.reader.stage_more(self.staging.staged)
+        self.staging = self.staging._replace(staged=staged)
+
+    @precondition(lambda self: self.staging is not None)
+    @rule()
+    def replace(self) -> None:
+        assert self.staging is not None
+        self.writer.replace(self.staging.staged)
+        self.oracle.fold(self.staging.base, self.staging.length)
+        self._end_staging()
+
+    @precondition(lambda self: self.staging is not None)
+    @rule()
+    def discard(self) -> None:
+        self.writer.discard()
+        self._end_staging()
+
+    def _end_staging(self) -> None:
+        assert self.staging is not None
+        self.staging.reader.close()
+        self.staging = None
+
+    @invariant()
+    def the_writer_stands_where_the_oracle_does(self) -> None:
+        if self.backend is not None:
+            self._check(self.backend)
+
+    @invariant()
+    def a_new_reader_sees_the_same(self) -> None:
+        if self.backend is not None:
+            with open_backend(self.url) as reader:
+                self._check(reader)
+                assert reader.size_bytes == self.backend.size_bytes
+                assert reader.notices == []
+
+    def _check(self, backend: Backend) -> None:
+        assert backend.url == self.url
+        assert backend.version == self.oracle.version
+        assert backend.prev_version == self.oracle.prev_version
+        assert backend.version_count == len(self.oracle.entries)
+        assert backend.head == self.oracle.head
+        assert (backend.last_change_at is None) <= (not self.oracle.entries)
+        assert told(backend.stream_changes()) == self.oracle.told()
+        assert told(backend.stream_changes(head=False)) == self.oracle.told(head=False)
+
+    def teardown(self) -> None:
+        if self.staging is not None:
+            self._end_staging()
+        for reader, _ in self.readers:
+            reader.close()
+        if self.backend is not None:
+            self.backend.close()

@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from cln_backup.backends import _SCHEMES as SCHEMES
+from cln_backup.backends import backend_class, create_backend, open_backend
+from cln_backup.change import Change
+from cln_backup.errors import (
+    BackupError,
+    Discontinuity,
+    NotFound,
+    StorageError,
+    WriterConflict,
+)
+from tests.backends.conformance import PLACES, Conformance, writer_elsewhere
+from tests.histories import (
+    SnapshotBytes,
+    add_all,
+    append,
+    payment,
+    payments,
+    started_node,
+    told,
+    told_by,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(params=sorted(PLACES))
+def scheme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def url(scheme: str, tmp_path: Path) -> str:
+    """A place of the scheme at which nothing stands."""
+    return PLACES[scheme](tmp_path)
+
+
+@pytest.fixture
+def started(url: str) -> str:
+    """A backup of a node that has just made its tables."""
+    create_backend(url, None)
+    append(url, started_node())
+    return url
+
+
+def test_every_scheme_is_in_this_suite() -> None:
+    assert set(PLACES) == set(SCHEMES)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_any_order_of_calls(scheme: str, memory_path: Path, part: int) -> None:
+    numbers = count()
+
+    def new_url() -> str:
+        directory = memory_path / f"{part}-{next(numbers)}"
+        directory.mkdir()
+        return PLACES[scheme](directory)
+
+    class Machine(Conformance):
+        def __init__(self) -> None:
+            super().__init__(new_url)
+
+    # A name of its own makes derandomized examples differ between the parts.
+    Machine.__qualname__ = Machine.__name__ = f"Machine{part}"
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Machine, settings=settings(max_examples=150, stateful_step_count=40)
+    )
+
+
+def test_nothing_is_at_a_new_place(url: str) -> None:
+    for writable in (False, True):
+        with pytest.raises(NotFound):
+            open_backend(url, writable=writable)
+
+
+def test_second_writer_in_another_process_is_told_who_holds_the_backup(started: str) -> None:
+    with open_backend(started, writable=True), writer_elsewhere(started) as (_, said):
+        assert said.startswith("WriterConflict")
+        assert f"process {os.getpid()} " in said
+    with writer_elsewhere(started) as (_, said):
+        assert said == "open"
+
+
+def test_writer_of_another_process_is_named(started: str) -> None:
+    with writer_elsewhere(started) as (process, said):
+        assert said == "open"
+        with pytest.raises(WriterConflict, match=f"process {process.pid} "):
+            open_backend(started, writable=True)
+        assert told_by(started) == told(started_node())
+
+
+def test_sigkilled_writer_leaves_no_lock_behind(started: str) -> None:
+    with writer_elsewhere(started) as (process, said):
+        assert said == "open"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        append(started, [payment(4)])
+    assert told_by(started) == told([*started_node(), payment(4)])
+
+
+def test_close_gives_the_right_to_write_back(started: str) -> None:
+    first = open_backend(started, writable=True)
+    first.close()
+    append(started, [payment(4)])
+    with writer_elsewhere(started) as (_, said):
+        assert said == "open"
+
+
+def test_close_twice_is_harmless(started: str) -> None:
+    for writable in (False, True):
+        backend = open_backend(started, writable=writable)
+        backend.close()
+        backend.close()
+
+
+def test_backup_that_cannot_be_opened_is_not_locked(started: str) -> None:
+    with pytest.raises(WriterConflict), open_backend(started, writable=True):
+        open_backend(started, writable=True)
+    with open_backend(started, writable=True) as backend:
+        backend.add_change(payment(4))
+
+
+def test_readers_do_not_stop_the_writer(started: str) -> None:
+    with open_backend(started) as one, open_backend(started) as other:
+        append(started, payments(4, 7))
+        assert told(one.stream_changes()) == told(started_node())
+        assert told(other.stream_changes()) == told(started_node())
+    assert told_by(started) == told([*started_node(), *payments(4, 7)])
+
+
+def test_reader_that_a_rewind_overtook_tells_the_old_history_or_says_so(started: str) -> None:
+    append(started, [payment(4, "never committed " * 50)])
+    with open_backend(started) as reader:
+        with open_backend(started, writable=True) as writer:
+            writer.rewind()
+            add_all(writer, payments(4, 9))
+        try:
+            found = told(reader.stream_changes())
+        except BackupError:
+            return
+        assert found == told([*started_node(), payment(4, "never committed " * 50)])
+
+
+def test_streams_may_run_at_the_same_time(started: str) -> None:
+    with open_backend(started) as backend:
+        pairs = zip(backend.stream_changes(), backend.stream_changes(2), strict=False)
+        assert [(a.version, b.version) for a, b in pairs] == [(1, 2), (1, 2), (2, 3)]
+
+
+def test_empty_backup_has_no_head_and_nothing_to_drop(url: str) -> None:
+    create_backend(url, None)
+    with open_backend(url, writable=True) as backend:
+        assert backend.head is None
+        assert backend.last_change_at is None
+        assert list(backend.stream_changes(head=False)) == []
+        with pytest.raises(Discontinuity):
+            backend.rewind()
+
+
+def test_first_change_of_all_can_be_dropped(url: str) -> None:
+    create_backend(url, None)
+    append(url, started_node()[:1])
+    with open_backend(url, writable=True) as backend:
+        backend.rewind()
+        assert (backend.version, backend.head, backend.version_count) == (0, None, 0)
+    assert told_by(url) == []
+    append(url, started_node())
+    assert told_by(url) == told(started_node())
+
+
+def test_rewind_is_refused_twice_also_by_another_process(started: str) -> None:
+    with open_backend(started, writable=True) as backend:
+        backend.rewind()
+    with open_backend(started, writable=True) as backend:
+        with pytest.raises(Discontinuity):
+            backend.rewind()
+        backend.add_change(started_node()[-1])
+        backend.rewind()
+
+
+class _Shrinking:
+    """A snapshot of a database that is cut while it is read."""
+
+    size_bytes = 10_000
+
+    def chunks(self) -> Iterator[bytes]:
+        yield b"x" * 4_000
+
+
+class _Failing:
+    """A snapshot whose disk fails while it is read."""
+
+    size_bytes = 10_000
+
+    def chunks(self) -> Iterator[bytes]:
+        yield b"x" * 4_000
+        raise StorageError("the disk of the database failed")
+
+
+@pytest.mark.parametrize("snapshot", [_Shrinking(), _Failing()], ids=["shrinking", "failing"])
+def test_snapshot_that_fails_in_the_middle_leaves_no_new_backup(
+    url: str, snapshot: _Shrinking | _Failing
+) -> None:
+    with pytest.raises(StorageError):
+        create_backend(url, Change(7, snapshot, None))
+    with pytest.raises(NotFound):
+        open_backend(url)
+    create_backend(url, None)
+
+
+@pytest.mark.parametrize("snapshot", [_Shrinking(), _Failing()], ids=["shrinking", "failing"])
+def test_snapshot_that_fails_in_the_middle_leaves_the_backup_as_it_was(
+    started: str, snapshot: _Shrinking | _Failing
+) -> None:
+    with open_backend(started, writable=True) as backend:
+        with pytest.raises(StorageError):
+            backend.add_change(Change(9, snapshot, None))
+        with pytest.raises(StorageError):
+            backend.add_change(payment(4))
+    assert told_by(started) == told(started_node())
+    append(started, [payment(4)])
+    assert told_by(started) == told([*started_node(), payment(4)])
+
+
+def test_compaction_keeps_the_head_and_what_came_meanwhile(started: str) -> None:
+    with open_backend(started, writable=True) as writer:
+        with open_backend(started) as reader:
+            base = Change(2, SnapshotBytes(b"all before the head"), None)
+            staged = reader.stage(base, foreign_keys=True)
+            add_all(writer, payments(4, 6))
+            staged = reader.stage_more(staged)
+            add_all(writer, payments(6, 8))
+            writer.replace(staged)
+        assert writer.version_count == 6
+        add_all(writer, payments(8, 9))
+        expected = told([base, started_node()[-1], *payments(4, 9)])
+        assert told(writer.stream_changes()) == expected
+    assert told_by(started) == expected
+
+
+def test_head_can_be_dropped_right_after_a_compaction(started: str) -> None:
+    with open_backend(started, writable=True) as writer:
+        with open_backend(started) as reader:
+            base = Change(2, SnapshotBytes(b"all before the head"), None)
+            writer.replace(reader.stage(base, foreign_keys=True))
+        writer.rewind()
+        assert told(writer.stream_changes()) == told([base])
+        assert list(writer.stream_changes(head=False)) == []
+        writer.add_change(started_node()[-1])
+    assert told_by(started) == told([base, started_node()[-1]])
+
+
+def test_snapshot_can_be_dropped_right_after_a_compaction_to_it(started: str) -> None:
+    head = Change(9, SnapshotBytes(b"a fresh one"), None)
+    append(started, [head])
+    with open_backend(started, writable=True) as writer:
+        with open_backend(started) as reader:
+            writer.replace(reader.stage(None, foreign_keys=True))
+        assert told(writer.stream_changes()) == told([head])
+        writer.rewind()
+        assert (writer.version, writer.head) == (0, None)
+    assert told_by(started) == []
+
+
+def test_compaction_with_foreign_keys_off_keeps_them_off(url: str) -> None:
+    create_backend(url, None)
+    history = started_node()[:3]
+    append(url, history)
+    base = Change(1, SnapshotBytes(b"the tables"), None)
+    with open_backend(url, writable=True) as writer, open_backend(url) as reader:
+        writer.replace(reader.stage(base, foreign_keys=False))
+        assert writer.head is not None
+        assert not writer.head.foreign_keys
+    assert told_by(url) == told([base, *history[1:]])
+
+
+def test_replacement_that_was_discarded_cannot_be_put_in_place(started: str) -> None:
+    with open_backend(started, writable=True) as writer:
+        with open_backend(started) as reader:
+            base = Change(2, SnapshotBytes(b"all before the head"), None)
+            staged = reader.stage(base, foreign_keys=True)
+        writer.discard()
+        with pytest.raises(StorageError):
+            writer.replace(staged)
+    assert told_by(started) == told(started_node())
+
+
+def test_leftover_of_a_compaction_is_gone_when_the_next_writer_opens(started: str) -> None:
+    with open_backend(started) as reader:
+        base = Change(2, SnapshotBytes(b"all before the head"), None)
+        reader.stage(base, foreign_keys=True)
+    append(started, [payment(4)])
+    with open_backend(started) as reader:
+        base = Change(3, SnapshotBytes(b"all before the head"), None)
+        reader.stage(base, foreign_keys=True)
+        reader.discard()
+        reader.stage(base, foreign_keys=True)
+    assert told_by(started) == told([*started_node(), payment(4)])
+
+
+def test_rewind_during_a_compaction_cannot_mix_two_histories(started: str) -> None:
+    stale, base = payment(4, "never committed"), Change(3, SnapshotBytes(b"all before"), None)
+    append(started, [stale])
+    with open_backend(started, writable=True) as writer:
+        with open_backend(started) as reader:
+            staged = reader.stage(base, foreign_keys=True)
+        writer.rewind()
+        add_all(writer, [payment(4, "committed " * 40), payment(5)])
+        try:
+            writer.replace(staged)
+        except StorageError:
+            pass
+    found = told_by(started)
+    assert found[-2:] == told([payment(4, "committed " * 40), payment(5)])
+
+
+def test_files_are_readable_by_their_owner_only(started: str, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        append(started, [payment(4)])
+        with open_backend(started, writable=True) as writer:
+            writer.rewind()
+            with open_backend(started) as reader:
+                base = Change(2, SnapshotBytes(b"all before the head"), None)
+                staged = reader.stage(base, foreign_keys=True)
+                _check_private(tmp_path)
+                writer.replace(staged)
+        _check_private(tmp_path)
+    finally:
+        os.umask(before)
+
+
+def _check_private(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
+
+
+def test_class_is_found_by_the_scheme(url: str, scheme: str) -> None:
+    assert backend_class(url).__module__.startswith("cln_backup.backends.")
+    assert url.startswith(f"{scheme}:")
+
+
+def test_scratch_directory_is_there(started: str) -> None:
+    with open_backend(started) as backend:
+        assert Path(backend.scratch_dir).is_dir()

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests import captured
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+# The same examples in every run, so that a red check is red for everybody.
+settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=_CHECKS)
+settings.register_profile(
+    "search", deadline=None, max_examples=2_000, suppress_health_check=_CHECKS
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+_MEMORY = "/dev/shm"  # noqa: S108 - what is tried thousands of times need not wait for a disk
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """A directory in memory where there is one; for what is tried very often."""
+    place = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    path = Path(tempfile.mkdtemp(prefix="cln-backup-", dir=place))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.fixture
+def large_captures() -> Path:
+    """The recordings that are too large for this repository."""
+    path = captured.large()
+    if path is None:
+        pytest.skip("CLN_BACKUP_CAPTURES names no directory with the larger recordings")
+    return path

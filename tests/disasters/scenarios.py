@@ -1,0 +1,235 @@
+"""What a backup is doing when the disaster comes: each is cut at every one of its steps."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cln_backup.backends.file import FileBackend
+from cln_backup.change import Change
+from tests.histories import (
+    ON,
+    SnapshotBytes,
+    add_all,
+    build_database,
+    first,
+    long_text,
+    payment,
+    payments,
+    rider,
+    started_node,
+)
+from tests.seed_file import SeedNode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NAME = "node.bkp"
+
+
+def url_in(directory: Path) -> str:
+    return f"file://{directory}/{NAME}"
+
+
+def make(directory: Path, changes: Sequence[Change]) -> None:
+    """A backup that holds these changes."""
+    FileBackend.create(url_in(directory), None)
+    with FileBackend.open(url_in(directory), writable=True) as backend:
+        add_all(backend, changes)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a backup may be found to hold.
+
+    Attributes:
+        history: its changes.
+        drops_to: what a rewind must come to, as the head is in doubt; `None` where that is open.
+        may_drop: `False` where a rewind must be refused, as the head was dropped already.
+    """
+
+    history: list[Change]
+    drops_to: list[Change] | None = None
+    may_drop: bool = True
+
+
+Answered = Callable[[State], None]
+"""To be called when a state was answered: from then on, it or a later one must be found."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One thing that a backend does.
+
+    Attributes:
+        prepare: makes the files in an empty directory.
+        before: what they hold; `None` where there is no backup yet.
+        act: does it, and says what was answered.
+    """
+
+    name: str
+    prepare: Callable[[Path], None]
+    before: State | None
+    act: Callable[[Path, Answered], None]
+
+
+def appends(
+    name: str, history: Sequence[Change], change: Change, *, rewound: Change | None = None
+) -> Scenario:
+    """Appends a change; with `rewound`, right after that one was dropped."""
+    before = list(history)
+
+    def prepare(directory: Path) -> None:
+        make(directory, [*history, *([rewound] if rewound else [])])
+        if rewound:
+            with FileBackend.open(url_in(directory), writable=True) as backend:
+                backend.rewind()
+
+    def act(directory: Path, answered: Answered) -> None:
+        with FileBackend.open(url_in(directory), writable=True) as backend:
+            backend.add_change(change)
+            answered(State([*before, change], drops_to=before))
+
+    return Scenario(name, prepare, State(before, may_drop=rewound is None), act)
+
+
+def rewinds(name: str, history: Sequence[Change]) -> Scenario:
+    after = list(history[:-1])
+
+    def act(directory: Path, answered: Answered) -> None:
+        with FileBackend.open(url_in(directory), writable=True) as backend:
+            backend.rewind()
+            answered(State(after, may_drop=False))
+
+    def prepare(directory: Path) -> None:
+        make(directory, history)
+
+    return Scenario(name, prepare, State(list(history), drops_to=after), act)
+
+
+def creates(name: str, base: Change | None) -> Scenario:
+    def act(directory: Path, answered: Answered) -> None:
+        FileBackend.create(url_in(directory), base)
+        answered(State([], may_drop=False) if base is None else State([base], drops_to=[]))
+
+    return Scenario(name, lambda _: None, None, act)
+
+
+def compacts(
+    name: str,
+    history: Sequence[Change],
+    base: Change | None,
+    meanwhile: Sequence[Change] = (),
+    *,
+    foreign_keys: bool = True,
+) -> Scenario:
+    """Folds all before the head into `base`; the writer appends `meanwhile` before it swaps."""
+    folded: list[Change] = []
+    if base is not None:
+        folded = [base] if foreign_keys else [base, rider(base.version)]
+
+    def act(directory: Path, answered: Answered) -> None:
+        with FileBackend.open(url_in(directory), writable=True) as writer:
+            with FileBackend.open(url_in(directory), writable=False) as reader:
+                staged = reader.stage(base, foreign_keys=foreign_keys)
+                now = list(history)
+                for number, change in enumerate(meanwhile):
+                    if 2 * number >= len(meanwhile):
+                        staged = reader.stage_more(staged)
+                    writer.add_change(change)
+                    answered(State([*now, change], drops_to=now))
+                    now = [*now, change]
+                writer.replace(staged)
+            compacted = [*folded, history[-1], *meanwhile]
+            answered(State(compacted, drops_to=compacted[:-1]))
+
+    def prepare(directory: Path) -> None:
+        make(directory, history)
+
+    return Scenario(name, prepare, State(list(history), drops_to=list(history[:-1])), act)
+
+
+def repairs(name: str, crash: Callable[[SeedNode], None]) -> Scenario:
+    """Opens a file for writing that the community's plugin left after a crash."""
+    committed: list[Change] = []
+
+    def prepare(directory: Path) -> None:
+        node = SeedNode(directory / NAME, started_node())
+        crash(node)
+        committed[:] = node.committed
+
+    def act(directory: Path, answered: Answered) -> None:
+        FileBackend.open(url_in(directory), writable=True).close()
+        answered(State(committed))
+
+    return Scenario(name, prepare, State(committed), act)
+
+
+def _one_crash(node: SeedNode) -> None:
+    node.commits(*payments(4, 6))
+    node.crashes_after_the_answer(payment(6, "never committed"))
+    node.commits(payment(6, long_text(6, 700)), *payments(7, 9))
+
+
+def base_of(history: Sequence[Change]) -> Change:
+    """A snapshot of the database after these changes; its bytes are the same in every process."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = build_database(Path(directory) / "base.sqlite3", history)
+        return Change(history[-1].version, SnapshotBytes(path.read_bytes()), None)
+
+
+def all_scenarios() -> dict[str, Scenario]:
+    """Every scenario by its name."""
+    node = [*started_node(), *payments(4, 6)]
+    in_migration = [*started_node()[:2], started_node()[2]]
+    migrated = [*node, rider(5, ON)]
+    base = base_of(node)
+    found = [
+        appends("the first change of all", [], first()),
+        appends("a transaction", node, payment(6)),
+        appends("a transaction of some sectors", node, payment(6, long_text(6, 1_900))),
+        appends("a transaction of many sectors", node, payment(6, long_text(6, 21_000))),
+        appends("a transaction after a rider", started_node()[:2], started_node()[2]),
+        appends("a transaction after a snapshot", [base], payment(6)),
+        appends("a rider", node, rider(5)),
+        appends("a rider after a rider", [*node, rider(5)], rider(5, ON)),
+        appends("a snapshot", node, Change(9, base_of([*node, *payments(6, 10)]).snapshot, None)),
+        appends("a first snapshot", [], base),
+        appends("what replaces a dropped head", node, payment(6), rewound=payment(6, "stale")),
+        appends(
+            "what replaces a longer dropped head",
+            node,
+            payment(6),
+            rewound=payment(6, long_text(6, 3_000)),
+        ),
+        appends("a rider in the place of a dropped head", node, rider(5), rewound=payment(6)),
+        appends("what replaces a dropped first change", [], first(), rewound=first()),
+        rewinds("drops a transaction", node),
+        rewinds("drops a transaction of many sectors", [*node, payment(6, long_text(6, 9_000))]),
+        rewinds("drops a rider", [*node, rider(5)]),
+        rewinds("drops the first change of all", [first()]),
+        rewinds("drops what follows a snapshot", [base, payment(6)]),
+        creates("creates an empty backup", None),
+        creates("creates a backup with a snapshot", base),
+        compacts("compacts", node, base_of(node[:-1])),
+        compacts("compacts while changes come", node, base_of(node[:-1]), payments(6, 10)),
+        compacts("compacts up to a rider", migrated, base_of(node), payments(6, 8)),
+        compacts("compacts up to a snapshot", [*node, base], None, payments(6, 8)),
+        compacts(
+            "compacts with foreign keys off",
+            in_migration,
+            base_of(in_migration[:1]),
+            foreign_keys=False,
+        ),
+        repairs("repairs after one crash", _one_crash),
+    ]
+    return {scenario.name: scenario for scenario in found}
+
+
+def next_change(history: Sequence[Change]) -> Change:
+    """A change that goes on from there."""
+    version = history[-1].version if history else 0
+    return first() if version == 0 else payment(version + 1, "and on")
