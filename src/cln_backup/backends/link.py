@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -58,7 +60,13 @@ class Link:
             # Where the way is short, compression would only cost the node time.
             short = self.url.proxy is None and self.url.server.host in _THIS_MACHINE
             hello = wire.Hello(
-                self._role, self.url.node, token, self._name, self.had, deflate=not short
+                self._role,
+                self.url.node,
+                token,
+                self._name,
+                self.had,
+                deflate=not short,
+                who=f"process {os.getpid()} ({os.path.basename(sys.argv[0])})",
             )
             self.session = open_session(self.url, hello, timeout_s)
             self.had = True
@@ -80,7 +88,7 @@ class Link:
         """
         lost_at: float | None = None
         said_at = 0.0
-        pause_s = _FIRST_PAUSE_S
+        pause_s = 0.0  # a server that was just restarted is there at once
         while True:
             left_s = limit_s if lost_at is None else lost_at + limit_s - time.monotonic()
             try:
@@ -92,7 +100,7 @@ class Link:
                 gone_s = now - lost_at
                 if gone_s + pause_s > limit_s:
                     raise Unreachable(self._explain(error, limit_s)) from error
-                if said_at == 0.0 or now - said_at >= _SAY_EVERY_S:
+                if (pause_s and said_at == 0.0) or now - max(said_at, lost_at) >= _SAY_EVERY_S:
                     said_at = now
                     _log.warning(
                         "No connection to the backup server %s (%s). The node waits; trying again "
@@ -102,9 +110,10 @@ class Link:
                         limit_s - gone_s,
                     )
                 time.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                pause_s = min(max(_FIRST_PAUSE_S, 2 * pause_s), _LONGEST_PAUSE_S)
             else:
-                if lost_at is not None:
+                if said_at:
+                    assert lost_at is not None
                     _log.warning(
                         "The backup server %s answers again, after %.1f seconds.",
                         self.url.server,

@@ -244,6 +244,11 @@ class ExtendedSession(Session):
         self._channel.send(wire.SNAPSHOT_END, digest.digest())
         return digest.digest()
 
+    def create_empty(self) -> None:
+        """Has an empty backup made; it is there, durable, when this returns."""
+        self._channel.send(wire.CREATE)
+        self._stood(STALL_S)
+
     def drop(self, to_version: int, digest: bytes) -> None:
         """See `Session.drop`."""
         self._channel.send(wire.DROP, wire.pack_drop(to_version, digest))

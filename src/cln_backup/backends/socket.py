@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cln_backup.backends.base import Backend, check_follows
 from cln_backup.backends.download import Download, PlainDownload
 from cln_backup.backends.link import Link
-from cln_backup.backends.session import Outgoing
+from cln_backup.backends.session import ExtendedSession, Outgoing
 from cln_backup.backends.socket_url import parse_socket_url
 from cln_backup.change import Change, Head, Kind
 from cln_backup.errors import (
@@ -59,15 +59,38 @@ class SocketBackend(Backend):
 
     @classmethod
     def create(cls, url: str, base: Change | None) -> None:
-        """See `Backend.create`. The server's backup must be there, and empty."""
-        with cls.open(url, writable=True) as backend:
-            if backend.version_count or backend.version:
+        """See `Backend.create`.
+
+        A server makes the backup where it has none yet. One that is there and empty, as `init` on
+        the server leaves it, is taken; servers that know protocol 1 only have no other.
+        """
+        parsed = parse_socket_url(url)
+        outgoing = None if base is None else Outgoing(base)
+        link = Link(parsed, "create", os.urandom(16).hex())
+
+        def attempt(session: Session) -> bool:
+            now = session.standing
+            ours = outgoing is not None and outgoing.digest == now.digest
+            if now.version_count and not ours:
                 raise AlreadyExists(
-                    f"The backup behind {url} is at version {backend.version} already, and is left "
+                    f"The backup behind {url} is at version {now.version} already, and is left "
                     "as it is. If it is this node's, it can be used as it is; otherwise have the "
-                    "server serve an empty one."
+                    "server serve another one."
                 )
-            if base is not None:
+            if not isinstance(session, ExtendedSession):
+                return False
+            if outgoing is None:
+                session.create_empty()
+            elif not ours:
+                session.append(outgoing)
+            return True
+
+        try:
+            done = link.until(min(parsed.deadline_s, OPEN_WRITER_S), attempt)
+        finally:
+            link.close()
+        if not done and base is not None:
+            with cls.open(url, writable=True) as backend:
                 backend.add_change(base)
 
     @classmethod

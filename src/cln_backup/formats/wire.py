@@ -43,6 +43,7 @@ DROP: Final = 0x24
 STREAM: Final = 0x25
 STREAM_END: Final = 0x26
 REFUSED: Final = 0x27
+CREATE: Final = 0x28
 
 PROTOCOL: Final = 1
 EXTENDED: Final = 2
@@ -90,12 +91,13 @@ class Hello(msgspec.Struct, frozen=True):
     """What a client that knows the extension says of itself, as JSON.
 
     Attributes:
-        role: `read`, `write` or `takeover`.
+        role: `read`, `write`, `create` or `takeover`.
         node: whose backup is meant, on a server with several.
         token: the credential, where the server asks for one.
         session: a random name of the writing process; a connection that was lost is known by it.
         resume: whether this session has been the writer before.
         deflate: whether the server shall compress what it streams.
+        who: the process, for a message to another writer.
     """
 
     role: str
@@ -104,6 +106,7 @@ class Hello(msgspec.Struct, frozen=True):
     session: str = ""
     resume: bool = False
     deflate: bool = False
+    who: str = ""
 
 
 class Standing(NamedTuple):

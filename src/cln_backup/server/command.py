@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import redacted
 from cln_backup.backends.socket_url import Address, parse_address
-from cln_backup.errors import BadSettings
+from cln_backup.errors import BadSettings, NotFound
 from cln_backup.server import listener, logs, systemd
 from cln_backup.server.nodes import read_nodes
 from cln_backup.server.served import Served
@@ -51,7 +51,14 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
     _refuse_unsafe(sockets, nodes, tls, options)
     _raise_file_limit()
     for node in nodes.values():
-        node.open()
+        try:
+            node.open()
+        except NotFound:
+            _log.warning(
+                "There is no backup at %s yet. If there was one, look whether its disk is mounted; "
+                "a node's first `backup-cli init` makes it.",
+                redacted(node.url),
+            )
     server = listener.Listener(nodes, sockets, tls)
 
     def stop(_signal: int, _frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import tempfile
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from cln_backup.errors import (
     BackupError,
     BadPacket,
     Damaged,
+    NotFound,
     StorageError,
     WriterConflict,
 )
@@ -52,6 +54,7 @@ class Conversation:
     ) -> None:
         self.peer = peer
         self.local = local
+        self.who = ""
         self.greeted = False
         self._channel = channel
         self._nodes = nodes
@@ -109,6 +112,7 @@ class Conversation:
         else:
             self._enter(wire.Hello("write"))
             self._say(logging.INFO, "connected, with protocol 1")
+            self._channel.acknowledge_quickly()
             self._plain(*found)
         while (found := self._channel.head(self._idle_s())) is not None:
             if self._hello is not None:
@@ -137,6 +141,8 @@ class Conversation:
             elif hello.role == "read":
                 self._reader = node.open_reader()
                 standing = standing_of(self._reader, head_digest(self._reader), 0)
+            elif hello.role == "create":
+                standing = self._standing_if_any(node)
             else:
                 raise BadPacket("a greeting with a role that is not known")
         except BackupError as error:
@@ -145,6 +151,12 @@ class Conversation:
         self._hello = hello
         self._say(logging.INFO, f"connected, to {hello.role}; version {standing.version}")
         self._channel.send(wire.METADATA, wire.pack_standing(standing))
+
+    def _standing_if_any(self, node: Served) -> wire.Standing:
+        try:
+            return node.standing()
+        except NotFound:
+            return wire.Standing(0, 0, 0)
 
     def _enter(self, hello: wire.Hello) -> Served:
         """Finds the node that is meant, and lets nobody in without its token."""
@@ -162,6 +174,7 @@ class Conversation:
             )
         self._node = node
         self.greeted = True
+        self.who = "".join(sign for sign in hello.who[:100] if sign.isprintable())
         node.counters.connections += 1
         return node
 
@@ -205,6 +218,9 @@ class Conversation:
             return standing_of(self._reader, head_digest(self._reader), 0)
         if packet_type == wire.SNAPSHOT_BEGIN:
             return self._take_snapshot(length)
+        if packet_type == wire.CREATE:
+            self._channel.payload(length, 0)
+            return node.create(self, None, wire.NO_DIGEST)
         if packet_type == wire.DROP:
             to_version, digest = wire.unpack_drop(self._channel.payload(length, 64))
             return node.drop(self, to_version, digest)
@@ -222,7 +238,7 @@ class Conversation:
         assert node is not None
         version, size = wire.unpack_snapshot_begin(self._channel.payload(length, 64))
         digest = wire.change_digest(v1.SNAPSHOT, version)
-        scratch = node.scratch_dir()
+        scratch = self._scratch_dir(node)
         if size > fsio.free_bytes(scratch):
             raise BadPacket(f"a snapshot of {size} bytes, for which there is no room")
         with Spool(scratch) as spool:
@@ -243,7 +259,16 @@ class Conversation:
             if spool.size_bytes != size or payload != digest.digest():
                 raise BadPacket("a snapshot that is not what its size and digest say")
             self._say(logging.INFO, f"snapshot of {size} bytes for version {version}")
-            return node.append(self, Change(version, spool, None), payload)
+            change = Change(version, spool, None)
+            if self._hello is not None and self._hello.role == "create":
+                return node.create(self, change, payload)
+            return node.append(self, change, payload)
+
+    def _scratch_dir(self, node: Served) -> str:
+        try:
+            return node.scratch_dir()
+        except NotFound:  # it is being made
+            return tempfile.gettempdir()
 
     def _stream(self, position: wire.Position) -> None:
         assert self._node is not None

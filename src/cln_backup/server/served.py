@@ -7,9 +7,16 @@ import select
 import threading
 from typing import TYPE_CHECKING, Protocol
 
-from cln_backup.backends import open_backend
+from cln_backup.backends import create_backend, open_backend, redacted
 from cln_backup.compactor import Compactor
-from cln_backup.errors import BackupError, Discontinuity, StorageError, WriterConflict
+from cln_backup.errors import (
+    AlreadyExists,
+    BackupError,
+    Discontinuity,
+    NotFound,
+    StorageError,
+    WriterConflict,
+)
 from cln_backup.formats import v1, wire
 
 if TYPE_CHECKING:
@@ -21,7 +28,7 @@ _log = logging.getLogger("cln_backup.server")
 _GRACE_S = 4.0
 """How long a new writer waits for the old one's connection to be found dead."""
 
-_GRACE_LOCAL_S = 0.25
+_GRACE_LOCAL_S = 0.1
 _compacting_now = threading.BoundedSemaphore(2)
 
 
@@ -29,6 +36,7 @@ class Writer(Protocol):
     """A connection, as far as the right to write is concerned."""
 
     peer: str
+    who: str
     local: bool
 
     def probe(self) -> None:
@@ -61,7 +69,7 @@ class Served:
         self.token_hash = token_hash
         self.counters = Counters()
         self.last: wire.Standing | None = None
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threading.RLock())
         self._backend: Backend | None = None
         self._digest: bytes | None = None
         self._holder: Writer | None = None
@@ -131,7 +139,8 @@ class Served:
                 grace_s = _GRACE_LOCAL_S if holder.local else _GRACE_S
                 if not self._changed.wait_for(lambda: self._holder is not holder, grace_s):
                     raise WriterConflict(
-                        f"The backup is being written by {holder.peer}, whose connection is alive; "
+                        f"The backup is being written by {holder.who or 'a node'} at {holder.peer}, "
+                        "whose connection is alive; "
                         "this process wrote nothing. Two nodes must never share a backup. If that "
                         "one is gone for good, run `backup-cli takeover URL`."
                     )
@@ -143,6 +152,27 @@ class Served:
                 self._epoch += 1
                 self._session = session
             return standing._replace(epoch=self._epoch)
+
+    def create(self, writer: Writer, base: Change | None, digest: bytes) -> wire.Standing:
+        """Makes the backup, or takes one that is there and empty. Durable when it returns.
+
+        Raises:
+            AlreadyExists: there is one with changes in it; it was left as it is.
+            BackupError: what `create_backend` and `Backend.add_change` raise.
+        """
+        with self._changed:
+            try:
+                backend = self._opened()
+            except NotFound:
+                create_backend(self.url, base)
+                _log.warning("%s: a new backup was made at %s", self.name, redacted(self.url))
+                return self._stand(self._opened())
+            if backend.version_count:
+                raise AlreadyExists("The backup has changes in it already; it is left as it is.")
+            if base is None:
+                return self._stand(backend)
+            self.claim(writer, "", resume=False)
+            return self.append(writer, base, digest)
 
     def take_over(self, session: str) -> None:
         """Ends the holder's right to write, for good; the next one that asks gets it."""
