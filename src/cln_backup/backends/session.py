@@ -223,7 +223,11 @@ class ExtendedSession(Session):
             self._channel.send(wire.APPEND, payload)
         else:
             wait_s += change.snapshot.size_bytes / _STORING_BYTES_S
-            change.digest = self._send_snapshot(change.version, change.snapshot)
+            try:
+                change.digest = self._send_snapshot(change.version, change.snapshot)
+            except BaseException:
+                self.close()  # so that the server forgets what it has of it
+                raise
         self._stood(wait_s)
         if self.standing.digest != change.digest:
             raise Discontinuity(
@@ -241,6 +245,12 @@ class ExtendedSession(Session):
                 piece = chunk[start : start + wire.CHUNK_BYTES]
                 packed = wire.pack_piece(piece, deflate=self._deflate)
                 self._channel.send(wire.SNAPSHOT_DATA, packed)
+                size -= len(piece)
+        if size != 0:
+            raise StorageError(
+                "The snapshot has another size than it was to have: the database changed while it "
+                "was read. Nothing of it was stored; try again."
+            )
         self._channel.send(wire.SNAPSHOT_END, digest.digest())
         return digest.digest()
 
