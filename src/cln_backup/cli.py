@@ -376,7 +376,6 @@ def main() -> None:
     """The command line."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, _interrupt)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     cli()
 
 

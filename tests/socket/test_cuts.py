@@ -153,12 +153,14 @@ def test_stream_that_was_cut_stops_at_the_head_it_began_with(
     create_backend(url, None)
     append(url, [*started_node(), *payments(4, 40)])
     there = server.add(url)
-    with proxy(server.address.port, cut_after(DOWN, 3000)) as between:
-        with open_backend(_through(there, between.port)) as reader:
-            changes = reader.stream_changes()
-            first = next(changes)
-            append(there, payments(40, 60))
-            assert told([first, *changes]) == told([*started_node(), *payments(4, 40)])
+    with (
+        proxy(server.address.port, cut_after(DOWN, 3000)) as between,
+        open_backend(_through(there, between.port)) as reader,
+    ):
+        changes = reader.stream_changes()
+        first = next(changes)
+        append(there, payments(40, 60))
+        assert told([first, *changes]) == told([*started_node(), *payments(4, 40)])
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.001, 0.003, 0.01])
@@ -194,12 +196,14 @@ def test_server_killed_again_and_again_while_a_node_writes(tmp_path: Path, pause
 def test_server_stopped_while_a_node_writes_answers_what_it_took(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/node.bkp"
     create_backend(url, None)
-    with server_process(url) as server:
-        with open_backend(server.url + "?deadline=1", writable=True) as backend:
-            add_all(backend, started_node())
-            assert server.terminate() == 0
-            with pytest.raises(Unreachable, match="could not be reached for 1 seconds"):
-                backend.add_change(payment(4))
+    with (
+        server_process(url) as server,
+        open_backend(server.url + "?deadline=1", writable=True) as backend,
+    ):
+        add_all(backend, started_node())
+        assert server.terminate() == 0
+        with pytest.raises(Unreachable, match="could not be reached for 1 seconds"):
+            backend.add_change(payment(4))
     assert told_by(url) == told(started_node())
 
 

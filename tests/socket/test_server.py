@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -87,10 +88,10 @@ def test_through_a_socks5_proxy_which_resolves_the_name(tmp_path: Path, name: st
         }
 
 
-def test_proxy_that_cannot_connect_says_why(tmp_path: Path) -> None:
+def test_proxy_that_cannot_connect_says_why() -> None:
     proxy = Socks5({})
     url = f"socket:nowhere.onion:1?proxy=socks5:127.0.0.1:{proxy.port}&deadline=1"
-    with pytest.raises(Unreachable, match="through the proxy .*the host cannot be reached"):
+    with pytest.raises(Unreachable, match=r"through the proxy .*the host cannot be reached"):
         open_backend(url)
     proxy.close()
 
@@ -258,7 +259,6 @@ def test_tls_with_a_certificate_of_its_own(tmp_path: Path) -> None:
         pin = tmp_path / "pin"
         append(f"{server.url}?pin={pin}", [payment(4)])
         assert pin.read_text().strip() == found[1]
-        append(f"{server.url}?ca={tmp_path}/tls/server.crt&insecure=yes", []) if False else None
         with pytest.raises(AccessDenied, match="is not trusted"):
             open_backend(f"{server.url}?tls=yes")
         with pytest.raises(AccessDenied, match="another server"):
@@ -279,13 +279,15 @@ def test_tls_keeps_exactly_once_when_the_server_is_killed(tmp_path: Path) -> Non
     url = _made(tmp_path)
     paths = certificate.make(str(tmp_path / "tls"))
     shown = certificate.fingerprint(paths[0])
-    with server_process("--tls-cert", paths[0], "--tls-key", paths[1], url) as server:
-        with open_backend(f"{server.url}?fingerprint={shown}", writable=True) as writer:
-            add_all(writer, started_node())
-            server.kill()
-            server.start()
-            add_all(writer, payments(4, 8))
-            assert server.terminate() == 0
+    with (
+        server_process("--tls-cert", paths[0], "--tls-key", paths[1], url) as server,
+        open_backend(f"{server.url}?fingerprint={shown}", writable=True) as writer,
+    ):
+        add_all(writer, started_node())
+        server.kill()
+        server.start()
+        add_all(writer, payments(4, 8))
+        assert server.terminate() == 0
     assert told_by(url) == told([*started_node(), *payments(4, 8)])
 
 
@@ -357,7 +359,7 @@ def test_memory_is_given_for_what_came_not_for_what_was_announced(attacked: Serv
     with open(*status, encoding="ascii") as file:
         peak = re.search(r"VmHWM:\s+(\d+) kB", file.read())
     assert peak is not None
-    assert int(peak[1]) < 400_000
+    assert int(peak[1]) < 150_000
 
 
 @settings(max_examples=300)
@@ -392,10 +394,8 @@ def test_after_the_fuzz_nothing_is_another(attacked: ServerProcess) -> None:
 @settings(max_examples=2_000)
 def test_fuzz_of_the_decoder(unpack: object, payload: bytes) -> None:
     assert callable(unpack)
-    try:
+    with contextlib.suppress(BadPacket):
         unpack(payload)
-    except BadPacket:
-        pass
 
 
 # Life as a service
@@ -448,10 +448,10 @@ def test_metrics_of_each_node(tmp_path: Path) -> None:
         found = re.search(r"http://\S+", "".join(server.said))
         assert found is not None
         append(server.url, started_node())
-        with urllib.request.urlopen(found[0]) as answer:
+        with urllib.request.urlopen(found[0]) as answer:  # noqa: S310 - it is http
             text = answer.read().decode()
     assert 'cln_backup_head_version{node=""} 3.0' in text
-    assert 'cln_backup_stored_changes_total{node=""} 4.0' in text
+    assert 'cln_backup_stored_changes_total{node=""} 5.0' in text
 
 
 def test_one_nodes_wait_does_not_hold_up_another(tmp_path: Path) -> None:

@@ -37,6 +37,15 @@ def wrap(sock: socket.socket, url: SocketUrl) -> ssl.SSLSocket:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # the fingerprint below says more than any authority
     wrapped = context.wrap_socket(sock, server_hostname=url.server.host)
+    try:
+        _check_fingerprint(wrapped, url)
+    except BaseException:
+        wrapped.close()
+        raise
+    return wrapped
+
+
+def _check_fingerprint(wrapped: ssl.SSLSocket, url: SocketUrl) -> None:
     certificate = wrapped.getpeercert(binary_form=True)
     assert certificate is not None
     found = hashlib.sha256(certificate).hexdigest()
@@ -49,7 +58,6 @@ def wrap(sock: socket.socket, url: SocketUrl) -> ssl.SSLSocket:
             f"{where} is {wanted}. It is another server, or somebody stands between; nothing was "
             "sent. If the server was set up anew, put its new fingerprint there."
         )
-    return wrapped
 
 
 def _wrap_trusted(sock: socket.socket, url: SocketUrl) -> ssl.SSLSocket:

@@ -87,6 +87,10 @@ assert _REFUSED.size == 13
 _KINDS: Final = (None, Kind.TRANSACTION, Kind.SNAPSHOT, Kind.RIDER)
 
 
+class TooLarge(BadPacket):
+    """Compressed data that becomes larger than the limit."""
+
+
 class Hello(msgspec.Struct, frozen=True):
     """What a client that knows the extension says of itself, as JSON.
 
@@ -239,10 +243,12 @@ def pack_change(version: int, payload: bytes) -> bytes:
     return pack_version(version) + zlib.compress(payload)
 
 
-def unpack_change(payload: bytes) -> tuple[int, tuple[str, ...]]:
-    """Version and statements of a CHANGE. Raises `BadPacket`."""
+def unpack_change(
+    payload: bytes, limit_bytes: int = MAX_CHANGE_BYTES
+) -> tuple[int, tuple[str, ...]]:
+    """Version and statements of a CHANGE. Raises `BadPacket`, `TooLarge`."""
     version = _fields(_VERSION, payload, exact=False)[0]
-    return version, v1.unpack_transaction(inflate(payload[4:], MAX_CHANGE_BYTES))
+    return version, v1.unpack_transaction(inflate(payload[4:], limit_bytes))
 
 
 def pack_append(version: int, payload: bytes, digest: bytes, *, deflate: bool) -> bytes:
@@ -254,10 +260,15 @@ def pack_append(version: int, payload: bytes, digest: bytes, *, deflate: bool) -
     return _APPEND.pack(version, PLAIN, digest) + payload
 
 
-def unpack_append(payload: bytes) -> tuple[int, tuple[str, ...], bytes]:
-    """Version, statements and digest of an APPEND. Raises `BadPacket`, also for a wrong digest."""
+def unpack_append(
+    payload: bytes, limit_bytes: int = MAX_CHANGE_BYTES
+) -> tuple[int, tuple[str, ...], bytes]:
+    """Version, statements and digest of an APPEND.
+
+    Raises `BadPacket`, also for a wrong digest, and `TooLarge`.
+    """
     version, encoding, digest = _fields(_APPEND, payload, exact=False)
-    content = _decoded(encoding, payload[APPEND_BYTES:], MAX_CHANGE_BYTES)
+    content = _decoded(encoding, payload[APPEND_BYTES:], limit_bytes)
     if transaction_digest(version, content) != digest:
         raise BadPacket(f"a change for version {version} that is not what its digest says")
     return version, v1.unpack_transaction(content), digest
@@ -347,25 +358,41 @@ def change_digest(change_type: int, version: int) -> blake2b:
 
 
 def inflate(data: bytes, limit_bytes: int) -> bytes:
-    """Decompresses at most `limit_bytes`. Raises `BadPacket` where there is more, or no zlib."""
+    """Decompresses at most `limit_bytes`.
+
+    What may become large is first run through without keeping it, so that a bomb takes no memory.
+
+    Raises `TooLarge` where there is more, `BadPacket` where it is no zlib.
+    """
     try:
         stream = zlib.decompressobj()
-        content = stream.decompress(data, limit_bytes + 1)
+        content = stream.decompress(data, min(limit_bytes, CHUNK_BYTES) + 1)
+        if len(content) > CHUNK_BYTES and limit_bytes > CHUNK_BYTES:
+            stream, rest, size = zlib.decompressobj(), data, 0
+            while rest and size <= limit_bytes:
+                size += len(stream.decompress(rest, CHUNK_BYTES))
+                rest = stream.unconsumed_tail
+            if size > limit_bytes:
+                raise TooLarge(f"data that becomes larger than {limit_bytes} bytes")
+            stream = zlib.decompressobj()
+            content = stream.decompress(data, limit_bytes + 1)
     except zlib.error:
         raise BadPacket("data that is not compressed by zlib") from None
     if len(content) > limit_bytes:
-        raise BadPacket(f"data that becomes larger than {limit_bytes} bytes")
+        raise TooLarge(f"data that becomes larger than {limit_bytes} bytes")
     if not stream.eof or stream.unused_data:
         raise BadPacket("compressed data that is cut or goes on behind its end")
     return content
 
 
 def _decoded(encoding: int, data: bytes, limit_bytes: int) -> bytes:
-    if encoding == PLAIN and len(data) <= limit_bytes:
+    if encoding == PLAIN:
+        if len(data) > limit_bytes:
+            raise TooLarge(f"{len(data)} bytes, where {limit_bytes} are the most")
         return data
     if encoding == DEFLATED:
         return inflate(data, limit_bytes)
-    raise BadPacket(f"data in an encoding ({encoding}) or of a size that is not known")
+    raise BadPacket(f"data in an encoding that is not known ({encoding})")
 
 
 def _fields(form: struct.Struct, payload: bytes, *, exact: bool) -> tuple[Any, ...]:

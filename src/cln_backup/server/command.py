@@ -51,14 +51,7 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
     _refuse_unsafe(sockets, nodes, tls, options)
     _raise_file_limit()
     for node in nodes.values():
-        try:
-            node.open()
-        except NotFound:
-            _log.warning(
-                "There is no backup at %s yet. If there was one, look whether its disk is mounted; "
-                "a node's first `backup-cli init` makes it.",
-                redacted(node.url),
-            )
+        _open(node)
     server = listener.Listener(nodes, sockets, tls)
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -82,6 +75,17 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
     server.run()
     systemd.notify("STOPPING=1")
     _log.info("Stopped")
+
+
+def _open(node: Served) -> None:
+    try:
+        node.open()
+    except NotFound:
+        _log.warning(
+            "There is no backup at %s yet. If there was one, look whether its disk is mounted; a "
+            "node's first `backup-cli init` makes it.",
+            redacted(node.url),
+        )
 
 
 def _nodes(url: str | None, options: Options) -> dict[str, Served]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import tempfile
+import threading
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
 from cln_backup import fsio
 from cln_backup.backends.download import unpack_snapshot
-from cln_backup.backends.session import pack_snapshot, send_snapshot
 from cln_backup.change import Change
 from cln_backup.errors import (
     AccessDenied,
@@ -19,19 +20,22 @@ from cln_backup.errors import (
     BadPacket,
     Damaged,
     NotFound,
-    StorageError,
     WriterConflict,
 )
 from cln_backup.formats import v1, wire
-from cln_backup.server.served import digest_of, head_digest, standing_of
+from cln_backup.server.served import head_digest, standing_of
+from cln_backup.server.streaming import send_all_plain, send_changes
 from cln_backup.spool import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import TypeVar
 
     from cln_backup.backends.base import Backend
     from cln_backup.channel import Channel
     from cln_backup.server.served import Served
+
+    T = TypeVar("T")
 
 _log = logging.getLogger("cln_backup.server")
 
@@ -41,9 +45,10 @@ GREETING_S = 10.0
 IDLE_S = 300.0
 """How long one that is not the writer may say nothing. A writer may be quiet for days."""
 
+_SMALL_BYTES = 1 << 22
+_large_ones = threading.BoundedSemaphore(2)
 _IGNORED = (wire.ACK, wire.NACK, wire.METADATA, wire.COMPACT_RES)
 _MAX_IGNORED_BYTES = 1 << 16
-_CHANGED = "The backup is another since; start the stream anew."
 
 
 class Conversation:
@@ -208,9 +213,8 @@ class Conversation:
         node = self._node
         assert node is not None
         if packet_type == wire.APPEND:
-            payload = self._channel.payload(length, wire.MAX_CHANGE_BYTES + wire.APPEND_BYTES)
-            version, transaction, digest = wire.unpack_append(payload)
-            return node.append(self, Change(version, None, transaction), digest)
+            with self._unpacked(wire.unpack_append, length) as (version, transaction, digest):
+                return node.append(self, Change(version, None, transaction), digest)
         if packet_type == wire.REQ_METADATA:
             self._channel.payload(length, 0)
             if self._reader is None:
@@ -232,6 +236,28 @@ class Conversation:
             self._compact(node)
             return None
         raise BadPacket(f"a packet of type {packet_type}")
+
+    @contextlib.contextmanager
+    def _unpacked(self, unpack: Callable[[bytes, int], T], length: int) -> Iterator[T]:
+        """What a packet holds. Large ones wait on disk until it is their turn to be in memory."""
+        if length > wire.MAX_CHANGE_BYTES + wire.APPEND_BYTES:
+            raise BadPacket(f"a change of {length} bytes")
+        if length <= _SMALL_BYTES:
+            payload = self._channel.payload(length, _SMALL_BYTES)
+            try:
+                content = unpack(payload, _SMALL_BYTES)
+            except wire.TooLarge:
+                with _large_ones:
+                    yield unpack(payload, wire.MAX_CHANGE_BYTES)
+            else:
+                yield content
+            return
+        assert self._node is not None
+        with Spool(self._scratch_dir(self._node)) as spool:
+            for piece in self._channel.pieces(length):
+                spool.write(piece)
+            with _large_ones:
+                yield unpack(b"".join(spool.chunks()), wire.MAX_CHANGE_BYTES)
 
     def _take_snapshot(self, length: int) -> wire.Standing:
         node = self._node
@@ -278,48 +304,11 @@ class Conversation:
             source = reader if opened is None else opened
             assert source is not None
             self._say(logging.INFO, f"streaming from version {position.start}")
-            self._send_changes(source, position)
+            deflate = self._hello is not None and self._hello.deflate
+            send_changes(self._channel, source, position, deflate=deflate)
         finally:
             if opened is not None:
                 opened.close()
-
-    def _send_changes(self, reader: Backend, position: wire.Position) -> None:
-        skip, offset = position.skip, position.offset_bytes
-        deflate = self._hello is not None and self._hello.deflate
-        for change in reader.stream_changes(position.start, head=position.head):
-            if skip:
-                skip -= 1
-                if change.version != position.start or (
-                    skip == 0 and digest_of(change) != position.digest
-                ):
-                    raise StorageError(_CHANGED)
-                continue
-            if change.transaction is not None:
-                payload = v1.pack_transaction(change.transaction)
-                digest = wire.transaction_digest(change.version, payload)
-                packed = wire.pack_append(change.version, payload, digest, deflate=deflate)
-                self._channel.queue(wire.APPEND, packed)
-                continue
-            self._send_snapshot(change, offset, deflate=deflate)
-            offset = 0
-        if skip:
-            raise StorageError(_CHANGED)
-        self._channel.send(wire.STREAM_END)
-
-    def _send_snapshot(self, change: Change, offset: int, *, deflate: bool) -> None:
-        snapshot = change.snapshot
-        assert snapshot is not None
-        begin = wire.pack_snapshot_begin(change.version, snapshot.size_bytes)
-        self._channel.queue(wire.SNAPSHOT_BEGIN, begin)
-        digest = wire.change_digest(v1.SNAPSHOT, change.version)
-        at = 0
-        for chunk in snapshot.chunks():
-            digest.update(chunk)
-            for start in range(max(0, offset - at), len(chunk), wire.CHUNK_BYTES):
-                piece = chunk[start : start + wire.CHUNK_BYTES]
-                self._channel.send(wire.SNAPSHOT_DATA, wire.pack_piece(piece, deflate=deflate))
-            at += len(chunk)
-        self._channel.queue(wire.SNAPSHOT_END, digest.digest())
 
     def _compact(self, node: Served) -> None:
         self._say(logging.INFO, "compaction asked for")
@@ -345,11 +334,10 @@ class Conversation:
 
     def _answer_plain(self, node: Served, packet_type: int, length: int) -> None:
         if packet_type == wire.CHANGE:
-            payload = self._channel.payload(length, wire.MAX_CHANGE_BYTES)
-            version, transaction = wire.unpack_change(payload)
-            digest = wire.digest_of(version, transaction)
-            self._claim_plain(node)
-            standing = node.append(self, Change(version, None, transaction), digest)
+            with self._unpacked(wire.unpack_change, length) as (version, transaction):
+                digest = wire.digest_of(version, transaction)
+                self._claim_plain(node)
+                standing = node.append(self, Change(version, None, transaction), digest)
             self._channel.send(wire.ACK, wire.pack_version(standing.version))
         elif packet_type == wire.SNAPSHOT:
             scratch = node.scratch_dir()
@@ -369,7 +357,9 @@ class Conversation:
             self._channel.send(wire.METADATA, wire.pack_metadata(node.standing()))
         elif packet_type == wire.RESTORE:
             self._channel.payload(length, 0)
-            self._restore_plain(node)
+            self._say(logging.INFO, "streaming all changes")
+            with node.open_reader() as reader:
+                send_all_plain(self._channel, reader)
         elif packet_type == wire.COMPACT:
             self._channel.payload(length, 0)
             self._compact(node)
@@ -380,17 +370,3 @@ class Conversation:
 
     def _claim_plain(self, node: Served) -> None:
         node.claim(self, "", resume=False)
-
-    def _restore_plain(self, node: Served) -> None:
-        self._say(logging.INFO, "streaming all changes")
-        with node.open_reader() as reader:
-            for change in reader.stream_changes():
-                if change.transaction is not None:
-                    payload = v1.pack_transaction(change.transaction)
-                    self._channel.queue(wire.CHANGE, wire.pack_change(change.version, payload))
-                    continue
-                assert change.snapshot is not None
-                with Spool(reader.scratch_dir) as packed:
-                    pack_snapshot(change.snapshot, packed)
-                    send_snapshot(self._channel, change.version, packed)
-        self._channel.send(wire.DONE)

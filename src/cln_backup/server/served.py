@@ -139,8 +139,8 @@ class Served:
                 grace_s = _GRACE_LOCAL_S if holder.local else _GRACE_S
                 if not self._changed.wait_for(lambda: self._holder is not holder, grace_s):
                     raise WriterConflict(
-                        f"The backup is being written by {holder.who or 'a node'} at {holder.peer}, "
-                        "whose connection is alive; "
+                        "The backup is being written by "
+                        f"{holder.who or 'a node'} at {holder.peer}, whose connection is alive; "
                         "this process wrote nothing. Two nodes must never share a backup. If that "
                         "one is gone for good, run `backup-cli takeover URL`."
                     )
