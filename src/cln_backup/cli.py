@@ -15,7 +15,7 @@ import click
 from cln_backup import __version__, history
 from cln_backup.backends import open_backend, redacted
 from cln_backup.compact import compact as compact_backup
-from cln_backup.errors import BackupError, Damaged, Interrupted
+from cln_backup.errors import BackupError, Damaged, Interrupted, ReplayFailed
 from cln_backup.initialize import Initialized, initialize, take_snapshot
 from cln_backup.restore import restore as restore_database
 from cln_backup.restore import target_path
@@ -67,7 +67,9 @@ def _report(error: BackupError, *, as_json: bool) -> None:
         return
     fields: Fields = {"type": type(error).__name__, "message": str(error)}
     if isinstance(error, Damaged):
-        fields |= {"offset_bytes": error.offset_bytes, "good_version": error.good_version}
+        fields["offset_bytes"] = error.offset_bytes
+    if isinstance(error, Damaged | ReplayFailed):
+        fields["good_version"] = error.good_version
     click.echo(json.dumps({"error": fields}))
 
 
@@ -135,7 +137,7 @@ def snapshot(lightning_dir: str, *, as_json: bool) -> Fields:
     The node must be stopped. Nothing of the backup is removed.
     """
     with _working("Taking a snapshot of the database", as_json=as_json):
-        done = take_snapshot(lightning_dir)
+        done = take_snapshot(lightning_dir, _warn)
     if not as_json:
         click.echo(
             f"The backup is at data version {done.version} now ({_size(done.snapshot_bytes)} "
@@ -158,11 +160,11 @@ def restore(url: str, destination: str, *, as_json: bool) -> Fields:
     """
     target_path(destination)
     with open_backend(url) as backend, _progress(backend.version_count, as_json=as_json) as step:
-        _notices(backend.notices, as_json=as_json)
+        _notices(backend.notices)
         done = restore_database(backend, destination, step)
     if not as_json:
         click.echo(
-            f"Restored {done.path} at data version {done.version}: {done.changes} changes, "
+            f"Restored {done.path} at data version {done.version}: {done.version_count} changes, "
             f"{_size(done.size_bytes)}. Its checks have passed."
         )
         _warn_of_foreign_keys(done.foreign_key_faults)
@@ -190,7 +192,7 @@ def status(url: str, *, as_json: bool) -> Fields:
             ("last change", found.head or "none: the backup is empty"),
             ("stored", "unknown" if changed is None else f"{_time(changed)} ({_ago(changed)})"),
         )
-        _notices(notices, as_json=as_json)
+    _notices(notices)
     return found._asdict() | {"notices": notices}
 
 
@@ -216,10 +218,11 @@ def verify(url: str, no_replay: bool, *, as_json: bool) -> Fields:
     if not as_json:
         how = "replayed and checked" if found.replayed else "read"
         click.echo(
-            f"Good up to data version {found.version}: all {found.changes} changes were {how}."
+            f"Good up to data version {found.version}: all {found.version_count} changes were "
+            f"{how}."
         )
         _warn_of_foreign_keys(found.foreign_key_faults)
-        _notices(notices, as_json=as_json)
+    _notices(notices)
     return found._asdict() | {"good": True, "notices": notices}
 
 
@@ -233,7 +236,7 @@ def compact(url: str, *, as_json: bool) -> Fields:
     with open_backend(url) as backend:
         total = backend.version_count
     with _progress(total, as_json=as_json) as step:
-        done = compact_backup(url, step)
+        done = compact_backup(url, step, _warn)
     if not as_json:
         before, after = done["before"], done["after"]
         _table(
@@ -266,7 +269,7 @@ def log(url: str, start: int, *, as_json: bool) -> Fields:
                     f"{line.version:>10}  {line.kind:<11}  {line.size_bytes:>12}  "
                     f"{line.statements:>10}  {', '.join(line.tables)}"
                 )
-        _notices(backend.notices, as_json=as_json)
+        _notices(backend.notices)
     return {}
 
 
@@ -289,10 +292,9 @@ def _warn_of_foreign_keys(faults: int) -> None:
         )
 
 
-def _notices(notices: list[str], *, as_json: bool) -> None:
-    if not as_json:
-        for notice in notices:
-            _warn(notice)
+def _notices(notices: list[str]) -> None:
+    for notice in notices:
+        _warn(notice)
 
 
 def _warn(text: str) -> None:

@@ -12,13 +12,13 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Thread, get_native_id
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cln_backup import fsio
 from cln_backup.backends import open_backend
 from cln_backup.backends.base import size_of
 from cln_backup.change import Change, Kind
@@ -35,14 +35,19 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 1 << 16
 _PAUSE = 4.0
+_STOPPED = "The compaction was stopped; the backup is as before."
 
 
-def compact(url: str, progress: Callable[[Change], None] | None = None) -> Statistics:
+def compact(
+    url: str,
+    progress: Callable[[Change], None] | None = None,
+    log: Callable[[str], None] = lambda _notice: None,
+) -> Statistics:
     """Compacts a backup that no node writes to; the head stays as it is.
 
-    A server compacts by itself, also while a node writes.
-
-    The compacted backup is on stable storage, in the old one's place, when this returns.
+    A server compacts by itself, also while a node writes. What was mended when the backup was
+    opened is told to `log`. The compacted backup is on stable storage, in the old one's place, when
+    this returns.
 
     Raises:
         WriterConflict: a node writes to it; let its plugin do it (`lightning-cli backup-compact`).
@@ -53,6 +58,8 @@ def compact(url: str, progress: Callable[[Change], None] | None = None) -> Stati
     if statistics is not None:
         return statistics
     with open_backend(url, writable=True) as writer:
+        for notice in writer.notices:
+            log(notice)
         before = size_of(writer)
         with open_backend(url) as reader:
             staged = stage(reader, progress)
@@ -76,17 +83,18 @@ def stage(
     """
     if reader.head is None or reader.version_count < 2:
         return None
-    if reader.head.kind is Kind.SNAPSHOT:
-        return reader.stage(None, foreign_keys=True)
-    with (
-        tempfile.TemporaryDirectory(prefix=".compaction-", dir=reader.scratch_dir) as directory,
-        ThreadPoolExecutor(1, initializer=_yield_to_others if beside_a_node else None) as pool,
-    ):
+    with fsio.scratch_directory(reader.scratch_dir, op="compact") as directory:
         path = os.path.join(directory, "replica.sqlite3")
-        folded = pool.submit(_fold, reader, path, progress).result()
+        if beside_a_node:
+            with ThreadPoolExecutor(1, initializer=_yield_to_others) as pool:
+                folded = pool.submit(_fold, reader, path, progress).result()
+        else:
+            folded = _fold(reader, path, progress)
+        if reader.head.kind is Kind.SNAPSHOT:  # which was replayed too, so it can be relied on
+            return reader.stage(None, foreign_keys=True)
         snapshot: Snapshot = DatabaseFile(path)
         if beside_a_node:
-            snapshot = _PacedSnapshot(snapshot)
+            snapshot = _PacedSnapshot(snapshot, reader.scratch_dir)
         base = Change(folded.version, snapshot, None)
         return reader.stage(base, foreign_keys=folded.foreign_keys)
 
@@ -97,14 +105,14 @@ class _Folded(NamedTuple):
 
 
 def _fold(reader: Backend, path: str, progress: Callable[[Change], None] | None) -> _Folded:
-    """Builds the database that everything before the head makes."""
-    replica = replay(reader.stream_changes(head=False), path, progress)
+    """Builds and checks the database that everything before the head makes, or a head snapshot."""
+    with_head = reader.head is not None and reader.head.kind is Kind.SNAPSHOT
+    replica = replay(reader.stream_changes(head=with_head), path, progress)
     try:
-        folded = _Folded(replica.version(), replica.foreign_keys)
-        replica.check(folded.version)
+        replica.check()
     finally:
         replica.close()
-    return folded
+    return _Folded(replica.applied, replica.foreign_keys)
 
 
 def _yield_to_others() -> None:
@@ -113,46 +121,67 @@ def _yield_to_others() -> None:
     On Linux it is a thread's own. What writes to the disk keeps its priority: while it holds the
     file system's journal, the node's writer would wait until the processor had nothing else to do.
     """
-    os.setpriority(os.PRIO_PROCESS, get_native_id(), 19)
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, get_native_id(), 19)
 
 
 class _PacedSnapshot:
     """A snapshot in small pieces, with pauses that leave the disk to the node's writer."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, place: str) -> None:
         self._snapshot = snapshot
+        self._place = place
         self.size_bytes = snapshot.size_bytes
 
     def chunks(self) -> Iterator[bytes]:
         """The file's bytes in order; after each piece, a pause in proportion to its writing."""
         for chunk in self._snapshot.chunks():
             for start in range(0, len(chunk), _PIECE_BYTES):
+                fsio.require_room(self._place, op="compact")
                 given = time.monotonic()
                 yield chunk[start : start + _PIECE_BYTES]
                 time.sleep((time.monotonic() - given) * _PAUSE)
 
 
-def main() -> int:
-    """The second process: stages a replacement for the backup at the URL in its arguments."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
-    requests: SimpleQueue[str] = SimpleQueue()
-    Thread(target=_listen, args=(requests,), daemon=True).start()
-    try:
-        with open_backend(sys.argv[1]) as reader:
-            statistics = reader.compact()
-            if statistics is not None:
-                _say({"compacted": statistics})
-                return 0
-            staged = stage(reader, beside_a_node=True)
-            while True:
-                _say({"staged": None if staged is None else staged._asdict()})
-                if requests.get() != "more\n" or staged is None:
+class _Process:
+    """The second process, beside a node."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._stopped = False
+        self._requests: SimpleQueue[str] = SimpleQueue()
+
+    def run(self) -> int:
+        """Stages a replacement for the backup; returns the exit code."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._stop)
+        Thread(target=_listen, args=(self._requests,), daemon=True).start()
+        try:
+            with open_backend(self._url) as reader:
+                statistics = reader.compact()
+                if statistics is not None:
+                    _say({"compacted": statistics})
                     return 0
-                staged = reader.stage_more(staged)
-    except BackupError as error:
-        _say({"error": str(error)})
-        return error.exit_code
+                self._place = reader.scratch_dir
+                staged = stage(reader, self._go_on, beside_a_node=True)
+                while True:
+                    _say({"staged": None if staged is None else staged._asdict()})
+                    if self._requests.get() != "more\n" or staged is None:
+                        return 0
+                    staged = reader.stage_more(staged)
+        except BackupError as error:
+            _say({"error": str(error)})
+            return error.exit_code
+
+    def _go_on(self, _change: Change) -> None:
+        """Called after each change that was replayed, in the thread that replays."""
+        if self._stopped:
+            raise Interrupted(_STOPPED)
+        fsio.require_room(self._place, op="compact")
+
+    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self._stopped = True
+        raise Interrupted(_STOPPED)
 
 
 def _listen(requests: SimpleQueue[str]) -> None:
@@ -166,9 +195,5 @@ def _say(message: dict[str, Any]) -> None:
     print(json.dumps(message), flush=True)
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise Interrupted("The compaction was stopped; the backup is as before.")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_Process(sys.argv[1]).run())

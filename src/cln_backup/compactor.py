@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -87,9 +88,11 @@ class Compactor:
             ) from None
 
     def close(self) -> None:
-        """Ends the second process; what it was building is removed."""
+        """Ends the second process; what it was building is removed, now or by itself."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.terminate()
         self._process.stdout.close()
+        with contextlib.suppress(StorageError):  # a leftover is removed at the next opportunity
+            self._backend.discard()

@@ -77,9 +77,17 @@ class Damaged(BackupError):
 
 
 class ReplayFailed(BackupError):
-    """The changes cannot be replayed into a database; the result was removed."""
+    """The changes cannot be replayed into a database; the result was removed.
+
+    Attributes:
+        good_version: the last data version that can be replayed.
+    """
 
     exit_code = 9
+
+    def __init__(self, message: str, *, good_version: int = 0) -> None:
+        super().__init__(message)
+        self.good_version = good_version
 
 
 class StorageError(BackupError):

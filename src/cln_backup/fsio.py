@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import sys
+import tempfile
 from typing import TYPE_CHECKING
 
 from cln_backup.errors import AlreadyExists, StorageError
@@ -30,7 +31,7 @@ def _storage_errors(op: str, path: str | int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = "" if isinstance(path, int) else f" {path}"
+        where = f" {path if isinstance(path, str) else _name_of(path)}".rstrip()
         hint = ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = ". Make room on that disk; what was answered before is safe"
@@ -39,23 +40,52 @@ def _storage_errors(op: str, path: str | int) -> Iterator[None]:
         raise StorageError(f"Cannot {op}{where}: {error.strerror or error}{hint}") from error
 
 
+def _name_of(fd: int) -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{fd}")
+    return ""
+
+
 def open_existing(path: str, *, writable: bool, op: str) -> int:
     """Opens a file and returns its descriptor (closed on exec)."""
     with _storage_errors(op, path):
         return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
 
 
-def create(path: str, *, op: str, exclusive: bool = True) -> int:
+def create(path: str, *, op: str) -> int:
     """Creates a file that only its owner may read; returns its descriptor, open for both ways.
 
-    Raises `AlreadyExists` when `exclusive` and the path is taken; nothing durable yet.
+    Raises `AlreadyExists` when the path is taken, also by a link; nothing durable yet.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if exclusive else os.O_TRUNC)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with _storage_errors(op, path):
         try:
             return os.open(path, flags, _PRIVATE)
         except FileExistsError:
             raise AlreadyExists(f"{path} exists and is left as it is.") from None
+
+
+def create_beside(path: str, purpose: str, *, op: str) -> tuple[int, str]:
+    """Creates a file of this process's own beside a path, as `create`; returns its name too."""
+    number = 0
+    while True:
+        name = f"{path}.{purpose}-{os.getpid()}" + (f"-{number}" if number else "")
+        try:
+            return create(name, op=op), name
+        except AlreadyExists:  # left by a process that had the same id
+            number += 1
+
+
+@contextlib.contextmanager
+def scratch_directory(place: str, *, op: str) -> Iterator[str]:
+    """A directory for this block only; removed with all that is in it."""
+    with _storage_errors(op, place):
+        directory = tempfile.TemporaryDirectory(prefix=f".{op.replace(' ', '-')}-", dir=place)
+    try:
+        yield directory.name
+    finally:
+        with _storage_errors(op, directory.name):
+            directory.cleanup()
 
 
 def open_lock(path: str, *, op: str) -> int:
@@ -215,20 +245,49 @@ def remove(path: str, *, op: str) -> None:
         os.unlink(path)
 
 
-def write_file(path: str, content: bytes, *, op: str) -> None:
-    """Writes a small file whole, in the place of what stood there; durable when it returns."""
-    built = f"{path}.new"
-    fd = create(built, op=op, exclusive=False)
+def write_file(path: str, content: bytes, *, op: str, new: bool = False) -> None:
+    """Writes a small file whole, in the place of what stood there; durable when it returns.
+
+    With `new`, raises `AlreadyExists` where something stands there, and leaves it.
+    """
+    fd, built = create_beside(path, "unfinished", op=op)
     try:
         write_at(fd, [content], 0, op=op)
         sync(fd, op=op)
+        (publish if new else replace)(built, path, op=op)
+    except BaseException:
+        remove(built, op=op)
+        raise
     finally:
         os.close(fd)
-    replace(built, path, op=op)
 
 
-def free_bytes(path: str) -> int:
-    """Room on the disk that holds the path, for a user without privileges."""
-    with _storage_errors("read the free space of", path):
-        figures = os.statvfs(path)
-        return figures.f_bavail * figures.f_frsize
+def keep_times(fd: int, like_fd: int) -> None:
+    """Gives a file the time of the last change of another."""
+    with _storage_errors("set the time of", fd):
+        times = os.fstat(like_fd)
+        os.utime(fd, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def same_file(path: str, fd: int) -> bool:
+    """Whether the path still leads to the open file."""
+    try:
+        found, ours = os.stat(path), os.fstat(fd)
+    except OSError:
+        return False
+    return (found.st_ino, found.st_dev) == (ours.st_ino, ours.st_dev)
+
+
+def require_room(path: str, *, op: str) -> None:
+    """Makes sure that work beside a backup does not take the last room of its disk.
+
+    Raises:
+        StorageError: less than 64 MiB, or a twentieth of a small disk, is free.
+    """
+    with _storage_errors(op, path):
+        disk = os.statvfs(path)
+    if disk.f_bavail * disk.f_frsize < min(64 << 20, disk.f_blocks * disk.f_frsize // 20):
+        raise StorageError(
+            f"Cannot {op}: the disk of {path} is nearly full, and what is left is for the node's "
+            "changes. Make room; the backup is as before."
+        )

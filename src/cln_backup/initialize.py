@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup.backends import backend_class, create_backend, open_backend
+from cln_backup import fsio
+from cln_backup.backends import backend_class, create_backend, open_backend, redacted
 from cln_backup.change import Change
-from cln_backup.errors import AlreadyExists, Discontinuity, NotFound
+from cln_backup.errors import AlreadyExists, Discontinuity, NotFound, StorageError
 from cln_backup.node import find_database, require_stopped
 from cln_backup.replica import DatabaseFile, copy_database
 from cln_backup.settings import LOCK_NAME, Settings, create_settings, read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cln_backup.backends.base import Backend
 
@@ -46,7 +47,8 @@ def initialize(url: str, directory: str | None, wallet: str | None = None) -> In
     Raises:
         AlreadyExists: a backup or a lock file stands there; both are left as they are.
         NodeRunning: lightningd runs on the directory.
-        NotFound, BadUrl, StorageError: nothing was made.
+        NotFound, BadUrl: nothing was made.
+        StorageError: nothing was made, or, if its message names backup.lock, only the backup.
     """
     backend_class(url)
     if directory is None:
@@ -59,6 +61,15 @@ def initialize(url: str, directory: str | None, wallet: str | None = None) -> In
         raise AlreadyExists(
             f"{lock} exists: this node has a backup already, and it is left as it is. To start "
             "anew, move the lock file away and name a backup that does not exist yet."
+        )
+    if not os.access(directory, os.W_OK):
+        raise StorageError(f"{directory} cannot be written to by this user; nothing was made.")
+    with contextlib.suppress(NotFound):
+        open_backend(url).close()
+        raise AlreadyExists(
+            f"There is a backup at {redacted(url)} already; it is left as it is. Choose another "
+            "name. To go on with it after a restore, write its URL into backup.lock by hand: "
+            '{"backend_url": "URL"}'
         )
     version = size = 0
     if database is None:
@@ -75,10 +86,11 @@ def initialize(url: str, directory: str | None, wallet: str | None = None) -> In
     return Initialized(database, version, size, same_disk)
 
 
-def take_snapshot(directory: str) -> Initialized:
+def take_snapshot(directory: str, log: Callable[[str], None]) -> Initialized:
     """Appends a snapshot of the node's database to its backup, which had fallen behind.
 
-    Nothing of the backup is removed. The snapshot is on stable storage when this returns.
+    Nothing of the backup is removed. What was mended when it was opened is told to `log`. The
+    snapshot is on stable storage when this returns.
 
     Raises:
         NodeRunning: lightningd runs on the directory.
@@ -94,12 +106,15 @@ def take_snapshot(directory: str) -> Initialized:
         open_backend(settings.backend_url, writable=True) as backend,
         _snapshot_of(database) as change,
     ):
+        for notice in backend.notices:
+            log(notice)
         if change.version < backend.version:
             raise Discontinuity(
                 f"The database is at data version {change.version} and the backup at "
                 f"{backend.version}: the backup is newer and must be kept. A node that starts on "
-                "the older database can lose its funds. Restore from the backup instead: "
-                "backup-cli restore"
+                "the older database can lose its funds. If the node was only killed, start it: the "
+                "plugin sees to one change that was not committed. Otherwise restore from the "
+                "backup: backup-cli restore"
             )
         backend.add_change(change)
         assert change.snapshot is not None
@@ -117,7 +132,7 @@ def _same_disk(backend: Backend, path: str) -> bool:
 def _snapshot_of(database: str) -> Iterator[Change]:
     """A consistent copy of the database, beside it, for as long as the block runs."""
     place = os.path.dirname(os.path.abspath(database))
-    with tempfile.TemporaryDirectory(prefix=".backup-snapshot-", dir=place) as scratch:
+    with fsio.scratch_directory(place, op="take snapshot") as scratch:
         path = os.path.join(scratch, "snapshot.sqlite3")
         version = copy_database(database, path)
         yield Change(version, DatabaseFile(path), None)

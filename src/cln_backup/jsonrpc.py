@@ -68,16 +68,17 @@ def decode(text: bytes) -> Message:
         raise BadChange("lightningd sent a message that cannot be understood.") from None
 
 
-def decode_db_write(params: bytes) -> DbWrite:
+def decode_db_write(raw: msgspec.Raw) -> DbWrite:
     """The parameters of `db_write`; bytes that are no UTF-8 come as lone surrogates (PEP 383).
 
     Raises:
         BadChange: they are not of the form that lightningd sends.
     """
     try:
-        return _db_write.decode(params)
+        return _db_write.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
+    params = bytes(raw)
     try:
         if _ESCAPED_SURROGATE.search(params):  # could not be told from a stray byte
             raise ValueError
@@ -91,7 +92,7 @@ def decode_db_write(params: bytes) -> DbWrite:
         ) from None
 
 
-def decode_init(params: bytes) -> Init:
+def decode_init(params: msgspec.Raw) -> Init:
     """The parameters of `init`. Raises `BadChange`."""
     try:
         return _init.decode(params)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import struct
 import sys
+import time
 
 from cln_backup.errors import NodeRunning, NotFound
 
@@ -21,10 +22,35 @@ def boot_id() -> str | None:
     except FileNotFoundError:  # no Linux
         import subprocess
 
-        asked = subprocess.run(
-            ["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False
-        )
+        try:
+            asked = subprocess.run(
+                ["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
         return asked.stdout.strip() or None
+
+
+def booted_at() -> float | None:
+    """When this run of the machine began, in seconds since 1970; `None` where that is unknown."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return None
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def lightningd_above() -> int:
+    """The process id of the lightningd that started this process, perhaps through a wrapper."""
+    parent = pid = os.getppid()
+    while pid > 1:
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+                command, _, rest = file.read().partition("(")[2].rpartition(")")
+        except OSError:  # no Linux
+            break
+        if command == "lightningd":
+            return pid
+        pid = int(rest.split()[1])
+    return parent
 
 
 def other_plugins_live(lightningd: int, besides: int) -> bool:
@@ -51,23 +77,33 @@ def other_plugins_live(lightningd: int, besides: int) -> bool:
     return False
 
 
-def find_database(directory: str, wallet: str | None) -> str | None:
-    """The path of the node's database: `wallet` if given, else `lightningd.sqlite3`.
+def database_path(directory: str, wallet: str | None) -> str:
+    """Where the node's database is, or will be: `wallet` if given, else `lightningd.sqlite3`.
 
-    `None` where the directory has none yet (also: an empty file, which SQLite takes for one).
+    `wallet` may be written as for lightningd: `sqlite3://PATH`, with `:REPLICA` behind it.
+    """
+    if wallet is None:
+        return os.path.join(directory, DATABASE_NAME)
+    if wallet.startswith("sqlite3://"):
+        wallet = wallet.removeprefix("sqlite3://").partition(":")[0]
+    return os.path.join(directory, wallet)
+
+
+def find_database(directory: str, wallet: str | None) -> str | None:
+    """The path of the node's database, `None` where it has none yet.
+
+    An empty file counts as none, as it does for SQLite.
 
     Raises:
-        NotFound: there is no such directory or wallet, or the directory is the one above.
+        NotFound: there is no such directory, or the directory is the one above.
     """
-    if not os.path.isdir(directory):
-        raise NotFound(f"There is no directory {directory}.")
-    if wallet is not None:
-        path = os.path.join(directory, wallet.removeprefix("sqlite3://"))
-        if not os.path.isfile(path):
-            raise NotFound(f"There is no database at {path}.")
-        return path
-    path = os.path.join(directory, DATABASE_NAME)
+    path = database_path(directory, wallet)
+    for place in (directory, os.path.dirname(path)):
+        if not os.path.isdir(place):
+            raise NotFound(f"There is no directory {place}.")
     if not os.path.lexists(path):
+        if wallet is not None:
+            return None
         import glob
 
         below = glob.glob(os.path.join(glob.escape(directory), "*", DATABASE_NAME))
@@ -77,6 +113,8 @@ def find_database(directory: str, wallet: str | None) -> str | None:
                 "directory: the plugin is started there and looks for backup.lock there."
             )
         return None
+    if not os.path.isfile(path):
+        raise NotFound(f"{path} is no file, or a link that leads nowhere.")
     return path if os.path.getsize(path) > 0 else None
 
 
@@ -90,7 +128,7 @@ def require_stopped(directory: str) -> None:
     Raises:
         NodeRunning: one runs.
     """
-    directory = os.path.abspath(directory)
+    directory = os.path.realpath(directory)
     advice = "Stop the node first (lightning-cli stop); nothing was touched."
     rpc = os.path.join(directory, RPC_SOCKET_NAME)
     if _answers(rpc):

@@ -12,18 +12,15 @@ import json
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-import msgspec
-
-from cln_backup import __version__, guard, jsonrpc
+from cln_backup import __version__, guard, jsonrpc, rpc
 from cln_backup.backends import redacted
 from cln_backup.backends.base import size_of
 from cln_backup.errors import BackupError
-from cln_backup.node import other_plugins_live
+from cln_backup.node import lightningd_above, other_plugins_live
 from cln_backup.replicator import Replicator
 
 if TYPE_CHECKING:
@@ -57,9 +54,6 @@ MANIFEST = {
     "hooks": [{"name": "db_write"}],
 }
 _CONTINUE = {"result": "continue"}
-_LISTCONFIGS = b'{"jsonrpc":"2.0","id":"cln-backup:listconfigs","method":"listconfigs","params":{}}'
-_STOP = b'{"jsonrpc":"2.0","id":"cln-backup:stop","method":"stop","params":{}}'
-_MAX_RPC_BYTES = 1 << 24
 _IDLE_MS = 100
 
 
@@ -67,7 +61,7 @@ class Plugin:
     """The worker: one process that reads lightningd's messages and answers them in order."""
 
     def __init__(self) -> None:
-        self._lightningd = os.getppid()
+        self._lightningd = lightningd_above()
         self._mailbox = jsonrpc.Mailbox()
         self._reader = jsonrpc.Reader(0, self._mailbox)
         self._replicator = Replicator(os.getcwd(), lambda message: self._log("info", message))
@@ -75,15 +69,15 @@ class Plugin:
         self._asked = False
         self._compactor: Compactor | None = None
         self._compact_id: bytes | None = None
-        self._rpc: socket.socket | None = None
-        self._rpc_said = b""
+        self._rpc: rpc.Request | None = None
         self._leave_at: float | None = None
         self._noted = False
         self._poll = select.poll()
         self._poll.register(0, select.POLLIN)
         self._child_ended = _wake_on_children()
         self._poll.register(self._child_ended, select.POLLIN)
-        self._guard = guard.spawn(self._mailbox, self._lightningd, MANIFEST)
+        self._guard: guard.Guard | None = None
+        self._spawn_guard()
 
     def run(self) -> None:
         """Serves lightningd until it closes the pipe, or has shut its other plugins down."""
@@ -91,6 +85,8 @@ class Plugin:
             events = self._poll.poll(self._timeout_ms())
             if not events:
                 self._write_notes()
+            if self._guard is None:
+                self._spawn_guard()
             for fd, _ in events:
                 if fd == 0:
                     if not self._reader.read():
@@ -99,7 +95,7 @@ class Plugin:
                         self._serve(text)
                         self._reader.drop()
                 elif fd == self._child_ended:
-                    self._replace_guard()
+                    self._wait_for_children()
                 elif self._rpc is not None and fd == self._rpc.fileno():
                     self._check_importance()
                 elif self._compactor is not None and fd == self._compactor.fileno():
@@ -113,7 +109,7 @@ class Plugin:
     def _timeout_ms(self) -> float | None:
         if self._leave_at is not None:
             return guard.SHUTDOWN_POLL_S * 1000
-        return _IDLE_MS if self._noted else None
+        return _IDLE_MS if self._noted or self._guard is None else None
 
     def _write_notes(self) -> None:
         self._noted = False
@@ -124,7 +120,8 @@ class Plugin:
 
     def close(self) -> None:
         """Lets go of everything, the guard first."""
-        self._guard.dismiss()
+        if self._guard is not None:
+            self._guard.dismiss()
         self._write_notes()
         if self._compactor is not None:
             self._compactor.close()
@@ -132,10 +129,22 @@ class Plugin:
 
     def _serve(self, text: bytes) -> None:
         message = jsonrpc.decode(text)
-        method = message.method
-        if method == "db_write":
+        if message.method == "db_write":
             self._db_write(message)
-        elif method == "shutdown":
+            return
+        try:
+            self._serve_other(message)
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - nothing of this may end the backup
+            why = str(error) if isinstance(error, BackupError) else _fault(error)
+            self._log("error", f"{message.method} failed: {why}")
+            if bytes(message.id):
+                _write(jsonrpc.error(bytes(message.id), why))
+
+    def _serve_other(self, message: Message) -> None:
+        method = message.method
+        if method == "shutdown":
             # lightningd forgets what it asked before: an answer now would be a fault.
             self._compact_id = None
             self._leave_at = time.monotonic() + guard.SHUTDOWN_S
@@ -172,9 +181,8 @@ class Plugin:
                 self._halted = str(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the node must not go on
                 self._halted = (
-                    f"cln-backup has a fault ({type(error).__name__} in {_where(error)}). The node "
-                    "is halted before it commits anything that the backup may not have; nothing is "
-                    "lost. Please report this."
+                    f"{_fault(error)}. The node is halted before it commits anything that the "
+                    "backup may not have; nothing is lost. Please report this."
                 )
         if self._halted is None:
             self._answer(message, _CONTINUE)
@@ -197,11 +205,11 @@ class Plugin:
             self._refuse_unprotected(rpc_path)
         self._answer(message, {})
         try:
-            self._rpc = _ask(rpc_path, _LISTCONFIGS)
+            self._rpc = rpc.Request(rpc_path, "listconfigs")
         except OSError as error:
-            self._log("warn", f"Cannot ask lightningd how this plugin was loaded: {error.strerror}")
+            self._log("warn", f"Cannot ask lightningd how this plugin was loaded: {error}")
         else:
-            self._poll.register(self._rpc, select.POLLIN)
+            self._poll.register(self._rpc.fileno(), select.POLLIN)
 
     def _refuse_unprotected(self, rpc_path: str) -> NoReturn:
         """Keeps a node from coming up whose database lightningd reports to no plugin."""
@@ -212,11 +220,9 @@ class Plugin:
             "plugin from the configuration. The node is stopped.",
         )
         try:
-            with _ask(rpc_path, _STOP) as rpc:
-                rpc.settimeout(guard.SHUTDOWN_S)
-                rpc.recv(1)
+            rpc.Request(rpc_path, "stop").wait(guard.SHUTDOWN_S)
         except OSError as error:
-            self._log("error", f"lightningd did not take the order to stop: {error.strerror}")
+            self._log("error", f"lightningd did not take the order to stop: {error}")
         while True:  # init stays unanswered, so the start does not go on
             if not os.read(0, jsonrpc.MAILBOX_BYTES):
                 self.close()
@@ -224,19 +230,13 @@ class Plugin:
 
     def _check_importance(self) -> None:
         assert self._rpc is not None
-        data = self._rpc.recv(1 << 16)
-        self._rpc_said += data
-        try:
-            said = json.loads(self._rpc_said.decode("utf-8", "replace"))
-        except ValueError:
-            if data and len(self._rpc_said) < _MAX_RPC_BYTES:
-                return
-            said = {}
-        self._poll.unregister(self._rpc)
+        important = self._rpc.is_important(sys.argv[0])
+        if important is None:
+            return
+        self._poll.unregister(self._rpc.fileno())
         self._rpc.close()
         self._rpc = None
-        self._rpc_said = b""
-        if not _is_important(said, sys.argv[0]):
+        if not important:
             self._log(
                 "warn",
                 "THE BACKUP PLUGIN IS NOT LOADED AS IMPORTANT. Should all its processes die, this "
@@ -266,7 +266,7 @@ class Plugin:
     def _compact(self, message: Message) -> None:
         backend = self._replicator.backend
         if backend is None or self._compactor is not None or self._leave_at is not None:
-            why = "a compaction is under way" if self._compactor else "the backup is not open"
+            why = "a compaction is under way" if self._compactor else "the node is not up"
             _write(jsonrpc.error(bytes(message.id), f"Cannot compact now: {why}."))
             return
         self._log("info", f"Starting compaction: stats={json.dumps({'before': size_of(backend)})}")
@@ -283,6 +283,7 @@ class Plugin:
     def _go_on_compacting(self) -> None:
         assert self._compactor is not None
         answer = b""
+        fd = self._compactor.fileno()
         try:
             statistics = self._compactor.step()
             if statistics is None:
@@ -296,14 +297,14 @@ class Plugin:
             self._log("warn", f"Compaction failed: {error}")
             if self._compact_id is not None:
                 answer = jsonrpc.error(self._compact_id, str(error))
-        self._poll.unregister(self._compactor.fileno())
+        self._poll.unregister(fd)
         self._compactor.close()
         self._compactor = None
         self._compact_id = None
         _write(answer)
 
-    def _replace_guard(self) -> None:
-        """A child has ended; if it was the guard, starts another."""
+    def _wait_for_children(self) -> None:
+        """Some child has ended; if it was the guard, starts another."""
         os.read(self._child_ended, 4096)
         while True:
             try:
@@ -312,10 +313,16 @@ class Plugin:
                 return
             if pid == 0:
                 return
-            if pid == self._guard.pid:
+            if self._guard is not None and pid == self._guard.pid:
                 os.close(self._guard.life_fd)
-                self._guard = guard.spawn(self._mailbox, self._lightningd, MANIFEST)
-                self._log("warn", "The backup plugin's guard process was killed; it runs again.")
+                self._guard = None
+                self._log("warn", "The backup plugin's guard process was killed; it is replaced.")
+                self._spawn_guard()
+
+    def _spawn_guard(self) -> None:
+        """Starts a guard; where the system has no process to spare, it is tried again soon."""
+        with contextlib.suppress(BlockingIOError, MemoryError):
+            self._guard = guard.spawn(self._mailbox, self._lightningd, MANIFEST)
 
 
 def _wake_on_children() -> int:
@@ -328,38 +335,15 @@ def _wake_on_children() -> int:
     return readable
 
 
-def _ask(rpc_path: str, request: bytes) -> socket.socket:
-    rpc = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # Relative to the network directory, since a socket's path may have 107 bytes only.
-        rpc.connect(min(rpc_path, os.path.relpath(rpc_path), key=len))
-        rpc.sendall(request)
-    except OSError:
-        rpc.close()
-        raise
-    return rpc
-
-
-def _is_important(said: object, program: str) -> bool:
-    """Whether `listconfigs` names this program as an important plugin."""
-    try:
-        paths = msgspec.convert(
-            said["result"]["configs"]["important-plugin"]["values_str"],  # type: ignore[index]
-            list[str],
-        )
-    except (KeyError, TypeError, msgspec.ValidationError):
-        return False
-    ours = os.path.realpath(program)
-    return any(os.path.realpath(path) == ours for path in paths)
-
-
-def _where(error: Exception) -> str:
+def _fault(error: Exception) -> str:
+    """Names an error that is none of ours, without its text, which may hold anything."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    if frame is None:
-        return "an unknown place"
-    return f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}"
+    place = "an unknown place"
+    if frame is not None:
+        place = f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}"
+    return f"cln-backup has a fault ({type(error).__name__} in {place})"
 
 
 def _write(data: bytes) -> None:

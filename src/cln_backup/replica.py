@@ -51,6 +51,7 @@ class Replica:
         self._connection = self._connect()
         self._execute = self._connection.cursor().execute
         self.foreign_keys = True
+        self.applied = 0
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(
@@ -73,6 +74,7 @@ class Replica:
             StorageError: the disk is full or failed.
         """
         kind = change.kind
+        self.applied = change.version
         if kind is Kind.SNAPSHOT:
             self._load(change)
             return
@@ -80,6 +82,8 @@ class Replica:
         assert transaction is not None
         if kind is Kind.RIDER:
             for statement in transaction:
+                if statements.reaches_out(statement):
+                    raise _failed(change.version, statement, "would change more than the database")
                 self._run(change.version, statement)
             self.foreign_keys = statements.foreign_keys_after(transaction, self.foreign_keys)
             return
@@ -92,7 +96,8 @@ class Replica:
                 f"The transaction for data version {change.version} does not follow the database "
                 "before it: its last statement had to set this version in exactly one row. The "
                 "backup holds changes that do not belong together; keep it, and do not start a "
-                "node on anything made from it."
+                "node on anything made from it.",
+                good_version=change.version - 1,
             )
         self._run(change.version, "COMMIT")
 
@@ -120,8 +125,9 @@ class Replica:
     def _load(self, change: Change) -> None:
         assert change.snapshot is not None
         self._connection.close()
-        fd = fsio.create(self._path, op="write snapshot", exclusive=False)
+        fd = fsio.open_existing(self._path, writable=True, op="write snapshot")
         try:
+            fsio.truncate(fd, 0, op="write snapshot")
             offset = 0
             for chunk in change.snapshot.chunks():
                 offset = fsio.write_at(fd, [chunk], offset, op="write snapshot")
@@ -137,33 +143,34 @@ class Replica:
             ) from None
         self.foreign_keys = True
 
-    def version(self) -> int:
-        """The data version that the database itself names; 0 where it names none."""
-        return _data_version(self._connection)
+    def check(self) -> int:
+        """Checks that this is a sound database at the last change's version.
 
-    def check(self, version: int) -> int:
-        """Checks that this is a sound database at the version; returns its foreign key faults.
-
-        Such faults are the node's own: with foreign keys enforced as the node had them, a replay
-        makes none that the node did not have.
+        Returns the number of its foreign key faults. Such faults are the node's own: with foreign
+        keys enforced as the node had them, a replay makes none that the node did not have.
 
         Raises:
             ReplayFailed: it is not sound, or at another version.
         """
-        found = self.version()
-        if found != version:
+        try:
+            found = _data_version(self._connection)
+            sound = is_sound(self._connection)
+            faults = sum(1 for _ in self._connection.execute("PRAGMA foreign_key_check"))
+        except apsw.Error as error:
             raise ReplayFailed(
-                f"The database says it is at data version {found}, and the backup says {version}. "
-                "They do not belong together; do not start a node on it."
-            )
-        faults = self._connection.execute("PRAGMA integrity_check(3)").fetchall()
-        if faults != [("ok",)]:
+                f"SQLite cannot read what was made ({type(error).__name__})."
+            ) from None
+        if found != self.applied:
             raise ReplayFailed(
-                f"SQLite's integrity check found faults in the database at version {version}; do "
-                "not start a node on it."
+                f"The database says it is at data version {found}, and the backup says "
+                f"{self.applied}. They do not belong together; do not start a node on it."
             )
-        violations = self._connection.execute("PRAGMA foreign_key_check")
-        return sum(1 for _ in violations)
+        if not sound:
+            raise ReplayFailed(
+                f"SQLite's integrity check found faults in the database at version {found}; do not "
+                "start a node on it."
+            )
+        return faults
 
     def close(self) -> None:
         """Lets go of the file; all of it is in the kernel's hands, nothing is synced."""
@@ -210,6 +217,11 @@ def copy_database(source: str, path: str) -> int:
         with copy.backup("main", origin, "main") as backup:
             while not backup.done:
                 backup.step(_PAGES_PER_STEP)
+        if not is_sound(copy):
+            raise StorageError(
+                f"{source} is damaged: SQLite's integrity check found faults in it. A backup of it "
+                "would be of no use. Find out what is wrong with its disk first."
+            )
         return _data_version(copy)
     except apsw.NotADBError as error:
         raise NotFound(f"{source} is no SQLite database ({error}).") from error
@@ -218,6 +230,11 @@ def copy_database(source: str, path: str) -> int:
     finally:
         copy.close()
         origin.close()
+
+
+def is_sound(connection: apsw.Connection) -> bool:
+    """Whether SQLite's integrity check passes."""
+    return connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]
 
 
 def _data_version(connection: apsw.Connection) -> int:
@@ -235,7 +252,8 @@ def _failed(version: int, statement: str, why: str) -> ReplayFailed:
     return ReplayFailed(
         f"The change for data version {version} cannot be replayed: its "
         f"{statements.kind(statement)}{where} {why}. The backup up to version "
-        f"{version - 1} can be replayed; keep it as it is."
+        f"{version - 1} can be replayed; keep it as it is.",
+        good_version=version - 1,
     )
 
 

@@ -11,7 +11,7 @@ from cln_backup.backends import open_backend, redacted
 from cln_backup.change import FOREIGN_KEYS_ON, Change, Kind
 from cln_backup.continuity import Decision, database_version, decide
 from cln_backup.errors import Discontinuity
-from cln_backup.node import boot_id
+from cln_backup.node import boot_id, booted_at, database_path
 from cln_backup.settings import read_settings, read_state, write_state
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Replicator:
         self._log = log
         self.backend: Backend | None = None
         self._made_at = time.monotonic()
+        self._wallet: str | None = None
         self._last_answer_at: float | None = None
         self._compacted_at: float | None = None
         self._answer_times_s: deque[float] = deque(maxlen=_REMEMBERED_ANSWERS)
@@ -80,8 +81,10 @@ class Replicator:
 
     def _open(self, change: Change) -> Backend:
         settings = read_settings(self._directory)
+        self._wallet = settings.wallet
         state = read_state(self._directory)
         boot = boot_id()
+        rebooted = _rebooted(boot, state.boot_id, settings.backend_url)
         backend = open_backend(settings.backend_url, writable=True)
         try:
             self._log_notices(backend)
@@ -95,7 +98,7 @@ class Replicator:
                 rider=rider,
                 head=backend.head,
                 first=True,
-                rebooted=None not in (boot, state.boot_id) and boot != state.boot_id,
+                rebooted=rebooted,
             )
             stands_at = database_version(change.version, rider=rider)
             if decision is Decision.APPEND:
@@ -130,9 +133,10 @@ class Replicator:
             f"the database is at version {stands_at}, the backup {redacted(backend.url)} at "
             f"{backend.version}"
         )
+        database = database_path(self._directory, self._wallet)
         restore = (
-            f"move lightningd.sqlite3 away (with -journal and -wal; keep it), then run: "
-            f"backup-cli restore {redacted(backend.url)} {self._directory}"
+            f"move {database} away (with -journal and -wal; keep it), then run: "
+            f"backup-cli restore {redacted(backend.url)} {database}"
         )
         if decision is Decision.GAP:
             return (
@@ -195,3 +199,17 @@ class Replicator:
         """Lets go of the backup."""
         if self.backend is not None:
             self.backend.close()
+
+
+def _rebooted(boot: str | None, remembered: str | None, url: str) -> bool:
+    """Whether the machine started anew since the last answer was given.
+
+    Without a remembered boot id, as on a backup that the community's plugin has written so far,
+    the time of the backup's last change tells.
+    """
+    if boot is not None and remembered is not None:
+        return boot != remembered
+    began = booted_at()
+    with open_backend(url) as reader:
+        stored = reader.last_change_at
+    return began is not None and stored is not None and stored < began

@@ -25,14 +25,14 @@ class Restored(NamedTuple):
     Attributes:
         path: of the database.
         version: its data version.
-        changes: number of changes replayed.
+        version_count: number of changes replayed.
         size_bytes: of the database file.
         foreign_key_faults: number of rows that refer to none, as the node itself had them.
     """
 
     path: str
     version: int
-    changes: int
+    version_count: int
     size_bytes: int
     foreign_key_faults: int
 
@@ -61,7 +61,7 @@ def restore(
     try:
         replica = replay(backend.stream_changes(), built, progress)
         try:
-            faults = replica.check(backend.version)
+            faults = replica.check()
         finally:
             replica.close()
         fd = fsio.open_existing(built, writable=True, op="sync restored database")

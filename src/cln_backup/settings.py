@@ -1,7 +1,8 @@
 """What is kept in the node's network directory: `backup.lock`, and what the plugin remembers.
 
 `backup.lock` is the community plugin's, `{"backend_url": "…"}`; ours may also name the wallet's
-path. `backup.state` holds what may be lost without harm.
+path. `backup.state` says in which run of the machine the plugin last answered: without it, that is
+guessed from the time of the backup's last change.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from cln_backup.errors import BadSettings
 LOCK_NAME = "backup.lock"
 STATE_NAME = "backup.state"
 _MAX_BYTES = 1 << 16
+_MEND = (
+    "Mend it, or move it away: backup.lock can be written anew from the backup's URL; without "
+    "backup.state the plugin goes by the time of the backup's last change to tell whether the "
+    "machine lost power since."
+)
 
 
 class Settings(NamedTuple):
@@ -52,9 +58,10 @@ def read_settings(directory: str) -> Settings:
     if not os.path.exists(path):
         raise BadSettings(
             f"Could not find {LOCK_NAME} in the lightning-dir ({os.path.abspath(directory)}). "
-            "Without it nobody knows where the backup is, and the node must not run without one. "
-            "Stop the node and run: backup-cli init --lightning-dir "
-            f"{os.path.abspath(directory)} URL"
+            "Without it nobody knows where the backup is, and the node does not run without one. "
+            "For a new backup, run: backup-cli init --lightning-dir "
+            f"{os.path.abspath(directory)} URL. If the node was restored from its backup, write "
+            'the file by hand: {"backend_url": "URL"}'
         )
     fields = _read_object(path)
     url, wallet = fields.get("backend_url"), fields.get("wallet")
@@ -69,15 +76,8 @@ def create_settings(directory: str, settings: Settings) -> None:
     fields = {"backend_url": settings.backend_url}
     if settings.wallet is not None:
         fields["wallet"] = settings.wallet
-    built = f"{path}.new"
-    fd = fsio.create(built, op="write backup.lock", exclusive=False)
-    try:
-        fsio.write_at(fd, [json.dumps(fields).encode() + b"\n"], 0, op="write backup.lock")
-        fsio.sync(fd, op="sync backup.lock")
-        fsio.publish(built, path, op="publish backup.lock")
-    finally:
-        os.close(fd)
-        fsio.remove(built, op="remove unfinished backup.lock")
+    content = json.dumps(fields).encode() + b"\n"
+    fsio.write_file(path, content, op="write backup.lock", new=True)
 
 
 def read_state(directory: str) -> State:
@@ -111,8 +111,8 @@ def _read_object(path: str) -> dict[str, Any]:
         os.close(fd)
     try:
         fields = json.loads(content)
-    except ValueError as error:
-        raise BadSettings(f"{path} is no JSON: {error}. Mend it; nothing else was read.") from None
+    except (ValueError, RecursionError) as error:
+        raise BadSettings(f"{path} is no JSON ({error}). {_MEND}") from None
     if not isinstance(fields, dict):
-        raise BadSettings(f"{path} is no JSON object. Mend it; nothing else was read.")
+        raise BadSettings(f"{path} is no JSON object. {_MEND}")
     return fields

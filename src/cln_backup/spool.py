@@ -50,3 +50,12 @@ class Spool:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+def free_bytes(directory: str) -> int:
+    """Room on the disk of a directory, for a user without privileges. Raises `StorageError`."""
+    try:
+        figures = os.statvfs(directory)
+    except OSError as error:
+        raise StorageError(f"Cannot read the free space of {directory}: {error}") from error
+    return figures.f_bavail * figures.f_frsize

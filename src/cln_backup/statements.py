@@ -13,7 +13,11 @@ _DATA_VERSION_BUMP = re.compile(
     r"WHERE\s+name\s*=\s*'data_version'\s+AND\s+intval\s*=\s*(\d{1,10})\s*;?\s*",
     re.IGNORECASE,
 )
-_PRAGMA = re.compile(r"\s*PRAGMA\b", re.IGNORECASE)
+_PRAGMA = re.compile(r"[ \t\r\n]*PRAGMA\b", re.IGNORECASE)
+_REACHING_OUT = re.compile(
+    r"\s*PRAGMA\s+(?:\w+\s*\.\s*)?[`\"'\[]?(?:\w+_directory|\w+_heap_limit|writable_schema|threads)",
+    re.IGNORECASE,
+)
 _FOREIGN_KEYS = re.compile(
     r"\s*PRAGMA\s+(?:main\s*\.\s*)?foreign_keys\s*(?:=\s*|\(\s*)['\"]?(\w+)", re.IGNORECASE
 )
@@ -60,6 +64,11 @@ def foreign_keys_after(statements: Sequence[str], before: bool) -> bool:
         if match := _FOREIGN_KEYS.match(statement):
             enforced = match[1].upper() in {"ON", "1", "YES", "TRUE"}
     return enforced
+
+
+def reaches_out(statement: str) -> bool:
+    """Whether a `PRAGMA` changes the process or other files, rather than the database."""
+    return _REACHING_OUT.match(statement) is not None
 
 
 def bumps_data_version_to(statement: str) -> int | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from typing import TYPE_CHECKING, NamedTuple
 
+from cln_backup import fsio
 from cln_backup.replica import replay
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ class Verified(NamedTuple):
 
     Attributes:
         version: the data version of the backup.
-        changes: number of changes.
+        version_count: number of changes.
         replayed: whether they were replayed into a database, which was checked and removed.
         foreign_key_faults: number of rows that refer to none, as the node itself had them.
     """
 
     version: int
-    changes: int
+    version_count: int
     replayed: bool
     foreign_key_faults: int
 
@@ -45,11 +45,11 @@ def verify(
     """
     faults = 0
     if replayed and backend.head is not None:
-        with tempfile.TemporaryDirectory(prefix=".verify-", dir=backend.scratch_dir) as directory:
+        with fsio.scratch_directory(backend.scratch_dir, op="verify") as directory:
             path = os.path.join(directory, "replica.sqlite3")
             replica = replay(backend.stream_changes(), path, progress)
             try:
-                faults = replica.check(backend.version)
+                faults = replica.check()
             finally:
                 replica.close()
     else:

@@ -47,6 +47,8 @@ def redacted(url: str) -> str:
 
     A `socket:` URL has no place for secrets, so it is shown whole, as it can be used again.
     """
+    if url.startswith("file:///") and "?" not in url:
+        return url  # a path only, and any other sign may be part of it
     if url.startswith("socket:") and "@" not in url:
         return url
     location, question_mark, query = url.partition("?")

@@ -18,15 +18,23 @@ if TYPE_CHECKING:
     from cln_backup.change import Change, Head
 
 
+MAX_RIDER_CHARACTERS = 1 << 17
+"""lightningd's riders have 26 characters; with a limit, a reader knows what it has to expect."""
+
+
 class Staged(NamedTuple):
     """A replacement that stands ready beside a backup; see `Backend.stage`.
 
     Attributes:
+        name: what the backend calls it.
+        fold_bytes: where in the backup the part begins that is kept as it is.
         copied_bytes: up to where the backup was copied into it.
         shift_bytes: how much later (negative: earlier) a change stands in the replacement.
         folded: by how many changes the replacement is shorter.
     """
 
+    name: str
+    fold_bytes: int
     copied_bytes: int
     shift_bytes: int
     folded: int
@@ -182,7 +190,7 @@ class Backend(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """Removes a replacement that will not be used; the backup is as before."""
+        """Removes all replacements that are not in use; the backup is as before."""
 
     def compact(self) -> Statistics | None:
         """Has the storage compact the backup itself, where that is a server that can.
@@ -229,6 +237,9 @@ def check_follows(change: Change, version: int, *, empty: bool) -> None:
         follows = empty or change.version >= version
     elif kind is Kind.RIDER:
         follows = change.version == version
+        assert change.transaction is not None
+        if sum(map(len, change.transaction)) > MAX_RIDER_CHARACTERS:
+            raise BadChange("A call made of PRAGMA statements is larger than lightningd's are.")
     else:
         follows = change.version == version + 1
         assert change.transaction is not None

@@ -7,11 +7,10 @@ import tempfile
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup import fsio
 from cln_backup.change import Change, Kind
 from cln_backup.errors import BadPacket, Damaged, StorageError
 from cln_backup.formats import v1, wire
-from cln_backup.spool import Spool
+from cln_backup.spool import Spool, free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -217,7 +216,7 @@ class PlainDownload:
 def _receive_snapshot(pieces: Iterator[bytes]) -> tuple[_Item, bytes]:
     spool = Spool()
     try:
-        version, digest = unpack_snapshot(pieces, spool, fsio.free_bytes(tempfile.gettempdir()))
+        version, digest = unpack_snapshot(pieces, spool, free_bytes(tempfile.gettempdir()))
     except BaseException:
         spool.close()
         raise

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from cln_backup import fsio
+from cln_backup.backends import file_rewrite, redacted
 from cln_backup.backends.base import Backend, Staged, check_follows
 from cln_backup.backends.file_scan import Entry, Layout, entries, scan
 from cln_backup.backends.writer import WriterLock
-from cln_backup.change import FOREIGN_KEYS_OFF, Change, Head, Kind
+from cln_backup.change import Change, Head, Kind
 from cln_backup.errors import (
     AlreadyExists,
     BadUrl,
@@ -35,14 +35,19 @@ def path_of(url: str) -> str:
     Raises:
         BadUrl: it names no absolute path, or one that other programs would read differently.
     """
-    parts = urlsplit(url)
-    path = url[len("file:") :].removeprefix("//" if url.startswith("file://") else "")
+    path = url.removeprefix("file:")
+    path = path.removeprefix("//")
     if not path.startswith("/"):
-        raise BadUrl(f"{url!r} names no absolute path. Write file:///the/path, with three slashes.")
-    if parts.query or parts.fragment or any(sign in path for sign in "?#\r\n\t\x00"):
-        raise BadUrl(f"{url!r} has a sign in its path (?, #, tab, line end) that a URL cuts off.")
+        raise BadUrl(
+            f"{redacted(url)!r} names no absolute path. Write file:///the/path, with three slashes."
+        )
+    if any(sign in path for sign in "?#\r\n\t\x00"):
+        raise BadUrl(
+            f"{redacted(url)!r} has a sign in its path (?, #, tab, line end) that other programs "
+            "cut a URL off at."
+        )
     if path.endswith("/") or os.path.isdir(path):
-        raise BadUrl(f"{url!r} is a directory; name the file in it.")
+        raise BadUrl(f"{redacted(url)!r} is a directory; name the file in it.")
     return path
 
 
@@ -67,10 +72,7 @@ class FileSnapshot:
             got += len(chunk)
             yield chunk
         if got != entry.length_bytes:
-            raise Damaged(
-                f"{self._path} became shorter while it was read.",
-                offset_bytes=entry.payload_bytes + got,
-            )
+            raise _shorter(self._path, entry)
 
 
 class FileBackend(Backend):
@@ -90,47 +92,29 @@ class FileBackend(Backend):
 
     @classmethod
     def create(cls, url: str, base: Change | None) -> None:
-        """See `Backend.create`. The file is built beside as `PATH.new`."""
+        """See `Backend.create`. The file is built beside, under another name."""
         path = path_of(url)
         if os.path.lexists(path):
             raise AlreadyExists(
                 f"A file stands at {path} and is left as it is. If it is a backup, it can be used "
                 "as it is; otherwise choose another name."
             )
-        built = f"{path}.new"
-        fd = fsio.create(built, op="create backup", exclusive=False)
-        try:
-            header = v1.Header(0, v1.HEADER_BYTES, 0, 0, 0)
-            fsio.write_at(fd, [bytes(v1.HEADER_BYTES)], 0, op="write header")
-            if base is not None:
-                end = _write_snapshot(fd, base, v1.HEADER_BYTES)
-                header = v1.Header(base.version, end, 0, v1.HEADER_BYTES, 1)
-            fsio.write_at(fd, [v1.pack_header(header)], 0, op="write header")
-            fsio.sync(fd, op="sync new backup")
-            fsio.publish(built, path, op="publish new backup")
-        except BaseException:
-            fsio.remove(built, op="remove unfinished backup")
-            raise
-        finally:
-            os.close(fd)
+        file_rewrite.create(path, base)
 
     @classmethod
     def open(cls, url: str, *, writable: bool) -> FileBackend:
         """See `Backend.open`."""
-        path = path_of(url)
+        # Through a link, the lock and a compaction's rename must meet the file itself.
+        path = os.path.realpath(path_of(url))
         if not os.path.exists(path):
             raise NotFound(
                 f"There is no backup at {path}. `backup-cli init` makes one; if there was one, "
                 "look whether its disk is mounted."
             )
-        fd = fsio.open_existing(path, writable=writable, op="open backup")
-        lock = None
+        lock = WriterLock(path) if writable else None
+        fd = -1
         try:
-            if writable:
-                lock = WriterLock(path)
-                os.close(fd)  # a compaction may have put another file here before the lock
-                fd = -1
-                fd = fsio.open_existing(path, writable=True, op="open backup")
+            fd = fsio.open_existing(path, writable=writable, op="open backup")
             backend = cls(url, path, fd, lock)
             backend._take_stock()
         except BaseException:
@@ -146,63 +130,50 @@ class FileBackend(Backend):
         if self._lock is not None:
             self.discard()
             if layout.stale:
-                self._repair(layout)
-                layout = scan(self._fd, self._path)
+                layout = self._repair(layout)
         self._end = layout.end_bytes
         self._head = layout.head
         self._before = layout.before
-        self._may_rewind = layout.header.prev_offset_bytes != 0 and not layout.torn_bytes
+        self._may_rewind = layout.head_may_be_dropped
         self._set_position(layout.version_count)
+        if layout.stale:
+            self.notices.append(
+                f"The backup holds changes that the node never committed ({layout.stale}), as the "
+                "community's plugin leaves them after a crash. They do not count; they are taken "
+                "out when a node or a compaction next writes to the backup."
+            )
         if layout.torn_bytes:
             self.notices.append(
                 f"The backup ends with {layout.torn_bytes} bytes of a change that was cut while it "
-                "was written, or is being written now. The node was not answered, so nothing is "
-                f"lost; the backup is at version {self.version}."
+                "was written, or is being written now: the node was not answered. It does not "
+                f"count; the backup is at version {self.version}."
             )
         if self._lock is not None:
-            header = self._header()
-            if header[:2] != layout.header[:2] or layout.torn_bytes:
-                self._write_header(header, op="mend header")
-                fsio.sync(self._fd, op="sync mended header")
-            if layout.torn_bytes:
-                fsio.truncate(self._fd, self._end, op="cut off torn entry")
-                fsio.sync(self._fd, op="sync cut")
+            self._mend(layout)
 
-    def _repair(self, layout: Layout) -> None:
-        """Writes the file anew without the transactions that were never committed."""
-        built = f"{self._path}.repairing"
-        fd = fsio.create(built, op="create repaired backup", exclusive=False)
-        try:
-            header = v1.Header(0, v1.HEADER_BYTES, 0, 0, 0)
-            fsio.write_at(fd, [bytes(v1.HEADER_BYTES)], 0, op="write header")
-            for entry in entries(self._fd, layout.end_bytes):
-                if entry.stale:
-                    continue
-                start = header.offset_bytes
-                end = self._copy(entry.offset_bytes, entry.end_bytes, fd, start, op="copy entry")
-                header = v1.Header(
-                    entry.version, end, header.version, start, header.version_count + 1
-                )
-            fsio.write_at(fd, [v1.pack_header(header)], 0, op="write header")
-            fsio.sync(fd, op="sync repaired backup")
-            kept = fsio.keep(self._path, f"{self._path}.before-repair", op="keep damaged backup")
-            fsio.replace(built, self._path, op="publish repaired backup")
-        except BaseException:
-            os.close(fd)
-            fsio.remove(built, op="remove unfinished repair")
-            raise
+    def _mend(self, layout: Layout) -> None:
+        header = self._header()
+        if layout.torn_bytes:
+            kept = file_rewrite.keep_torn(self._fd, self._path, layout)
+            self.notices.append(f"What was cut is kept as {kept}.")
+        elif header[:2] == layout.header[:2]:
+            return
+        self._write_header(header, op="mend header")
+        fsio.sync(self._fd, op="sync mended header")
+        if layout.torn_bytes:
+            fsio.truncate(self._fd, self._end, op="cut off torn entry")
+            fsio.sync(self._fd, op="sync cut")
+
+    def _repair(self, layout: Layout) -> Layout:
+        fd, kept = file_rewrite.repair(self._fd, self._path, layout)
         os.close(self._fd)
         self._fd = fd
         self.notices.append(
-            f"The backup held {layout.stale} transactions that the node never committed, as the "
+            f"The backup held changes that the node never committed ({layout.stale}), as the "
             "community's plugin leaves them after a crash. They were taken out; the file as it was "
             f"is kept as {kept}."
         )
-
-    def _copy(self, start: int, end: int, to_fd: int, to_offset: int, *, op: str) -> int:
-        for chunk in fsio.chunks_at(self._fd, end - start, start, op=_READ):
-            to_offset = fsio.write_at(to_fd, [chunk], to_offset, op=op)
-        return to_offset
+        return scan(fd, self._path)
 
     def _set_position(self, version_count: int) -> None:
         self.version = 0 if self._head is None else self._head.version
@@ -212,8 +183,9 @@ class FileBackend(Backend):
 
     def _header(self) -> v1.Header:
         """What the header must say now; the pair for a rewind is 0 where there is none."""
-        may_rewind = self._may_rewind and self._head is not None
-        prev_offset = self._head.offset_bytes if may_rewind and self._head is not None else 0
+        prev_offset = 0
+        if self._may_rewind and self._head is not None:
+            prev_offset = self._head.offset_bytes
         return v1.Header(
             self.version, self._end, self.prev_version, prev_offset, self.version_count
         )
@@ -227,6 +199,13 @@ class FileBackend(Backend):
             raise StorageError(
                 f"A write to {self._path} failed before, and what reached the disk is not known; "
                 "nothing more is written until the backup is opened anew."
+            )
+        if not fsio.same_file(self._path, self._fd) or not self._lock.is_held():
+            self._finished = True
+            raise StorageError(
+                f"{self._path}, or {self._path}.writer, was moved, removed or replaced while the "
+                "node was writing to it. Nothing is written to a place that nobody would find. "
+                "Put the backup back where it was and start the node again."
             )
 
     @property
@@ -251,10 +230,6 @@ class FileBackend(Backend):
         """The directory that holds the file."""
         return os.path.dirname(self._path)
 
-    @property
-    def _staging_path(self) -> str:
-        return f"{self._path}.compacting"
-
     def add_change(self, change: Change) -> None:
         """See `Backend.add_change`. One write of the entry, one of the header, one sync."""
         self._require_writer()
@@ -264,7 +239,7 @@ class FileBackend(Backend):
         foreign_keys = self._head is None or self._head.foreign_keys
         if change.transaction is None:
             with self._last_write():
-                end = _write_snapshot(self._fd, change, start)
+                end = file_rewrite.write_snapshot(self._fd, change, start)
                 fsio.sync(self._fd, op="sync snapshot")
             foreign_keys = True
         else:
@@ -299,7 +274,8 @@ class FileBackend(Backend):
                 "and it was dropped already or there is none. Nothing was changed."
             )
         with self._last_write():
-            self._set_aside(self._head)
+            kept = file_rewrite.set_aside(self._fd, self._path, self._head)
+            self.notices.append(f"The dropped change is kept as {kept}.")
             self._end = self._head.offset_bytes
             self._head, self._before, self._may_rewind = self._before, None, False
             self._set_position(self.version_count - 1)
@@ -308,22 +284,6 @@ class FileBackend(Backend):
             fsio.sync(self._fd, op="sync header of rewind")
             fsio.truncate(self._fd, self._end, op="cut off head")
             fsio.sync(self._fd, op="sync cut")
-
-    def _set_aside(self, entry: Entry) -> None:
-        """Copies an entry into a file of format 1 of its own; durable when it returns."""
-        built = f"{self._path}.dropping"
-        fd = fsio.create(built, op="create set-aside file", exclusive=False)
-        try:
-            start = v1.HEADER_BYTES
-            end = self._copy(entry.offset_bytes, entry.end_bytes, fd, start, op="set aside")
-            header = v1.pack_header(v1.Header(entry.version, end, 0, start, 1))
-            fsio.write_at(fd, [header.ljust(start, b"\x00")], 0, op="set aside")
-            fsio.sync(fd, op="sync set-aside file")
-        finally:
-            os.close(fd)
-        kept = fsio.keep(built, f"{self._path}.dropped-{entry.version}", op="keep set-aside file")
-        fsio.remove(built, op="remove unfinished set-aside file")
-        self.notices.append(f"The dropped change is kept as {kept}.")
 
     def stream_changes(self, start: int = 0, *, head: bool = True) -> Iterator[Change]:
         """See `Backend.stream_changes`."""
@@ -338,57 +298,20 @@ class FileBackend(Backend):
                 yield Change(entry.version, snapshot, None)
                 continue
             payload = fsio.read_at(self._fd, entry.length_bytes, entry.payload_bytes, op=_READ)
+            if len(payload) != entry.length_bytes:
+                raise _shorter(self._path, entry)
             yield Change(entry.version, None, v1.unpack_transaction(payload))
 
     def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:
-        """See `Backend.stage`. The replacement is `PATH.compacting`."""
+        """See `Backend.stage`. The replacement is `PATH.compacting-PID`."""
         assert self._head is not None, "nothing to fold in an empty backup"
-        fd = fsio.create(self._staging_path, op="create compacted backup")
-        try:
-            fsio.write_at(fd, [bytes(v1.HEADER_BYTES)], 0, op="write header")
-            end = v1.HEADER_BYTES
-            count = 0
-            if base is not None:
-                end = _write_snapshot(fd, base, end)
-                count = 1
-                if not foreign_keys:
-                    payload = v1.pack_transaction([FOREIGN_KEYS_OFF])
-                    head = v1.pack_entry_head(len(payload), base.version, v1.TRANSACTION)
-                    end = fsio.write_at(fd, [head, payload], end, op="write rider")
-                    count = 2
-            fold = self._head.offset_bytes
-            staged = Staged(fold, end - fold, self.version_count - 1 - count)
-            return self._stage_more(fd, staged)
-        except BaseException:
-            self.discard()
-            raise
-        finally:
-            os.close(fd)
+        return file_rewrite.stage(
+            *(self._fd, self._path, self._head, self.version_count, base), foreign_keys=foreign_keys
+        )
 
     def stage_more(self, staged: Staged) -> Staged:
         """See `Backend.stage_more`. Copies only what is there whole."""
-        fd = fsio.open_existing(self._staging_path, writable=True, op="open compacted backup")
-        try:
-            return self._stage_more(fd, staged)
-        except BaseException:
-            self.discard()
-            raise
-        finally:
-            os.close(fd)
-
-    def _stage_more(self, fd: int, staged: Staged) -> Staged:
-        end = staged.copied_bytes
-        size = fsio.size_bytes(self._fd)
-        while end + v1.ENTRY_BYTES <= size:
-            head = fsio.read_at(self._fd, v1.ENTRY_BYTES, end, op=_READ)
-            behind = end + v1.ENTRY_BYTES + v1.unpack_entry_head(head).length_bytes
-            if behind > size:
-                break
-            end = behind
-        to = staged.copied_bytes + staged.shift_bytes
-        self._copy(staged.copied_bytes, end, fd, to, op="copy to compacted backup")
-        fsio.sync(fd, op="sync compacted backup")
-        return staged._replace(copied_bytes=end)
+        return file_rewrite.stage_more(self._fd, staged)
 
     def replace(self, staged: Staged) -> None:
         """See `Backend.replace`."""
@@ -396,23 +319,19 @@ class FileBackend(Backend):
         assert self._head is not None
         shift = staged.shift_bytes
         count = self.version_count - staged.folded
-        fd = fsio.open_existing(self._staging_path, writable=True, op="open compacted backup")
+        fd = fsio.open_existing(staged.name, writable=True, op="open compacted backup")
         try:
-            to = staged.copied_bytes + shift
-            if fsio.size_bytes(fd) != to or staged.copied_bytes > self._end:
-                raise StorageError(
-                    f"{self._staging_path} is not what was staged; the backup is as before."
-                )
-            self._copy(staged.copied_bytes, self._end, fd, to, op="copy to compacted backup")
+            file_rewrite.copy_to_staged(self._fd, fd, staged, self._end)
             header = self._header()._replace(
                 offset_bytes=self._end + shift,
                 prev_offset_bytes=self._head.offset_bytes + shift if self._may_rewind else 0,
                 version_count=count,
             )
             fsio.write_at(fd, [v1.pack_header(header)], 0, op="write header of compacted backup")
+            fsio.keep_times(fd, self._fd)
             fsio.sync(fd, op="sync compacted backup")
             with self._last_write():
-                fsio.replace(self._staging_path, self._path, op="publish compacted backup")
+                fsio.replace(staged.name, self._path, op="publish compacted backup")
         except BaseException:
             os.close(fd)
             raise
@@ -420,11 +339,17 @@ class FileBackend(Backend):
         self._fd = fd
         self._end += shift
         self._head = self._head._replace(offset_bytes=self._head.offset_bytes + shift)
+        if self._before is not None and self._before.offset_bytes >= staged.fold_bytes:
+            self._before = self._before._replace(offset_bytes=self._before.offset_bytes + shift)
+        elif self._before is not None:  # it was folded: what stands before the head now?
+            self._before = None
+            for entry in entries(fd, self._head.offset_bytes):
+                self._before = entry
         self._set_position(count)
 
     def discard(self) -> None:
         """See `Backend.discard`."""
-        fsio.remove(self._staging_path, op="remove unfinished compaction")
+        file_rewrite.discard(self._path)
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -435,18 +360,10 @@ class FileBackend(Backend):
             self._lock.release()
 
 
-def _write_snapshot(fd: int, change: Change, start: int) -> int:
-    """Writes a snapshot's entry; returns the offset behind it. Not durable."""
-    assert change.snapshot is not None
-    size = change.snapshot.size_bytes
-    head = v1.pack_entry_head(size, change.version, v1.SNAPSHOT)
-    end = fsio.write_at(fd, [head], start, op="write snapshot")
-    for chunk in change.snapshot.chunks():
-        end = fsio.write_at(fd, [chunk], end, op="write snapshot")
-        fsio.sync(fd, op="sync part of snapshot")
-    if end != start + v1.ENTRY_BYTES + size:
-        raise StorageError(
-            f"The snapshot was to have {size} bytes and has {end - start - v1.ENTRY_BYTES}: the "
-            "database changed while it was read. Nothing of it counts; try again."
-        )
-    return end
+def _shorter(path: str, entry: Entry) -> Damaged:
+    return Damaged(
+        f"{path} became shorter while it was read, as when its node starts anew after a crash. Try "
+        "again.",
+        offset_bytes=entry.offset_bytes,
+        good_version=entry.version - 1,
+    )

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 _READ = "read backup"
 _SECTOR_BYTES = 512
 _MAY_START_PRAGMA = b"Pp \t\r\n"
-_MAX_RIDER_BYTES = 1 << 16
+_LAST_STATEMENT_BYTES = 512
 _MAX_RESUME_BYTES = 1 << 26
+_MAX_CANDIDATES = 1000
 
 
 class Entry(NamedTuple):
@@ -72,17 +73,31 @@ class Layout(NamedTuple):
     stale: int
 
     @property
+    def head_may_be_dropped(self) -> bool:
+        """Whether the head was stored last: nothing after it was dropped or torn.
+
+        The header says so, unless it has yet to learn of the head.
+        """
+        if self.head is None or self.torn_bytes:
+            return False
+        in_flight = self.head.offset_bytes >= self.header.offset_bytes
+        return in_flight or self.header.prev_offset_bytes != 0
+
+    @property
     def torn_bytes(self) -> int:
         """Length of what a cut left behind the last entry."""
         return self.size_bytes - self.end_bytes
 
 
-class _Unreadable(Exception):
+class _Unreadable(Damaged):
     """What stands at an offset cannot be the next entry."""
 
     def __init__(self, offset_bytes: int, found: str) -> None:
-        super().__init__(found)
-        self.offset_bytes = offset_bytes
+        super().__init__(
+            f"The backup cannot be read at byte {offset_bytes}: {found}. If a node writes to it, "
+            "it may have changed meanwhile: try again.",
+            offset_bytes=offset_bytes,
+        )
         self.found = found
 
 
@@ -98,12 +113,14 @@ def scan(fd: int, path: str) -> Layout:
     size = fsio.size_bytes(fd)
     head: Entry | None = None
     before: Entry | None = None
+    twin: Entry | None = None
     count = stale = 0
     bad: _Unreadable | None = None
     try:
         for entry in entries(fd, size):
             if entry.stale:
                 stale += 1
+                twin = entry
                 continue
             head, before = entry, head
             count += 1
@@ -113,18 +130,34 @@ def scan(fd: int, path: str) -> Layout:
     if bad is not None:
         end = bad.offset_bytes
         _require_torn(fd, path, header, head, bad, size)
-    elif head is not None and not _content_is_whole(fd, path, header, head):
-        end, head, before, count = head.offset_bytes, before, None, count - 1
+    elif head is not None:
+        if twin is not None and twin.version != head.version:
+            twin = None
+        unannounced_snapshot = (
+            # Its header is written only when it is on stable storage.
+            head.kind is Kind.SNAPSHOT and header.offset_bytes < head.end_bytes
+        )
+        if unannounced_snapshot:
+            end, count = head.offset_bytes, count - 1
+            head, before = before, None
+        elif not _is_whole(fd, head):
+            _require_unanswered(fd, path, header, head, twin)
+            end, count = head.offset_bytes, count - 1
+            head, before = before, None
+            if twin is not None:  # with its replacement gone, the first of the two counts again
+                if not _is_whole(fd, twin):
+                    _damaged(path, twin.offset_bytes, twin.version - 1, "a change cut twice")
+                head, before = twin._replace(stale=False), head
+                count, stale = count + 1, stale - 1
     version = 0 if head is None else head.version
-    if version < header.version - 1 or (
-        version < header.version and header.prev_offset_bytes != end
-    ):
+    missing = version < header.version or header.offset_bytes > size
+    if version < header.version - 1 or (missing and header.prev_offset_bytes != end):
         _damaged(
             path,
             end,
             version,
             f"the file ends at version {version}, and its header says that version "
-            f"{header.version} was stored",
+            f"{header.version} was stored, up to byte {header.offset_bytes}",
         )
     return Layout(header, end, size, head, before, count, stale)
 
@@ -133,9 +166,11 @@ def entries(fd: int, size_bytes: int) -> Iterator[Entry]:
     """The entries up to `size_bytes`, stale ones marked.
 
     Raises:
+        Damaged: something is no entry.
         StorageError: the operating system failed a read.
     """
     held: Entry | None = None
+    replaces = False
     offset = v1.HEADER_BYTES
     while offset < size_bytes:
         try:
@@ -154,7 +189,16 @@ def entries(fd: int, size_bytes: int) -> Iterator[Entry]:
             continue
         if held is not None:
             replaced = entry.kind is Kind.TRANSACTION and entry.version == held.version
+            if replaces and not replaced and not _is_whole(fd, held):
+                # It would make an answered change count no more, so it must be beyond doubt.
+                raise Damaged(
+                    f"At byte {held.offset_bytes} stands a second change for version "
+                    f"{held.version}, which is not whole. Keep the backup as it is.",
+                    offset_bytes=held.offset_bytes,
+                    good_version=held.version - 1,
+                )
             yield held._replace(stale=True) if replaced else held
+            replaces = replaced
         held = entry
         offset = entry.end_bytes
     if held is not None:
@@ -162,7 +206,7 @@ def entries(fd: int, size_bytes: int) -> Iterator[Entry]:
 
 
 def _entry_at(fd: int, offset: int, size: int, last: Entry | None) -> Entry:
-    data = fsio.read_at(fd, v1.ENTRY_BYTES + 1, offset, op=_READ)
+    data = fsio.read_at(fd, v1.ENTRY_BYTES + len(v1.SQLITE_MAGIC), offset, op=_READ)
     if len(data) < v1.ENTRY_BYTES or offset + v1.ENTRY_BYTES > size:
         raise _Unreadable(offset, "less than the 9 bytes that start an entry")
     length, version, entry_type = v1.unpack_entry_head(data)
@@ -172,12 +216,15 @@ def _entry_at(fd: int, offset: int, size: int, last: Entry | None) -> Entry:
         raise _Unreadable(offset, f"an entry of {length} bytes, which the file does not hold")
     foreign_keys = True if last is None else last.foreign_keys
     if entry_type == v1.SNAPSHOT:
+        if last is not None and version < last.version:
+            raise _Unreadable(offset, f"a snapshot of version {version} after {last.version}")
+        if not data[v1.ENTRY_BYTES :].startswith(v1.SQLITE_MAGIC):
+            raise _Unreadable(offset, "a snapshot that is no SQLite database")
         return Entry(offset, length, version, Kind.SNAPSHOT, True)
     if length == 0:
         raise _Unreadable(offset, "a transaction without a statement")
-    if data[v1.ENTRY_BYTES] in _MAY_START_PRAGMA and length <= _MAX_RIDER_BYTES:
-        payload = fsio.read_at(fd, length, offset + v1.ENTRY_BYTES, op=_READ)
-        rider = v1.unpack_transaction(payload)
+    if data[v1.ENTRY_BYTES] in _MAY_START_PRAGMA and length <= v1.MAX_RIDER_BYTES:
+        rider = _statements(fd, offset, length)
         if statements.is_rider(rider):
             if last is not None and version != last.version:
                 raise _Unreadable(offset, f"a rider for version {version} after {last.version}")
@@ -206,23 +253,61 @@ def _resume(fd: int, offset: int, size: int, held: Entry | None) -> int | None:
         first = start + v1.ENTRY_BYTES
         region = fsio.read_at(fd, min(limit + 9 - first, _MAX_RESUME_BYTES), first, op=_READ)
         at = region.find(head[4:])
-        while at != -1:
+        for _ in range(_MAX_CANDIDATES):
+            if at == -1:
+                break
             found = first + at - 4
-            if at >= 4 and found < limit and _is_whole_transaction(fd, found, size, version):
-                return found
+            if at >= 4 and found < limit:
+                length = v1.unpack_entry_head(region[at - 4 : at + 5]).length_bytes
+                candidate = Entry(found, length, version, Kind.TRANSACTION, True)
+                if candidate.end_bytes <= size and _is_whole(fd, candidate):
+                    return found
             at = region.find(head[4:], at + 1)
     return None
 
 
-def _is_whole_transaction(fd: int, offset: int, size: int, version: int) -> bool:
-    data = fsio.read_at(fd, v1.ENTRY_BYTES, offset, op=_READ)
-    if len(data) < v1.ENTRY_BYTES:
+def _statements(fd: int, offset: int, length: int) -> tuple[str, ...]:
+    return v1.unpack_transaction(fsio.read_at(fd, length, offset + v1.ENTRY_BYTES, op=_READ))
+
+
+def _is_whole(fd: int, entry: Entry) -> bool:
+    """Whether an entry, whose length fits, was also written to its end.
+
+    Of a transaction this means that its last statement sets its version and that no part of it
+    reads as zeros, which would make an empty statement.
+    """
+    if entry.kind is not Kind.TRANSACTION:
+        return True
+    tail_bytes = min(entry.length_bytes, _LAST_STATEMENT_BYTES)
+    tail = fsio.read_at(fd, tail_bytes, entry.end_bytes - tail_bytes, op=_READ)
+    last = tail.rpartition(b"\x00")[2].decode("utf-8", "replace")
+    if statements.bumps_data_version_to(last) != entry.version:
         return False
-    length = v1.unpack_entry_head(data).length_bytes
-    if offset + v1.ENTRY_BYTES + length > size:
-        return False
-    payload = fsio.read_at(fd, length, offset + v1.ENTRY_BYTES, op=_READ)
-    return v1.looks_whole(version, payload)
+    before = b"\x00"
+    for chunk in fsio.chunks_at(fd, entry.length_bytes, entry.payload_bytes, op=_READ):
+        if b"\x00\x00" in before + chunk:
+            return False
+        before = chunk[-1:]
+    return True
+
+
+def _require_unanswered(
+    fd: int, path: str, header: v1.Header, head: Entry, twin: Entry | None
+) -> None:
+    """Accepts a last entry that is not whole as one that was never answered, or raises."""
+    announced = header.offset_bytes >= head.end_bytes or (
+        header.version >= head.version and twin is None
+    )
+    if announced and not _has_hole(fd, header, head.offset_bytes, head.end_bytes):
+        _damaged(
+            path,
+            head.offset_bytes,
+            head.version - 1,
+            f"the transaction for version {head.version} does not end with the statement that "
+            "sets this version",
+        )
+    if header.version < head.version - 1:
+        _damaged(path, head.offset_bytes, head.version - 1, "a change that is not whole")
 
 
 def _read_header(fd: int, path: str) -> v1.Header:
@@ -248,7 +333,8 @@ def _require_torn(
     version = 0 if head is None else head.version
     at = bad.offset_bytes
     if at >= header.offset_bytes:
-        torn = version >= header.version
+        # What is written next to the header's place is one entry, so all before is promised.
+        torn = version == header.version
     elif at == header.prev_offset_bytes and version == header.prev_version:
         torn = _has_hole(fd, header, at, size)
     else:
@@ -256,26 +342,6 @@ def _require_torn(
     if not torn:
         wanted = "the first entry" if head is None else f"the entry that follows version {version}"
         _damaged(path, at, version, f"expected {wanted}, found {bad.found}")
-
-
-def _content_is_whole(fd: int, path: str, header: v1.Header, head: Entry) -> bool:
-    """Whether the last entry, whose length fits, was also written to its end."""
-    if head.kind is Kind.SNAPSHOT:
-        # Its header is written only when the snapshot is on stable storage.
-        return header.offset_bytes >= head.end_bytes
-    announced = header.offset_bytes >= head.end_bytes or header.version >= head.version
-    payload = fsio.read_at(fd, head.length_bytes, head.payload_bytes, op=_READ)
-    if v1.looks_whole(head.version, payload):
-        return True
-    if announced and not _has_hole(fd, header, head.offset_bytes, head.end_bytes):
-        _damaged(
-            path,
-            head.offset_bytes,
-            head.version - 1,
-            f"the transaction for version {head.version} does not end with the statement that "
-            "sets this version",
-        )
-    return False
 
 
 def _has_hole(fd: int, header: v1.Header, start: int, end: int) -> bool:
@@ -292,6 +358,7 @@ def _has_hole(fd: int, header: v1.Header, start: int, end: int) -> bool:
     if not 0 < length <= v1.MAX_PAYLOAD_BYTES:
         return False
     wanted = v1.pack_entry_head(length, header.version, v1.TRANSACTION)
+    sector = b""
     while start < end:
         stop = min(end, (start // _SECTOR_BYTES + 1) * _SECTOR_BYTES)
         sector = fsio.read_at(fd, stop - start, start, op=_READ)
@@ -299,13 +366,13 @@ def _has_hole(fd: int, header: v1.Header, start: int, end: int) -> bool:
             return True
         wanted = wanted[len(sector) :]
         start = stop
-    return sector[-1] == 0
+    return sector[-1:] == b"\x00"
 
 
 def _damaged(path: str, offset_bytes: int, version: int, what: str) -> NoReturn:
     raise Damaged(
         f"{path} is damaged at byte {offset_bytes}: {what}. All up to version {version} can be "
-        "read. Nothing was changed; keep the file as it is. `backup-cli verify` says more.",
+        "read. Nothing was changed; keep the file as it is.",
         offset_bytes=offset_bytes,
         good_version=version,
     )

@@ -27,7 +27,7 @@ class WriterLock:
             WriterConflict: another process has it; the message says which.
             StorageError: the lock file cannot be made, or the file system knows no locks.
         """
-        lock_path = f"{path}.writer"
+        self._path = lock_path = f"{path}.writer"
         self._fd = fsio.open_lock(lock_path, op="open writer lock")
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,6 +51,10 @@ class WriterLock:
         note = json.dumps(note_fields).encode() + b"\n"
         fsio.truncate(self._fd, len(note), op="write writer lock")
         fsio.write_at(self._fd, [note], 0, op="write writer lock")
+
+    def is_held(self) -> bool:
+        """Whether the lock still excludes others; not when its file was removed or replaced."""
+        return fsio.same_file(self._path, self._fd)
 
     def _holder(self) -> str:
         with contextlib.suppress(ValueError, TypeError, KeyError, StorageError):

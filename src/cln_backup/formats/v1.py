@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cln_backup import statements
 from cln_backup.errors import BadChange
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ FILE_VERSION: Final = 1
 HEADER_BYTES: Final = 512
 TRANSACTION: Final = 1
 SNAPSHOT: Final = 2
+MAX_RIDER_BYTES: Final = 1 << 20
 MAX_PAYLOAD_BYTES: Final = 0xFFFF_FFFF
 MAX_VERSION: Final = 0xFFFF_FFFF
 SQLITE_MAGIC: Final = b"SQLite format 3\x00"
@@ -103,21 +103,3 @@ def pack_transaction(transaction: Sequence[str]) -> bytes:
 def unpack_transaction(payload: bytes) -> tuple[str, ...]:
     """The statements of a payload; bytes that are no UTF-8 come as lone surrogates."""
     return tuple(payload.decode("utf-8", "surrogateescape").split("\x00"))
-
-
-def looks_torn(payload: bytes) -> bool:
-    """Whether a transaction's payload has a hole, as where a sector never reached the disk.
-
-    Such a hole reads as zeros, so it makes an empty statement or cuts the last one short.
-    """
-    return not payload or payload[0] == 0 or payload[-1] == 0 or b"\x00\x00" in payload
-
-
-def looks_whole(version: int, payload: bytes) -> bool:
-    """Whether a transaction's payload is what lightningd sends for this version, to its end."""
-    if looks_torn(payload):
-        return False
-    transaction = unpack_transaction(payload)
-    return statements.is_rider(transaction) or (
-        statements.bumps_data_version_to(transaction[-1]) == version
-    )

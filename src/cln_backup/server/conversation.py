@@ -11,7 +11,6 @@ import threading
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
-from cln_backup import fsio
 from cln_backup.backends.download import unpack_snapshot
 from cln_backup.change import Change
 from cln_backup.errors import (
@@ -25,7 +24,7 @@ from cln_backup.errors import (
 from cln_backup.formats import v1, wire
 from cln_backup.server.served import head_digest, standing_of
 from cln_backup.server.streaming import send_all_plain, send_changes
-from cln_backup.spool import Spool
+from cln_backup.spool import Spool, free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -265,7 +264,7 @@ class Conversation:
         version, size = wire.unpack_snapshot_begin(self._channel.payload(length, 64))
         digest = wire.change_digest(v1.SNAPSHOT, version)
         scratch = self._scratch_dir(node)
-        if size > fsio.free_bytes(scratch):
+        if size > free_bytes(scratch):
             raise BadPacket(f"a snapshot of {size} bytes, for which there is no room")
         with Spool(scratch) as spool:
             while True:
@@ -342,7 +341,7 @@ class Conversation:
         elif packet_type == wire.SNAPSHOT:
             scratch = node.scratch_dir()
             with Spool(scratch) as spool:
-                room = fsio.free_bytes(scratch)
+                room = free_bytes(scratch)
                 version, digest = unpack_snapshot(self._channel.pieces(length), spool, room)
                 self._claim_plain(node)
                 standing = node.append(self, Change(version, spool, None), digest)

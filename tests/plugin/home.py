@@ -1,0 +1,126 @@
+"""A simulated node's home: its network directory, its backup, and what can be done with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from simulator import client, content
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+PLUGIN = BIN / "cln-backup"
+CAPTURES = ROOT / "tests" / "data" / "captures"
+WAIT_S = 60.0
+
+
+class Home:
+    """A network directory with a backup beside it."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.directory = base / "regtest"
+        self.directory.mkdir(parents=True)
+        self.database = self.directory / "lightningd.sqlite3"
+        self.backup = base / "backup.dbak"
+        self.url = f"file://{self.backup}"
+        self.report = base / "report.json"
+
+    def cli(self, *arguments: str, code: int = 0) -> str:
+        """Runs `backup-cli`; returns what it printed."""
+        done = subprocess.run(
+            [BIN / "backup-cli", *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr + done.stdout
+        return done.stdout + done.stderr
+
+    def init(self, *options: str) -> None:
+        self.cli("init", "--lightning-dir", str(self.directory), *options, self.url)
+
+    def command(self, *arguments: str, important: bool = True) -> list[str]:
+        option = "--important-plugin" if important else "--plugin"
+        return [
+            *(sys.executable, "-m", "simulator", str(self.directory)),
+            *("--synchronous", "off", "--report", str(self.report), "--quiet"),
+            *(option, str(PLUGIN), *arguments),
+        ]
+
+    def start(
+        self, *arguments: str, important: bool = True, env: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """Starts a node and returns at once."""
+        return subprocess.Popen(
+            self.command(*arguments, important=important),
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=None if env is None else os.environ | env,
+        )
+
+    def run(self, *arguments: str, important: bool = True, code: int | None = 0) -> dict[str, Any]:
+        """Runs a node to its end; returns its report."""
+        return self.end(self.start(*arguments, important=important), code=code)
+
+    def end(self, node: subprocess.Popen[str], *, code: int | None = 0) -> dict[str, Any]:
+        """Waits for a node's end; returns its report."""
+        _, self.stderr = node.communicate(timeout=WAIT_S)
+        if code is not None:
+            assert node.returncode == code, self.stderr
+        report: dict[str, Any] = json.loads(self.report.read_text())
+        return report
+
+    def log(self) -> str:
+        return (self.directory / "lightningd.log").read_text()
+
+    def call(self, method: str) -> Any:
+        """Makes a request, as soon as there is a node to take it."""
+        deadline_s = time.monotonic() + WAIT_S
+        while True:
+            try:
+                return client.call(self.directory, method, timeout_s=WAIT_S)
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert time.monotonic() < deadline_s, "no node to call"
+                time.sleep(0.02)
+
+    def wait_for_calls(self, count: int) -> None:
+        deadline_s = time.monotonic() + WAIT_S
+        while self.call("simulator")["next_call"] < count:
+            assert time.monotonic() < deadline_s, "the node stands still"
+            time.sleep(0.01)
+
+    def restored(self) -> Path:
+        """Restores the backup to a new file."""
+        path = self.base / f"restored-{len(list(self.base.glob('restored-*')))}.sqlite3"
+        self.cli("restore", self.url, str(path))
+        return path
+
+    def require_same(self, *databases: Path) -> None:
+        """Restores, and compares with each database, statement for statement."""
+        restored = self.restored()
+        for database in databases:
+            assert content.differences(restored, database) == []
+
+    def dropped(self) -> list[str]:
+        """The versions that were set aside."""
+        return sorted(path.name.split("dropped-")[1] for path in self.base.glob("*.dropped-*"))
+
+
+def processes_of(node: int) -> tuple[int, int]:
+    """The process ids of a node's plugin worker and of its guard."""
+    worker = int(_children(node)[0])
+    return worker, int(_children(worker)[0])
+
+
+def _children(pid: int) -> list[str]:
+    deadline_s = time.monotonic() + WAIT_S
+    while True:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if found:
+            return found
+        assert time.monotonic() < deadline_s, f"process {pid} has no children"
+        time.sleep(0.01)

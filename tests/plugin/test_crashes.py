@@ -1,0 +1,97 @@
+"""A node that dies at every point of a transaction, and comes back."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests import captured
+from tests.plugin.home import CAPTURES, Home
+
+_ROUTER = CAPTURES / "small" / "router"
+_POINTS = (
+    "before-hook@{}",
+    "in-plugin@{}",
+    "in-plugin@{}:bytes=40",
+    "after-answer@{}",
+    "in-commit@{}",
+    "in-commit@{}:step=sync",
+    "in-commit@{}:step=delete",
+    "in-commit@{}:step=done",
+)
+
+
+def _crash(home: Home, *points: str, calls: int = 120, variant: bool = True) -> None:
+    arguments = [word for point in points for word in ("--crash", point)]
+    if variant:  # after a crash the node sends other statements, as real ones do
+        arguments += ["--variant"]
+    home.run(
+        *("--capture", f"{_ROUTER}.jsonl.xz", "--calls", str(calls)), "--supervise", *arguments
+    )
+
+
+@pytest.mark.parametrize("point", _POINTS)
+@pytest.mark.parametrize("call", [0, 1, 2, 3, 57])
+def test_killed_once_at(tmp_path: Path, point: str, call: int) -> None:
+    if "in-commit" in point and call in (1, 3):
+        pytest.skip("a PRAGMA call has no commit")
+    home = Home(tmp_path)
+    home.init()
+    _crash(home, point.format(call))
+    home.require_same(home.database)
+
+
+def test_killed_twice_in_a_row_before_the_commit_of_one_version(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    _crash(home, "after-answer@60")
+    _crash(home, "after-answer@60", calls=0)
+    home.require_same(home.database)
+
+
+def test_killed_again_at_the_first_call_of_each_new_process(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    arguments = ("--capture", f"{_ROUTER}.jsonl.xz")
+    home.run(*arguments, "--crash", "after-answer@60", code=None)
+    for tag in ("a", "b", "c"):
+        home.run(*arguments, "--variant", tag, "--crash", "after-answer@60", code=None)
+    home.run(*arguments, "--variant", "d", "--calls", "40")
+    home.require_same(home.database)
+    assert home.dropped() == ["59", "59-2", "59-3", "59-4"]
+
+
+def test_five_kills_of_a_day_leave_the_recorded_database(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    points = ("after-answer@30", "in-commit@200", "in-plugin@333", "before-hook@500")
+    _crash(home, *points, "after-answer@801", calls=10_000, variant=False)
+    recorded = captured.unpacked(Path(f"{_ROUTER}.sqlite3.xz"), tmp_path / "recorded.sqlite3")
+    home.require_same(home.database, recorded)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_anywhere_again_and_again(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    home = Home(tmp_path)
+    home.init()
+    calls = sorted(chance.sample([n for n in range(400) if n not in (1, 3)], 8))
+    _crash(home, *(chance.choice(_POINTS).format(call) for call in calls), calls=420)
+    home.require_same(home.database)
+
+
+def test_killed_between_foreign_keys_off_and_on(tmp_path: Path) -> None:
+    """The next process has them on without a word, so the history says so."""
+    home = Home(tmp_path)
+    home.init()
+    home.run(
+        *("--capture", f"{_ROUTER}.jsonl.xz", "--crash", "after-answer@2", "--riders", "none"),
+        code=None,
+    )
+    home.run("--capture", f"{_ROUTER}.jsonl.xz", "--riders", "none", "--calls", "30")
+    lines = home.cli("log", home.url).splitlines()
+    kinds = [line.split()[:2] for line in lines[1:6]]
+    assert kinds[:3] == [["1", "transaction"], ["1", "rider"], ["1", "rider"]]
+    home.require_same(home.database)

@@ -1,0 +1,176 @@
+"""The reasons to stop a node, and the words that an operator finds in the log."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tests.plugin.home import CAPTURES, Home
+
+_ROUTER = ("--capture", str(CAPTURES / "small" / "router.jsonl.xz"))
+
+
+def _grown(tmp_path: Path, calls: int = 60) -> Home:
+    home = Home(tmp_path)
+    home.init()
+    home.run(*_ROUTER, "--calls", str(calls))
+    return home
+
+
+def _set_version(home: Home, change: int) -> None:
+    with sqlite3.connect(home.database) as connection:
+        connection.execute(
+            "UPDATE vars SET intval = intval + ? WHERE name = 'data_version'", [change]
+        )
+    connection.close()
+
+
+def _refused(home: Home, phrase: str, *arguments: str) -> str:
+    """Runs a node that must not come up; nothing of its database or its backup may change."""
+    before = home.backup.read_bytes() if home.backup.exists() else None
+    report = home.run(*_ROUTER, *arguments, code=None)
+    assert report["committed"] == 0
+    assert "failed db_write" in home.stderr
+    assert before == (home.backup.read_bytes() if home.backup.exists() else None)
+    lines = [line for line in home.log().splitlines() if "BROKEN" in line]
+    assert phrase in lines[0]
+    return lines[0]
+
+
+def test_no_backup_lock(tmp_path: Path) -> None:
+    _refused(Home(tmp_path), "Could not find backup.lock in the lightning-dir")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"backend_url": 1}', "\xff"])
+def test_backup_lock_that_cannot_be_understood(tmp_path: Path, text: str) -> None:
+    home = Home(tmp_path)
+    (home.directory / "backup.lock").write_text(text, encoding="latin-1")
+    _refused(home, "backup.lock")
+
+
+@pytest.mark.parametrize(
+    ("url", "phrase"),
+    [
+        ("ftp://nowhere", "No backend serves"),
+        ("file:///nowhere/backup", "There is no backup at"),
+        ("file:relative", "names no absolute path"),
+    ],
+)
+def test_backup_lock_that_leads_nowhere(tmp_path: Path, url: str, phrase: str) -> None:
+    home = Home(tmp_path)
+    (home.directory / "backup.lock").write_text(json.dumps({"backend_url": url}))
+    _refused(home, phrase)
+
+
+def test_database_ahead_of_its_backup_names_the_way_out(tmp_path: Path) -> None:
+    home = _grown(tmp_path)
+    _set_version(home, 3)
+    with sqlite3.connect(home.database) as connection:
+        connection.execute("UPDATE vars SET intval = intval - 3 WHERE name = 'data_version'")
+    connection.close()
+    home.run(*_ROUTER, "--calls", "0", "--after-plugin", "0", code=None)
+    # the node runs without its backup
+    shutil.move(home.directory / "backup.lock", tmp_path / "away")
+    _run_without_plugin(home, 80)
+    shutil.move(tmp_path / "away", home.directory / "backup.lock")
+    said = _refused(home, "Backup is out of date")
+    assert f"backup-cli snapshot --lightning-dir {home.directory}" in said
+    home.cli("snapshot", "--lightning-dir", str(home.directory))
+    home.run(*_ROUTER, "--calls", "20")
+    home.require_same(home.database)
+
+
+def _run_without_plugin(home: Home, until: int) -> None:
+    import subprocess
+    import sys
+
+    from tests.plugin.home import ROOT
+
+    subprocess.run(
+        [sys.executable, "-m", "simulator", home.directory, *_ROUTER, "--until", str(until)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+
+
+def test_last_change_of_the_same_boot_is_dropped(tmp_path: Path) -> None:
+    home = _grown(tmp_path)
+    home.run(*_ROUTER, "--calls", "1", "--crash", "after-answer@60", code=None)
+    home.run(*_ROUTER, "--calls", "10")
+    assert "Last changes not applied" in home.log()
+
+
+def test_older_database_is_refused(tmp_path: Path) -> None:
+    home = _grown(tmp_path)
+    older = tmp_path / "older.sqlite3"
+    shutil.copyfile(home.database, older)
+    home.run(*_ROUTER, "--calls", "40")
+    shutil.copyfile(older, home.database)
+    said = _refused(home, "lost some state", "--first", "60")
+    assert "backup-cli restore" in said
+
+
+@pytest.mark.parametrize("behind", [1, 2])
+def test_changes_lost_with_the_power_are_not_dropped(tmp_path: Path, behind: int) -> None:
+    home = _grown(tmp_path)
+    older = tmp_path / "older.sqlite3"
+    shutil.copyfile(home.database, older)
+    home.run(*_ROUTER, "--calls", str(behind))
+    newer = tmp_path / "newer.sqlite3"
+    shutil.copyfile(home.database, newer)
+    shutil.copyfile(older, home.database)
+    state = home.directory / "backup.state"
+    state.write_text(json.dumps({"boot_id": "another boot", "last_compaction_at": None}))
+    said = _refused(home, "lost its last changes with the power", "--first", "60")
+    # what the message says to do
+    home.database.unlink()
+    home.cli("restore", home.url, str(home.database))
+    assert f"backup-cli restore {home.url} {home.database}" in said
+    home.require_same(newer)
+    home.run(*_ROUTER, "--first", str(60 + behind), "--calls", "5")
+
+
+def test_two_behind_in_the_same_boot_is_an_old_database(tmp_path: Path) -> None:
+    home = _grown(tmp_path)
+    older = tmp_path / "older.sqlite3"
+    shutil.copyfile(home.database, older)
+    home.run(*_ROUTER, "--calls", "2")
+    shutil.copyfile(older, home.database)
+    _refused(home, "lost some state", "--first", "60")
+
+
+def test_second_node_on_one_backup_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
+    home = Home(tmp_path / "one")
+    home.init()
+    node = home.start(*_ROUTER, "--calls", "50", "--hold")
+    home.wait_for_calls(50)
+    other = Home(tmp_path / "other")
+    shutil.copy(home.directory / "backup.lock", other.directory)
+    shutil.copy(home.database, other.database)
+    report = other.run(*_ROUTER, "--first", "50", code=None)
+    assert report["committed"] == 0
+    assert "is being written by process" in other.log()
+    home.call("stop")
+    home.end(node)
+    home.require_same(home.database)
+
+
+def test_disk_full_halts_and_says_so(tmp_path: Path) -> None:
+    home = _grown(tmp_path)
+    limit = home.backup.stat().st_size // 1024 + 20
+    node = __import__("subprocess").run(
+        ["/bin/bash", "-c", f'ulimit -f {limit}; exec "$@"', "-", *home.command(*_ROUTER)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert node.returncode != 0
+    assert "Cannot append entry" in home.log()
+    home.run(*_ROUTER, "--calls", "30")
+    home.require_same(home.database)

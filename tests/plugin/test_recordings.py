@@ -1,0 +1,93 @@
+"""What real nodes sent, through the whole way: simulated node, plugin, file, restore."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import captured
+from tests.plugin.home import CAPTURES, Home
+
+_MIGRATIONS = (
+    "channel_htlcs-pre-pagination",
+    "dangling-peer",
+    "invoices_pre_waitindex",
+    "l1-before-moves-in-db",
+    "last_tx_closed",
+    "oldstyle-scids",
+    "upgrade_inflight",
+    "v0.12.1-forward",
+)
+
+
+@pytest.mark.parametrize("name", captured.SMALL)
+def test_a_day_of_a_node_from_nothing(tmp_path: Path, name: str) -> None:
+    home = Home(tmp_path)
+    home.init()
+    capture = CAPTURES / "small" / name
+    home.run("--capture", f"{capture}.jsonl.xz")
+    recorded = captured.unpacked(Path(f"{capture}.sqlite3.xz"), tmp_path / "recorded.sqlite3")
+    home.require_same(home.database, recorded)
+
+
+def test_a_node_killed_three_times_while_it_started(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    home.run("--capture", f"{captured.CRASH}.jsonl.xz")
+    recorded = Path(f"{captured.CRASH}.sqlite3.xz")
+    home.require_same(home.database, captured.unpacked(recorded, tmp_path / "recorded.sqlite3"))
+    assert home.log().count("Last changes not applied") == 1
+
+
+def test_six_hundred_payments(tmp_path: Path, large_captures: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    folder = large_captures / "payments600"
+    home.run("--capture", str(folder / "payee.jsonl.xz"))
+    recorded = captured.unpacked(folder / "payee.sqlite3.xz", tmp_path / "recorded.sqlite3")
+    home.require_same(home.database, recorded)
+
+
+@pytest.mark.parametrize("name", _MIGRATIONS)
+def test_a_migration_of_an_older_database(tmp_path: Path, large_captures: Path, name: str) -> None:
+    home = Home(tmp_path)
+    folder = large_captures / "migrations" / name
+    captured.unpacked(folder / "before.sqlite3.xz", home.database)
+    home.init()
+    home.run("--capture", str(folder / "writes.jsonl.xz"))
+    home.require_same(
+        home.database, captured.unpacked(folder / "after.sqlite3.xz", tmp_path / "after.sqlite3")
+    )
+
+
+def test_every_recorded_migration_is_tried(large_captures: Path) -> None:
+    assert sorted(_MIGRATIONS) == sorted(os.listdir(large_captures / "migrations"))
+
+
+@pytest.mark.parametrize("journal_mode", ["delete", "wal"])
+def test_texts_that_are_no_utf8_come_back_byte_for_byte(tmp_path: Path, journal_mode: str) -> None:
+    home = Home(tmp_path)
+    home.init()
+    home.run("--generate", "150", "--invalid-utf8", "--journal-mode", journal_mode)
+    home.require_same(home.database)
+
+
+def test_a_change_larger_than_the_mailbox(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    home.run("--generate", "20", "--database-mib", "48")
+    home.require_same(home.database)
+
+
+def test_a_wallet_elsewhere_is_remembered(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    wallet = tmp_path / "elsewhere" / "wallet.sqlite3"
+    wallet.parent.mkdir()
+    home.run("--generate", "30", "--wallet", str(wallet), "--plugin-name", "none", code=None)
+    wallet.unlink(missing_ok=True)
+    home.init("--wallet", str(wallet))
+    home.run("--generate", "30", "--wallet", str(wallet))
+    home.require_same(wallet)
+    assert str(wallet) in (home.directory / "backup.lock").read_text()
