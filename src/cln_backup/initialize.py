@@ -64,13 +64,7 @@ def initialize(url: str, directory: str | None, wallet: str | None = None) -> In
         )
     if not os.access(directory, os.W_OK):
         raise StorageError(f"{directory} cannot be written to by this user; nothing was made.")
-    with contextlib.suppress(NotFound):
-        open_backend(url).close()
-        raise AlreadyExists(
-            f"There is a backup at {redacted(url)} already; it is left as it is. Choose another "
-            "name. To go on with it after a restore, write its URL into backup.lock by hand: "
-            '{"backend_url": "URL"}'
-        )
+    _refuse_existing(url)
     version = size = 0
     if database is None:
         create_backend(url, None)
@@ -120,6 +114,18 @@ def take_snapshot(directory: str, log: Callable[[str], None]) -> Initialized:
         assert change.snapshot is not None
         same_disk = _same_disk(backend, database)
         return Initialized(database, change.version, change.snapshot.size_bytes, same_disk)
+
+
+def _refuse_existing(url: str) -> None:
+    """Looks before a snapshot is taken, which may take long."""
+    with contextlib.suppress(NotFound), open_backend(url) as backend:
+        if backend.remote and backend.version_count == 0:
+            return  # as `init` on the server leaves it
+        raise AlreadyExists(
+            f"There is a backup at {redacted(url)} already; it is left as it is. Choose another "
+            "name. To go on with it after a restore, write its URL into backup.lock by hand: "
+            '{"backend_url": "URL"}'
+        )
 
 
 def _same_disk(backend: Backend, path: str) -> bool:
