@@ -62,6 +62,11 @@ class SnapshotBytes:
             yield self.content[start : start + self._piece_bytes]
 
 
+def image(text: str) -> SnapshotBytes:
+    """What begins like a database and is none; for backends, which do not look into it."""
+    return SnapshotBytes(b"SQLite format 3\x00" + text.encode())
+
+
 def bump(version: int) -> str:
     """The statement that ends the transaction which makes `version`."""
     return (

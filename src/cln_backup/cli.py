@@ -124,6 +124,7 @@ def init(url: str, lightning_dir: str | None, wallet: str | None, *, as_json: bo
             )
         elif lightning_dir is not None:
             click.echo("Database does not exist yet, created an empty backup file")
+            click.echo("(If the node has a database elsewhere, start over with --wallet PATH.)")
         click.echo(f"Initialized backup backend {shown}, you can now start Core-Lightning")
     _warn_of_disk(done, lightning_dir, as_json=as_json)
     return {"backend_url": redacted(url), **done._asdict()}

@@ -93,6 +93,7 @@ def stage(
         if reader.head.kind is Kind.SNAPSHOT:  # which was replayed too, so it can be relied on
             return reader.stage(None, foreign_keys=True)
         snapshot: Snapshot = DatabaseFile(path)
+        fsio.require_room(reader.scratch_dir, op="compact", needed_bytes=snapshot.size_bytes)
         if beside_a_node:
             snapshot = _PacedSnapshot(snapshot, reader.scratch_dir)
         base = Change(folded.version, snapshot, None)
@@ -107,12 +108,21 @@ class _Folded(NamedTuple):
 def _fold(reader: Backend, path: str, progress: Callable[[Change], None] | None) -> _Folded:
     """Builds and checks the database that everything before the head makes, or a head snapshot."""
     with_head = reader.head is not None and reader.head.kind is Kind.SNAPSHOT
-    replica = replay(reader.stream_changes(head=with_head), path, progress)
+    changes = reader.stream_changes(head=with_head)
+    replica = replay(_with_room(changes, reader.scratch_dir), path, progress)
     try:
         replica.check()
     finally:
         replica.close()
     return _Folded(replica.applied, replica.foreign_keys)
+
+
+def _with_room(changes: Iterator[Change], place: str) -> Iterator[Change]:
+    """Passes the changes on while the disk has room for what they make, and more."""
+    for change in changes:
+        needed = 0 if change.snapshot is None else change.snapshot.size_bytes
+        fsio.require_room(place, op="compact", needed_bytes=needed)
+        yield change
 
 
 def _yield_to_others() -> None:
@@ -162,7 +172,6 @@ class _Process:
                 if statistics is not None:
                     _say({"compacted": statistics})
                     return 0
-                self._place = reader.scratch_dir
                 staged = stage(reader, self._go_on, beside_a_node=True)
                 while True:
                     _say({"staged": None if staged is None else staged._asdict()})
@@ -177,7 +186,6 @@ class _Process:
         """Called after each change that was replayed, in the thread that replays."""
         if self._stopped:
             raise Interrupted(_STOPPED)
-        fsio.require_room(self._place, op="compact")
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
         self._stopped = True

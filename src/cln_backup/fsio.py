@@ -278,15 +278,17 @@ def same_file(path: str, fd: int) -> bool:
     return (found.st_ino, found.st_dev) == (ours.st_ino, ours.st_dev)
 
 
-def require_room(path: str, *, op: str) -> None:
+def require_room(path: str, *, op: str, needed_bytes: int = 0) -> None:
     """Makes sure that work beside a backup does not take the last room of its disk.
 
     Raises:
-        StorageError: less than 64 MiB, or a twentieth of a small disk, is free.
+        StorageError: besides what is needed, less than 64 MiB, or a twentieth of a small disk,
+            is free.
     """
     with _storage_errors(op, path):
         disk = os.statvfs(path)
-    if disk.f_bavail * disk.f_frsize < min(64 << 20, disk.f_blocks * disk.f_frsize // 20):
+    reserve_bytes = min(64 << 20, disk.f_blocks * disk.f_frsize // 20)
+    if disk.f_bavail * disk.f_frsize < needed_bytes + reserve_bytes:
         raise StorageError(
             f"Cannot {op}: the disk of {path} is nearly full, and what is left is for the node's "
             "changes. Make room; the backup is as before."

@@ -76,6 +76,8 @@ def spawn(mailbox: Mailbox, lightningd: int, manifest: object) -> Guard:
         os.closerange(4, 1 << 16)  # the worker's lock on the backup must not live on in here
         signal.set_wakeup_fd(-1)
         _watch(3, mailbox, lightningd, manifest)
+    except BrokenPipeError:
+        pass  # lightningd has gone too
     except BaseException:  # noqa: BLE001 - a child must not go on in its parent's code
         traceback.print_exc()
     finally:
@@ -85,8 +87,9 @@ def spawn(mailbox: Mailbox, lightningd: int, manifest: object) -> Guard:
 def _watch(life_fd: int, mailbox: Mailbox, lightningd: int, manifest: object) -> None:
     if os.read(life_fd, len(_LEAVE)) == _LEAVE:
         return
-    _write(jsonrpc.log("error", _REASON))
     pending = mailbox.text()
+    if not pending:  # otherwise it is said with the answer
+        _write(jsonrpc.log("error", _REASON))
     large = len(pending) == jsonrpc.MAILBOX_BYTES
     leave_at: float | None = None
     while True:

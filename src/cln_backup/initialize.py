@@ -12,7 +12,7 @@ from cln_backup.backends import backend_class, create_backend, open_backend, red
 from cln_backup.change import Change
 from cln_backup.errors import AlreadyExists, Discontinuity, NotFound, StorageError
 from cln_backup.node import find_database, require_stopped
-from cln_backup.replica import DatabaseFile, copy_database
+from cln_backup.replica import DatabaseFile, copy_database, node_id_of
 from cln_backup.settings import LOCK_NAME, Settings, create_settings, read_settings
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def initialize(url: str, directory: str | None, wallet: str | None = None) -> In
         create_backend(url, None)
         return Initialized(None, 0, 0, False)
     database = find_database(directory, wallet)
-    require_stopped(directory)
+    require_stopped(directory, database)
     lock = os.path.join(directory, LOCK_NAME)
     if os.path.lexists(lock):
         raise AlreadyExists(
@@ -93,7 +93,7 @@ def take_snapshot(directory: str, log: Callable[[str], None]) -> Initialized:
     """
     settings = read_settings(directory)
     database = find_database(directory, settings.wallet)
-    require_stopped(directory)
+    require_stopped(directory, database)
     if database is None:
         raise NotFound(f"{directory} has no database to take a snapshot of.")
     with (
@@ -102,6 +102,9 @@ def take_snapshot(directory: str, log: Callable[[str], None]) -> Initialized:
     ):
         for notice in backend.notices:
             log(notice)
+        node_id = node_id_of(database)
+        if node_id is not None:
+            backend.claim(node_id)
         if change.version < backend.version:
             raise Discontinuity(
                 f"The database is at data version {change.version} and the backup at "

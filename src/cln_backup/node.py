@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import struct
 import sys
@@ -104,8 +105,6 @@ def find_database(directory: str, wallet: str | None) -> str | None:
     if not os.path.lexists(path):
         if wallet is not None:
             return None
-        import glob
-
         below = glob.glob(os.path.join(glob.escape(directory), "*", DATABASE_NAME))
         if below:
             raise NotFound(
@@ -118,12 +117,12 @@ def find_database(directory: str, wallet: str | None) -> str | None:
     return path if os.path.getsize(path) > 0 else None
 
 
-def require_stopped(directory: str) -> None:
+def require_stopped(directory: str, database: str | None) -> None:
     """Makes sure, as far as can be told, that no lightningd runs on a network directory.
 
     A running one answers on its RPC socket, and holds a lock on its pid file, which lies in the
     directory above (lightningd/lightningd.c, `pidfile_create`) unless the node's unit says
-    otherwise.
+    otherwise. It also has its database open.
 
     Raises:
         NodeRunning: one runs.
@@ -133,6 +132,9 @@ def require_stopped(directory: str) -> None:
     rpc = os.path.join(directory, RPC_SOCKET_NAME)
     if _answers(rpc):
         raise NodeRunning(f"lightningd runs on {directory}: it answers on {rpc}. {advice}")
+    user = None if database is None else _process_with_open(os.path.realpath(database))
+    if user is not None:
+        raise NodeRunning(f"Process {user} has {database} open. {advice}")
     above, network = os.path.split(directory)
     for place in (above, directory):
         path = os.path.join(place, f"lightningd-{network}.pid")
@@ -141,6 +143,17 @@ def require_stopped(directory: str) -> None:
             raise NodeRunning(
                 f"lightningd runs on {directory}: process {holder} has locked {path}. {advice}"
             )
+
+
+def _process_with_open(path: str) -> int | None:
+    """A process that has a file open, as far as this user may know."""
+    for link in glob.iglob("/proc/[0-9]*/fd/*"):
+        try:
+            if os.readlink(link) == path:
+                return int(link.split("/")[2])
+        except OSError:  # it ended meanwhile, or is another user's
+            continue
+    return None
 
 
 def _answers(path: str) -> bool:

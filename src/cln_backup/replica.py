@@ -232,6 +232,28 @@ def copy_database(source: str, path: str) -> int:
         origin.close()
 
 
+def node_id_of(path: str) -> str | None:
+    """The id of the node whose database this is; `None` where it has none yet or is locked.
+
+    Nothing is changed and nothing waited for, so that it can be asked while the node waits in
+    `db_write`: a reader then sees the database as it was before the transaction.
+    """
+    try:
+        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+    except apsw.Error:
+        return None
+    try:
+        columns = connection.execute("SELECT name FROM pragma_table_info('vars')").fetchall()
+        if ("blobval",) not in columns:
+            return None
+        rows = connection.execute("SELECT hex(blobval) FROM vars WHERE name = 'node_id'").fetchall()
+    except apsw.Error:
+        return None
+    finally:
+        connection.close()
+    return str(rows[0][0]).lower() if rows else None
+
+
 def is_sound(connection: apsw.Connection) -> bool:
     """Whether SQLite's integrity check passes."""
     return connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cln_backup.backends import open_backend, redacted
 from cln_backup.change import FOREIGN_KEYS_ON, Change, Kind
 from cln_backup.continuity import Decision, database_version, decide
-from cln_backup.errors import Discontinuity
+from cln_backup.errors import Discontinuity, WriterConflict
 from cln_backup.node import boot_id, booted_at, database_path
 from cln_backup.settings import read_settings, read_state, write_state
 
@@ -23,6 +23,7 @@ _REMEMBERED_ANSWERS = 10_000
 _START_S = 120.0
 _START_PATIENCE_S = 80.0
 _LEAST_PATIENCE_S = 5.0
+_WAIT_FOR_WRITER_S = 10
 
 
 class Replicator:
@@ -85,8 +86,11 @@ class Replicator:
         state = read_state(self._directory)
         boot = boot_id()
         rebooted = _rebooted(boot, state.boot_id, settings.backend_url)
-        backend = open_backend(settings.backend_url, writable=True)
+        backend = self._become_writer(settings.backend_url)
         try:
+            node_id = _node_id_of(database_path(self._directory, settings.wallet))
+            if node_id is not None:
+                backend.claim(node_id)
             self._log_notices(backend)
             self._log(
                 f"Comparing backup version {backend.version} versus first write version "
@@ -123,6 +127,21 @@ class Replicator:
             backend.close()
             raise
         return backend
+
+    def _become_writer(self, url: str) -> Backend:
+        """Opens the backup; waits a little for a writer that is just ending."""
+        deadline_s = time.monotonic() + _WAIT_FOR_WRITER_S
+        waiting = False
+        while True:
+            try:
+                return open_backend(url, writable=True)
+            except WriterConflict as error:
+                if time.monotonic() > deadline_s:
+                    raise
+                if not waiting:
+                    self._log(f"Waiting up to {_WAIT_FOR_WRITER_S} seconds: {error}")
+                waiting = True
+            time.sleep(0.1)
 
     def _log_notices(self, backend: Backend) -> None:
         while backend.notices:
@@ -213,3 +232,11 @@ def _rebooted(boot: str | None, remembered: str | None, url: str) -> bool:
     with open_backend(url) as reader:
         stored = reader.last_change_at
     return began is not None and stored is not None and stored < began
+
+
+def _node_id_of(database: str) -> str | None:
+    if not os.path.isfile(database) or not os.path.getsize(database):
+        return None
+    from cln_backup.replica import node_id_of
+
+    return node_id_of(database)

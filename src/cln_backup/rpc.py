@@ -34,11 +34,6 @@ class Request:
         """Becomes readable when some of the answer has come."""
         return self._socket.fileno()
 
-    def wait(self, timeout_s: float) -> None:
-        """Waits for the first of the answer. Raises `OSError`."""
-        self._socket.settimeout(timeout_s)
-        self._socket.recv(1)
-
     def is_important(self, program: str) -> bool | None:
         """Reads on; says whether `listconfigs` names the program as an important plugin.
 

@@ -26,7 +26,7 @@ from cln_backup.errors import (
     Discontinuity,
     WriterConflict,
 )
-from tests.histories import OFF, ON, SnapshotBytes, Told, bump, rider, told, transaction
+from tests.histories import OFF, ON, SnapshotBytes, Told, bump, image, rider, told, transaction
 from tests.socket.serving import ServerHere
 
 if TYPE_CHECKING:
@@ -161,9 +161,7 @@ class Oracle:
 
 _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=60)
 _STATEMENTS = st.lists(_TEXT.map(lambda text: f"UPDATE peers /* {text} */"), max_size=3)
-_SNAPSHOT = st.integers(0, 9_000).map(
-    lambda length: SnapshotBytes(bytes(n % 251 for n in range(length)))
-)
+_SNAPSHOT = st.integers(0, 1_500).map(lambda length: image("sector" * length))
 _PRAGMAS = st.sampled_from([(OFF,), (ON,), ("PRAGMA user_version = 5;", OFF)])
 
 

@@ -46,7 +46,9 @@ class Home:
         option = "--important-plugin" if important else "--plugin"
         return [
             *(sys.executable, "-m", "simulator", str(self.directory)),
-            *("--synchronous", "off", "--report", str(self.report), "--quiet"),
+            # a crash at a sync needs one
+            *("--synchronous", "full" if "in-commit" in " ".join(arguments) else "off"),
+            *("--report", str(self.report), "--quiet"),
             *(option, str(PLUGIN), *arguments),
         ]
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
-from pathlib import Path
+import subprocess
+import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.plugin.home import CAPTURES, Home
+from tests.plugin.home import CAPTURES, ROOT, Home
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _ROUTER = ("--capture", str(CAPTURES / "small" / "router.jsonl.xz"))
 
@@ -19,14 +23,6 @@ def _grown(tmp_path: Path, calls: int = 60) -> Home:
     home.init()
     home.run(*_ROUTER, "--calls", str(calls))
     return home
-
-
-def _set_version(home: Home, change: int) -> None:
-    with sqlite3.connect(home.database) as connection:
-        connection.execute(
-            "UPDATE vars SET intval = intval + ? WHERE name = 'data_version'", [change]
-        )
-    connection.close()
 
 
 def _refused(home: Home, phrase: str, *arguments: str) -> str:
@@ -68,11 +64,6 @@ def test_backup_lock_that_leads_nowhere(tmp_path: Path, url: str, phrase: str) -
 
 def test_database_ahead_of_its_backup_names_the_way_out(tmp_path: Path) -> None:
     home = _grown(tmp_path)
-    _set_version(home, 3)
-    with sqlite3.connect(home.database) as connection:
-        connection.execute("UPDATE vars SET intval = intval - 3 WHERE name = 'data_version'")
-    connection.close()
-    home.run(*_ROUTER, "--calls", "0", "--after-plugin", "0", code=None)
     # the node runs without its backup
     shutil.move(home.directory / "backup.lock", tmp_path / "away")
     _run_without_plugin(home, 80)
@@ -85,11 +76,6 @@ def test_database_ahead_of_its_backup_names_the_way_out(tmp_path: Path) -> None:
 
 
 def _run_without_plugin(home: Home, until: int) -> None:
-    import subprocess
-    import sys
-
-    from tests.plugin.home import ROOT
-
     subprocess.run(
         [sys.executable, "-m", "simulator", home.directory, *_ROUTER, "--until", str(until)],
         cwd=ROOT,
@@ -128,7 +114,8 @@ def test_changes_lost_with_the_power_are_not_dropped(tmp_path: Path, behind: int
     state.write_text(json.dumps({"boot_id": "another boot", "last_compaction_at": None}))
     said = _refused(home, "lost its last changes with the power", "--first", "60")
     # what the message says to do
-    home.database.unlink()
+    for path in home.directory.glob("lightningd.sqlite3*"):
+        path.unlink()
     home.cli("restore", home.url, str(home.database))
     assert f"backup-cli restore {home.url} {home.database}" in said
     home.require_same(newer)
@@ -160,17 +147,47 @@ def test_second_node_on_one_backup_is_refused_and_told_who_has_it(tmp_path: Path
     home.require_same(home.database)
 
 
+def test_backup_of_another_node_at_the_same_version_is_refused(tmp_path: Path) -> None:
+    """Only the node's id tells them apart; its database stands still in the hook."""
+    payer = ("--capture", str(CAPTURES / "small" / "payer.jsonl.xz"))
+    one, other = Home(tmp_path / "one"), Home(tmp_path / "other")
+    for home, capture in ((one, _ROUTER), (other, payer)):
+        home.init()
+        home.run(*capture, "--until", "60")
+        home.run(*capture, "--until", "61")  # a later process knows its node's id
+    shutil.copy(one.directory / "backup.lock", other.directory)
+    report = other.run(*payer, "--calls", "5", code=None)
+    assert report["committed"] == 0
+    assert "is the backup of the node" in other.log()
+    one.run(*_ROUTER, "--until", "70")
+    one.require_same(one.database)
+
+
 def test_disk_full_halts_and_says_so(tmp_path: Path) -> None:
-    home = _grown(tmp_path)
-    limit = home.backup.stat().st_size // 1024 + 20
-    node = __import__("subprocess").run(
-        ["/bin/bash", "-c", f'ulimit -f {limit}; exec "$@"', "-", *home.command(*_ROUTER)],
-        cwd=Path(__file__).parents[2],
+    home = _grown(tmp_path, 300)  # the backup is larger than the database then
+    limit_kib = home.backup.stat().st_size // 1024 + 20
+    node = subprocess.run(
+        ["/bin/bash", "-c", f'ulimit -f {limit_kib}; exec "$@"', "-", *home.command(*_ROUTER)],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert node.returncode != 0
     assert "Cannot append entry" in home.log()
+    home.run(*_ROUTER, "--calls", "30")
+    home.require_same(home.database)
+
+
+def test_backup_moved_away_under_a_running_node_halts_it(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    node = home.start(*_ROUTER, "--rate", "400")
+    home.wait_for_calls(50)
+    home.backup.rename(tmp_path / "moved")
+    report = home.end(node, code=None)
+    assert report["data_version"] < 800
+    assert "was moved, removed or replaced" in home.log()
+    (tmp_path / "moved").rename(home.backup)
     home.run(*_ROUTER, "--calls", "30")
     home.require_same(home.database)

@@ -14,9 +14,9 @@ from cln_backup.change import Change
 from cln_backup.errors import Unreachable, WriterConflict
 from tests.histories import (
     ON,
-    SnapshotBytes,
     add_all,
     append,
+    image,
     payment,
     payments,
     rider,
@@ -53,7 +53,7 @@ def _append_rider(backend: Backend) -> None:
 
 
 def _append_snapshot(backend: Backend) -> None:
-    backend.add_change(Change(7, SnapshotBytes(bytes(300)), None))
+    backend.add_change(Change(7, image(300 * "x"), None))
 
 
 def _rewind(backend: Backend) -> None:
@@ -63,7 +63,7 @@ def _rewind(backend: Backend) -> None:
 _WORK: dict[str, tuple[Callable[[Backend], None], list[Change]]] = {
     "transaction": (_append, [*started_node(), payment(4, "paid")]),
     "rider": (_append_rider, [*started_node(), rider(3, ON)]),
-    "snapshot": (_append_snapshot, [*started_node(), Change(7, SnapshotBytes(bytes(300)), None)]),
+    "snapshot": (_append_snapshot, [*started_node(), Change(7, image(300 * "x"), None)]),
     "rewind": (_rewind, started_node()[:-1]),
 }
 
@@ -105,7 +105,7 @@ def test_every_change_of_a_stream_comes_once_when_it_is_cut_anywhere(
 ) -> None:
     url = f"file://{tmp_path}/node.bkp"
     create_backend(url, None)
-    snapshot = Change(9, SnapshotBytes(bytes(range(256)) * 3000), None)
+    snapshot = Change(9, image("0123456789abcdef" * 48_000), None)
     history = [*started_node(), *payments(4, 9), rider(8), rider(8), snapshot, payment(10)]
     append(url, history)
     there = server.add(url)
@@ -122,7 +122,7 @@ def test_stream_that_was_cut_goes_on_behind_what_was_had(
     server: ServerHere, tmp_path: Path
 ) -> None:
     url = f"file://{tmp_path}/node.bkp"
-    create_backend(url, Change(5, SnapshotBytes(bytes(1_000_000), 100_000), None))
+    create_backend(url, Change(5, image("x" * 1_000_000), None))
     there = server.add(url)
     seen = 0
 

@@ -124,7 +124,7 @@ def test_every_command_works_on_a_server_as_on_a_file(tmp_path: Path) -> None:
 
 
 def test_snapshot_of_many_pieces_goes_both_ways(tmp_path: Path) -> None:
-    content = os.urandom(3_000_001)
+    content = b"SQLite format 3\x00" + os.urandom(3_000_001)
     with server_here() as server:
         there = server.add(f"file://{tmp_path}/node.bkp")
         create_backend(there, Change(7, SnapshotBytes(content, 700_000), None))

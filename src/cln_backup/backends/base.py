@@ -126,6 +126,17 @@ class Backend(ABC):
         """A directory with room for a copy of the database, for work on this backup."""
 
     @abstractmethod
+    def claim(self, node_id: str) -> None:
+        """Makes sure that the backup is this node's, and remembers it where that is possible.
+
+        For the writer, before its first change.
+
+        Raises:
+            Discontinuity: it is another node's.
+            StorageError: it cannot be remembered.
+        """
+
+    @abstractmethod
     def add_change(self, change: Change) -> None:
         """Appends a change; it is on stable storage when this returns.
 

@@ -115,6 +115,8 @@ class FileBackend(Backend):
         fd = -1
         try:
             fd = fsio.open_existing(path, writable=writable, op="open backup")
+            if lock is not None:
+                lock.lock_too(fd, path)
             backend = cls(url, path, fd, lock)
             backend._take_stock()
         except BaseException:
@@ -166,6 +168,8 @@ class FileBackend(Backend):
 
     def _repair(self, layout: Layout) -> Layout:
         fd, kept = file_rewrite.repair(self._fd, self._path, layout)
+        assert self._lock is not None
+        self._lock.lock_too(fd, self._path)
         os.close(self._fd)
         self._fd = fd
         self.notices.append(
@@ -229,6 +233,12 @@ class FileBackend(Backend):
     def scratch_dir(self) -> str:
         """The directory that holds the file."""
         return os.path.dirname(self._path)
+
+    def claim(self, node_id: str) -> None:
+        """See `Backend.claim`. It is noted in `PATH.writer`."""
+        self._require_writer()
+        assert self._lock is not None
+        self._lock.claim(node_id, self._path)
 
     def add_change(self, change: Change) -> None:
         """See `Backend.add_change`. One write of the entry, one of the header, one sync."""
@@ -330,6 +340,8 @@ class FileBackend(Backend):
             fsio.write_at(fd, [v1.pack_header(header)], 0, op="write header of compacted backup")
             fsio.keep_times(fd, self._fd)
             fsio.sync(fd, op="sync compacted backup")
+            assert self._lock is not None
+            self._lock.lock_too(fd, staged.name)
             with self._last_write():
                 fsio.replace(staged.name, self._path, op="publish compacted backup")
         except BaseException:

@@ -254,6 +254,11 @@ class ExtendedSession(Session):
         self._channel.send(wire.SNAPSHOT_END, digest.digest())
         return digest.digest()
 
+    def claim(self, node_id: str) -> None:
+        """Has the server make sure that the backup is this node's."""
+        self._channel.send(wire.CLAIM, wire.pack_claim(node_id))
+        self._stood(STALL_S)
+
     def create_empty(self) -> None:
         """Has an empty backup made; it is there, durable, when this returns."""
         self._channel.send(wire.CREATE)

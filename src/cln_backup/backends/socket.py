@@ -173,6 +173,16 @@ class SocketBackend(Backend):
             raise
         self._finished = False
 
+    def claim(self, node_id: str) -> None:
+        """See `Backend.claim`; the server remembers it, if it knows more than protocol 1."""
+        self._require_writer()
+
+        def attempt(session: Session) -> None:
+            if isinstance(session, ExtendedSession):
+                session.claim(node_id)
+
+        self._link.until(self._limit_s(), attempt)
+
     def add_change(self, change: Change) -> None:
         """See `Backend.add_change`: on the server's stable storage when this returns.
 

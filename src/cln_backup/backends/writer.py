@@ -10,7 +10,7 @@ import sys
 import time
 
 from cln_backup import fsio
-from cln_backup.errors import StorageError, WriterConflict
+from cln_backup.errors import Discontinuity, StorageError, WriterConflict
 
 
 class WriterLock:
@@ -42,27 +42,69 @@ class WriterLock:
         except OSError as error:
             self.release()
             raise StorageError(f"Cannot lock {lock_path}: {error.strerror}") from error
-        note_fields = {
+        self._note: dict[str, object] = {
+            "node_id": self._noted().get("node_id"),
             "pid": os.getpid(),
             "program": os.path.basename(sys.argv[0]),
             "host": os.uname().nodename,
             "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        note = json.dumps(note_fields).encode() + b"\n"
+        self._write_note()
+
+    def lock_too(self, fd: int, path: str) -> None:
+        """Locks the backup itself as well, for the case that it has several names.
+
+        Raises:
+            WriterConflict: another process has locked it.
+        """
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WriterConflict(
+                f"{path} is being written by another process, perhaps under another name; this "
+                "process wrote nothing."
+            ) from None
+        except OSError as error:
+            raise StorageError(f"Cannot lock {path}: {error.strerror}") from error
+
+    def claim(self, node_id: str, path: str) -> None:
+        """Notes which node's backup this is. Raises `Discontinuity` if it is another's."""
+        noted = self._note["node_id"]
+        if noted == node_id:
+            return
+        if noted is not None:
+            raise Discontinuity(
+                f"{path} is the backup of the node {noted}, and this node is {node_id}. Nothing "
+                "was stored. Look at backup.lock: it must name this node's own backup."
+            )
+        self._note["node_id"] = node_id
+        self._write_note()
+        fsio.sync(self._fd, op="sync writer lock")
+
+    def _write_note(self) -> None:
+        note = json.dumps(self._note).encode() + b"\n"
         fsio.truncate(self._fd, len(note), op="write writer lock")
         fsio.write_at(self._fd, [note], 0, op="write writer lock")
+
+    def _noted(self) -> dict[str, object]:
+        with contextlib.suppress(ValueError):
+            note = json.loads(fsio.read_at(self._fd, 4096, 0, op="read writer lock"))
+            if isinstance(note, dict):
+                return note
+        return {}
 
     def is_held(self) -> bool:
         """Whether the lock still excludes others; not when its file was removed or replaced."""
         return fsio.same_file(self._path, self._fd)
 
     def _holder(self) -> str:
-        with contextlib.suppress(ValueError, TypeError, KeyError, StorageError):
-            note = json.loads(fsio.read_at(self._fd, 4096, 0, op="read writer lock"))
-            return (
-                f"process {int(note['pid'])} ({note['program']} on {note['host']}, "
-                f"since {note['since']})"
-            )
+        with contextlib.suppress(StorageError):
+            note = self._noted()
+            if "pid" in note:
+                return (
+                    f"process {note['pid']} ({note.get('program')} on {note.get('host')}, since "
+                    f"{note.get('since')})"
+                )
         return "another process"
 
     def release(self) -> None:

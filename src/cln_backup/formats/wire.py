@@ -44,6 +44,7 @@ STREAM: Final = 0x25
 STREAM_END: Final = 0x26
 REFUSED: Final = 0x27
 CREATE: Final = 0x28
+CLAIM: Final = 0x29
 
 PROTOCOL: Final = 1
 EXTENDED: Final = 2
@@ -51,6 +52,7 @@ MAX_PAYLOAD_BYTES: Final = 0xFFFF_FFFF
 MAX_CHANGE_BYTES: Final = 1 << 28
 """The largest transaction that is taken from a peer, as it is and after decompression."""
 MAX_HELLO_BYTES: Final = 4096
+MAX_NODE_ID_BYTES: Final = 128
 MAX_REFUSAL_BYTES: Final = 4096
 MAX_STATISTICS_BYTES: Final = 1 << 16
 CHUNK_BYTES: Final = 1 << 18
@@ -310,6 +312,18 @@ def unpack_drop(payload: bytes) -> tuple[int, bytes]:
     """The version to go back to, and the digest of the head to drop. Raises `BadPacket`."""
     to_version, digest = _fields(_DROP, payload, exact=True)
     return to_version, digest
+
+
+def pack_claim(node_id: str) -> bytes:
+    """CLAIM: the backup is to be this node's."""
+    return node_id.encode("ascii")
+
+
+def unpack_claim(payload: bytes) -> str:
+    """The node's id, in hex. Raises `BadPacket`."""
+    if len(payload) > MAX_NODE_ID_BYTES or not payload.isalnum():
+        raise BadPacket("a node's id that is none")
+    return payload.decode("ascii")
 
 
 def pack_position(position: Position) -> bytes:

@@ -221,6 +221,9 @@ class Conversation:
             return standing_of(self._reader, head_digest(self._reader), 0)
         if packet_type == wire.SNAPSHOT_BEGIN:
             return self._take_snapshot(length)
+        if packet_type == wire.CLAIM:
+            node_id = wire.unpack_claim(self._channel.payload(length, wire.MAX_NODE_ID_BYTES))
+            return node.belong_to(self, node_id)
         if packet_type == wire.CREATE:
             self._channel.payload(length, 0)
             return node.create(self, None, wire.NO_DIGEST)

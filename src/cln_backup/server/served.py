@@ -190,6 +190,18 @@ class Served:
                 self._holder = None
                 self._changed.notify_all()
 
+    def belong_to(self, writer: Writer, node_id: str) -> wire.Standing:
+        """Makes sure that the backup is one node's, as `Backend.claim` does.
+
+        Raises:
+            Discontinuity: it is another node's.
+            WriterConflict, StorageError.
+        """
+        with self._changed:
+            backend = self._writable(writer)
+            backend.claim(node_id)
+            return self._stand(backend)
+
     def append(self, writer: Writer, change: Change, digest: bytes) -> wire.Standing:
         """Stores a change; it is on stable storage when this returns.
 

@@ -1,0 +1,306 @@
+"""What an operator asks a running node, and what lightningd asks of a plugin."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simulator import content
+from tests.plugin.home import CAPTURES, PLUGIN, Home, processes_of
+
+_ROUTER = ("--capture", str(CAPTURES / "small" / "router.jsonl.xz"))
+_GETMANIFEST = (
+    b'{"jsonrpc":"2.0","id":"cln:getmanifest#1","method":"getmanifest",'
+    b'"params":{"allow-deprecated-apis":false}}\n\n'
+)
+
+
+def test_status(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    node = home.start(*_ROUTER, "--calls", "60", "--hold")
+    home.wait_for_calls(60)
+    status = home.call("backup-status")
+    assert status["protected"] is True
+    assert status["halted"] is None
+    assert status["backend_url"] == home.url
+    assert status["version"] == 58
+    assert status["version_count"] == 60
+    assert status["backupsize"] == home.backup.stat().st_size
+    assert 0 <= status["last_change_age_s"] < 60
+    assert status["last_compaction_at"] is None
+    assert 0 < status["answer_p50_us"] <= status["answer_p99_us"]
+    home.call("backup-compact")
+    assert home.call("backup-status")["last_compaction_at"] > 0
+    home.call("stop")
+    home.end(node)
+    assert json.loads((home.directory / "backup.state").read_text())["last_compaction_at"] > 0
+
+
+def test_compactions_while_the_node_writes(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    node = home.start(*_ROUTER, "--rate", "150")
+    compactions = []
+    for calls in (20, 150, 300):
+        home.wait_for_calls(calls)
+        compactions.append(home.call("backup-compact"))
+    home.end(node)
+    # the node goes on meanwhile, so a compaction ends with more changes than two
+    for statistics in compactions[1:]:
+        assert statistics["before"]["version_count"] > statistics["after"]["version_count"] >= 2
+    assert compactions[2]["before"]["backupsize"] > compactions[2]["after"]["backupsize"]
+    assert home.log().count("Starting compaction") == 3
+    home.require_same(home.database)
+    assert not list(tmp_path.glob("*.compacting*"))
+    assert not list(tmp_path.glob(".compact*"))
+
+
+def test_a_second_compaction_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    node = home.start("--generate", "60", "--database-mb", "48", "--hold")
+    home.wait_for_calls(60)
+    asking = subprocess.Popen(
+        [sys.executable, "-m", "simulator.client", str(home.directory), "backup-compact"],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+    )
+    while not home.call("backup-status")["compacting"]:
+        pass
+    with pytest.raises(Exception, match="a compaction is under way"):
+        home.call("backup-compact")
+    answer, _ = asking.communicate(timeout=60)
+    assert json.loads(answer)["after"]["version_count"] == 2
+    home.call("stop")
+    home.end(node)
+    home.require_same(home.database)
+
+
+def test_head_stays_droppable_through_a_compaction(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    home.run(*_ROUTER, "--calls", "100", "--crash", "after-answer@99", code=None)
+    home.cli("compact", home.url)
+    home.run(*_ROUTER, "--variant", "--calls", "30")
+    assert home.dropped() == ["98"]
+    home.require_same(home.database)
+
+
+def test_node_killed_during_a_compaction(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    node = home.start("--generate", "5000", "--database-mb", "32", "--rate", "400")
+    home.wait_for_calls(60)
+    worker, _ = processes_of(node.pid)
+    asking = subprocess.Popen(
+        [sys.executable, "-m", "simulator.client", str(home.directory), "backup-compact"],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not home.call("backup-status")["compacting"]:
+        pass
+    os.kill(worker, 9)
+    node.kill()
+    node.communicate()
+    asking.wait(timeout=60)
+    home.run("--generate", "5000", "--database-mb", "32", "--calls", "40")
+    home.require_same(home.database)
+
+
+def test_starting_touches_nothing(tmp_path: Path) -> None:
+    """Lightningd --help and a second lightningd start it in the live directory."""
+    home = Home(tmp_path)
+    home.init()
+    home.run(*_ROUTER, "--calls", "40")
+    node = home.start(*_ROUTER, "--calls", "20", "--hold")
+    home.wait_for_calls(60)
+    before = _seen(tmp_path)
+    done = subprocess.run(
+        [PLUGIN], cwd=home.directory, input=_GETMANIFEST, capture_output=True, check=True
+    )
+    manifest = json.loads(done.stdout)["result"]
+    assert _seen(tmp_path) == before
+    assert manifest["dynamic"] is False
+    assert {hook["name"] for hook in manifest["hooks"]} == {"db_write"}
+    assert {option["name"] for option in manifest["options"]} == {"backup-destination"}
+    assert {method["name"] for method in manifest["rpcmethods"]} == {
+        "backup-status",
+        "backup-compact",
+    }
+    assert "disable" not in manifest
+    home.call("stop")
+    home.end(node)
+    home.require_same(home.database)
+
+
+def _seen(base: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(path): (path.lstat().st_mtime_ns, path.lstat().st_size)
+        for path in base.rglob("*")
+        if path.name != "lightningd.log"
+    }
+
+
+def test_the_unused_option_is_accepted_with_a_warning(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    home.run(*_ROUTER, "--calls", "30", "--option", "backup-destination=somewhere/over")
+    assert (
+        "The `--backup-destination` option is deprecated and will be removed in future versions "
+        "of the backup plugin." in home.log()
+    )
+
+
+@pytest.mark.parametrize("important", [True, False])
+def test_a_plugin_that_is_not_important_says_so_loudly(tmp_path: Path, important: bool) -> None:
+    home = Home(tmp_path)
+    home.init()
+    node = home.start(*_ROUTER, "--calls", "30", "--hold", important=important)
+    home.wait_for_calls(30)
+    home.call("backup-status")  # by then listconfigs is answered
+    home.call("stop")
+    home.end(node)
+    assert ("NOT LOADED AS IMPORTANT" in home.log()) is not important
+
+
+def test_a_wallet_in_postgresql_is_told_and_does_not_come_up(tmp_path: Path) -> None:
+    """Lightningd never calls the hook then: `init` comes with no `db_write` before it."""
+    home = Home(tmp_path)
+    home.init()
+    report = home.run(*_ROUTER, "--before-init", "0", "--sigterm", "die", code=None)
+    assert report["committed"] == 0
+    assert "This node is NOT protected" in home.log()
+
+
+def test_shutdown_takes_the_late_writes_and_then_leaves(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    report = home.run(*_ROUTER, "--calls", "80", "--late-writes", "5")
+    assert report["late_calls"] == 5
+    assert report["plugin_exit_s"] < 8
+    home.require_same(home.database)
+
+
+def test_a_commit_after_the_plugins_have_gone_is_a_gap_with_a_way_out(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    home.run(*_ROUTER, "--calls", "80", "--after-plugin", "2")
+    home.run(*_ROUTER, "--calls", "1", code=None)
+    assert "Backup is out of date" in home.log()
+    home.cli("snapshot", "--lightning-dir", str(home.directory))
+    home.run(*_ROUTER, "--calls", "20")
+    home.require_same(home.database)
+
+
+def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
+    os.umask(0)
+    home = Home(tmp_path)
+    home.init()
+    home.run(*_ROUTER, "--calls", "60", "--crash", "after-answer@59", code=None)
+    home.run(*_ROUTER, "--calls", "10")
+    home.restored()
+    os.umask(0o022)
+    for path in (
+        *tmp_path.glob("backup.dbak*"),
+        *tmp_path.glob("restored*"),
+        *home.directory.glob("backup.*"),
+    ):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+class Pipe:
+    """A plugin process that is spoken to byte by byte."""
+
+    def __init__(self, directory: Path) -> None:
+        self._process = subprocess.Popen(
+            [PLUGIN], cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+
+    def send(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(data)
+
+    def answers(self, count: int) -> list[dict[str, Any]]:
+        assert self._process.stdout is not None
+        said = b""
+        found: list[dict[str, Any]] = []
+        while len(found) < count:
+            data = self._process.stdout.read(1 << 16)
+            assert data, said
+            said += data
+            *whole, said = said.split(b"\n\n")
+            found += [message for text in whole if "id" in (message := json.loads(text))]
+        return found
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        assert self._process.wait(timeout=30) == 0
+        self._process.stdout.close()
+
+
+def _calls(count: int) -> list[bytes]:
+    from tests import captured
+
+    recorded = captured.changes(CAPTURES / "small" / "router.jsonl.xz")
+    requests = []
+    for number, change in zip(range(count), recorded, strict=False):
+        params = {"data_version": change.version, "writes": change.transaction}
+        request = {"jsonrpc": "2.0", "id": f"cln:db_write#{number}", "method": "db_write"}
+        requests.append(json.dumps(request | {"params": params}).encode() + b"\n\n")
+    return requests
+
+
+def test_messages_cut_at_every_byte_and_many_at_once(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    plugin = Pipe(home.directory)
+    first, second, third, *rest = _calls(40)
+    plugin.send(_GETMANIFEST + first)
+    assert [answer["id"] for answer in plugin.answers(2)] == [
+        "cln:getmanifest#1",
+        "cln:db_write#0",
+    ]
+    for byte in second + third:
+        plugin.send(bytes([byte]))
+    assert len(plugin.answers(2)) == 2
+    plugin.send(b"".join(rest))
+    answers = plugin.answers(len(rest))
+    assert [answer["result"] for answer in answers] == [{"result": "continue"}] * len(rest)
+    plugin.close()
+    assert '"version_count": 40' in home.cli("status", "--json", home.url)
+
+
+def test_numbers_and_odd_strings_as_ids_are_repeated_as_written(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    plugin = Pipe(home.directory)
+    plugin.send(b'{"jsonrpc":"2.0","id":17,"method":"getmanifest","params":{}}\n\n')
+    plugin.send(b'{"id":"a\\u00e9\\"b","jsonrpc":"2.0","params":{},"method":"nonsense"}\n\n')
+    number, odd = plugin.answers(2)
+    assert number["id"] == 17
+    assert odd["id"] == 'aé"b'
+    assert "error" in odd
+    plugin.close()
+
+
+def test_restored_backup_goes_on_with_the_node(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    home.run(*_ROUTER, "--calls", "400")
+    lost = tmp_path / "lost.sqlite3"
+    home.database.rename(lost)
+    home.cli("restore", home.url, str(home.directory))
+    assert content.differences(lost, home.database) == []
+    home.run(*_ROUTER)
+    home.require_same(home.database)
