@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import pytest
 from cln_backup.backends import create_backend, open_backend
 from cln_backup.change import Change
 from cln_backup.errors import Unreachable, WriterConflict
+from cln_backup.formats import v1, wire
 from tests.histories import (
     ON,
     add_all,
@@ -143,7 +145,7 @@ def test_stream_that_was_cut_goes_on_behind_what_was_had(
         (change,) = told(backend.stream_changes())
     assert change.version == 5
     assert between.connections == 2
-    assert seen < 1_200_000
+    assert seen < 1_500_000
 
 
 def test_stream_that_was_cut_stops_at_the_head_it_began_with(
@@ -273,3 +275,31 @@ def test_another_writer_during_a_cut_is_found_out_after_a_restart_of_the_server(
         server.start()
         with pytest.raises(WriterConflict):
             backend.add_change(payment(4))
+
+
+@pytest.mark.parametrize("late_first", [True, False])
+def test_change_that_is_still_on_its_way_on_a_connection_given_up(
+    server: ServerHere, tmp_path: Path, late_first: bool
+) -> None:
+    url = f"file://{tmp_path}/node.bkp"
+    create_backend(url, None)
+    append(url, started_node())
+    server.add(url)
+    change = rider(3, ON)
+    assert change.transaction is not None
+    payload = wire.pack_change(3, v1.pack_transaction(change.transaction))
+    packet = wire.pack_head(wire.CHANGE, len(payload)) + payload
+    ask = wire.pack_head(wire.REQ_METADATA, 0)
+    with (
+        socket.create_connection(tuple(server.address)) as old,
+        socket.create_connection(tuple(server.address)) as new,
+    ):
+        for sock in (old, new):
+            sock.sendall(ask)
+            assert sock.recv(100)[0] == wire.METADATA
+        first, second = (old, new) if late_first else (new, old)
+        first.sendall(packet)
+        assert first.recv(100)[0] == wire.ACK
+        second.sendall(packet)
+        assert second.recv(100) == b""
+    assert told_by(url) == told([*started_node(), change])

@@ -66,6 +66,7 @@ class Conversation:
         self._reader: Backend | None = None
         self._hello: wire.Hello | None = None
         self._evicted = False
+        self._writes = 0
 
     def run(self) -> None:
         """Serves until the client closes, or does what must not be. Raises nothing."""
@@ -114,7 +115,7 @@ class Conversation:
         if found[0] == wire.METADATA:
             self._greet(found[1])
         else:
-            self._enter(wire.Hello("write"))
+            self._writes = self._enter(wire.Hello("write")).standing_and_writes()[1]
             self._say(logging.INFO, "connected, with protocol 1")
             self._channel.acknowledge_quickly()
             self._plain(*found)
@@ -339,7 +340,9 @@ class Conversation:
             with self._unpacked(wire.unpack_change, length) as (version, transaction):
                 digest = wire.digest_of(version, transaction)
                 self._claim_plain(node)
-                standing = node.append(self, Change(version, None, transaction), digest)
+                change = Change(version, None, transaction)
+                standing = node.append(self, change, digest, writes=self._writes)
+            self._writes += 1
             self._channel.send(wire.ACK, wire.pack_version(standing.version))
         elif packet_type == wire.SNAPSHOT:
             scratch = node.scratch_dir()
@@ -347,16 +350,20 @@ class Conversation:
                 room = free_bytes(scratch)
                 version, digest = unpack_snapshot(self._channel.pieces(length), spool, room)
                 self._claim_plain(node)
-                standing = node.append(self, Change(version, spool, None), digest)
+                change = Change(version, spool, None)
+                standing = node.append(self, change, digest, writes=self._writes)
+            self._writes += 1
             self._channel.send(wire.ACK, wire.pack_version(standing.version))
         elif packet_type == wire.REWIND:
             to_version = wire.unpack_version(self._channel.payload(length, 4))
             self._claim_plain(node)
-            standing = node.drop(self, to_version, None)
+            standing = node.drop(self, to_version, None, writes=self._writes)
+            self._writes += 1
             self._channel.send(wire.ACK, wire.pack_version(standing.version))
         elif packet_type == wire.REQ_METADATA:
             self._channel.payload(length, 0)
-            self._channel.send(wire.METADATA, wire.pack_metadata(node.standing()))
+            standing, self._writes = node.standing_and_writes()
+            self._channel.send(wire.METADATA, wire.pack_metadata(standing))
         elif packet_type == wire.RESTORE:
             self._channel.payload(length, 0)
             self._say(logging.INFO, "streaming all changes")

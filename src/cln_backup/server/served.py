@@ -75,6 +75,7 @@ class Served:
         self._holder: Writer | None = None
         self._session = ""
         self._epoch = 0
+        self._writes = 0
         self._compacting = False
 
     def open(self) -> None:
@@ -107,6 +108,11 @@ class Served:
     def open_reader(self) -> Backend:
         """Opens the backup for reading. Raises what `open_backend` raises."""
         return open_backend(self.url)
+
+    def standing_and_writes(self) -> tuple[wire.Standing, int]:
+        """As `standing`, with the number of writes so far, for `append` and `drop`."""
+        with self._changed:
+            return self._stand(self._opened()), self._writes
 
     def scratch_dir(self) -> str:
         """Where there is room for a snapshot that is on its way."""
@@ -202,33 +208,43 @@ class Served:
             backend.claim(node_id)
             return self._stand(backend)
 
-    def append(self, writer: Writer, change: Change, digest: bytes) -> wire.Standing:
+    def append(
+        self, writer: Writer, change: Change, digest: bytes, *, writes: int | None = None
+    ) -> wire.Standing:
         """Stores a change; it is on stable storage when this returns.
+
+        Protocol 1 has no sessions: what a client sent on a connection that it has given up may
+        still be on its way when it asks on the next one where the backup stands. So its writes
+        name the number of writes that it knows of, as of its last answer, and one that does not
+        know of the last is refused.
 
         Raises:
             WriterConflict: the connection has lost the right to write.
             BackupError: what `Backend.add_change` raises.
         """
         with self._changed:
-            backend = self._writable(writer)
+            backend = self._writable(writer, writes)
             try:
                 backend.add_change(change)
             except BaseException as error:
                 self._judge(error)
                 raise
             self._digest = digest
+            self._writes += 1
             self.counters.changes += 1
             self._say_notices()
             return self._stand(backend)
 
-    def drop(self, writer: Writer, to_version: int, digest: bytes | None) -> wire.Standing:
+    def drop(
+        self, writer: Writer, to_version: int, digest: bytes | None, *, writes: int | None = None
+    ) -> wire.Standing:
         """Drops the head, which must have this digest if one is given. As `append` otherwise.
 
         Raises:
             Discontinuity: another change is the head, or it cannot be dropped.
         """
         with self._changed:
-            backend = self._writable(writer)
+            backend = self._writable(writer, writes)
             head = self._stand(backend)
             if to_version != head.prev_version or digest not in (None, head.digest):
                 raise Discontinuity(
@@ -241,12 +257,15 @@ class Served:
                 self._judge(error)
                 raise
             self._digest = None
+            self._writes += 1
             self._say_notices()
             return self._stand(backend)
 
-    def _writable(self, writer: Writer) -> Backend:
+    def _writable(self, writer: Writer, writes: int | None = None) -> Backend:
         if self._holder is not writer:
             raise WriterConflict("Another process has taken over the right to write.")
+        if writes is not None and writes != self._writes:
+            raise WriterConflict("The backup was written to since this connection was answered.")
         return self._opened()
 
     def _judge(self, error: BaseException) -> None:
