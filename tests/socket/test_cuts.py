@@ -291,8 +291,8 @@ def test_change_that_is_still_on_its_way_on_a_connection_given_up(
     packet = wire.pack_head(wire.CHANGE, len(payload)) + payload
     ask = wire.pack_head(wire.REQ_METADATA, 0)
     with (
-        socket.create_connection(tuple(server.address)) as old,
-        socket.create_connection(tuple(server.address)) as new,
+        socket.create_connection((server.address.host, server.address.port)) as old,
+        socket.create_connection((server.address.host, server.address.port)) as new,
     ):
         for sock in (old, new):
             sock.sendall(ask)
