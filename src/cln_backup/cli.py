@@ -151,9 +151,16 @@ def snapshot(lightning_dir: str, *, as_json: bool) -> Fields:
     "backup-cli restore file:///mnt/backup/node.bkp ~/.lightning/bitcoin\n"
     "backup-cli restore file:///mnt/backup/node.bkp /tmp/look.sqlite3"
 )
+@click.option(
+    "--to",
+    type=click.IntRange(min=0),
+    metavar="VERSION",
+    help="Stop at this data version, for a migration that was cut in the middle and cannot go on. "
+    "In any other case an old database loses money.",
+)
 @_url
 @click.argument("destination", metavar="DESTINATION")
-def restore(url: str, destination: str, *, as_json: bool) -> Fields:
+def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fields:
     """Bring the database back, to a file or as lightningd.sqlite3 in a directory.
 
     Nothing is ever overwritten. The database is built beside its name, checked, and synced; only
@@ -162,7 +169,14 @@ def restore(url: str, destination: str, *, as_json: bool) -> Fields:
     target_path(destination)
     with open_backend(url) as backend, _progress(backend.version_count, as_json=as_json) as step:
         _notices(backend.notices)
-        done = restore_database(backend, destination, step)
+        done = restore_database(backend, destination, step, to)
+        newest = backend.version
+    if done.version < newest:
+        _warn(
+            f"This database is older than the backup ({done.version} of {newest}). A node whose "
+            "peers have seen anything newer loses its funds with it; it is good only for going "
+            "back to before a migration."
+        )
     if not as_json:
         click.echo(
             f"Restored {done.path} at data version {done.version}: {done.version_count} changes, "

@@ -220,7 +220,9 @@ class Plugin:
             "plugin from the configuration. The node is stopped.",
         )
         if os.environ.get("LIGHTNINGD_PLUGIN"):  # its parent is what it says it is
-            # While plugins start, lightningd hears no `stop`; nothing else ends it at once.
+            # While plugins start, lightningd hears no `stop`; nothing else ends it at once. It is
+            # left the time to write down why.
+            time.sleep(1)
             os.kill(self._lightningd, signal.SIGTERM)
         while os.read(0, jsonrpc.MAILBOX_BYTES):
             pass  # init stays unanswered, so the start does not go on

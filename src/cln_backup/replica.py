@@ -42,6 +42,11 @@ class Replica:
     It is written without a journal and without syncs: whoever wants to keep it syncs the file
     after `close`. Foreign keys are enforced as lightningd enforces them: always, except between
     two riders that say otherwise.
+
+    Attributes:
+        foreign_keys: whether they are enforced now.
+        applied: data version of the last change applied.
+        changes: how many were applied.
     """
 
     def __init__(self, path: str) -> None:
@@ -52,6 +57,7 @@ class Replica:
         self._execute = self._connection.cursor().execute
         self.foreign_keys = True
         self.applied = 0
+        self.changes = 0
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(
@@ -75,6 +81,7 @@ class Replica:
         """
         kind = change.kind
         self.applied = change.version
+        self.changes += 1
         if kind is Kind.SNAPSHOT:
             self._load(change)
             return
@@ -84,12 +91,10 @@ class Replica:
             for statement in transaction:
                 if statements.reaches_out(statement):
                     raise _failed(change.version, statement, "would change more than the database")
-                self._run(change.version, statement)
+            self._run(change.version, transaction)
             self.foreign_keys = statements.foreign_keys_after(transaction, self.foreign_keys)
             return
-        self._run(change.version, "BEGIN")
-        for statement in transaction:
-            self._run(change.version, statement)
+        self._run(change.version, ("BEGIN", *transaction))
         sets_version = statements.bumps_data_version_to(transaction[-1]) == change.version
         if not sets_version or self._connection.changes() != 1:
             raise ReplayFailed(
@@ -99,28 +104,39 @@ class Replica:
                 "node on anything made from it.",
                 good_version=change.version - 1,
             )
-        self._run(change.version, "COMMIT")
+        self._run(change.version, ("COMMIT",))
 
-    def _run(self, version: int, statement: str) -> None:
-        try:
-            self._execute(statement)
-        except UnicodeEncodeError:
-            text = statements.with_stray_bytes_as_hex(statement)
-            if text == statement:
-                raise _failed(version, statement, "holds bytes that are no text") from None
-            self._run(version, text)
-        except apsw.SQLError as error:
-            mended = statements.mend(statement)
-            if mended == statement:
-                raise _failed(version, statement, _harmless(error)) from None
-            self._run(version, mended)
-        except (apsw.FullError, apsw.IOError) as error:
+    def _run(self, version: int, batch: Iterable[str]) -> None:
+        execute = self._execute
+        rest = iter(batch)
+        statement = ""
+        while True:
+            try:
+                for statement in rest:
+                    execute(statement)
+            except (UnicodeEncodeError, apsw.Error) as error:
+                self._run_mended(version, statement, error)
+            else:
+                return
+
+    def _run_mended(self, version: int, statement: str, error: Exception) -> None:
+        """Runs a statement in another form that means the same, where there is one."""
+        if isinstance(error, apsw.FullError | apsw.IOError):
             raise StorageError(
                 f"Cannot write {self._path}: {error}. What was built is of no use; the backup is "
                 "as it was."
             ) from error
-        except apsw.Error as error:
+        mended = statement
+        if isinstance(error, UnicodeEncodeError):
+            mended = statements.with_stray_bytes_as_hex(statement)
+        elif isinstance(error, apsw.SQLError):
+            mended = statements.mend(statement)
+        if mended == statement:
             raise _failed(version, statement, _harmless(error)) from None
+        try:
+            self._execute(mended)
+        except (UnicodeEncodeError, apsw.Error) as still:
+            raise _failed(version, statement, _harmless(still)) from None
 
     def _load(self, change: Change) -> None:
         assert change.snapshot is not None
@@ -279,7 +295,7 @@ def _failed(version: int, statement: str, why: str) -> ReplayFailed:
     )
 
 
-def _harmless(error: apsw.Error) -> str:
+def _harmless(error: Exception) -> str:
     """What SQLite says, where it speaks of the schema only; else just the class of the error."""
     said = str(error)
     if isinstance(error, apsw.ConstraintError) or said.startswith("no such table"):

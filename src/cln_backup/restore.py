@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup import fsio
@@ -38,9 +39,15 @@ class Restored(NamedTuple):
 
 
 def restore(
-    backend: Backend, destination: str, progress: Callable[[Change], None] | None = None
+    backend: Backend,
+    destination: str,
+    progress: Callable[[Change], None] | None = None,
+    to: int | None = None,
 ) -> Restored:
     """Builds the database at the backup's version, checks it, and gives it its name.
+
+    With `to`, at that earlier version: what helps after a migration that was cut in the middle,
+    and what can cost a node its funds in any other case.
 
     `destination` is a file, or a directory: then `lightningd.sqlite3` in it. The database is built
     beside its name and is complete, checked and on stable storage when the name appears; whatever
@@ -48,7 +55,7 @@ def restore(
 
     Raises:
         AlreadyExists: the name, or that of a journal that SQLite would apply to it, is taken.
-        NotFound: the backup holds no change, or there is no such directory.
+        NotFound: the backup holds no change, or none for `to`, or there is no such directory.
         ReplayFailed, Damaged, StorageError: nothing was left behind.
     """
     path = target_path(destination)
@@ -59,8 +66,16 @@ def restore(
         )
     built = f"{path}.restoring-{os.getpid()}"
     try:
-        replica = replay(backend.stream_changes(), built, progress)
+        changes = backend.stream_changes()
+        if to is not None:
+            changes = takewhile(lambda change: change.version <= to, changes)
+        replica = replay(changes, built, progress)
         try:
+            if to is not None and replica.applied != to:
+                raise NotFound(
+                    f"The backup has no change for data version {to}; `backup-cli log` lists those "
+                    "that it has."
+                )
             faults = replica.check()
         finally:
             replica.close()
@@ -75,7 +90,7 @@ def restore(
     finally:
         for name in (built, *(built + companion for companion in _COMPANIONS)):
             fsio.remove(name, op="remove unfinished restore")
-    return Restored(path, backend.version, backend.version_count, size, faults)
+    return Restored(path, replica.applied, replica.changes, size, faults)
 
 
 def target_path(destination: str) -> str:

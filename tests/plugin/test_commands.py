@@ -173,12 +173,15 @@ def test_a_plugin_that_is_not_important_says_so_loudly(tmp_path: Path, important
 
 
 def test_a_wallet_in_postgresql_is_told_and_does_not_come_up(tmp_path: Path) -> None:
-    """Lightningd never calls the hook then: `init` comes with no `db_write` before it."""
+    """lightningd never calls the hook then: `init` comes with no `db_write` before it."""
     home = Home(tmp_path)
     home.init()
-    report = home.run(*_ROUTER, "--before-init", "0", "--sigterm", "die", code=None)
-    assert report["committed"] == 0
+    # while it starts, lightningd hears no `stop`, and a SIGTERM ends it at once
+    node = home.start(*_ROUTER, "--before-init", "0", "--sigterm", "die")
+    node.communicate(timeout=60)
+    assert node.returncode == -15
     assert "This node is NOT protected" in home.log()
+    assert home.backup.stat().st_size == 512
 
 
 def test_shutdown_takes_the_late_writes_and_then_leaves(tmp_path: Path) -> None:
