@@ -19,6 +19,7 @@ from cln_backup.errors import BackupError, Damaged, Interrupted, ReplayFailed
 from cln_backup.initialize import Initialized, initialize, take_snapshot
 from cln_backup.restore import restore as restore_database
 from cln_backup.restore import target_path
+from cln_backup.server_cli import server, takeover, token
 from cln_backup.verify import verify as verify_backup
 
 if TYPE_CHECKING:
@@ -77,8 +78,12 @@ def _report(error: BackupError, *, as_json: bool) -> None:
 def cli() -> None:
     """Keep a Core Lightning node's database safe, and bring the node back.
 
-    URL names a backup: file:///absolute/path.
+    URL names a backup: file:///absolute/path, or socket:HOST:PORT on a server.
     """
+
+
+for _server_command in (server, token, takeover):
+    cli.add_command(_server_command)
 
 
 @_command(
@@ -388,7 +393,6 @@ def main() -> None:
     """The command line."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, _interrupt)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     cli()
 
 
