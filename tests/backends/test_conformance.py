@@ -386,6 +386,8 @@ def test_backup_that_one_node_claimed_is_no_other_nodes(started: str) -> None:
     assert told_by(started) == told(started_node())
 
 
+@pytest.mark.usefixtures("stages")
+@pytest.mark.usefixtures("stages")
 def test_claim_outlives_compaction_rewind_and_a_killed_writer(started: str) -> None:
     with open_backend(started, writable=True) as writer:
         writer.claim("02")

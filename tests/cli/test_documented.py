@@ -45,9 +45,8 @@ def _options() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("command", sorted(cli.commands))
-def test_every_command_is_documented_with_an_example(command: str) -> None:
-    section = _section(command)
-    assert f"$ backup-cli {command}" in section
+def test_every_command_is_documented_as_it_is_typed(command: str) -> None:
+    assert f"backup-cli {command}" in _section(command)
     assert re.search(rf"^\| \[?`{command}`", DOCUMENT, re.MULTILINE), "not in the list of commands"
 
 
@@ -60,8 +59,9 @@ def test_every_option_is_documented(command: str, option: str) -> None:
 def test_every_argument_is_documented(command: str) -> None:
     for parameter in cli.commands[command].params:
         if isinstance(parameter, click.Argument):
-            name = parameter.metavar or parameter.human_readable_name
-            assert name in _section(command)
+            shown = parameter.metavar or parameter.human_readable_name
+            for name in re.findall(r"\w+", shown):
+                assert name in _section(command)
 
 
 def test_no_option_is_documented_that_is_not_there() -> None:
