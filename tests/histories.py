@@ -22,17 +22,15 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.base import Backend
 
+_KEY = "PRIMARY KEY (name)"
 SCHEMA = (
-    "CREATE TABLE vars (name VARCHAR(32), val VARCHAR(255), intval INTEGER, blobval BLOB, "
-    "PRIMARY KEY (name))",
+    f"CREATE TABLE vars (name VARCHAR(32), val VARCHAR(255), intval INTEGER, blobval BLOB, {_KEY})",
     "INSERT INTO vars (name, intval) VALUES ('data_version', 0)",
     "INSERT INTO vars (name, intval) VALUES ('sum', 0)",
     "CREATE TABLE peers (id INTEGER PRIMARY KEY, node_id BLOB UNIQUE)",
-    "CREATE TABLE channels (id INTEGER PRIMARY KEY, state INTEGER, "
-    "peer_id INTEGER REFERENCES peers(id) ON DELETE CASCADE)",
+    "CREATE TABLE channels (id INTEGER PRIMARY KEY, peer_id INTEGER REFERENCES peers(id))",
     "CREATE TABLE payments (version INTEGER PRIMARY KEY, description TEXT)",
-    "CREATE TABLE outputs (prev_out_tx BLOB, prev_out_index INTEGER, status INTEGER, "
-    "reserved_til INTEGER)",
+    "CREATE TABLE outputs (prev_out_tx BLOB, prev_out_index, status INTEGER, reserved_til INTEGER)",
 )
 OFF = FOREIGN_KEYS_OFF
 ON = FOREIGN_KEYS_ON
@@ -60,6 +58,11 @@ class SnapshotBytes:
     def chunks(self) -> Iterator[bytes]:
         for start in range(0, len(self.content), self._piece_bytes):
             yield self.content[start : start + self._piece_bytes]
+
+
+def image(text: str) -> SnapshotBytes:
+    """What begins like a database and is none; for backends, which do not look into it."""
+    return SnapshotBytes(b"SQLite format 3\x00" + text.encode())
 
 
 def bump(version: int) -> str:

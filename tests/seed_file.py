@@ -11,11 +11,11 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from cln_backup.change import Change
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from cln_backup.change import Change
 
 _HEADER = ">IIQIQQ"
 _ENTRY = ">IIB"
@@ -98,6 +98,15 @@ class SeedNode:
         self.never_committed = 0
         for change in committed:
             self.commits(change)
+
+    @classmethod
+    def of(cls, path: Path, base: Change) -> SeedNode:
+        """A node whose backup was begun with a snapshot of its database."""
+        node = cls(path)
+        node._file.append(base)
+        node.committed.append(base)
+        node.restarts()
+        return node
 
     def commits(self, *changes: Change) -> None:
         for change in changes:

@@ -21,6 +21,7 @@ from cln_backup.initialize import Initialized, initialize, take_snapshot
 from cln_backup.keyring import add_keys_at_init, encrypted
 from cln_backup.restore import restore as restore_database
 from cln_backup.restore import target_path
+from cln_backup.server_cli import server, takeover, token
 from cln_backup.verify import verify as verify_backup
 
 if TYPE_CHECKING:
@@ -82,9 +83,14 @@ def _report(error: BackupError, *, as_json: bool) -> None:
 def cli() -> None:
     """Keep a Core Lightning node's database safe, and bring the node back.
 
-    URL names a backup: dir:///absolute/path, or file:///absolute/path for the format of the
-    community's plugin. A path alone will do; a new backup at a path alone is a dir: one.
+    URL names a backup: dir:///absolute/path, socket:HOST:PORT on a server, or
+    file:///absolute/path for the format of the community's plugin. A path alone will do; a new
+    backup at a path alone is a dir: one.
     """
+
+
+for _server_command in (server, token, takeover):
+    cli.add_command(_server_command)
 
 
 @_command(
@@ -423,7 +429,6 @@ def main() -> None:
     """The command line."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, _interrupt)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     cli()
 
 

@@ -3,7 +3,7 @@
 A second process (`python -m cln_backup.compact URL`) does the long part: it replays everything
 before the head into a database and stages a replacement beside the backup. It speaks lines of JSON
 with the writer, which has the last word: `{"staged": …}` comes from it, `more` lets it copy what
-came since, the end of its input lets it go.
+came since, the end of its input lets it go. Where a server did the work, `{"compacted": …}` comes.
 """
 
 from __future__ import annotations
@@ -45,13 +45,18 @@ def compact(
 ) -> Statistics:
     """Compacts a backup that no node writes to; the head stays as it is.
 
-    What was mended when the backup was opened is told to `log`. The compacted backup is on stable
-    storage, in the old one's place, when this returns.
+    A server compacts by itself, also while a node writes. What was mended when the backup was
+    opened is told to `log`. The compacted backup is on stable storage, in the old one's place, when
+    this returns.
 
     Raises:
         WriterConflict: a node writes to it; let its plugin do it (`lightning-cli backup-compact`).
         NotFound, Damaged, ReplayFailed, StorageError: the backup is as before.
     """
+    with open_backend(url) as reader:
+        statistics = reader.compact()
+    if statistics is not None:
+        return statistics
     with open_backend(url, writable=True) as writer:
         for notice in writer.notices:
             log(notice)
@@ -163,6 +168,10 @@ class _Process:
         Thread(target=_listen, args=(self._requests,), daemon=True).start()
         try:
             with open_backend(self._url) as reader:
+                statistics = reader.compact()
+                if statistics is not None:
+                    _say({"compacted": statistics})
+                    return 0
                 staged = stage(reader, self._go_on, beside_a_node=True)
                 while True:
                     _say({"staged": None if staged is None else staged._asdict()})

@@ -67,6 +67,9 @@ class Compactor:
         message, self._said = json.loads(self._said), b""
         if "error" in message:
             raise StorageError(message["error"])
+        if "compacted" in message:
+            done: Statistics = message["compacted"]
+            return done
         if message["staged"] is not None:
             staged = Staged(**message["staged"])
             if self._backend.size_bytes - staged.copied_bytes > _SWAP_BYTES:

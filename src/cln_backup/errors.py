@@ -9,10 +9,13 @@
     ├── Damaged            8   the backup holds bytes that cannot be right
     ├── ReplayFailed       9   the changes do not make a database
     ├── StorageError      10   the operating system failed a read, write or sync
+    │   └── Unreachable   15   a server did not answer in the time that is given to it
     ├── BadChange         11   a change that cannot be stored as it is
     ├── BadSettings       12   `backup.lock` is missing or cannot be understood
     ├── Discontinuity     13   the node's database and the backup do not fit together
-    ├── Locked            14   the backup is encrypted, and was not unlocked
+    ├── BadPacket         14   the other side of a connection sent what cannot be right
+    ├── AccessDenied      16   a server and its client do not trust each other
+    ├── Locked            17   the backup is encrypted, and was not unlocked
     └── Interrupted      130   stopped by the operator
 
 Code 2 is a wrong command line. Each message says what happened, what is safe and what to do next,
@@ -112,10 +115,31 @@ class Discontinuity(BackupError):
     exit_code = 13
 
 
+class BadPacket(BackupError):
+    """The other side of a connection sent what cannot be right; nothing of it was used."""
+
+    exit_code = 14
+
+
+class Unreachable(StorageError):
+    """A server did not answer in the time that is given to it.
+
+    Whether the last change reached it is found out by the next one that opens the backup.
+    """
+
+    exit_code = 15
+
+
+class AccessDenied(BackupError):
+    """A server does not trust its client, or the client not the server; nothing was stored."""
+
+    exit_code = 16
+
+
 class Locked(BackupError):
     """The backup is encrypted and was not unlocked; nothing of it was read or changed."""
 
-    exit_code = 14
+    exit_code = 17
 
 
 class Interrupted(BackupError):

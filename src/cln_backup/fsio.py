@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import sys
 import tempfile
 from typing import TYPE_CHECKING
@@ -76,11 +77,29 @@ def create_beside(path: str, purpose: str, *, op: str) -> tuple[int, str]:
             number += 1
 
 
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 @contextlib.contextmanager
 def scratch_directory(place: str, *, op: str) -> Iterator[str]:
-    """A directory for this block only; removed with all that is in it."""
+    """A directory for this block only; removed with all that is in it.
+
+    Those that processes of this machine left which were killed are removed as well.
+    """
+    prefix = f".{op.replace(' ', '-')}-{os.uname().nodename}-"
     with _storage_errors(op, place):
-        directory = tempfile.TemporaryDirectory(prefix=f".{op.replace(' ', '-')}-", dir=place)
+        for name in os.listdir(place):
+            pid = name.removeprefix(prefix).partition("-")[0]
+            if name.startswith(prefix) and pid.isdecimal() and not _lives(int(pid)):
+                shutil.rmtree(os.path.join(place, name), ignore_errors=True)
+        directory = tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=place)
     try:
         yield directory.name
     finally:

@@ -18,6 +18,8 @@ from cln_backup.settings import LOCK_NAME, Settings, create_settings, read_setti
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cln_backup.backends.base import Backend
+
 
 class Initialized(NamedTuple):
     """What was set up.
@@ -62,13 +64,7 @@ def initialize(url: str, directory: str | None, wallet: str | None = None) -> In
         )
     if not os.access(directory, os.W_OK):
         raise StorageError(f"{directory} cannot be written to by this user; nothing was made.")
-    with contextlib.suppress(NotFound):
-        open_backend(url).close()
-        raise AlreadyExists(
-            f"There is a backup at {redacted(url)} already; it is left as it is. Choose another "
-            "name. To go on with it after a restore, write its URL into backup.lock by hand: "
-            '{"backend_url": "URL"}'
-        )
+    _refuse_existing(url)
     version = size = 0
     if database is None:
         create_backend(url, None)
@@ -80,7 +76,7 @@ def initialize(url: str, directory: str | None, wallet: str | None = None) -> In
             size = base.snapshot.size_bytes
     create_settings(directory, Settings(url, wallet))
     with open_backend(url) as backend:
-        same_disk = os.stat(backend.storage_dir).st_dev == os.stat(database or directory).st_dev
+        same_disk = _same_disk(backend, database or directory)
     return Initialized(database, version, size, same_disk)
 
 
@@ -119,8 +115,26 @@ def take_snapshot(directory: str, log: Callable[[str], None]) -> Initialized:
             )
         backend.add_change(change)
         assert change.snapshot is not None
-        same_disk = os.stat(backend.storage_dir).st_dev == os.stat(database).st_dev
+        same_disk = _same_disk(backend, database)
         return Initialized(database, change.version, change.snapshot.size_bytes, same_disk)
+
+
+def _refuse_existing(url: str) -> None:
+    """Looks before a snapshot is taken, which may take long."""
+    with contextlib.suppress(NotFound), open_backend(url) as backend:
+        if backend.remote and backend.version_count == 0:
+            return  # as `init` on the server leaves it
+        raise AlreadyExists(
+            f"There is a backup at {redacted(url)} already; it is left as it is. Choose another "
+            "name. To go on with it after a restore, write its URL into backup.lock by hand: "
+            '{"backend_url": "URL"}'
+        )
+
+
+def _same_disk(backend: Backend, path: str) -> bool:
+    if backend.remote:
+        return False
+    return os.stat(backend.storage_dir).st_dev == os.stat(path).st_dev
 
 
 @contextmanager

@@ -168,6 +168,10 @@ class Plugin:
         _write(jsonrpc.log(level, message))
 
     def _db_write(self, message: Message) -> None:
+        if not self._asked:
+            from cln_backup import logbridge
+
+            logbridge.forward(self._log)
         self._asked = True
         if self._halted is None:
             try:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from cln_backup.backends.base import Backend
 
 _REMEMBERED_ANSWERS = 10_000
+_START_S = 120.0
+_START_PATIENCE_S = 80.0
+_LEAST_PATIENCE_S = 5.0
 _WAIT_FOR_WRITER_S = 10
 
 
@@ -34,6 +37,7 @@ class Replicator:
         self._directory = os.path.abspath(directory)
         self._log = log
         self.backend: Backend | None = None
+        self._made_at = time.monotonic()
         self._wallet: str | None = None
         self._last_answer_at: float | None = None
         self._compacted_at: float | None = None
@@ -60,9 +64,21 @@ class Replicator:
                     f"{self.backend.version}. Another program may write to the node's database or "
                     "to its backup. Nothing was stored; find it before you start the node again."
                 )
+        self.backend.patience_s = self._patience_s()
         self.backend.add_change(change)
         self._last_answer_at = time.time()
         self._answer_times_s.append(time.perf_counter() - started)
+
+    def _patience_s(self) -> float | None:
+        """How long a storage that is out of reach may be waited for now.
+
+        While the node starts, its other plugins give up some 120 s after they were asked, and take
+        it down; later nothing ends a wait but the backend's own deadline.
+        """
+        age_s = time.monotonic() - self._made_at
+        if age_s > _START_S:
+            return None
+        return max(_LEAST_PATIENCE_S, _START_PATIENCE_S - age_s)
 
     def _open(self, change: Change) -> Backend:
         settings = read_settings(self._directory)

@@ -14,15 +14,16 @@ _DATA_VERSION_BUMP = re.compile(
     re.IGNORECASE,
 )
 _PRAGMA = re.compile(r"[ \t\r\n]*PRAGMA\b", re.IGNORECASE)
-_REACHING_OUT = re.compile(
-    r"\s*PRAGMA\s+(?:\w+\s*\.\s*)?[`\"'\[]?(?:\w+_directory|\w+_heap_limit|writable_schema|threads)",
-    re.IGNORECASE,
-)
 _FOREIGN_KEYS = re.compile(
     r"\s*PRAGMA\s+(?:main\s*\.\s*)?foreign_keys\s*(?:=\s*|\(\s*)['\"]?(\w+)", re.IGNORECASE
 )
 _NAME = r"[`\"\[]?(?:main[`\"\]]?\.[`\"\[]?)?(\w+)"
-_KIND = re.compile(r"\s*(CREATE\s+(?:UNIQUE\s+)?\w+|ALTER\s+\w+|DROP\s+\w+|\w+)", re.IGNORECASE)
+_KIND = re.compile(
+    r"\s*(CREATE\s+(?:UNIQUE\s+)?(?:TABLE|INDEX|TRIGGER|VIEW)|ALTER\s+TABLE"
+    r"|DROP\s+(?:TABLE|INDEX|TRIGGER|VIEW)|INSERT|REPLACE|UPDATE|DELETE|SELECT|PRAGMA|VACUUM|ATTACH"
+    r"|BEGIN|COMMIT)\b",
+    re.IGNORECASE,
+)
 _TABLE = re.compile(
     r"\s*(?:"
     r"(?:INSERT|REPLACE)(?:\s+OR\s+\w+)?\s+INTO\s+"
@@ -64,11 +65,6 @@ def foreign_keys_after(statements: Sequence[str], before: bool) -> bool:
         if match := _FOREIGN_KEYS.match(statement):
             enforced = match[1].upper() in {"ON", "1", "YES", "TRUE"}
     return enforced
-
-
-def reaches_out(statement: str) -> bool:
-    """Whether a `PRAGMA` changes the process or other files, rather than the database."""
-    return _REACHING_OUT.match(statement) is not None
 
 
 def bumps_data_version_to(statement: str) -> int | None:

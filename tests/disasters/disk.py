@@ -1,6 +1,6 @@
 """What a cut can leave of files that were being written.
 
-`Recorder` writes down every call by which `cln_backup.fsio` changes a file or a directory, in order,
+`Recorder` writes down each call by which `cln_backup.fsio` changes a file or a directory, in order,
 under the label of the step. From that record, `killed` says what stands there when the process dies
 between two calls, and `power_cuts` what may stand there when the machine dies: of the bytes that
 were not synced, any sectors may be missing, and of the names that were not synced, any.
@@ -131,7 +131,7 @@ class _RecordingOs:
         self._recorder.renamed_or_removed(source, target)
 
 
-_LABELLED = (
+LABELLED = (
     "create", "open_lock", "write_at", "sync", "truncate", "sync_directory", "publish", "replace",
     "keep", "remove", "write_file",
 )  # fmt: skip
@@ -164,7 +164,7 @@ class Recorder:
 
     def start(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fsio, "os", _RecordingOs(self))
-        for name in _LABELLED:
+        for name in LABELLED:
             monkeypatch.setattr(fsio, name, self._labelled(getattr(fsio, name)))
 
     def _labelled(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -178,7 +178,7 @@ def base_of(history: Sequence[Change]) -> Change:
     """A snapshot of the database after these changes; its bytes are the same in every process."""
     with tempfile.TemporaryDirectory() as directory:
         path = build_database(Path(directory) / "base.sqlite3", history)
-        return Change(history[-1].version, SnapshotBytes(path.read_bytes()), None)
+        return Change(history[-1].version, SnapshotBytes(path.read_bytes(), 16_384), None)
 
 
 def all_scenarios() -> dict[str, Scenario]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -42,30 +42,51 @@ if TYPE_CHECKING:
 SCENARIOS = all_scenarios()
 
 
+class Milestone(NamedTuple):
+    """What was answered after so many steps, and what the backup's file held then."""
+
+    steps: int
+    state: State | None
+    content: bytes
+
+    def is_append_to(self, state: State) -> bool:
+        assert self.state is not None
+        return self.state.history[:-1] == state.history
+
+
 class Judge:
     """Opens what a cut left, and says whether anything is lost, mixed up or made up."""
 
     def __init__(self, place: Path) -> None:
         self.judged = 0
+        self.begun: list[Files] = []
         self._place = place
         self._numbers = count()
         self._seen: set[tuple[bytes, int]] = set()
         self._databases: dict[str, Path] = {}
         self._replayed: set[bytes] = set()
 
-    def judge(self, files: Files, allowed: Sequence[State | None], answered: int) -> None:
-        """Judges files, which must hold one of the states; `None` is no backup."""
+    def judge(self, files: Files, answered: Milestone, coming: Milestone | None) -> None:
+        """Judges files, which must hold what was answered last, or what was in flight."""
         key = hashlib.sha256()
         for name in sorted(files):
             key.update(f"{name} {len(files[name])} ".encode() + files[name])
-        if (key.digest(), answered) in self._seen:
+        if (key.digest(), answered.steps) in self._seen:
             return
-        self._seen.add((key.digest(), answered))
+        self._seen.add((key.digest(), answered.steps))
         self.judged += 1
-        state = self._opened(files, allowed)
-        if state is not None:
-            self._goes_on(files, state.history)
-            self._drops(files, state)
+        found = self._opened(files, answered, coming)
+        if found is None:
+            return
+        self._goes_on(files, found.history)
+        to = found.drops_to
+        is_begun = found is answered.state and files[NAME] != answered.content
+        if is_begun and coming is not None and coming.is_append_to(found):
+            self.begun.append(files)
+        elif to is not None:
+            self._drops(files, found.history, to)
+        elif not found.may_drop:
+            self.refuses_to_drop(files)
 
     def _directory(self, files: Files) -> Path:
         directory = self._place / str(next(self._numbers))
@@ -73,10 +94,10 @@ class Judge:
         place(files, directory)
         return directory
 
-    def _opened(self, files: Files, allowed: Sequence[State | None]) -> State | None:
+    def _opened(self, files: Files, answered: Milestone, coming: Milestone | None) -> State | None:
         directory = self._directory(files)
         if NAME not in files:
-            assert None in allowed, "the backup is gone"
+            assert answered.state is None, "the backup is gone"
             for writable in (False, True):
                 with pytest.raises(NotFound):
                     FileBackend.open(url_in(directory), writable=writable)
@@ -85,8 +106,8 @@ class Judge:
             return None
         seen = told_by(url_in(directory))
         assert {path.name: path.read_bytes() for path in directory.iterdir()} == files
-        states = [state for state in allowed if state is not None]
-        state = next((one for one in states if told(one.history) == seen), None)
+        states = [answered.state, None if coming is None else coming.state]
+        state = next((one for one in states if one and told(one.history) == seen), None)
         assert state is not None, f"neither before nor after: {_short(seen)}"
         with FileBackend.open(url_in(directory), writable=True) as writer:
             assert told(writer.stream_changes()) == seen
@@ -115,28 +136,28 @@ class Judge:
             self._databases[key] = build_database(path, history)
         return self._databases[key]
 
-    def _drops(self, files: Files, state: State) -> None:
-        """The node may start before the head, which then has to go; or must not, when it went."""
-        if state.may_drop and state.drops_to is None:
-            return
+    def _drops(self, files: Files, history: list[Change], to: list[Change]) -> None:
+        """The node may start before the head, which then has to go."""
         directory = self._directory(files)
+        change = next_change(to)
         with FileBackend.open(url_in(directory), writable=True) as writer:
-            if state.drops_to is None:
-                with pytest.raises(Discontinuity):
-                    writer.rewind()
-                return
             writer.rewind()
-            assert told(writer.stream_changes()) == told(state.drops_to)
-            change = next_change(state.drops_to)
+            assert told(writer.stream_changes()) == told(to)
             writer.add_change(change)
-        assert told_by(url_in(directory)) == told([*state.drops_to, change])
+        assert told_by(url_in(directory)) == told([*to, change])
         kept = [
             path
             for path in directory.iterdir()
             if ".dropped-" in path.name and path.name not in files
         ]
         assert len(kept) == 1, "the dropped change was not kept"
-        assert told_by(f"file://{kept[0]}") == told(state.history[-1:])
+        assert told_by(f"file://{kept[0]}") == told(history[-1:])
+
+    def refuses_to_drop(self, files: Files) -> None:
+        """The node committed the head, or dropped its successor: it can never start before it."""
+        url = url_in(self._directory(files))
+        with FileBackend.open(url, writable=True) as writer, pytest.raises(Discontinuity):
+            writer.rewind()
 
 
 def _short(seen: Sequence[Told]) -> str:
@@ -148,25 +169,32 @@ def _short(seen: Sequence[Told]) -> str:
 
 def _cut_everywhere(
     scenario: Scenario, place: Path, monkeypatch: pytest.MonkeyPatch, least: int
-) -> None:
+) -> Judge:
     work = place / "work"
     work.mkdir()
     scenario.prepare(work)
     recorder = Recorder(work)
-    milestones: list[tuple[int, State | None]] = [(0, scenario.before)]
+    file = work / NAME
+    milestones: list[Milestone] = []
+
+    def answered(state: State | None) -> None:
+        content = file.read_bytes() if file.exists() else b""
+        milestones.append(Milestone(len(recorder.steps), state, content))
+
+    answered(scenario.before)
     with monkeypatch.context() as patch:
         recorder.start(patch)
-        scenario.act(work, lambda state: milestones.append((len(recorder.steps), state)))
+        scenario.act(work, answered)
     judge = Judge(place)
-    total = len(recorder.steps)
-    assert total == milestones[-1][0], "something was written after the answer"
-    for after in range(total + 1):
-        answered = sum(1 for steps, _ in milestones if steps <= after) - 1
-        allowed = [state for _, state in milestones[answered : answered + 2]]
-        judge.judge(recorder.killed(after), allowed, answered)
+    assert len(recorder.steps) == milestones[-1].steps, "something was written after the answer"
+    for after in range(len(recorder.steps) + 1):
+        last = sum(1 for milestone in milestones if milestone.steps <= after) - 1
+        coming = milestones[last + 1] if last + 1 < len(milestones) else None
+        judge.judge(recorder.killed(after), milestones[last], coming)
         for files in recorder.power_cuts(after):
-            judge.judge(files, allowed, answered)
+            judge.judge(files, milestones[last], coming)
     assert judge.judged >= least
+    return judge
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -174,9 +202,18 @@ def test_cut_at_every_step(name: str, memory_path: Path, monkeypatch: pytest.Mon
     _cut_everywhere(SCENARIOS[name], memory_path, monkeypatch, least=2)
 
 
-def _at_every_place_in_a_sector(length: int) -> range:
-    """Lengths of text before an entry, so that its sectors end in each byte of it once."""
-    return range(length + 12)
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name.startswith("a ")])
+def test_head_whose_successor_was_begun_is_not_dropped(
+    name: str, memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node asked for the next change, so it had committed this one.
+
+    A database from before it is an old one, and must not be taken for one that has to catch up.
+    """
+    judge = _cut_everywhere(SCENARIOS[name], memory_path, monkeypatch, least=2)
+    assert judge.begun
+    for files in judge.begun:
+        judge.refuses_to_drop(files)
 
 
 @pytest.mark.parametrize("part", range(4))

@@ -173,7 +173,7 @@ def test_a_plugin_that_is_not_important_says_so_loudly(tmp_path: Path, important
 
 
 def test_a_wallet_in_postgresql_is_told_and_does_not_come_up(tmp_path: Path) -> None:
-    """lightningd never calls the hook then: `init` comes with no `db_write` before it."""
+    """The hook is never called then: `init` comes with no `db_write` before it."""
     home = Home(tmp_path)
     home.init()
     # while it starts, lightningd hears no `stop`, and a SIGTERM ends it at once

@@ -14,8 +14,7 @@ from cln_backup.change import Change
 from cln_backup.errors import BadChange
 from cln_backup.formats import v1
 from tests.histories import (
-    SnapshotBytes,
-    bump,
+    image,
     payment,
     payments,
     rider,
@@ -96,29 +95,9 @@ def test_statement_that_could_not_be_read_back_is_refused(statements: list[str])
         v1.pack_transaction(statements)
 
 
-@given(st.integers(1, 2**31), st.lists(_STATEMENT), st.data())
-def test_a_hole_in_a_transaction_is_seen(
-    version: int, raw: list[bytes], data: st.DataObject
-) -> None:
-    texts = [statement.decode("utf-8", "surrogateescape") for statement in raw]
-    payload = v1.pack_transaction([*texts, bump(version)])
-    assert v1.looks_whole(version, payload)
-    start = data.draw(st.integers(0, len(payload) - 1))
-    length = data.draw(st.integers(2, 600))
-    holed = payload[:start] + bytes(min(length, len(payload) - start)) + payload[start + length :]
-    assert not v1.looks_whole(version, holed)
-
-
-def test_transaction_of_another_version_is_not_whole() -> None:
-    payload = v1.pack_transaction(["a", bump(7)])
-    assert v1.looks_whole(7, payload)
-    assert not v1.looks_whole(8, payload)
-    assert v1.looks_whole(7, v1.pack_transaction(["PRAGMA foreign_keys = OFF;"]))
-
-
 def test_file_is_what_the_seed_writes_to_the_last_byte(tmp_path: Path) -> None:
     ours, seeds = tmp_path / "ours", tmp_path / "seeds"
-    base = Change(2, SnapshotBytes(b"SQLite format 3\x00 and so on" * 400), None)
+    base = Change(2, image("and so on" * 700), None)
     history = [*payments(3, 6), rider(5), rider(5, "PRAGMA foreign_keys = ON;"), payment(6, "ä")]
     seed = SeedFile.create(seeds)
     FileBackend.create(f"file://{ours}", None)
@@ -134,7 +113,7 @@ def test_file_is_what_the_seed_writes_to_the_last_byte(tmp_path: Path) -> None:
 
 
 def test_backup_made_with_a_snapshot_is_what_the_seed_writes(tmp_path: Path) -> None:
-    base = Change(17, SnapshotBytes(bytes(range(256)) * 40), None)
+    base = Change(17, image("all bytes" * 400), None)
     FileBackend.create(f"file://{tmp_path}/ours", base)
     SeedFile.create(tmp_path / "seeds").append(base)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "seeds").read_bytes()

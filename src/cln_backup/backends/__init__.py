@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _SCHEMES = {
     "dir": ("cln_backup.backends.dir", "DirBackend"),
     "file": ("cln_backup.backends.file", "FileBackend"),
+    "socket": ("cln_backup.backends.socket", "SocketBackend"),
 }
 
 
@@ -56,9 +57,14 @@ def create_backend(url: str, base: Change | None) -> None:
 
 
 def redacted(url: str) -> str:
-    """The URL without what may be secret in it: a user's password, and any query's values."""
+    """The URL without what may be secret in it: a user's password, and any query's values.
+
+    A `socket:` URL has no place for secrets, so it is shown whole, as it can be used again.
+    """
     if url.startswith("file:///") and "?" not in url:
         return url  # a path only, and any other sign may be part of it
+    if url.startswith("socket:") and "@" not in url:
+        return url
     location, question_mark, query = url.partition("?")
     before, at, after = location.rpartition("@")
     if at:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypedDict
 
 from cln_backup.change import Kind
 from cln_backup.errors import BadChange, Discontinuity
@@ -27,6 +27,7 @@ class Staged(NamedTuple):
 
     Attributes:
         name: what the backend calls it.
+        source: what tells the backup that it was made from from the one after a `replace`.
         fold_bytes: where in the backup the part begins that is kept as it is.
         copied_bytes: up to where the backup was copied into it.
         shift_bytes: how much later (negative: earlier) a change stands in the replacement.
@@ -34,6 +35,7 @@ class Staged(NamedTuple):
     """
 
     name: str
+    source: int
     fold_bytes: int
     copied_bytes: int
     shift_bytes: int
@@ -68,6 +70,9 @@ class Backend(ABC):
         prev_version: the version that `rewind` goes back to.
         version_count: number of changes.
         notices: what was found and mended when the backup was opened, for the log.
+        patience_s: how long a call may wait for a storage that is out of reach; `None` for as
+            long as the URL says. A storage of this machine is never waited for.
+        remote: whether the storage is reached over a network.
     """
 
     url: str
@@ -75,6 +80,8 @@ class Backend(ABC):
     prev_version: int
     version_count: int
     notices: list[str]
+    patience_s: float | None = None
+    remote: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -226,6 +233,17 @@ class Backend(ABC):
     @abstractmethod
     def discard(self) -> None:
         """Removes all replacements that are not in use; the backup is as before."""
+
+    def compact(self) -> Statistics | None:
+        """Has the storage compact the backup itself, where that is a server that can.
+
+        For a reader or the writer; a writer goes on meanwhile. `None`, with nothing done, where
+        the work is the caller's, by `stage` and `replace`.
+
+        Raises:
+            StorageError: the backup is as before.
+        """
+        return None
 
     @abstractmethod
     def close(self) -> None:

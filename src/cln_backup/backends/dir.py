@@ -404,7 +404,8 @@ class DirBackend(Backend):
         # Whoever stages has read what it needs; its lock would keep the old generation.
         self._let_go_of_base()
         count_now = count + self._tracker.ordinal - ordinal
-        return Staged(path, start.offset_bytes, _ALL_COPIED, 0, self.version_count - count_now)
+        made_from, folded = self._base.generation, self.version_count - count_now
+        return Staged(path, made_from, start.offset_bytes, _ALL_COPIED, 0, folded)
 
     def _read_back(self, stored: StoredSnapshot) -> None:
         """Reads what was written, from the disk where the system lets us."""
@@ -423,6 +424,8 @@ class DirBackend(Backend):
     def replace(self, staged: Staged) -> None:
         """See `Backend.replace`. One name is published; what has expired is removed beside."""
         writer = self._require_writer()
+        if staged.source != self._base.generation:
+            raise StorageError(f"{staged.name} is not what was staged; the backup is as before.")
         generation = self._base.generation + 1
         fd = fsio.open_existing(staged.name, writable=False, op="open new base")
         try:

@@ -144,6 +144,12 @@ class FileBackend(Backend):
                 "community's plugin leaves them after a crash. They do not count; they are taken "
                 "out when a node or a compaction next writes to the backup."
             )
+        if layout.header.version > self.version or layout.header.offset_bytes > layout.size_bytes:
+            self.notices.append(
+                f"The header names a change for version {layout.header.version} that is not there. "
+                "It was cut off while it was written, before the node was answered, or with the "
+                f"end of the file later. The backup is at version {self.version}."
+            )
         if layout.torn_bytes:
             self.notices.append(
                 f"The backup ends with {layout.torn_bytes} bytes of a change that was cut while it "
@@ -248,6 +254,8 @@ class FileBackend(Backend):
         kind = change.kind
         foreign_keys = self._head is None or self._head.foreign_keys
         if change.transaction is None:
+            assert change.snapshot is not None
+            v1.pack_entry_head(change.snapshot.size_bytes, change.version, v1.SNAPSHOT)
             with self._last_write():
                 end = file_rewrite.write_snapshot(self._fd, change, start)
                 fsio.sync(self._fd, op="sync snapshot")
@@ -283,6 +291,7 @@ class FileBackend(Backend):
                 "There is no change that could be dropped: only the last one can be in doubt, "
                 "and it was dropped already or there is none. Nothing was changed."
             )
+        self.discard()  # a replacement holds the head as it was
         with self._last_write():
             kept = file_rewrite.set_aside(self._fd, self._path, self._head)
             self.notices.append(f"The dropped change is kept as {kept}.")

@@ -133,7 +133,8 @@ def stage(
                 end = fsio.write_at(new_fd, [rider, payload], end, op="write rider")
                 count = 2
         fold = head.offset_bytes
-        staged = Staged(built, fold, fold, end - fold, version_count - 1 - count)
+        source = os.fstat(fd).st_ino
+        staged = Staged(built, source, fold, fold, end - fold, version_count - 1 - count)
         return _stage_more(fd, new_fd, staged)
     except BaseException:
         fsio.remove(built, op="remove unfinished compaction")
@@ -177,7 +178,8 @@ def copy_to_staged(fd: int, new_fd: int, staged: Staged, end: int) -> None:
     """
     start = staged.copied_bytes
     to = start + staged.shift_bytes
-    if fsio.size_bytes(new_fd) != to or start > end:
+    made_from_this = staged.source == os.fstat(fd).st_ino
+    if not made_from_this or fsio.size_bytes(new_fd) != to or start > end:
         raise StorageError(f"{staged.name} is not what was staged; the backup is as before.")
     _copy(fd, start, end, new_fd, to, op="copy to compacted backup")
 

@@ -62,6 +62,7 @@ class Layout(NamedTuple):
         before: the entry before it.
         version_count: number of entries that count.
         stale: number of entries that do not.
+        torn_version: the data version that what is torn names, where it has come so far.
     """
 
     header: v1.Header
@@ -71,17 +72,21 @@ class Layout(NamedTuple):
     before: Entry | None
     version_count: int
     stale: int
+    torn_version: int | None
 
     @property
     def head_may_be_dropped(self) -> bool:
-        """Whether the head was stored last: nothing after it was dropped or torn.
+        """Whether the head was stored last: nothing after it was begun or dropped.
 
-        The header says so, unless it has yet to learn of the head.
+        Where the next one was begun, the node had committed the head; unless it was begun in the
+        head's place, as the community's plugin does after a crash.
         """
-        if self.head is None or self.torn_bytes:
+        if self.head is None:
             return False
+        if self.torn_bytes:
+            return self.torn_version == self.head.version
         in_flight = self.head.offset_bytes >= self.header.offset_bytes
-        return in_flight or self.header.prev_offset_bytes != 0
+        return in_flight or self.header.prev_offset_bytes == self.head.offset_bytes
 
     @property
     def torn_bytes(self) -> int:
@@ -159,7 +164,11 @@ def scan(fd: int, path: str) -> Layout:
             f"the file ends at version {version}, and its header says that version "
             f"{header.version} was stored, up to byte {header.offset_bytes}",
         )
-    return Layout(header, end, size, head, before, count, stale)
+    begun = fsio.read_at(fd, v1.ENTRY_BYTES, end, op=_READ)
+    torn_version = None
+    if len(begun) == v1.ENTRY_BYTES:
+        torn_version = v1.unpack_entry_head(begun).version
+    return Layout(header, end, size, head, before, count, stale, torn_version)
 
 
 def entries(fd: int, size_bytes: int) -> Iterator[Entry]:
@@ -230,6 +239,11 @@ def _entry_at(fd: int, offset: int, size: int, last: Entry | None) -> Entry:
                 raise _Unreadable(offset, f"a rider for version {version} after {last.version}")
             foreign_keys = statements.foreign_keys_after(rider, foreign_keys)
             return Entry(offset, length, version, Kind.RIDER, foreign_keys)
+    if last is None and version != 1:
+        # A change that was set aside; nothing before it says that its version is right.
+        alone = Entry(offset, length, version, Kind.TRANSACTION, foreign_keys)
+        if not _is_whole(fd, alone):
+            raise _Unreadable(offset, f"version {version} as the first")
     if last is not None and version != last.version + 1:
         replaces = version == last.version and last.kind is Kind.TRANSACTION
         if not replaces:
@@ -246,11 +260,12 @@ def _resume(fd: int, offset: int, size: int, held: Entry | None) -> int | None:
     """
     torn = [(held.offset_bytes, held.version, offset)] if held is not None else []
     torn.append((offset, 1 if held is None else held.version + 1, size))
-    for start, version, limit in torn:
+    for start, version, end in torn:
         head = fsio.read_at(fd, v1.ENTRY_BYTES, start, op=_READ)
         if head[4:] != v1.pack_entry_head(0, version, v1.TRANSACTION)[4:]:
             continue
         first = start + v1.ENTRY_BYTES
+        limit = min(end, first + v1.unpack_entry_head(head).length_bytes)  # else it is not torn
         region = fsio.read_at(fd, min(limit + 9 - first, _MAX_RESUME_BYTES), first, op=_READ)
         at = region.find(head[4:])
         for _ in range(_MAX_CANDIDATES):

@@ -1,0 +1,96 @@
+"""The server's certificate: one that was given, or one that it makes for itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import ssl
+
+from cln_backup import fsio
+from cln_backup.errors import BadSettings
+
+_COMMON_NAME = "cln-backup server"
+_DAYS = 36_500
+"""The fingerprint is what clients trust; a date would only end it at a bad moment."""
+
+
+def load(certificate: str, key: str) -> ssl.SSLContext:
+    """TLS with the certificate and key in two PEM files.
+
+    Raises:
+        BadSettings: they cannot be read, or do not belong together.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:
+        raise BadSettings(
+            f"The certificate {certificate} with the key {key} cannot be used: "
+            f"{error.strerror or error}"
+        ) from error
+    return context
+
+
+def fingerprint(certificate: str) -> str:
+    """SHA-256 of the first certificate in a PEM file, as clients pin it. Raises `BadSettings`."""
+    fd = fsio.open_existing(certificate, writable=False, op="read certificate")
+    try:
+        content = fsio.read_at(fd, 1 << 20, 0, op="read certificate").decode("ascii", "replace")
+    finally:
+        os.close(fd)
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    first = content[content.find(begin) : content.find(end) + len(end)]
+    try:
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()
+    except ValueError:
+        raise BadSettings(f"{certificate} holds no certificate in PEM.") from None
+
+
+def make(directory: str) -> tuple[str, str]:
+    """The paths of a certificate and key in a directory; made now where they are not there yet.
+
+    Durable when it returns. Needs the extra `tls` (the package `cryptography`).
+
+    Raises:
+        BadSettings: the extra is not installed.
+        StorageError: they cannot be written.
+    """
+    certificate = os.path.join(directory, "server.crt")
+    key = os.path.join(directory, "server.key")
+    if os.path.exists(certificate) and os.path.exists(key):
+        return certificate, key
+    try:
+        import datetime as dt
+
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+    except ImportError:
+        raise BadSettings(
+            "To make a certificate, the extra tls is needed: pip install 'cln-backup[tls]'. Or "
+            "give one with --tls-cert and --tls-key."
+        ) from None
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _COMMON_NAME)])
+    start = dt.datetime.now(dt.timezone.utc) - dt.timedelta(days=1)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + dt.timedelta(days=_DAYS))
+        .sign(private, hashes.SHA256())
+    )
+    secret = private.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    fsio.write_file(key, secret, op="write server key")
+    public = signed.public_bytes(serialization.Encoding.PEM)
+    fsio.write_file(certificate, public, op="write server certificate")
+    return certificate, key

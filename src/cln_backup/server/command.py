@@ -1,0 +1,158 @@
+"""`backup-cli server`: the server as a process."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup.backends import redacted
+from cln_backup.backends.socket_url import Address, parse_address
+from cln_backup.errors import BadSettings, NotFound
+from cln_backup.server import listener, logs, systemd
+from cln_backup.server.nodes import read_nodes
+from cln_backup.server.served import Served
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from types import FrameType
+
+_log = logging.getLogger("cln_backup.server")
+
+
+class Options(NamedTuple):
+    """What the command line says; paths and addresses as text."""
+
+    nodes_file: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_dir: str | None = None
+    insecure: bool = False
+    metrics: str | None = None
+    log_mode: str = "plain"
+    log_level: str = "info"
+
+
+def serve(url: str | None, address: str | None, options: Options) -> None:
+    """Serves until SIGTERM or SIGINT; then finishes what was begun, and returns.
+
+    Raises:
+        BadSettings: what is asked for is not safe, or not complete.
+        BackupError: a backup cannot be opened, or an address not be listened at.
+    """
+    logs.set_up(options.log_mode, options.log_level)
+    place = None if address is None else parse_address(address)
+    figures_at = None if options.metrics is None else parse_address(options.metrics)
+    nodes = _nodes(url, options)
+    tls = _tls(options)
+    sockets = _sockets(place)
+    _refuse_unsafe(sockets, nodes, tls, options)
+    _raise_file_limit()
+    for node in nodes.values():
+        _open(node)
+    server = listener.Listener(nodes, sockets, tls)
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        server.stop()
+
+    for order in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(order, stop)
+    if figures_at is not None:
+        from cln_backup.server import metrics
+
+        port = metrics.serve(figures_at, nodes, server)
+        _log.info("Metrics at http://%s/metrics", Address(figures_at.host, port))
+    for node in nodes.values():
+        version = node.last.version if node.last is not None else 0
+        name = f" for the node {node.name}" if node.name else ""
+        _log.info("Serving %s%s, at version %d", redacted(node.url), name, version)
+    for sock in sockets:
+        # The words that scripts around the community's server wait for.
+        _log.info("Waiting for connection on %s", Address(*sock.getsockname()[:2]))
+    systemd.notify("READY=1")
+    server.run()
+    systemd.notify("STOPPING=1")
+    _log.info("Stopped")
+
+
+def _open(node: Served) -> None:
+    try:
+        node.open()
+    except NotFound:
+        _log.warning(
+            "There is no backup at %s yet. If there was one, look whether its disk is mounted; a "
+            "node's first `backup-cli init` makes it.",
+            redacted(node.url),
+        )
+
+
+def _nodes(url: str | None, options: Options) -> dict[str, Served]:
+    if (url is None) == (options.nodes_file is None):
+        raise BadSettings("Name either one backup's URL, or a list of nodes with --nodes.")
+    if options.nodes_file is not None:
+        return read_nodes(options.nodes_file)
+    assert url is not None
+    return {"": Served("", url, None)}
+
+
+def _tls(options: Options) -> ssl.SSLContext | None:
+    given = (options.tls_cert, options.tls_key)
+    if given != (None, None) and (None in given or options.tls_dir is not None):
+        raise BadSettings("Give --tls-cert and --tls-key, or --tls-dir alone.")
+    if given == (None, None) and options.tls_dir is None:
+        return None
+    from cln_backup.server import certificate
+
+    if options.tls_dir is not None:
+        paths = certificate.make(options.tls_dir)
+    else:
+        assert options.tls_cert is not None
+        assert options.tls_key is not None
+        paths = (options.tls_cert, options.tls_key)
+    context = certificate.load(*paths)
+    shown = certificate.fingerprint(paths[0])
+    _log.info("Certificate %s; clients pin it with fingerprint=%s", paths[0], shown)
+    return context
+
+
+def _sockets(place: Address | None) -> list[socket.socket]:
+    passed = systemd.passed_sockets()
+    if passed and place is not None:
+        raise BadSettings("systemd has opened the sockets already; give no HOST:PORT.")
+    if passed:
+        return passed
+    if place is None:
+        raise BadSettings("Say where to listen: HOST:PORT, such as 127.0.0.1:8700.")
+    return listener.bind(place)
+
+
+def _refuse_unsafe(
+    sockets: list[socket.socket],
+    nodes: dict[str, Served],
+    tls: ssl.SSLContext | None,
+    options: Options,
+) -> None:
+    if options.insecure or all(map(listener.is_loopback, sockets)):
+        return
+    if tls is None:
+        raise BadSettings(
+            "This address can be reached from other machines, and without TLS everybody on the way "
+            "could read and change the backup. Give --tls-dir (or --tls-cert and --tls-key); or "
+            "listen at 127.0.0.1 and bring nodes there by SSH, WireGuard or Tor; or say --insecure."
+        )
+    if any(node.token_hash is None for node in nodes.values()):
+        raise BadSettings(
+            "This address can be reached from other machines, and without tokens everybody could "
+            "read and write the backup. Make a list of nodes with their tokens (--nodes, "
+            "`backup-cli token`); or say --insecure."
+        )
+
+
+def _raise_file_limit() -> None:
+    """Each node has some files and connections open; the usual limit is for 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1 << 16 if hard == resource.RLIM_INFINITY else hard
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

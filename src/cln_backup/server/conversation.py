@@ -1,0 +1,381 @@
+"""One connection to the server, from its greeting to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import tempfile
+import threading
+from hmac import compare_digest
+from typing import TYPE_CHECKING
+
+from cln_backup.backends.download import unpack_snapshot
+from cln_backup.change import Change
+from cln_backup.errors import (
+    AccessDenied,
+    BackupError,
+    BadPacket,
+    Damaged,
+    NotFound,
+    WriterConflict,
+)
+from cln_backup.formats import v1, wire
+from cln_backup.server.served import head_digest, standing_of
+from cln_backup.server.streaming import send_all_plain, send_changes
+from cln_backup.spool import Spool, free_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import TypeVar
+
+    from cln_backup.backends.base import Backend
+    from cln_backup.channel import Channel
+    from cln_backup.server.served import Served
+
+    T = TypeVar("T")
+
+_log = logging.getLogger("cln_backup.server")
+
+GREETING_S = 10.0
+"""How long a connection may take to say what it wants."""
+
+IDLE_S = 300.0
+"""How long one that is not the writer may say nothing. A writer may be quiet for days."""
+
+_SMALL_BYTES = 1 << 22
+_large_ones = threading.BoundedSemaphore(2)
+_IGNORED = (wire.ACK, wire.NACK, wire.METADATA, wire.COMPACT_RES)
+_MAX_IGNORED_BYTES = 1 << 16
+
+
+class Conversation:
+    """What one client asks and is answered. Whatever it sends, it ends this connection at most."""
+
+    def __init__(
+        self, channel: Channel, peer: str, nodes: Mapping[str, Served], *, local: bool
+    ) -> None:
+        self.peer = peer
+        self.local = local
+        self.who = ""
+        self.greeted = False
+        self._channel = channel
+        self._nodes = nodes
+        self._node: Served | None = None
+        self._reader: Backend | None = None
+        self._hello: wire.Hello | None = None
+        self._evicted = False
+        self._writes = 0
+
+    def run(self) -> None:
+        """Serves until the client closes, or does what must not be. Raises nothing."""
+        try:
+            self._serve()
+        except BadPacket as error:
+            self._say(logging.WARNING, f"closed: the client sent {error}")
+        except BackupError as error:
+            self._say(logging.WARNING, f"closed: {error}")
+        except OSError as error:
+            self._say(logging.INFO, f"connection lost: {error}")
+        except Exception:  # noqa: BLE001 - one connection's fault must touch no other
+            _log.exception("%s: closed, by a fault of this program; please report it", self.peer)
+        finally:
+            node = self._node
+            if node is not None:
+                node.counters.received_bytes += self._channel.received_bytes
+                node.counters.connections -= 1
+                node.release(self)
+            if self._reader is not None:
+                self._reader.close()
+            self._channel.close()
+
+    def probe(self) -> None:
+        """See `served.Writer`."""
+        self._channel.probe()
+
+    def evict(self) -> None:
+        """See `served.Writer`."""
+        self._evicted = True
+        self._say(logging.WARNING, "another connection takes over the right to write")
+        self._channel.shut()
+
+    def finish(self) -> None:
+        """Answers what was asked, and reads no more: the server stops."""
+        self._channel.shut_reading()
+
+    def _say(self, level: int, text: str) -> None:
+        name = self._node.name if self._node is not None else ""
+        _log.log(level, "%s%s: %s", self.peer, f" ({name})" if name else "", text)
+
+    def _serve(self) -> None:
+        found = self._channel.head(GREETING_S)
+        if found is None:
+            return
+        if found[0] == wire.METADATA:
+            self._greet(found[1])
+        else:
+            self._writes = self._enter(wire.Hello("write")).standing_and_writes()[1]
+            self._say(logging.INFO, "connected, with protocol 1")
+            self._channel.acknowledge_quickly()
+            self._plain(*found)
+        while (found := self._channel.head(self._idle_s())) is not None:
+            if self._hello is not None:
+                self._extended(*found)
+            else:
+                self._plain(*found)
+        self._say(logging.INFO, "connection closed" if not self._evicted else "closed")
+
+    def _idle_s(self) -> float | None:
+        writes = self._hello is None or self._hello.role == "write"
+        return None if writes else IDLE_S
+
+    # The greeting
+
+    def _greet(self, length: int) -> None:
+        hello = wire.unpack_hello(self._channel.payload(length, wire.MAX_HELLO_BYTES))
+        if self._channel.head(GREETING_S) != (wire.REQ_METADATA, 0):
+            raise BadPacket("something else than a question behind its greeting")
+        try:
+            node = self._enter(hello)
+            if hello.role == "write":
+                standing = node.claim(self, hello.session, resume=hello.resume)
+            elif hello.role == "takeover":
+                node.take_over(hello.session)
+                standing = node.standing()
+            elif hello.role == "read":
+                self._reader = node.open_reader()
+                standing = standing_of(self._reader, head_digest(self._reader), 0)
+            elif hello.role == "create":
+                standing = self._standing_if_any(node)
+            else:
+                raise BadPacket("a greeting with a role that is not known")
+        except BackupError as error:
+            self._refuse(error)
+            raise
+        self._hello = hello
+        self._say(logging.INFO, f"connected, to {hello.role}; version {standing.version}")
+        self._channel.send(wire.METADATA, wire.pack_standing(standing))
+
+    def _standing_if_any(self, node: Served) -> wire.Standing:
+        try:
+            return node.standing()
+        except NotFound:
+            return wire.Standing(0, 0, 0)
+
+    def _enter(self, hello: wire.Hello) -> Served:
+        """Finds the node that is meant, and lets nobody in without its token."""
+        node = self._nodes.get(hello.node)
+        if not hello.node and len(self._nodes) == 1:
+            (node,) = self._nodes.values()
+        shown = hashlib.sha256(hello.token.encode()).hexdigest()
+        wanted = node.token_hash if node is not None else None
+        # An unknown name costs as much as a wrong token, and is answered the same.
+        right = compare_digest(shown, wanted if wanted is not None else "-" * 64)
+        if node is None or (wanted is not None and not right):
+            raise AccessDenied(
+                "The server knows no such node, or its token is another. Compare the URL's node "
+                "and token-file with the server's list of nodes; nothing was stored."
+            )
+        self._node = node
+        self.greeted = True
+        self.who = "".join(sign for sign in hello.who[:100] if sign.isprintable())
+        node.counters.connections += 1
+        return node
+
+    def _refuse(self, error: BackupError) -> None:
+        if self._node is not None:
+            self._node.counters.refusals += 1
+        version = offset = 0
+        if isinstance(error, Damaged):
+            version, offset = error.good_version, error.offset_bytes
+        refusal = wire.Refusal(error.exit_code, version, offset, str(error))
+        self._channel.send(wire.REFUSED, wire.pack_refusal(refusal))
+
+    # The extension
+
+    def _extended(self, packet_type: int, length: int) -> None:
+        assert self._hello is not None
+        try:
+            standing = self._answer_extended(packet_type, length)
+        except BadPacket:
+            raise
+        except BackupError as error:
+            self._say(logging.WARNING, f"refused: {error}")
+            self._refuse(error)
+            if isinstance(error, WriterConflict):
+                raise
+            return
+        if standing is not None:
+            self._channel.send(wire.METADATA, wire.pack_standing(standing))
+
+    def _answer_extended(self, packet_type: int, length: int) -> wire.Standing | None:
+        node = self._node
+        assert node is not None
+        if packet_type == wire.APPEND:
+            with self._unpacked(wire.unpack_append, length) as (version, transaction, digest):
+                return node.append(self, Change(version, None, transaction), digest)
+        if packet_type == wire.REQ_METADATA:
+            self._channel.payload(length, 0)
+            if self._reader is None:
+                return node.standing()
+            return standing_of(self._reader, head_digest(self._reader), 0)
+        if packet_type == wire.SNAPSHOT_BEGIN:
+            return self._take_snapshot(length)
+        if packet_type == wire.CLAIM:
+            node_id = wire.unpack_claim(self._channel.payload(length, wire.MAX_NODE_ID_BYTES))
+            return node.belong_to(self, node_id)
+        if packet_type == wire.CREATE:
+            self._channel.payload(length, 0)
+            return node.create(self, None, wire.NO_DIGEST)
+        if packet_type == wire.DROP:
+            to_version, digest = wire.unpack_drop(self._channel.payload(length, 64))
+            return node.drop(self, to_version, digest)
+        if packet_type == wire.STREAM:
+            self._stream(wire.unpack_position(self._channel.payload(length, 64)))
+            return None
+        if packet_type == wire.COMPACT:
+            self._channel.payload(length, 0)
+            self._compact(node)
+            return None
+        raise BadPacket(f"a packet of type {packet_type}")
+
+    @contextlib.contextmanager
+    def _unpacked(self, unpack: Callable[[bytes, int], T], length: int) -> Iterator[T]:
+        """What a packet holds. Large ones wait on disk until it is their turn to be in memory."""
+        if length > wire.MAX_CHANGE_BYTES + wire.APPEND_BYTES:
+            raise BadPacket(f"a change of {length} bytes")
+        if length <= _SMALL_BYTES:
+            payload = self._channel.payload(length, _SMALL_BYTES)
+            try:
+                content = unpack(payload, _SMALL_BYTES)
+            except wire.TooLarge:
+                with _large_ones:
+                    yield unpack(payload, wire.MAX_CHANGE_BYTES)
+            else:
+                yield content
+            return
+        assert self._node is not None
+        with Spool(self._scratch_dir(self._node)) as spool:
+            for piece in self._channel.pieces(length):
+                spool.write(piece)
+            with _large_ones:
+                yield unpack(b"".join(spool.chunks()), wire.MAX_CHANGE_BYTES)
+
+    def _take_snapshot(self, length: int) -> wire.Standing:
+        node = self._node
+        assert node is not None
+        version, size = wire.unpack_snapshot_begin(self._channel.payload(length, 64))
+        digest = wire.change_digest(v1.SNAPSHOT, version)
+        scratch = self._scratch_dir(node)
+        if size > free_bytes(scratch):
+            raise BadPacket(f"a snapshot of {size} bytes, for which there is no room")
+        with Spool(scratch) as spool:
+            while True:
+                found = self._channel.head(GREETING_S)
+                if found is None:
+                    raise ConnectionResetError("closed within a snapshot")
+                payload = self._channel.payload(found[1], wire.CHUNK_BYTES + 1024)
+                if found[0] == wire.SNAPSHOT_END:
+                    break
+                if found[0] != wire.SNAPSHOT_DATA:
+                    raise BadPacket(f"a packet of type {found[0]} within a snapshot")
+                piece = wire.unpack_piece(payload)
+                if spool.size_bytes + len(piece) > size:
+                    raise BadPacket("more of a snapshot than it announced")
+                digest.update(piece)
+                spool.write(piece)
+            if spool.size_bytes != size or payload != digest.digest():
+                raise BadPacket("a snapshot that is not what its size and digest say")
+            self._say(logging.INFO, f"snapshot of {size} bytes for version {version}")
+            change = Change(version, spool, None)
+            if self._hello is not None and self._hello.role == "create":
+                return node.create(self, change, payload)
+            return node.append(self, change, payload)
+
+    def _scratch_dir(self, node: Served) -> str:
+        try:
+            return node.scratch_dir()
+        except NotFound:  # it is being made
+            return tempfile.gettempdir()
+
+    def _stream(self, position: wire.Position) -> None:
+        assert self._node is not None
+        reader = self._reader
+        opened = self._node.open_reader() if reader is None else None
+        try:
+            source = reader if opened is None else opened
+            assert source is not None
+            self._say(logging.INFO, f"streaming from version {position.start}")
+            deflate = self._hello is not None and self._hello.deflate
+            send_changes(self._channel, source, position, deflate=deflate)
+        finally:
+            if opened is not None:
+                opened.close()
+
+    def _compact(self, node: Served) -> None:
+        self._say(logging.INFO, "compaction asked for")
+        statistics = node.compact()
+        self._say(logging.INFO, f"compaction finished: {json.dumps(statistics)}")
+        self._channel.send(wire.COMPACT_RES, json.dumps(statistics).encode())
+
+    # Protocol 1
+
+    def _plain(self, packet_type: int, length: int) -> None:
+        node = self._node
+        assert node is not None
+        try:
+            self._answer_plain(node, packet_type, length)
+        except (BadPacket, WriterConflict):
+            # Closed without an answer: the community's client tries again for a minute, and the
+            # connection that is in its way may be its own of before.
+            raise
+        except BackupError as error:
+            self._say(logging.WARNING, f"refused: {error}")
+            node.counters.refusals += 1
+            self._channel.send(wire.NACK, wire.pack_version(node.standing().version))
+
+    def _answer_plain(self, node: Served, packet_type: int, length: int) -> None:
+        if packet_type == wire.CHANGE:
+            with self._unpacked(wire.unpack_change, length) as (version, transaction):
+                digest = wire.digest_of(version, transaction)
+                self._claim_plain(node)
+                change = Change(version, None, transaction)
+                standing = node.append(self, change, digest, writes=self._writes)
+            self._writes += 1
+            self._channel.send(wire.ACK, wire.pack_version(standing.version))
+        elif packet_type == wire.SNAPSHOT:
+            scratch = node.scratch_dir()
+            with Spool(scratch) as spool:
+                room = free_bytes(scratch)
+                version, digest = unpack_snapshot(self._channel.pieces(length), spool, room)
+                self._claim_plain(node)
+                change = Change(version, spool, None)
+                standing = node.append(self, change, digest, writes=self._writes)
+            self._writes += 1
+            self._channel.send(wire.ACK, wire.pack_version(standing.version))
+        elif packet_type == wire.REWIND:
+            to_version = wire.unpack_version(self._channel.payload(length, 4))
+            self._claim_plain(node)
+            standing = node.drop(self, to_version, None, writes=self._writes)
+            self._writes += 1
+            self._channel.send(wire.ACK, wire.pack_version(standing.version))
+        elif packet_type == wire.REQ_METADATA:
+            self._channel.payload(length, 0)
+            standing, self._writes = node.standing_and_writes()
+            self._channel.send(wire.METADATA, wire.pack_metadata(standing))
+        elif packet_type == wire.RESTORE:
+            self._channel.payload(length, 0)
+            self._say(logging.INFO, "streaming all changes")
+            with node.open_reader() as reader:
+                send_all_plain(self._channel, reader)
+        elif packet_type == wire.COMPACT:
+            self._channel.payload(length, 0)
+            self._compact(node)
+        elif packet_type in _IGNORED:
+            self._channel.payload(length, _MAX_IGNORED_BYTES)
+        else:
+            raise BadPacket(f"a packet of type {packet_type}, which protocol 1 does not have")
+
+    def _claim_plain(self, node: Served) -> None:
+        node.claim(self, "", resume=False)

@@ -1,0 +1,366 @@
+"""One node's backup on a server: who may write to it, and each thing that is done to it."""
+
+from __future__ import annotations
+
+import logging
+import select
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+from cln_backup.backends import create_backend, open_backend, redacted
+from cln_backup.compactor import Compactor
+from cln_backup.errors import (
+    AlreadyExists,
+    BackupError,
+    Discontinuity,
+    NotFound,
+    StorageError,
+    WriterConflict,
+)
+from cln_backup.formats import v1, wire
+
+if TYPE_CHECKING:
+    from cln_backup.backends.base import Backend, Statistics
+    from cln_backup.change import Change
+
+_log = logging.getLogger("cln_backup.server")
+
+_GRACE_S = 4.0
+"""How long a new writer waits for the old one's connection to be found dead."""
+
+_GRACE_LOCAL_S = 0.1
+_compacting_now = threading.BoundedSemaphore(2)
+
+
+class Writer(Protocol):
+    """A connection, as far as the right to write is concerned."""
+
+    peer: str
+    who: str
+    local: bool
+
+    def probe(self) -> None:
+        """Finds out whether the other side is still there; if not, the connection ends."""
+
+    def evict(self) -> None:
+        """Ends the connection: another has taken the right to write."""
+
+
+class Counters:
+    """What happened to one backup since the server was started."""
+
+    def __init__(self) -> None:
+        self.changes = 0
+        self.received_bytes = 0
+        self.compactions = 0
+        self.refusals = 0
+        self.connections = 0
+
+
+class Served:
+    """One backup. Its methods may be called from any thread; writes go one after the other.
+
+    The backup is held open for writing, so that nobody else writes to it beside the server.
+    """
+
+    def __init__(self, name: str, url: str, token_hash: str | None) -> None:
+        self.name = name
+        self.url = url
+        self.token_hash = token_hash
+        self.counters = Counters()
+        self.last: wire.Standing | None = None
+        self._changed = threading.Condition(threading.RLock())
+        self._backend: Backend | None = None
+        self._digest: bytes | None = None
+        self._holder: Writer | None = None
+        self._session = ""
+        self._epoch = 0
+        self._writes = 0
+        self._compacting = False
+
+    def open(self) -> None:
+        """Opens the backup for writing. Raises what `open_backend` raises."""
+        with self._changed:
+            self._stand(self._opened())
+
+    def _opened(self) -> Backend:
+        if self._backend is None:
+            self._digest = None
+            self._backend = open_backend(self.url, writable=True)
+            self._say_notices()
+        return self._backend
+
+    def _say_notices(self) -> None:
+        while self._backend is not None and self._backend.notices:
+            _log.warning("%s: %s", self.name, self._backend.notices.pop(0))
+
+    def _stand(self, backend: Backend) -> wire.Standing:
+        if self._digest is None:
+            self._digest = head_digest(backend)
+        self.last = standing_of(backend, self._digest, self._epoch)
+        return self.last
+
+    def standing(self) -> wire.Standing:
+        """Where the backup stands; the writer's changes are in it."""
+        with self._changed:
+            return self._stand(self._opened())
+
+    def open_reader(self) -> Backend:
+        """Opens the backup for reading. Raises what `open_backend` raises."""
+        return open_backend(self.url)
+
+    def standing_and_writes(self) -> tuple[wire.Standing, int]:
+        """As `standing`, with the number of writes so far, for `append` and `drop`."""
+        with self._changed:
+            return self._stand(self._opened()), self._writes
+
+    def scratch_dir(self) -> str:
+        """Where there is room for a snapshot that is on its way."""
+        with self._changed:
+            return self._opened().scratch_dir
+
+    def claim(self, writer: Writer, session: str, *, resume: bool) -> wire.Standing:
+        """Gives a connection the right to write.
+
+        The same session takes it over from its own connection of before; another gets it only
+        when the holder's connection is gone.
+
+        Raises:
+            WriterConflict: another has it, or has taken it from this session meanwhile.
+        """
+        with self._changed:
+            holder = self._holder
+            if holder is writer:
+                return self._stand(self._opened())
+            if resume and self._session and session != self._session:
+                raise WriterConflict(
+                    "Another process has taken over the right to write to this backup. This one "
+                    "must not go on: if it is a second copy of the node, never start it again."
+                )
+            if holder is not None and session and session == self._session:
+                holder.evict()
+                self._holder = None
+            elif holder is not None:
+                holder.probe()
+                grace_s = _GRACE_LOCAL_S if holder.local else _GRACE_S
+                if not self._changed.wait_for(lambda: self._holder is not holder, grace_s):
+                    raise WriterConflict(
+                        "The backup is being written by "
+                        f"{holder.who or 'a node'} at {holder.peer}, whose connection is alive; "
+                        "this process wrote nothing. Two nodes must never share a backup. If that "
+                        "one is gone for good, run `backup-cli takeover URL`."
+                    )
+                if self._holder is not None:
+                    raise WriterConflict("Another writer came first; this process wrote nothing.")
+            standing = self._stand(self._opened())
+            self._holder = writer
+            if not session or session != self._session:
+                self._epoch += 1
+                self._session = session
+            return standing._replace(epoch=self._epoch)
+
+    def create(self, writer: Writer, base: Change | None, digest: bytes) -> wire.Standing:
+        """Makes the backup, or takes one that is there and empty. Durable when it returns.
+
+        Raises:
+            AlreadyExists: there is one with changes in it; it was left as it is.
+            BackupError: what `create_backend` and `Backend.add_change` raise.
+        """
+        with self._changed:
+            try:
+                backend = self._opened()
+            except NotFound:
+                create_backend(self.url, base)
+                _log.warning("%s: a new backup was made at %s", self.name, redacted(self.url))
+                return self._stand(self._opened())
+            if backend.version_count:
+                raise AlreadyExists("The backup has changes in it already; it is left as it is.")
+            if base is None:
+                return self._stand(backend)
+            self.claim(writer, "", resume=False)
+            return self.append(writer, base, digest)
+
+    def take_over(self, session: str) -> None:
+        """Ends the holder's right to write, for good; the next one that asks gets it."""
+        with self._changed:
+            if self._holder is not None:
+                self._holder.evict()
+                self._holder = None
+            self._session = session
+            self._epoch += 1
+
+    def release(self, writer: Writer) -> None:
+        """Takes note that a connection is gone."""
+        with self._changed:
+            if self._holder is writer:
+                self._holder = None
+                self._changed.notify_all()
+
+    def belong_to(self, writer: Writer, node_id: str) -> wire.Standing:
+        """Makes sure that the backup is one node's, as `Backend.claim` does.
+
+        Raises:
+            Discontinuity: it is another node's.
+            WriterConflict, StorageError.
+        """
+        with self._changed:
+            backend = self._writable(writer)
+            backend.claim(node_id)
+            return self._stand(backend)
+
+    def append(
+        self, writer: Writer, change: Change, digest: bytes, *, writes: int | None = None
+    ) -> wire.Standing:
+        """Stores a change; it is on stable storage when this returns.
+
+        Protocol 1 has no sessions: what a client sent on a connection that it has given up may
+        still be on its way when it asks on the next one where the backup stands. So its writes
+        name the number of writes that it knows of, as of its last answer, and one that does not
+        know of the last is refused.
+
+        Raises:
+            WriterConflict: the connection has lost the right to write.
+            BackupError: what `Backend.add_change` raises.
+        """
+        with self._changed:
+            backend = self._writable(writer, writes)
+            try:
+                backend.add_change(change)
+            except BaseException as error:
+                self._judge(error)
+                raise
+            self._digest = digest
+            self._writes += 1
+            self.counters.changes += 1
+            self._say_notices()
+            return self._stand(backend)
+
+    def drop(
+        self, writer: Writer, to_version: int, digest: bytes | None, *, writes: int | None = None
+    ) -> wire.Standing:
+        """Drops the head, which must have this digest if one is given. As `append` otherwise.
+
+        Raises:
+            Discontinuity: another change is the head, or it cannot be dropped.
+        """
+        with self._changed:
+            backend = self._writable(writer, writes)
+            head = self._stand(backend)
+            if to_version != head.prev_version or digest not in (None, head.digest):
+                raise Discontinuity(
+                    f"The backup is at version {head.version} and cannot go back to {to_version}; "
+                    "nothing was dropped."
+                )
+            try:
+                backend.rewind()
+            except BaseException as error:
+                self._judge(error)
+                raise
+            self._digest = None
+            self._writes += 1
+            self._say_notices()
+            return self._stand(backend)
+
+    def _writable(self, writer: Writer, writes: int | None = None) -> Backend:
+        if self._holder is not writer:
+            raise WriterConflict("Another process has taken over the right to write.")
+        if writes is not None and writes != self._writes:
+            raise WriterConflict("The backup was written to since this connection was answered.")
+        return self._opened()
+
+    def _judge(self, error: BaseException) -> None:
+        """After a failed write only a new opening tells what reached the disk."""
+        refused = isinstance(error, BackupError) and not isinstance(error, StorageError)
+        if not refused:
+            self._shut()
+
+    def compact(self) -> Statistics:
+        """Compacts the backup; writes go on meanwhile.
+
+        Raises:
+            BackupError: the backup is as before.
+        """
+        with self._changed:
+            if self._compacting:
+                raise StorageError("A compaction of this backup is under way already.")
+            self._compacting = True
+        try:
+            with _compacting_now:
+                statistics = self._compact()
+        finally:
+            self._compacting = False
+        self.counters.compactions += 1
+        return statistics
+
+    def _compact(self) -> Statistics:
+        with self._changed:
+            backend = self._opened()
+            own = backend.compact()  # a server behind this one
+            if own is not None:
+                return own
+            compactor = Compactor(backend)
+        try:
+            while True:
+                select.select([compactor], [], [])
+                with self._changed:
+                    if self._backend is not backend:
+                        raise StorageError("A write failed meanwhile; the backup is as before.")
+                    statistics = compactor.step()
+                    if statistics is not None:
+                        self._stand(backend)
+                        return statistics
+        finally:
+            compactor.close()
+
+    def writer_peer(self) -> str | None:
+        """Who writes now."""
+        holder = self._holder
+        return None if holder is None else holder.peer
+
+    def _shut(self) -> None:
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+        self._digest = None
+
+    def close(self) -> None:
+        """Lets go of the backup, after the write that is under way."""
+        with self._changed:
+            self._shut()
+
+
+def standing_of(backend: Backend, digest: bytes, epoch: int) -> wire.Standing:
+    """Where a backup stands, as it goes over the wire."""
+    head = backend.head
+    changed_at = backend.last_change_at
+    return wire.Standing(
+        backend.version,
+        backend.prev_version,
+        backend.version_count,
+        None if head is None else head.kind,
+        head is None or head.foreign_keys,
+        backend.size_bytes,
+        0 if changed_at is None else int(changed_at * 1000),
+        epoch,
+        digest,
+    )
+
+
+def head_digest(backend: Backend) -> bytes:
+    """The digest of the last change, which is read for it; zeros when there is none."""
+    digest = wire.NO_DIGEST
+    if backend.head is not None:
+        for change in backend.stream_changes(backend.version):
+            digest = digest_of(change)
+    return digest
+
+
+def digest_of(change: Change) -> bytes:
+    """The digest of a change; a snapshot is read for it."""
+    if change.transaction is not None:
+        return wire.digest_of(change.version, change.transaction)
+    assert change.snapshot is not None
+    digest = wire.change_digest(v1.SNAPSHOT, change.version)
+    for chunk in change.snapshot.chunks():
+        digest.update(chunk)
+    return digest.digest()

@@ -1,0 +1,100 @@
+"""The commands of `backup-cli` that are about a server: `server`, `token`, `takeover`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cln_backup.backends.token_file import create_token
+from cln_backup.errors import BackupError
+from cln_backup.server.logs import LEVELS, MODES
+
+
+def _fail(error: BackupError) -> click.exceptions.Exit:
+    click.echo(f"Error: {error}", err=True)
+    return click.exceptions.Exit(error.exit_code)
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  backup-cli server file:///srv/backup/node.bkp 127.0.0.1:8700\n"
+    "  backup-cli server --nodes /etc/cln-backup/nodes --tls-dir /var/lib/cln-backup [::]:8700"
+)
+@click.argument("places", metavar="[URL] [HOST:PORT]", nargs=-1)
+@click.option(
+    "--nodes",
+    "nodes_file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Serve several nodes, each with its own token: lines of NAME URL HASH.",
+)
+@click.option("--tls-cert", type=click.Path(dir_okay=False), help="A certificate (PEM).")
+@click.option("--tls-key", type=click.Path(dir_okay=False), help="Its key (PEM).")
+@click.option(
+    "--tls-dir",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Keep a certificate of our own in DIR; it is made at the first start.",
+)
+@click.option(
+    "--insecure", is_flag=True, help="Listen for other machines without TLS or without tokens."
+)
+@click.option("--metrics", metavar="HOST:PORT", help="Serve figures for Prometheus there.")
+@click.option(
+    "--log-mode",
+    type=click.Choice(MODES, case_sensitive=False),
+    default="plain",
+    show_default=True,
+    help="systemd puts the journal's levels before the lines.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="The least level that is logged.",
+)
+def server(places: tuple[str, ...], nodes_file: str | None, **options: Any) -> None:  # noqa: ANN401 - as click has them
+    """Serve backups to nodes on other machines.
+
+    Without --nodes, URL is the one backup that is served. HOST:PORT is where to listen; it is left
+    out where systemd opens the socket.
+    """
+    from cln_backup.server.command import Options, serve
+
+    urls = places if nodes_file is None else ("", *places)
+    if not 1 <= len(urls) <= 2:
+        raise click.UsageError("Give URL and HOST:PORT; with --nodes, HOST:PORT alone.")
+    address = urls[1] if len(urls) == 2 else None
+    try:
+        serve(urls[0] or None, address, Options(nodes_file, **options))
+    except BackupError as error:
+        raise _fail(error) from None
+
+
+@click.command(epilog="\b\nExample:\n  backup-cli token ~/.lightning/bitcoin/backup.token")
+@click.argument("path", metavar="FILE", type=click.Path(dir_okay=False))
+def token(path: str) -> None:
+    """Make a token for a node in a new FILE, and show its hash for the server's list."""
+    try:
+        shown = create_token(path)
+    except BackupError as error:
+        raise _fail(error) from None
+    click.echo(shown)
+
+
+@click.command(epilog="\b\nExample:\n  backup-cli takeover 'socket:backup.example:8700?node=alice'")
+@click.argument("url", metavar="URL")
+def takeover(url: str) -> None:
+    """Have a server refuse whoever writes to a backup now, so that another node can begin.
+
+    Make sure before that the old node is gone for good: two running copies of one node lose funds.
+    """
+    from cln_backup.backends.socket import take_over
+
+    try:
+        take_over(url)
+    except BackupError as error:
+        raise _fail(error) from None
+    click.echo("The writer of before is refused from now on; the next one may begin.")

@@ -1,0 +1,216 @@
+"""A sync that fails once: the disk may have thrown away what it was given, and will not say so."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cln_backup import fsio
+from cln_backup.backends.file import FileBackend
+from cln_backup.change import Change
+from cln_backup.errors import StorageError
+from cln_backup.restore import restore
+from tests.histories import (
+    append,
+    image,
+    payment,
+    payments,
+    rider,
+    started_node,
+    told,
+    told_by,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cln_backup.backends.base import Backend
+
+
+class FailingSync:
+    """`os.fdatasync` (or `os.fsync`) that fails at one call, and works before and after."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str = "fdatasync") -> None:
+        self.calls = 0
+        self.fails_at = 0
+        self._real = getattr(os, name)
+        monkeypatch.setattr(os, name, self._sync)
+
+    def _sync(self, fd: int) -> None:
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._real(fd)
+
+    def fail_at(self, call: int) -> None:
+        self.calls, self.fails_at = 0, call
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    url = f"file://{tmp_path}/node.bkp"
+    FileBackend.create(url, None)
+    append(url, [*started_node(), *payments(4, 6)])
+    return url
+
+
+def _transaction(backend: Backend) -> None:
+    backend.add_change(payment(6))
+
+
+def _rider(backend: Backend) -> None:
+    backend.add_change(rider(5))
+
+
+def _snapshot(backend: Backend) -> None:
+    backend.add_change(Change(9, image("x" * 9_000), None))
+
+
+def _rewind(backend: Backend) -> None:
+    backend.rewind()
+
+
+@pytest.mark.parametrize("act", [_transaction, _rider, _snapshot, _rewind])
+def test_failed_sync_is_never_retried_and_ends_the_writer(
+    act: object, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert callable(act)
+    sync = FailingSync(monkeypatch)
+    for call in range(1, 20):
+        with FileBackend.open(url, writable=True) as backend:
+            sync.fail_at(call)
+            try:
+                act(backend)
+            except StorageError:
+                at_failure = sync.calls
+                assert at_failure == call, "synced again after a sync had failed"
+                for again in (_transaction, _rider, _rewind):
+                    with pytest.raises(StorageError):
+                        again(backend)
+                assert sync.calls == at_failure
+            else:
+                assert call > 1
+                break
+        # The next process goes by what is on the disk; the test's own disk lost nothing.
+        with FileBackend.open(url, writable=True) as backend:
+            if backend.version_count > 7:
+                backend.rewind()
+            elif backend.version_count < 7:
+                backend.add_change(payments(5, 6)[0])
+
+
+def test_append_syncs_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = FailingSync(monkeypatch)
+    with FileBackend.open(url, writable=True) as backend:
+        sync.fail_at(0)
+        backend.add_change(payment(6))
+        assert sync.calls == 1
+        backend.add_change(rider(6))
+        assert sync.calls == 2
+
+
+def test_change_is_synced_after_it_was_written(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    write_at, fdatasync = fsio.write_at, os.fdatasync
+
+    def written(fd: int, buffers: list[bytes], offset: int, *, op: str) -> int:
+        order.append(op)
+        return write_at(fd, buffers, offset, op=op)
+
+    def synced(fd: int) -> None:
+        order.append("sync")
+        fdatasync(fd)
+
+    monkeypatch.setattr(fsio, "write_at", written)
+    monkeypatch.setattr(os, "fdatasync", synced)
+    with FileBackend.open(url, writable=True) as backend:
+        order.clear()
+        backend.add_change(payment(6))
+    assert order[-1] == "sync"
+    assert set(order[:-1]) == {"append entry", "write header"}
+
+
+@pytest.mark.parametrize("name", ["fdatasync", "fsync"])
+def test_failed_sync_of_a_new_backup_leaves_no_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    url = f"file://{tmp_path}/new.bkp"
+    FailingSync(monkeypatch, name).fail_at(1)
+    with pytest.raises(StorageError):
+        FileBackend.create(url, None)
+    if name == "fdatasync":
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("call", range(1, 6))
+def test_failed_sync_in_a_compaction_leaves_the_old_or_the_new_backup(
+    url: str, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    base = Change(4, image("before the head"), None)
+    before = told_by(url)
+    after = [*told([base]), before[-1]]
+    with FileBackend.open(url, writable=True) as writer:
+        FailingSync(monkeypatch).fail_at(call)
+        try:
+            with FileBackend.open(url, writable=False) as reader:
+                writer.replace(reader.stage(base, foreign_keys=True))
+        except StorageError:
+            assert told_by(url) == before
+        else:
+            assert told_by(url) == after
+
+
+def test_failed_sync_of_the_directory_ends_the_writer(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Change(4, image("before the head"), None)
+    before = told_by(url)
+    with FileBackend.open(url, writable=True) as writer:
+        with FileBackend.open(url, writable=False) as reader:
+            staged = reader.stage(base, foreign_keys=True)
+        FailingSync(monkeypatch, "fsync").fail_at(1)
+        with pytest.raises(StorageError):
+            writer.replace(staged)
+        with pytest.raises(StorageError):
+            writer.add_change(payment(6))
+    assert told_by(url) in (before, [*told([base]), before[-1]])
+
+
+def test_failed_sync_of_a_restored_database_leaves_nothing(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "restored"
+    place.mkdir()
+    with FileBackend.open(url, writable=False) as backend:
+        FailingSync(monkeypatch).fail_at(1)
+        with pytest.raises(StorageError):
+            restore(backend, str(place))
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_message_names_the_step_and_the_reason(
+    url: str, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def failing(_fd: int, _buffers: object, _offset: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with FileBackend.open(url, writable=True) as backend:
+        monkeypatch.setattr(os, "pwritev", failing)
+        with pytest.raises(StorageError, match=f"append entry.*{os.strerror(number)}"):
+            backend.add_change(payment(6))
+
+
+def test_short_writes_are_continued(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwritev = os.pwritev
+
+    def short(fd: int, buffers: list[bytes], offset: int) -> int:
+        whole = b"".join(buffers)
+        return pwritev(fd, [whole[: max(1, len(whole) // 3)]], offset)
+
+    monkeypatch.setattr(os, "pwritev", short)
+    append(url, [payment(6, "long " * 400)])
+    assert told_by(url)[-1:] == told([payment(6, "long " * 400)])

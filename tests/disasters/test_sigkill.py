@@ -1,0 +1,107 @@
+"""A real process that is really killed, at each step of what it does."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cln_backup.backends import open_backend
+from cln_backup.errors import NotFound
+from cln_backup.restore import restore
+from tests.disasters.scenarios import NAME, all_scenarios, next_change, url_in
+from tests.histories import append, assert_same_database, build_database, told, told_by
+
+if TYPE_CHECKING:
+    from cln_backup.change import Change
+
+SCENARIOS = all_scenarios()
+ROOT = Path(__file__).parents[2]
+KILLED_IN = (
+    "a transaction",
+    "a snapshot",
+    "what replaces a dropped head",
+    "drops a transaction",
+    "creates a backup with a snapshot",
+    "compacts while changes come",
+    "repairs after one crash",
+)
+
+
+def _killed(directory: Path, name: str, number: int) -> str:
+    """The label of the step at which the process was killed; `done` when it had fewer steps."""
+    directory.mkdir()
+    victim = subprocess.run(
+        [sys.executable, "-m", "tests.disasters.victim", str(directory), name, str(number)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    label = victim.stdout.strip()
+    assert victim.returncode == (0 if label == "done" else -signal.SIGKILL)
+    return label
+
+
+def _histories(name: str, directory: Path) -> list[list[Change]]:
+    """What the backup holds before, between and after, as an undisturbed run says."""
+    scenario = SCENARIOS[name]
+    directory.mkdir()
+    scenario.prepare(directory)
+    found = [] if scenario.before is None else [scenario.before.history]
+    scenario.act(directory, lambda state: found.append(state.history))
+    return found
+
+
+@pytest.mark.parametrize("name", KILLED_IN)
+def test_killed_at_each_step(name: str, memory_path: Path) -> None:
+    histories = _histories(name, memory_path / "undisturbed")
+    labels = []
+    for number in range(1, 200):
+        directory = memory_path / str(number)
+        label = _killed(directory, name, number)
+        labels.append(label)
+        if label != "done" and not (directory / NAME).exists():
+            assert SCENARIOS[name].before is None
+            with pytest.raises(NotFound):
+                open_backend(url_in(directory))
+            continue
+        seen = told_by(url_in(directory))
+        now = next((history for history in histories if told(history) == seen), None)
+        assert now is not None, f"killed at {label!r}"
+        change = next_change(now)
+        append(url_in(directory), [change])
+        assert told_by(url_in(directory)) == told([*now, change])
+        with open_backend(url_in(directory)) as reader:
+            restored = restore(reader, str(directory / "restored.sqlite3"))
+        expected = build_database(directory / "expected.sqlite3", [*now, change])
+        assert_same_database(restored.path, expected)
+        if label == "done":
+            assert told(now) == told(histories[-1])
+            break
+    assert labels[-1] == "done"
+    assert len(set(labels)) > 3
+
+
+def test_restore_killed_at_each_step_leaves_no_half_a_database(memory_path: Path) -> None:
+    labels = []
+    for number in range(1, 200):
+        directory = memory_path / str(number)
+        labels.append(_killed(directory, "restores", number))
+        restored = directory / "restored.sqlite3"
+        if restored.exists():
+            history = SCENARIOS["drops a transaction"].before
+            assert history is not None
+            expected = build_database(directory / "expected.sqlite3", history.history)
+            assert_same_database(restored, expected)
+        else:
+            with open_backend(url_in(directory)) as reader:
+                restore(reader, str(restored))
+        if labels[-1] == "done":
+            break
+    assert labels[-1] == "done"
+    assert "publish restored database" in labels

@@ -1,0 +1,136 @@
+"""The community's own client and server, over the wire with ours.
+
+`CLN_BACKUP_INCUMBENT` names a directory with its `backup-cli`; it needs `click` and `PySocks`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cln_backup.backends import create_backend, open_backend
+from cln_backup.compact import compact
+from tests.histories import add_all, payment, payments, started_node, told, told_by
+from tests.socket.proxies import DOWN, UP, cut_after, proxy
+from tests.socket.serving import server_process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_INCUMBENT = os.environ.get("CLN_BACKUP_INCUMBENT")
+pytestmark = pytest.mark.skipif(
+    _INCUMBENT is None, reason="CLN_BACKUP_INCUMBENT names no checkout of the community's plugin"
+)
+
+
+def _old(code: str, *arguments: str) -> str:
+    assert _INCUMBENT is not None
+    start = f"import sys; sys.path.insert(0, {_INCUMBENT!r})\n"
+    start += "from backends import get_backend\nfrom backend import Change\n"
+    done = subprocess.run(
+        [sys.executable, "-c", start + textwrap.dedent(code), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def old_server(tmp_path: Path) -> Iterator[int]:
+    """The community's server on an empty file of ours; gives its port."""
+    assert _INCUMBENT is not None
+    create_backend(f"file://{tmp_path}/node.bkp", None)
+    code = """
+    import socket, sys
+    from server import SocketServer
+    server = SocketServer(("127.0.0.1", 0), get_backend(sys.argv[1]))
+    print(server.bind.getsockname()[1], flush=True)
+    server.run()
+    """
+    start = f"import sys; sys.path.insert(0, {_INCUMBENT!r})\nfrom backends import get_backend\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start + textwrap.dedent(code), f"file://{tmp_path}/node.bkp"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    yield int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_old_client_on_our_server(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/node.bkp"
+    create_backend(url, None)
+    history = [*started_node(), *payments(4, 12)]
+    lines = [(change.version, list(change.transaction or ())) for change in history]
+    with server_process(url) as server:
+        said = _old(
+            f"""
+            b = get_backend(sys.argv[1])
+            for version, transaction in {lines!r}:
+                assert b.add_change(Change(version, None, transaction))
+            assert b.rewind()
+            b._request_metadata()
+            print(b.protocol, b.version, b.prev_version, b.version_count)
+            b.version_count = 0
+            b.add_change(Change(*{(lines[-1][0], None, lines[-1][1])!r}))
+            b._request_metadata()
+            print([c.version for c in b.stream_changes()])
+            print(b.compact()["after"]["version_count"])
+            """,
+            server.url,
+        )
+        assert server.terminate() == 0
+    assert said.splitlines() == [
+        f"1 10 0 {len(history) - 1}",
+        str([change.version for change in history]),
+        "2",
+    ]
+    assert told_by(url)[-1] == told(history)[-1]
+
+
+def test_our_client_on_the_old_server(tmp_path: Path, old_server: int) -> None:
+    url = f"socket:127.0.0.1:{old_server}"
+    history = [*started_node(), *payments(4, 12)]
+    with open_backend(url, writable=True) as backend:
+        add_all(backend, history)
+        backend.rewind()
+        assert backend.version == 10
+        add_all(backend, history[-1:])
+    with open_backend(url) as reader:
+        assert told(reader.stream_changes()) == told(history)
+    assert compact(url)["after"]["version_count"] == 2
+    with open_backend(url, writable=True) as backend:
+        backend.add_change(payment(12))
+    assert told_by(url)[-1] == told([payment(12)])[0]
+    assert told_by(f"file://{tmp_path}/node.bkp")[-1] == told([payment(12)])[0]
+
+
+@pytest.mark.parametrize("direction", [UP, DOWN], ids=["request", "answer"])
+def test_our_client_cut_after_every_byte_on_the_old_server(
+    tmp_path: Path, old_server: int, direction: int
+) -> None:
+    with open_backend(f"socket:127.0.0.1:{old_server}", writable=True) as backend:
+        add_all(backend, started_node())
+    version = 4
+    while True:
+        with proxy(old_server, cut_after(direction, version)) as between:
+            with open_backend(f"socket:127.0.0.1:{between.port}", writable=True) as backend:
+                add_all(backend, payments(version, version + 1))
+            version += 1
+            if between.connections == 1:
+                break
+    found = told_by(f"file://{tmp_path}/node.bkp")
+    assert found == told([*started_node(), *payments(4, version)])
+    assert version > 30

@@ -1,0 +1,205 @@
+"""Everything that was recorded of real nodes, through the file backend and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cln_backup.backends import create_backend, open_backend
+from cln_backup.change import Change, Kind
+from cln_backup.compact import compact
+from cln_backup.continuity import Decision, decide
+from cln_backup.history import log, status
+from cln_backup.initialize import initialize
+from cln_backup.restore import restore
+from cln_backup.settings import read_settings
+from cln_backup.verify import verify
+from tests import captured
+from tests.histories import append, assert_same_database, told, told_by
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from cln_backup.backends.base import Backend
+
+SMALL = captured.COMMITTED / "small"
+MIGRATIONS = (
+    "channel_htlcs-pre-pagination",
+    "dangling-peer",
+    "invoices_pre_waitindex",
+    "l1-before-moves-in-db",
+    "last_tx_closed",
+    "oldstyle-scids",
+    "upgrade_inflight",
+    "v0.12.1-forward",
+)
+
+
+def _restored(url: str, target: Path) -> Path:
+    with open_backend(url) as backend:
+        restored = restore(backend, str(target))
+        assert restored.version == backend.version
+        assert restored.size_bytes == target.stat().st_size
+    return target
+
+
+@pytest.fixture(params=captured.SMALL)
+def node(request: pytest.FixtureRequest, memory_path: Path) -> tuple[str, list[Change], Path]:
+    """A backup of a recorded node, its history, and the node's own database."""
+    url = f"file://{memory_path}/node.bkp"
+    history = list(captured.changes(SMALL / f"{request.param}.jsonl.xz"))
+    create_backend(url, None)
+    append(url, history)
+    database = captured.unpacked(
+        SMALL / f"{request.param}.sqlite3.xz", memory_path / "node.sqlite3"
+    )
+    return url, history, database
+
+
+def test_recorded_node_comes_back(node: tuple[str, list[Change], Path], memory_path: Path) -> None:
+    url, history, database = node
+    assert told_by(url) == told(history)
+    assert_same_database(_restored(url, memory_path / "restored.sqlite3"), database)
+    with open_backend(url) as backend:
+        verified = verify(backend, replayed=True)
+        assert (verified.version, verified.version_count) == (history[-1].version, len(history))
+        assert status(backend).version == history[-1].version
+        lines = list(log(backend))
+    assert [(line.version, line.kind) for line in lines] == [
+        (change.version, change.kind.value) for change in history
+    ]
+    assert [line.statements for line in lines] == [
+        len(change.transaction or ()) for change in history
+    ]
+    assert {"vars", "channels", "utxoset"} <= {name for line in lines for name in line.tables}
+
+
+def test_recorded_node_is_compacted_on_its_way(memory_path: Path) -> None:
+    """In the middle of the first migration, right after a rider, at the end, and twice."""
+    url = f"file://{memory_path}/node.bkp"
+    history = list(captured.changes(SMALL / "router.jsonl.xz"))
+    create_backend(url, None)
+    first_riders = [n for n, change in enumerate(history) if change.kind is Kind.RIDER]
+    assert first_riders[0] == 1
+    cuts = [*range(2, 8), 100, 101, len(history) - 1, len(history)]
+    done = 0
+    for cut in cuts:
+        append(url, history[done:cut])
+        done = cut
+        statistics = compact(url)
+        assert statistics["after"]["version_count"] <= 3
+    database = captured.unpacked(SMALL / "router.sqlite3.xz", memory_path / "node.sqlite3")
+    assert_same_database(_restored(url, memory_path / "restored.sqlite3"), database)
+
+
+def test_recorded_node_that_was_killed_three_times(memory_path: Path) -> None:
+    """Each process decides at its first call, as the plugin does."""
+    url = f"file://{memory_path}/node.bkp"
+    create_backend(url, None)
+    decisions = []
+    backend: Backend | None = None
+    for line in captured.lines(captured.CRASH.with_suffix(".jsonl.xz")):
+        if isinstance(line, str):
+            if line == "start":
+                if backend is not None:
+                    backend.close()
+                backend = None
+            continue
+        first = backend is None
+        if backend is None:
+            backend = open_backend(url, writable=True)
+        decision = decide(
+            line.version,
+            rider=line.kind is Kind.RIDER,
+            head=backend.head,
+            first=first,
+            rebooted=False,
+        )
+        if first:
+            decisions.append(decision)
+        if decision is Decision.DROP_HEAD:
+            backend.rewind()
+        else:
+            assert decision is Decision.APPEND
+        backend.add_change(line)
+    assert backend is not None
+    backend.close()
+    assert decisions == [Decision.APPEND] + [Decision.DROP_HEAD] * 3
+    real = captured.unpacked(
+        captured.CRASH.with_suffix(".sqlite3.xz"), memory_path / "node.sqlite3"
+    )
+    assert_same_database(_restored(url, memory_path / "restored.sqlite3"), real)
+    assert len(list(memory_path.glob("*.dropped-*"))) == 3
+
+
+def _migration(directory: Path, name: str) -> tuple[Sequence[Change], Path, Path]:
+    place = directory / "migrations" / name
+    return list(captured.changes(place / "writes.jsonl.xz")), place, place / "after.sqlite3.xz"
+
+
+@pytest.mark.parametrize("name", MIGRATIONS)
+def test_old_node_is_taken_over_and_migrates(
+    name: str, large_captures: Path, memory_path: Path
+) -> None:
+    """`init` on the old release's database; then the new release starts."""
+    history, place, packed_after = _migration(large_captures, name)
+    directory = memory_path / "regtest"
+    directory.mkdir()
+    captured.unpacked(place / "before.sqlite3.xz", directory / "lightningd.sqlite3")
+    url = f"file://{memory_path}/node.bkp"
+    initialize(url, str(directory))
+    append(url, history)
+    after = captured.unpacked(packed_after, memory_path / "after.sqlite3")
+    assert_same_database(_restored(url, memory_path / "restored.sqlite3"), after)
+    compact(url)
+    assert_same_database(_restored(url, memory_path / "again.sqlite3"), after)
+
+
+@pytest.mark.parametrize("name", MIGRATIONS)
+def test_migration_is_compacted_after_each_change(
+    name: str, large_captures: Path, memory_path: Path
+) -> None:
+    history, place, packed_after = _migration(large_captures, name)
+    directory = memory_path / "regtest"
+    directory.mkdir()
+    captured.unpacked(place / "before.sqlite3.xz", directory / "lightningd.sqlite3")
+    url = f"file://{memory_path}/node.bkp"
+    initialize(url, str(directory))
+    for change in history:
+        append(url, [change])
+        compact(url)
+    after = captured.unpacked(packed_after, memory_path / "after.sqlite3")
+    assert_same_database(_restored(url, memory_path / "restored.sqlite3"), after)
+
+
+def test_every_migration_that_was_recorded_is_tried(large_captures: Path) -> None:
+    found = {path.name for path in (large_captures / "migrations").iterdir()}
+    assert found == set(MIGRATIONS)
+
+
+def test_large_recording_comes_back(large_captures: Path, memory_path: Path) -> None:
+    url = f"file://{memory_path}/node.bkp"
+    create_backend(url, None)
+    place = large_captures / "payments600"
+    append(url, captured.changes(place / "payee.jsonl.xz"))
+    real = captured.unpacked(place / "payee.sqlite3.xz", memory_path / "node.sqlite3")
+    assert_same_database(_restored(url, memory_path / "restored.sqlite3"), real)
+    before = (memory_path / "node.bkp").stat().st_size
+    statistics = compact(url)
+    assert statistics["before"]["backupsize"] == before
+    assert statistics["after"]["backupsize"] < before / 10
+    assert_same_database(_restored(url, memory_path / "again.sqlite3"), real)
+
+
+def test_lock_file_of_a_node_that_was_taken_over(memory_path: Path) -> None:
+    directory = memory_path / "regtest"
+    directory.mkdir()
+    captured.unpacked(SMALL / "payer.sqlite3.xz", directory / "lightningd.sqlite3")
+    url = f"file://{memory_path}/node.bkp"
+    initialize(url, str(directory))
+    assert read_settings(str(directory)).backend_url == url
+    assert_same_database(
+        _restored(url, memory_path / "restored.sqlite3"), directory / "lightningd.sqlite3"
+    )

@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cln_backup.backends import create_backend, open_backend
+from cln_backup.compact import compact
+from cln_backup.compactor import Compactor
+from cln_backup.errors import BackupError, NotFound, StorageError, WriterConflict
+from cln_backup.restore import restore
+from tests.histories import (
+    OFF,
+    ON,
+    add_all,
+    append,
+    assert_same_database,
+    build_database,
+    first,
+    long_text,
+    payment,
+    payments,
+    rider,
+    snapshot_of,
+    started_node,
+    told,
+    told_by,
+    transaction,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cln_backup.backends.base import Statistics
+    from cln_backup.change import Change
+
+WAIT_S = 60.0
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    place = tmp_path / "backups"
+    place.mkdir()
+    url = f"file://{place}/node.bkp"
+    create_backend(url, None)
+    return url
+
+
+def _path(url: str) -> Path:
+    return Path(url.removeprefix("file://"))
+
+
+def _names(url: str) -> set[str]:
+    return {path.name for path in _path(url).parent.iterdir()} - {"node.bkp.writer"}
+
+
+def _check(url: str, history: Sequence[Change], tmp_path: Path) -> None:
+    """The backup still makes the database that the history makes."""
+    target = tmp_path / "restored.sqlite3"
+    with open_backend(url) as backend:
+        restore(backend, str(target))
+    expected = build_database(tmp_path / "expected.sqlite3", history)
+    assert_same_database(target, expected)
+    target.unlink()
+    expected.unlink()
+
+
+HISTORY = [*started_node(), *payments(4, 60)]
+
+
+def test_history_becomes_one_snapshot_and_the_last_change(url: str, tmp_path: Path) -> None:
+    append(url, HISTORY)
+    before = _path(url).stat().st_size
+    statistics = compact(url)
+    assert statistics["before"] == {"backupsize": before, "version_count": len(HISTORY)}
+    assert statistics["after"] == {"backupsize": _path(url).stat().st_size, "version_count": 2}
+    found = told_by(url)
+    assert [(change.version, change.kind.value) for change in found] == [
+        (58, "snapshot"),
+        (59, "transaction"),
+    ]
+    assert found[1:] == told(HISTORY[-1:])
+    _check(url, HISTORY, tmp_path)
+    assert _names(url) == {"node.bkp"}
+
+
+def test_last_change_can_still_be_dropped(url: str, tmp_path: Path) -> None:
+    append(url, HISTORY)
+    compact(url)
+    with open_backend(url, writable=True) as backend:
+        assert backend.prev_version == 58
+        backend.rewind()
+        backend.add_change(payment(59, "in its place"))
+    _check(url, [*HISTORY[:-1], payment(59, "in its place")], tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_nothing_to_fold(url: str, length: int) -> None:
+    append(url, HISTORY[:length])
+    before = _path(url).read_bytes()
+    statistics = compact(url)
+    assert statistics["before"] == statistics["after"]
+    assert _path(url).read_bytes() == before
+
+
+def test_compaction_of_what_was_compacted(url: str, tmp_path: Path) -> None:
+    append(url, HISTORY)
+    compact(url)
+    once = _path(url).read_bytes()
+    compact(url)
+    assert len(_path(url).read_bytes()) == len(once)
+    _check(url, HISTORY, tmp_path)
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_compaction_in_the_middle_of_a_migration(url: str, cut: int, tmp_path: Path) -> None:
+    """Foreign keys that are off stay off; those that are on stay on."""
+    history = [
+        first(),
+        transaction(2, "INSERT INTO peers (id) VALUES (1)", "INSERT INTO channels VALUES (1, 1)"),
+        rider(2, OFF),
+        transaction(3, "CREATE TABLE p (id INTEGER PRIMARY KEY, node_id BLOB UNIQUE)"),
+        transaction(4, "DROP TABLE peers", "ALTER TABLE p RENAME TO peers"),
+        transaction(5, "INSERT INTO channels VALUES (2, 77)"),
+        rider(5, ON),
+        transaction(6, "INSERT INTO peers (id) VALUES (5)"),
+        payment(7),
+    ]
+    append(url, history[:cut])
+    compact(url)
+    append(url, history[cut:])
+    _check(url, history, tmp_path)
+    compact(url)
+    _check(url, history, tmp_path)
+
+
+def test_history_before_a_fresh_snapshot_is_dropped(url: str, tmp_path: Path) -> None:
+    """The head is a snapshot: nothing before it is of any use."""
+    missed = [*HISTORY, *payments(60, 70)]
+    base = snapshot_of(missed, tmp_path / "base.sqlite3")
+    append(url, [*HISTORY, base])
+    compact(url)
+    assert told_by(url) == told([base])
+    append(url, [payment(70)])
+    _check(url, [*missed, payment(70)], tmp_path)
+
+
+def test_gap_that_a_snapshot_closed(url: str, tmp_path: Path) -> None:
+    missed = [*HISTORY, *payments(60, 70)]
+    base = snapshot_of(missed, tmp_path / "base.sqlite3")
+    append(url, [*HISTORY, base, *payments(70, 75)])
+    compact(url)
+    _check(url, [*missed, *payments(70, 75)], tmp_path)
+
+
+def test_missing_backup(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        compact(f"file://{tmp_path}/none")
+    assert list(tmp_path.glob("none")) == []
+
+
+def test_backup_that_a_node_writes_to_is_left_to_its_plugin(url: str) -> None:
+    append(url, HISTORY)
+    before = _path(url).read_bytes()
+    with open_backend(url, writable=True), pytest.raises(WriterConflict):
+        compact(url)
+    assert _path(url).read_bytes() == before
+
+
+def test_what_was_mended_is_told(url: str) -> None:
+    append(url, HISTORY)
+    _path(url).write_bytes(_path(url).read_bytes() + b"torn")
+    notices: list[str] = []
+    compact(url, log=notices.append)
+    assert notices
+
+
+def test_time_of_the_last_change_is_kept(url: str) -> None:
+    append(url, HISTORY)
+    os.utime(_path(url), (1_600_000_000, 1_600_000_000))
+    compact(url)
+    with open_backend(url) as backend:
+        assert backend.last_change_at == 1_600_000_000
+
+
+# The second process, beside a writer that goes on.
+
+
+def _wait(compactor: Compactor) -> Statistics:
+    while True:
+        readable, _, _ = select.select([compactor.fileno()], [], [], WAIT_S)
+        assert readable, "the second process says nothing"
+        statistics = compactor.step()
+        if statistics is not None:
+            return statistics
+
+
+def _end(compactor: Compactor) -> None:
+    compactor.close()
+    compactor._process.wait(WAIT_S)
+
+
+@pytest.mark.parametrize("length", [10, 3_000])
+def test_writer_goes_on_while_a_second_process_compacts(
+    url: str, length: int, tmp_path: Path
+) -> None:
+    history = list(HISTORY)
+    append(url, history)
+    with open_backend(url, writable=True) as writer:
+        compactor = Compactor(writer)
+        done = None
+        version = 60
+        while done is None:
+            change = payment(version, long_text(version, length))
+            writer.add_change(change)
+            history.append(change)
+            version += 1
+            if select.select([compactor.fileno()], [], [], 0.002)[0]:
+                done = compactor.step()
+        _end(compactor)
+        assert done["before"]["version_count"] == len(HISTORY)
+        assert done["after"]["version_count"] == writer.version_count
+        assert writer.version_count < len(history)
+        after = payment(version, "after the swap")
+        writer.add_change(after)
+        history.append(after)
+        assert writer.version == version
+    assert version > 61
+    _check(url, history, tmp_path)
+    assert _names(url) == {"node.bkp"}
+
+
+def test_reader_of_the_old_file_is_not_disturbed_by_the_swap(url: str) -> None:
+    append(url, HISTORY)
+    with open_backend(url) as reader:
+        stream = reader.stream_changes()
+        next(stream)
+        compact(url)
+        assert told(stream) == told(HISTORY)[1:]
+
+
+def test_second_process_that_is_killed_leaves_the_backup_as_it_was(url: str) -> None:
+    append(url, HISTORY)
+    before = told_by(url)
+    with open_backend(url, writable=True) as writer:
+        compactor = Compactor(writer)
+        compactor._process.send_signal(signal.SIGKILL)
+        with pytest.raises(StorageError):
+            _wait(compactor)
+        _end(compactor)
+        writer.add_change(payment(60))
+        statistics = _wait(again := Compactor(writer))
+        _end(again)
+        assert statistics["after"]["version_count"] == 2
+    assert told_by(url)[-1:] == told([payment(60)])
+    assert before
+
+
+def test_scratch_of_a_killed_compaction_does_not_stay_for_ever(url: str, tmp_path: Path) -> None:
+    """It is as large as the database, and the kernel may kill again and again."""
+    append(url, HISTORY)
+    with open_backend(url, writable=True) as writer:
+        for _ in range(3):
+            compactor = Compactor(writer)
+            while _names(url) == {"node.bkp"} and compactor._process.poll() is None:
+                pass
+            compactor._process.send_signal(signal.SIGKILL)
+            _end(compactor)
+        compactor = Compactor(writer)
+        _wait(compactor)
+        _end(compactor)
+    assert _names(url) == {"node.bkp"}
+    _check(url, HISTORY, tmp_path)
+
+
+def test_compaction_that_is_called_off_when_it_is_ready_leaves_nothing(url: str) -> None:
+    append(url, HISTORY)
+    with open_backend(url, writable=True) as writer:
+        compactor = Compactor(writer)
+        assert select.select([compactor.fileno()], [], [], WAIT_S)[0]
+        assert len(_names(url)) == 2, "the replacement stands beside the backup"
+        _end(compactor)
+        assert _names(url) == {"node.bkp"}
+        writer.add_change(payment(60))
+    assert told_by(url) == told([*HISTORY, payment(60)])
+
+
+def test_compaction_that_is_called_off_at_once_leaves_nothing(url: str) -> None:
+    append(url, HISTORY)
+    with open_backend(url, writable=True) as writer:
+        _end(Compactor(writer))
+        assert _names(url) == {"node.bkp"}
+    assert told_by(url) == told(HISTORY)
+
+
+def test_broken_history_is_told_by_the_second_process(url: str) -> None:
+    append(url, [*HISTORY, transaction(60, "INSERT INTO nowhere VALUES (1)"), payment(61)])
+    before = _path(url).read_bytes()
+    with open_backend(url, writable=True) as writer:
+        compactor = Compactor(writer)
+        with pytest.raises(BackupError, match="version 60"):
+            _wait(compactor)
+        _end(compactor)
+    assert _path(url).read_bytes() == before
+    assert _names(url) == {"node.bkp"}
+
+
+_WRITER = """
+import sys, time
+from cln_backup.backends import open_backend
+from cln_backup.compactor import Compactor
+writer = open_backend(sys.argv[1], writable=True)
+compactor = Compactor(writer)
+print(compactor._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_second_process_ends_with_a_writer_that_is_killed(url: str) -> None:
+    """Nobody would take what it builds; the next writer removes it."""
+    append(url, HISTORY)
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER, url], stdout=subprocess.PIPE)
+    with writer:
+        assert writer.stdout is not None
+        second = int(writer.stdout.readline())
+        writer.send_signal(signal.SIGKILL)
+    stat = Path(f"/proc/{second}/stat")
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        select.select([], [], [], 0.01)
+    append(url, [payment(60)])
+    assert told_by(url) == told([*HISTORY, payment(60)])
+    assert _names(url) == {"node.bkp"}
+
+
+def test_two_compactions_at_once_do_not_mix(url: str, tmp_path: Path) -> None:
+    append(url, HISTORY)
+    with open_backend(url, writable=True) as writer:
+        one, other = Compactor(writer), Compactor(writer)
+        outcomes = []
+        for compactor in (one, other):
+            try:
+                _wait(compactor)
+                outcomes.append(True)
+            except StorageError:
+                outcomes.append(False)
+            _end(compactor)
+        assert any(outcomes)
+        writer.add_change(payment(60))
+    _check(url, [*HISTORY, payment(60)], tmp_path)
+
+
+def test_writer_that_appends_much_is_caught_up_with(url: str, tmp_path: Path) -> None:
+    """The swap itself is short: more than a little is copied by the second process."""
+    history = list(HISTORY)
+    append(url, history)
+    with open_backend(url, writable=True) as writer:
+        compactor = Compactor(writer)
+        assert select.select([compactor.fileno()], [], [], WAIT_S)[0]
+        more = [payment(n, long_text(n, 9_000)) for n in range(60, 90)]
+        add_all(writer, more)
+        history.extend(more)
+        assert compactor.step() is None, "it was asked to copy more"
+        _wait(compactor)
+        _end(compactor)
+    _check(url, history, tmp_path)

@@ -1,0 +1,122 @@
+"""Servers for tests: one in this process with any number of nodes, and real ones to be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from itertools import count
+from typing import TYPE_CHECKING
+
+from cln_backup.backends.socket_url import Address
+from cln_backup.server.command import _raise_file_limit as raise_file_limit
+from cln_backup.server.listener import Listener, bind
+from cln_backup.server.served import Served
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterator
+
+CLI = os.path.join(os.path.dirname(sys.executable), "backup-cli")
+_numbers = count()
+
+
+class ServerHere:
+    """The server's own code on a real socket, in threads of this process."""
+
+    def __init__(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+        raise_file_limit()
+        self.nodes: dict[str, Served] = {}
+        sockets = bind(Address(host, 0))
+        self.address = Address(*sockets[0].getsockname()[:2])
+        self.listener = Listener(self.nodes, sockets, tls)
+        self._thread = threading.Thread(target=self.listener.run, daemon=True)
+        self._thread.start()
+
+    def add(self, url: str, token_hash: str | None = None) -> str:
+        """Serves one more backup; returns its URL here."""
+        name = f"n{next(_numbers)}"
+        self.nodes[name] = Served(name, url, token_hash)
+        return f"socket:{self.address}?node={name}"
+
+    def stop(self) -> None:
+        self.listener.stop()
+        self._thread.join()
+
+
+@contextlib.contextmanager
+def server_here(host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Iterator[ServerHere]:
+    server = ServerHere(host, tls)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+class ServerProcess:
+    """`backup-cli server` as a process, which can be killed and started again at its port."""
+
+    def __init__(self, *arguments: str, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._arguments = arguments
+        self._host = host
+        self.port = port
+        self.said: list[str] = []
+        self.start()
+
+    def start(self) -> None:
+        address = str(Address(self._host, self.port))
+        self.process = subprocess.Popen(
+            [CLI, "server", *self._arguments, address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(line)
+            found = re.search(r"Waiting for connection on .*:(\d+)", line)
+            if found is not None:
+                self.port = int(found[1])
+                break
+        else:
+            raise AssertionError("".join(self.said))
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.said += self.process.stdout
+
+    @property
+    def url(self) -> str:
+        return f"socket:{Address(self._host, self.port)}"
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self._end()
+
+    def terminate(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self._end()
+
+    def _end(self) -> int:
+        code = self.process.wait()
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+@contextlib.contextmanager
+def server_process(*arguments: str, host: str = "127.0.0.1") -> Iterator[ServerProcess]:
+    server = ServerProcess(*arguments, host=host)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.terminate()

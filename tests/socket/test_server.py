@@ -1,0 +1,468 @@
+"""The server as a process, and what it keeps out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import urllib.request
+import zlib
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends.socket import take_over
+from cln_backup.backends.token_file import create_token
+from cln_backup.change import Change
+from cln_backup.errors import (
+    AccessDenied,
+    AlreadyExists,
+    BackupError,
+    BadPacket,
+    Damaged,
+    Unreachable,
+    WriterConflict,
+)
+from cln_backup.formats import wire
+from cln_backup.server import certificate
+from tests.histories import (
+    SnapshotBytes,
+    add_all,
+    append,
+    payment,
+    payments,
+    started_node,
+    told,
+    told_by,
+)
+from tests.socket.proxies import Socks5
+from tests.socket.serving import CLI, ServerProcess, server_here, server_process
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _made(path: Path, name: str = "node") -> str:
+    url = f"file://{path}/{name}.bkp"
+    create_backend(url, None)
+    return url
+
+
+def _cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([CLI, *arguments], capture_output=True, text=True, check=False)
+
+
+# Ways to the server
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_addresses_of_each_kind(tmp_path: Path, host: str) -> None:
+    with server_process(_made(tmp_path), host=host) as server:
+        append(server.url, started_node())
+        assert told_by(server.url) == told(started_node())
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "::1", "backupxyz.onion"])
+def test_through_a_socks5_proxy_which_resolves_the_name(tmp_path: Path, name: str) -> None:
+    with server_here() as server:
+        there = server.add(_made(tmp_path))
+        proxy = Socks5({name: server.address.port})
+        shown = f"[{name}]" if ":" in name else name
+        url = f"socket:{shown}:{server.address.port}?{there.partition('?')[2]}"
+        append(f"{url}&proxy=socks5:127.0.0.1:{proxy.port}", started_node())
+        proxy.close()
+        assert told_by(there) == told(started_node())
+        assert {asked[1] for asked in proxy.asked} == {name}
+        assert {asked[0] for asked in proxy.asked} == {
+            3 if "onion" in name else 1 + 3 * (":" in name)
+        }
+
+
+def test_proxy_that_cannot_connect_says_why() -> None:
+    proxy = Socks5({})
+    url = f"socket:nowhere.onion:1?proxy=socks5:127.0.0.1:{proxy.port}&deadline=1"
+    with pytest.raises(Unreachable, match=r"through the proxy .*the host cannot be reached"):
+        open_backend(url)
+    proxy.close()
+
+
+# Commands
+
+
+def test_every_command_works_on_a_server_as_on_a_file(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/node.bkp"
+    with server_process(url) as server:
+        done = _cli("init", server.url)
+        assert done.returncode == 0, done.stderr
+        append(server.url, [*started_node(), *payments(4, 30)])
+        assert _cli("init", server.url).returncode == AlreadyExists.exit_code
+        status = json.loads(_cli("status", "--json", server.url).stdout)
+        assert (status["version"], status["version_count"]) == (29, 31)
+        assert status["backupsize"] == (tmp_path / "node.bkp").stat().st_size
+        assert "Good up to data version 29" in _cli("verify", server.url).stdout
+        lines = _cli("log", "--json", "--from", "28", server.url).stdout.splitlines()
+        assert [json.loads(line)["version"] for line in lines] == [28, 29]
+        done = _cli("restore", server.url, str(tmp_path / "restored.sqlite3"))
+        assert done.returncode == 0, done.stderr
+        with open_backend(server.url, writable=True) as writer:
+            figures = json.loads(_cli("compact", "--json", server.url).stdout)
+            assert figures["after"]["version_count"] == 2
+            add_all(writer, payments(30, 33))
+            assert writer.version_count == 5
+        done = _cli("restore", server.url, str(tmp_path / "again.sqlite3"))
+        assert "at data version 32" in done.stdout
+
+
+def test_snapshot_of_many_pieces_goes_both_ways(tmp_path: Path) -> None:
+    content = b"SQLite format 3\x00" + os.urandom(3_000_001)
+    with server_here() as server:
+        there = server.add(f"file://{tmp_path}/node.bkp")
+        create_backend(there, Change(7, SnapshotBytes(content, 700_000), None))
+        assert told_by(there) == told([Change(7, SnapshotBytes(content), None)])
+        plain = f"socket:{server.address}?protocol=1"
+        assert told_by(plain) == told_by(there)
+        with open_backend(plain, writable=True) as backend:
+            backend.add_change(Change(9, SnapshotBytes(content[:1_000_000]), None))
+        assert told_by(there)[-1] == told([Change(9, SnapshotBytes(content[:1_000_000]), None)])[0]
+
+
+def test_damage_is_told_as_the_server_found_it(tmp_path: Path) -> None:
+    url = _made(tmp_path)
+    append(url, [*started_node(), *payments(4, 9)])
+    path = tmp_path / "node.bkp"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    data[516 + 4] ^= 0xFF
+    path.write_bytes(data)
+    with server_here() as server:
+        there = server.add(url)
+        with pytest.raises(Damaged) as here, open_backend(url):
+            pass
+        with pytest.raises(Damaged) as found, open_backend(there):
+            pass
+    assert str(found.value) == str(here.value)
+    assert found.value.offset_bytes == here.value.offset_bytes
+
+
+# Who may write
+
+
+def test_second_writer_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    with server_here() as server:
+        there = server.add(_made(tmp_path))
+        with open_backend(there, writable=True) as first:
+            add_all(first, started_node())
+            with pytest.raises(WriterConflict, match=f"process {os.getpid()} "):
+                open_backend(there, writable=True)
+            first.add_change(payment(4))
+        append(there, [payment(5)])
+        assert told_by(there) == told([*started_node(), payment(4), payment(5)])
+
+
+def test_takeover_lets_the_next_writer_in_and_the_old_one_out_for_good(tmp_path: Path) -> None:
+    with server_here() as server:
+        there = server.add(_made(tmp_path))
+        with open_backend(there, writable=True) as old:
+            add_all(old, started_node())
+            take_over(there)
+            with pytest.raises(WriterConflict, match="taken over"):
+                old.add_change(payment(4))
+            append(there, [payment(4, "by the new one")])
+            with pytest.raises(BackupError):
+                old.add_change(payment(4))
+        assert told_by(there) == told([*started_node(), payment(4, "by the new one")])
+
+
+def test_lost_connection_of_a_writer_does_not_keep_it_out(tmp_path: Path) -> None:
+    with server_here() as server:
+        there = server.add(_made(tmp_path))
+        with open_backend(there, writable=True) as writer:
+            add_all(writer, started_node())
+            lost = writer._link.session  # type: ignore[attr-defined]
+            writer._link.session = None  # type: ignore[attr-defined] # open, as the server sees it
+            writer.add_change(payment(4))
+            lost.close()
+        assert told_by(there) == told([*started_node(), payment(4)])
+
+
+# Nodes and tokens
+
+
+def test_each_node_has_its_own_backup_and_token(tmp_path: Path) -> None:
+    hashes = {name: create_token(str(tmp_path / f"{name}.token")) for name in ("alice", "bob")}
+    lines = [f"{name} {_made(tmp_path, name)} {hashes[name]}" for name in hashes]
+    (tmp_path / "nodes").write_text("# ours\n\n" + "\n".join(lines) + "\n")
+    with server_process("--nodes", str(tmp_path / "nodes")) as server:
+        for name in hashes:
+            there = f"{server.url}?node={name}&token-file={tmp_path}/{name}.token"
+            append(there, [*started_node(), payment(4, name)])
+        for name, token in (("alice", "bob"), ("carol", "alice")):
+            with pytest.raises(AccessDenied, match="no such node, or its token is another"):
+                open_backend(f"{server.url}?node={name}&token-file={tmp_path}/{token}.token")
+        for query in ("", "?node=alice", "?protocol=1&deadline=1"):
+            with pytest.raises((AccessDenied, Unreachable)):
+                open_backend(server.url + query)
+    for name in hashes:
+        assert told_by(f"file://{tmp_path}/{name}.bkp")[-1] == told([payment(4, name)])[0]
+        token = (tmp_path / f"{name}.token").read_text().strip()
+        assert token not in "".join(server.said)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("alice file:///a.bkp", "write a name"),
+        ("al/ice file:///a.bkp " + 64 * "0", "a name has"),
+        ("alice file:///a.bkp secret-token-of-alice", "never the token itself"),
+        ("a file:///a.bkp {0}\na file:///b.bkp {0}", "listed before"),
+        ("", "lists no node"),
+    ],
+)
+def test_list_of_nodes_that_cannot_be_right(tmp_path: Path, line: str, what: str) -> None:
+    (tmp_path / "nodes").write_text(line.format(64 * "0"))
+    done = _cli("server", "--nodes", str(tmp_path / "nodes"), "127.0.0.1:0")
+    assert done.returncode == 12
+    assert what in done.stderr
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0"])
+def test_other_machines_need_tls_and_tokens(tmp_path: Path, address: str) -> None:
+    done = _cli("server", _made(tmp_path), address)
+    assert done.returncode == 12
+    assert "without TLS everybody" in done.stderr
+    done = _cli(
+        "server", "--tls-dir", str(tmp_path / "tls"), f"file://{tmp_path}/node.bkp", address
+    )
+    assert done.returncode == 12
+    assert "without tokens everybody" in done.stderr
+
+
+# TLS
+
+
+def test_tls_with_a_certificate_of_its_own(tmp_path: Path) -> None:
+    url = _made(tmp_path)
+    with server_process("--tls-dir", str(tmp_path / "tls"), url) as server:
+        found = re.search("fingerprint=([0-9a-f]{64})", "".join(server.said))
+        assert found is not None
+        append(f"{server.url}?fingerprint={found[1]}", started_node())
+        pin = tmp_path / "pin"
+        append(f"{server.url}?pin={pin}", [payment(4)])
+        assert pin.read_text().strip() == found[1]
+        with pytest.raises(AccessDenied, match="is not trusted"):
+            open_backend(f"{server.url}?tls=yes")
+        with pytest.raises(AccessDenied, match="another server"):
+            open_backend(f"{server.url}?fingerprint={'0' * 64}")
+        with pytest.raises(Unreachable, match="ask for TLS"):
+            open_backend(f"{server.url}?deadline=1")
+        server.terminate()
+        for name in ("server.crt", "server.key"):
+            (tmp_path / "tls" / name).unlink()
+        server.start()
+        with pytest.raises(AccessDenied, match="another server"):
+            open_backend(f"{server.url}?pin={pin}")
+    assert told_by(url) == told([*started_node(), payment(4)])
+    assert (tmp_path / "tls" / "server.key").stat().st_mode & 0o077 == 0
+
+
+def test_tls_keeps_exactly_once_when_the_server_is_killed(tmp_path: Path) -> None:
+    url = _made(tmp_path)
+    paths = certificate.make(str(tmp_path / "tls"))
+    shown = certificate.fingerprint(paths[0])
+    with (
+        server_process("--tls-cert", paths[0], "--tls-key", paths[1], url) as server,
+        open_backend(f"{server.url}?fingerprint={shown}", writable=True) as writer,
+    ):
+        add_all(writer, started_node())
+        server.kill()
+        server.start()
+        add_all(writer, payments(4, 8))
+        assert server.terminate() == 0
+    assert told_by(url) == told([*started_node(), *payments(4, 8)])
+
+
+# What the open internet sends
+
+
+def _send(port: int, data: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.settimeout(20)
+        try:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            return sock.recv(1 << 16)
+        except OSError:
+            return b""
+
+
+def _packet(kind: int, payload: bytes) -> bytes:
+    return struct.pack("!BI", kind, len(payload)) + payload
+
+
+_HELLO = _packet(wire.METADATA, wire.pack_hello(wire.Hello("write"))) + _packet(4, b"")
+
+_BAD = {
+    "http": b"GET / HTTP/1.1\r\nHost: backup\r\n\r\n",
+    "length of 4 GiB": b"\x01\xff\xff\xff\xff" + bytes(100),
+    "unknown type": _packet(99, b"x"),
+    "no zlib": _packet(wire.CHANGE, b"\x00\x00\x00\x01not compressed"),
+    "bomb": _packet(wire.CHANGE, struct.pack("!I", 1) + zlib.compress(bytes(300_000_000), 9)),
+    "cut zlib": _packet(wire.CHANGE, struct.pack("!I", 1) + zlib.compress(b"x" * 99)[:-5]),
+    "short change": _packet(wire.CHANGE, b"\x00"),
+    "short rewind": _packet(wire.REWIND, b"\x00"),
+    "greeting too large": _packet(wire.METADATA, bytes(5000)),
+    "greeting no JSON": _packet(wire.METADATA, b"\x00\x00\x00\x02{"),
+    "wrong digest": _HELLO + _packet(wire.APPEND, struct.pack("!IB32s", 1, 0, b"") + b"x"),
+    "wrong encoding": _HELLO + _packet(wire.APPEND, struct.pack("!IB32s", 1, 7, b"") + b"x"),
+    "snapshot too large": _HELLO + _packet(wire.SNAPSHOT_BEGIN, struct.pack("!IQ", 1, 1 << 60)),
+    "snapshot longer": _HELLO
+    + _packet(wire.SNAPSHOT_BEGIN, struct.pack("!IQ", 1, 3))
+    + _packet(wire.SNAPSHOT_DATA, b"\x00abcdef"),
+    "snapshot interrupted": _HELLO
+    + _packet(wire.SNAPSHOT_BEGIN, struct.pack("!IQ", 1, 3))
+    + _packet(wire.REQ_METADATA, b""),
+}
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> ServerProcess:
+    path = tmp_path_factory.mktemp("attacked")
+    server = ServerProcess(_made(path))
+    with open_backend(server.url, writable=True) as writer:
+        add_all(writer, started_node())
+    return server
+
+
+@pytest.mark.parametrize("what", _BAD)
+def test_malformed_packet_closes_its_connection_only(attacked: ServerProcess, what: str) -> None:
+    with open_backend(attacked.url) as reader:
+        _send(attacked.port, _BAD[what])
+        assert told(reader.stream_changes()) == told(started_node())
+    assert told_by(attacked.url) == told(started_node())
+    assert attacked.process.poll() is None
+    assert "fault of this program" not in "".join(attacked.said)
+
+
+def test_memory_is_given_for_what_came_not_for_what_was_announced(attacked: ServerProcess) -> None:
+    _send(attacked.port, _BAD["bomb"])
+    status = (f"/proc/{attacked.process.pid}/status",)
+    with open(*status, encoding="ascii") as file:
+        peak = re.search(r"VmHWM:\s+(\d+) kB", file.read())
+    assert peak is not None
+    assert int(peak[1]) < 150_000
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 0x2A), st.binary(max_size=80))
+        | st.sampled_from([(wire.REQ_METADATA, b""), (wire.RESTORE, b"")]),
+        max_size=6,
+    ),
+    st.booleans(),
+    st.integers(0, 40),
+)
+def test_fuzz_of_the_live_server(
+    attacked: ServerProcess, packets: list[tuple[int, bytes]], hello: bool, cut: int
+) -> None:
+    data = (_HELLO if hello else b"") + b"".join(_packet(*packet) for packet in packets)
+    _send(attacked.port, data[: len(data) - cut] if cut else data)
+    assert attacked.process.poll() is None
+
+
+def test_after_the_fuzz_nothing_is_another(attacked: ServerProcess) -> None:
+    assert told_by(attacked.url)[: len(started_node()) - 1] == told(started_node())[:-1]
+    assert "fault of this program" not in "".join(attacked.said)
+    assert attacked.terminate() == 0
+
+
+@given(st.sampled_from([
+    wire.unpack_version, wire.unpack_hello, wire.unpack_standing, wire.unpack_change,
+    wire.unpack_append, wire.unpack_snapshot_begin, wire.unpack_piece, wire.unpack_drop,
+    wire.unpack_position, wire.unpack_refusal,
+]), st.binary(max_size=200))  # fmt: skip
+@settings(max_examples=2_000)
+def test_fuzz_of_the_decoder(unpack: object, payload: bytes) -> None:
+    assert callable(unpack)
+    with contextlib.suppress(BadPacket):
+        unpack(payload)
+
+
+# Life as a service
+
+
+def test_readiness_and_sockets_of_systemd(tmp_path: Path) -> None:
+    url = _made(tmp_path)
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(path)
+        notify.settimeout(30)
+        listening = socket.create_server(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        child = (
+            "import os, sys\n"
+            f"os.dup2({listening.fileno()}, 3)\n"
+            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')\n"
+            f"os.execv({CLI!r}, ['backup-cli', 'server', '--log-mode', 'systemd', {url!r}])\n"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", child],
+            pass_fds=[listening.fileno()],
+            env={**os.environ, "NOTIFY_SOCKET": path},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        listening.close()
+        assert notify.recv(100) == b"READY=1"
+        append(f"socket:127.0.0.1:{port}", started_node())
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate()
+        assert process.returncode == 0
+        assert notify.recv(100) == b"STOPPING=1"
+    assert all(re.match("<[0-7]>", line) for line in said.splitlines())
+    assert told_by(url) == told(started_node())
+
+
+def test_log_in_json(tmp_path: Path) -> None:
+    with server_process("--log-mode", "json", "--log-level", "debug", _made(tmp_path)) as server:
+        append(server.url, started_node())
+        server.terminate()
+        lines = [json.loads(line) for line in server.said]
+    assert {"at", "level", "message"} == set(lines[0])
+    assert not any("INSERT" in line["message"] for line in lines)
+
+
+def test_metrics_of_each_node(tmp_path: Path) -> None:
+    url = _made(tmp_path)
+    with server_process("--metrics", "127.0.0.1:0", url) as server:
+        found = re.search(r"http://\S+", "".join(server.said))
+        assert found is not None
+        append(server.url, started_node())
+        with urllib.request.urlopen(found[0]) as answer:  # noqa: S310 - it is http
+            text = answer.read().decode()
+    assert 'cln_backup_head_version{node=""} 3.0' in text
+    assert 'cln_backup_stored_changes_total{node=""} 5.0' in text
+
+
+def test_one_nodes_wait_does_not_hold_up_another(tmp_path: Path) -> None:
+    with server_here() as server:
+        slow, quick = (server.add(_made(tmp_path, name)) for name in ("slow", "quick"))
+        name = slow.partition("=")[2]
+        with open_backend(slow, writable=True) as one, open_backend(quick, writable=True) as other:
+            with server.nodes[name]._changed:
+                thread = threading.Thread(target=add_all, args=(one, started_node()))
+                thread.start()
+                add_all(other, started_node())
+                assert thread.is_alive()
+            thread.join()
+        assert told_by(slow) == told_by(quick) == told(started_node())
