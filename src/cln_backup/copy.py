@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import create_backend, open_backend, redacted
-from cln_backup.backends.dir_keys import unlocking_with
+from cln_backup.backends.secrets import unlocking_with
 from cln_backup.errors import Damaged, NotFound
 
 if TYPE_CHECKING:

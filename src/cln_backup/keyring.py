@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from cln_backup import fsio
-from cln_backup.backends import dir_keys
-from cln_backup.backends.dir import DirBackend
-from cln_backup.backends.dir_keys import (
+from cln_backup.backends import backend_class, open_backend
+from cln_backup.backends.base import Key
+from cln_backup.backends.secrets import (
     Secret,
+    given_secret,
+    kind_name,
     needs_passphrase,
     passphrase_secret,
     secret_from,
@@ -22,8 +24,6 @@ from cln_backup.errors import AlreadyExists, BadUrl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from cln_backup.formats.holders import HolderKind
 
 __all__ = [
     "Key",
@@ -46,32 +46,13 @@ HSM_SECRET_NAME = "hsm_secret"  # noqa: S105 - the name of a file
 _KEY_BYTES = 32
 
 
-class Key(NamedTuple):
-    """One who can unlock a backup.
-
-    Attributes:
-        label: its name.
-        kind: `passphrase`, `key-file` or `hsm-secret`.
-        created_at: seconds since 1970.
-    """
-
-    label: str
-    kind: str
-    created_at: float
-
-
 def list_keys(url: str) -> list[Key]:
     """All who can unlock a backup; nothing needs to be unlocked for it.
 
     Raises:
         NotFound, Damaged, BadUrl, StorageError.
     """
-    _require_dir(url)
-    path, backup_id = DirBackend.identity(url)
-    return [
-        Key(holder.label, _name(holder.kind), holder.created_ms / 1000)
-        for holder in dir_keys.holders(path, backup_id)
-    ]
+    return backend_class(url).list_keys(url)
 
 
 def add_key(url: str, secret: Secret, label: str | None = None) -> str:
@@ -83,11 +64,9 @@ def add_key(url: str, secret: Secret, label: str | None = None) -> str:
         Locked: the backup is not unlocked, or not encrypted.
         AlreadyExists: there is a key of this name.
     """
-    _require_dir(url)
-    with DirBackend.open(url, writable=False) as backend:
-        path, backup_id, master_key = backend.keys()
-    label = label or _name(secret.kind)
-    dir_keys.add_holder(path, backup_id, master_key, secret, label)
+    label = label or kind_name(secret.kind)
+    with open_backend(url) as backend:
+        backend.add_key(secret, label)
     return label
 
 
@@ -97,9 +76,7 @@ def remove_key(url: str, label: str) -> None:
     Raises:
         NotFound, Locked: nothing was changed.
     """
-    _require_dir(url)
-    path, backup_id = DirBackend.identity(url)
-    dir_keys.remove_holder(path, backup_id, label)
+    backend_class(url).remove_key(url, label)
 
 
 def make_key_file(path: str) -> None:
@@ -122,7 +99,8 @@ def encrypted(url: str, directory: str) -> Iterator[str]:
 
     The file is made here, and taken away again where what runs inside fails.
     """
-    _require_dir(url)
+    if not backend_class(url).can_encrypt:
+        raise BadUrl("Only a dir: backup can be encrypted; formats of other schemes cannot.")
     if not os.path.isdir(directory):
         yield url  # what runs inside says so
         return
@@ -147,21 +125,12 @@ def add_keys_at_init(url: str, directory: str) -> list[str]:
 
     An `hsm_secret` with a passphrase is left out: `backup-cli key add` asks for it.
     """
-    given = dir_keys.given_secret()
+    given = given_secret()
     with unlocking_with(None):
         if given is not None:
             add_key(url, given)
         path = os.path.join(directory, HSM_SECRET_NAME)
-        own = given is not None and _name(given.kind) == "hsm-secret"
+        own = given is not None and kind_name(given.kind) == "hsm-secret"
         if os.path.exists(path) and not own and not needs_passphrase(path):
             add_key(url, secret_from(("hsm-secret", path)))
         return [key.label for key in list_keys(url)]
-
-
-def _name(kind: HolderKind) -> str:
-    return kind.name.lower().replace("_", "-")
-
-
-def _require_dir(url: str) -> None:
-    if not url.startswith("dir:"):
-        raise BadUrl("Only a dir: backup can be encrypted; formats of other schemes cannot.")

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from cln_backup.backends import create_backend, open_backend
 from cln_backup.change import Change
-from tests.format2.small import SNAPSHOT
-from tests.histories import append, build_database, payments, started_node, told, told_by
+from tests.format2.small import KINDS, SNAPSHOT, url_of
+from tests.histories import append, build_database, payment, payments, started_node, told, told_by
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +36,7 @@ def test_encrypted_backup_from_init_to_restore(tmp_path: Path) -> None:
     url = json.loads((node / "backup.lock").read_text())["backend_url"]
     assert url == f"dir://{backup}?key-file={node}/backup.key"
     append(url, payments(4, 9))
-    assert _cli("status", backup, code=14)["error"]["type"] == "Locked"
+    assert _cli("status", backup, code=17)["error"]["type"] == "Locked"
     by_node, by_words = ("--hsm-secret", f"{node}/hsm_secret"), ("--passphrase-file",)
     _cli("key", "add", *by_node, "--new-passphrase-file", f"{tmp_path}/passphrase", backup)
     keys = _cli("key", "list", backup)["keys"]
@@ -42,7 +44,7 @@ def test_encrypted_backup_from_init_to_restore(tmp_path: Path) -> None:
     assert _cli("verify", "--no-replay", *by_node, backup)["good"]
     for label in ("hsm-secret", "key-file"):
         _cli("key", "remove", backup, label)
-    assert _cli("key", "remove", backup, "passphrase", code=14)["error"]["type"] == "Locked"
+    assert _cli("key", "remove", backup, "passphrase", code=17)["error"]["type"] == "Locked"
     restored = str(tmp_path / "restored.sqlite3")
     done = _cli("restore", *by_words, f"{tmp_path}/passphrase", backup, restored)
     assert done["version"] == 8
@@ -76,6 +78,28 @@ def test_dropped_change_is_listed(tmp_path: Path) -> None:
         backend.rewind()
     line = _cli("log", "--dropped", url)
     assert (line["version"], line["kind"]) == (3, "transaction")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropped_changes_outlive_every_compaction(kind: str, tmp_path: Path) -> None:
+    url = url_of(kind, tmp_path)
+    create_backend(url, None)
+    append(url, started_node())
+    stale = [[payment(4, "once")], [payment(4, "twice")], [Change(9, SNAPSHOT, None)]]
+    for (change,) in stale:
+        append(url, [change])
+        with open_backend(url, writable=True) as backend:
+            backend.rewind()
+    append(url, payments(4, 7))
+    for version in (5, 6):
+        with open_backend(url, writable=True) as writer, open_backend(url) as reader:
+            writer.replace(reader.stage(Change(version - 1, SNAPSHOT, None), foreign_keys=True))
+            writer.add_change(payments(version + 2, version + 3)[0])
+    with open_backend(url) as backend:
+        assert told(backend.dropped_changes()) == told([change for (change,) in stale])
+        backend.read_through()
+    names = sorted(path.name for path in (tmp_path / "node").glob("dropped-*"))
+    assert names == ["dropped-0000000004", "dropped-0000000004-2", "dropped-0000000009"]
 
 
 def test_generations_are_kept_as_the_url_says(tmp_path: Path) -> None:

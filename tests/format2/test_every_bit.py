@@ -31,9 +31,9 @@ def test_every_flipped_bit_is_found(
     files = [
         path
         for path in sorted((memory_path / "node").iterdir())
-        if path.name.startswith(("log-", "base-", "snapshot-", "key-"))
+        if path.name.startswith(("log-", "base-", "snapshot-", "key-", "dropped-"))
     ]
-    assert {path.name.partition("-")[0] for path in files} >= {"log", "base", "snapshot"}
+    assert {path.name.partition("-")[0] for path in files} >= {"log", "base", "snapshot", "dropped"}
     missed = []
     for path in files:
         content = bytearray(path.read_bytes())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend
-from cln_backup.backends.dir_keys import unlocking_with
+from cln_backup.backends.secrets import unlocking_with
 from cln_backup.formats.hsm_secret import NoSecret, needs_passphrase, secret_of, seed_of
 from cln_backup.keyring import add_key, list_keys, secret_from, secret_of_words
 from tests.format2.small import url_of

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypedDict
 
 from cln_backup.change import Kind
-from cln_backup.errors import BadChange, Discontinuity
+from cln_backup.errors import BadChange, BadUrl, Discontinuity
 from cln_backup.statements import bumps_data_version_to
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from cln_backup.backends.secrets import Secret
     from cln_backup.change import Change, Head
 
 
@@ -40,6 +41,20 @@ class Staged(NamedTuple):
     copied_bytes: int
     shift_bytes: int
     folded: int
+
+
+class Key(NamedTuple):
+    """One who can unlock a backup.
+
+    Attributes:
+        label: its name.
+        kind: `passphrase`, `key-file` or `hsm-secret`.
+        created_at: seconds since 1970.
+    """
+
+    label: str
+    kind: str
+    created_at: float
 
 
 class Size(TypedDict):
@@ -73,6 +88,7 @@ class Backend(ABC):
         patience_s: how long a call may wait for a storage that is out of reach; `None` for as
             long as the URL says. A storage of this machine is never waited for.
         remote: whether the storage is reached over a network.
+        can_encrypt: whether the format can; otherwise nothing about keys works.
     """
 
     url: str
@@ -82,6 +98,7 @@ class Backend(ABC):
     notices: list[str]
     patience_s: float | None = None
     remote: ClassVar[bool] = False
+    can_encrypt: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -203,6 +220,35 @@ class Backend(ABC):
         """
         return iter(())
 
+    @classmethod
+    def list_keys(cls, url: str) -> list[Key]:
+        """All who can unlock a backup; nothing needs to be unlocked for it.
+
+        Raises:
+            BadUrl: this format cannot be encrypted.
+            NotFound, Damaged, StorageError.
+        """
+        raise _cannot_encrypt(url)
+
+    def add_key(self, secret: Secret, label: str) -> None:  # noqa: ARG002
+        """Lets one more secret unlock the backup; on stable storage when it returns.
+
+        Raises:
+            Locked: the backup is not encrypted.
+            AlreadyExists: there is a key of this name.
+            BadUrl, StorageError.
+        """
+        raise _cannot_encrypt(self.url)
+
+    @classmethod
+    def remove_key(cls, url: str, label: str) -> None:  # noqa: ARG003
+        """Lets a secret no longer unlock a backup; on stable storage when it returns.
+
+        Raises:
+            NotFound, Locked, BadUrl: nothing was changed.
+        """
+        raise _cannot_encrypt(url)
+
     @abstractmethod
     def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:
         """Builds a replacement beside the backup: `base`, then the head and all after it.
@@ -259,6 +305,11 @@ class Backend(ABC):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _cannot_encrypt(url: str) -> BadUrl:
+    scheme = url.partition(":")[0]
+    return BadUrl(f"A {scheme}: backup cannot be encrypted; a dir: backup can.")
 
 
 def size_of(backend: Backend) -> Size:

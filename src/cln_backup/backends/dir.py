@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import tempfile
 from typing import TYPE_CHECKING
 
 from cln_backup import fsio
-from cln_backup.backends.base import Backend, Staged, check_follows
+from cln_backup.backends.base import Backend, Key, Staged, check_follows
+from cln_backup.backends.dir_base import create_backup, identity, open_base
+from cln_backup.backends.dir_dropped import check_dropped, dropped, set_aside
 from cln_backup.backends.dir_history import Base, History
-from cln_backup.backends.dir_keys import create_keys, given_secret, holders, unlock
+from cln_backup.backends.dir_keys import add_holder, holders, remove_holder
 from cln_backup.backends.dir_log import Tracker, find_end
 from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_snapshot_file
-from cln_backup.backends.dir_store import STAGED, Listing, Store, damaged, list_files, read_open
+from cln_backup.backends.dir_store import STAGED, list_files
 from cln_backup.backends.dir_upkeep import expired, remove_expired
 from cln_backup.backends.dir_url import Place, place_of
 from cln_backup.backends.dir_writer import SegmentWriter
+from cln_backup.backends.secrets import kind_name
 from cln_backup.backends.writer import WriterLock
 from cln_backup.change import Change, Head, Kind
 from cln_backup.errors import (
-    AlreadyExists,
-    Damaged,
     Discontinuity,
     Locked,
     NotFound,
@@ -34,6 +34,8 @@ from cln_backup.statements import foreign_keys_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from cln_backup.backends.secrets import Secret
 
 _LOCK_NAME = "backup"
 _FEW_FILES = 8
@@ -47,6 +49,8 @@ class DirBackend(Backend):
     An append writes one record into zeros that were put on stable storage before, and syncs it.
     """
 
+    can_encrypt = True
+
     def __init__(self, url: str, place: Place) -> None:
         self.url = url
         self.notices = []
@@ -58,42 +62,8 @@ class DirBackend(Backend):
 
     @classmethod
     def create(cls, url: str, base: Change | None) -> None:
-        """See `Backend.create`. A backup is there as soon as its first base is."""
-        place = place_of(url)
-        made = fsio.make_directory(place.path, op="create backup")
-        if fsio.list_directory(place.path, op="list backup"):
-            raise AlreadyExists(
-                f"{place.path} is not empty, and is left as it is. If it is a backup, it can be "
-                "used as it is; otherwise choose another name."
-            )
-        backup_id = os.urandom(v2.ID_BYTES)
-        try:
-            store = Store(place.path, backup_id, create_keys(place, backup_id))
-            size = 0
-            if base is not None:
-                assert base.snapshot is not None
-                size = base.snapshot.size_bytes
-            count = 0 if base is None else 1
-            version = 0 if base is None else base.version
-            start = v2.Position(1, 0, bytes(v2.SEAL_BYTES))
-            state = v2.BaseState(version, base is not None, True, count, size, start, count)
-            built, _ = write_snapshot_file(
-                store,
-                "create",
-                v2.FileKind.BASE,
-                1,
-                0,
-                v2.pack_base_state(state),
-                version,
-                None if base is None else base.snapshot,
-            )
-            fsio.publish(built, store.base_path(1, 1), op="publish new backup")
-        except BaseException:
-            for name in fsio.list_directory(place.path, op="list backup"):
-                fsio.remove(os.path.join(place.path, name), op="remove unfinished backup")
-            if made:
-                fsio.remove_directory(place.path, op="remove unfinished backup")
-            raise
+        """See `Backend.create`."""
+        create_backup(place_of(url), base)
 
     @classmethod
     def open(cls, url: str, *, writable: bool) -> DirBackend:
@@ -115,31 +85,32 @@ class DirBackend(Backend):
         return backend
 
     @classmethod
-    def identity(cls, url: str) -> tuple[str, bytes]:
-        """The directory and the id of a backup, which need no key. Raises as `open`."""
-        place = place_of(url)
-        listing = list_files(place.path) if os.path.isdir(place.path) else None
-        if listing is None or not listing.bases:
-            raise NotFound(f"There is no backup at {place.path}.")
-        path = os.path.join(place.path, "base-{:010}-{:010}".format(*listing.bases[-1]))
-        fd = fsio.open_existing(path, writable=False, op="open base")
-        try:
-            return place.path, read_open(fd, path).backup_id
-        finally:
-            os.close(fd)
+    def list_keys(cls, url: str) -> list[Key]:
+        """See `Backend.list_keys`."""
+        return [
+            Key(holder.label, kind_name(holder.kind), holder.created_ms / 1000)
+            for holder in holders(*identity(place_of(url)))
+        ]
 
-    def keys(self) -> tuple[str, bytes, bytes]:
-        """The directory, the backup's id and its master key. Raises `Locked` without encryption."""
-        if self._store.master_key is None:
+    def add_key(self, secret: Secret, label: str) -> None:
+        """See `Backend.add_key`."""
+        store = self._store
+        if store.master_key is None:
             raise Locked("This backup is not encrypted, so it has no keys. A copy of it can be.")
-        return self._place.path, self._store.backup_id, self._store.master_key
+        add_holder(store.path, store.backup_id, store.master_key, secret, label)
+
+    @classmethod
+    def remove_key(cls, url: str, label: str) -> None:
+        """See `Backend.remove_key`."""
+        remove_holder(*identity(place_of(url)), label)
 
     def _take_stock(self) -> None:
-        listing = self._open_base()
+        opened = open_base(self._place, writable=self._lock is not None)
+        self._store, self._base, self._base_fd = opened.store, opened.base, opened.fd
         if self._lock is not None:
             self.discard()
         segments = [
-            number for number in listing.segments if number >= self._base.state.start.segment
+            number for number in opened.listing.segments if number >= self._base.state.start.segment
         ]
         head, before = self._base.marks()
         in_base = Tracker(self._base.state.ordinal, head, before, may_rewind=head is not None)
@@ -158,50 +129,6 @@ class DirBackend(Backend):
             keep = (str(self._place.keep), str(self._place.keep_days))
             self._writer = SegmentWriter(self._store, self._end, seal, keep)
         self._set_position()
-
-    def _open_base(self) -> Listing:
-        """Finds the newest base, and holds a lock on it that keeps what it needs from expiring."""
-        path = self._place.path
-        while True:
-            listing = list_files(path)
-            if not listing.bases:
-                if listing.segments:
-                    damaged(path, 0, 0, "no base is left in it, where the history starts")
-                raise NotFound(
-                    f"There is no backup in {path}. `backup-cli init` makes one; if there was "
-                    "one, look whether its disk is mounted."
-                )
-            generation, segment = listing.bases[-1]
-            base_path = os.path.join(path, f"base-{generation:010}-{segment:010}")
-            self._base_fd = fsio.open_existing(base_path, writable=False, op="open base")
-            if self._lock is None:
-                with contextlib.suppress(OSError):  # a file system without locks
-                    fcntl.flock(self._base_fd, fcntl.LOCK_SH)
-            if os.path.exists(base_path):
-                break
-            os.close(self._base_fd)
-            self._base_fd = -1
-        found = read_open(self._base_fd, base_path)
-        if found.cipher == v2.PLAIN and (self._place.key_source or given_secret()) is not None:
-            raise Damaged(
-                f"The backup in {path} is not encrypted, but a key was given for it. Somebody may "
-                "have put another backup in the place of yours. If you know that it is not "
-                "encrypted, leave the key out."
-            )
-        key = None
-        if found.cipher != v2.PLAIN:
-            key = unlock(self._place, found.backup_id)
-        self._store = Store(path, found.backup_id, key)
-        header = self._store.read_header(self._base_fd, base_path, v2.FileKind.BASE, generation)
-        assert header is not None
-        state = v2.unpack_base_state(header.state)
-        if state.start.segment != segment:
-            damaged(base_path, 0, 0, "its name says another segment than its header")
-        if self._lock is not None:
-            os.close(self._base_fd)
-            self._base_fd = -1
-        self._base = Base(generation, base_path, state)
-        return listing
 
     def _set_position(self) -> None:
         head, before = self._effective(self._tracker.head), self._effective(self._tracker.before)
@@ -331,7 +258,7 @@ class DirBackend(Backend):
         self._finished = False
 
     def rewind(self) -> None:
-        """See `Backend.rewind`. The dropped change stays in the log, and a record drops it."""
+        """See `Backend.rewind`. The dropped change is set aside first; then a record drops it."""
         writer = self._require_writer()
         head = self._head
         if head is None or not self._tracker.may_rewind:
@@ -340,14 +267,20 @@ class DirBackend(Backend):
                 "and it was dropped already or there is none. Nothing was changed."
             )
         with self._last_write():
+            kept = set_aside(self._store, self._change_at(head.at), writer.end.epoch)
             writer.prepare(self._tracker, _DROP_BYTES)
             start = writer.append(v2.Type.DROP, head.version, b"")
             self._tracker.apply(v2.Type.DROP, head.version, start)
         self._set_position()
         self.notices.append(
-            "The dropped change stays in the log, out of the way of a restore. "
+            f"The dropped change is kept as {kept}, out of the way of a restore. "
             "`backup-cli log --dropped` lists it."
         )
+
+    def _change_at(self, start: v2.Position) -> Change:
+        if start == v2.NOWHERE:
+            return self._base.changes(self._store)[-1]
+        return self._history().change_at(start)
 
     def stream_changes(self, start: int = 0, *, head: bool = True) -> Iterator[Change]:
         """See `Backend.stream_changes`."""
@@ -357,8 +290,8 @@ class DirBackend(Backend):
                 yield change
 
     def dropped_changes(self) -> Iterator[Change]:
-        """The changes that `rewind` dropped, as far as they were not compacted away."""
-        return self._history().dropped()
+        """See `Backend.dropped_changes`. Each has its own file, which no compaction removes."""
+        return dropped(self._store)
 
     def _history(self) -> History:
         """What stands in the log now, for a writer; what stood there when opened, for a reader."""
@@ -372,6 +305,7 @@ class DirBackend(Backend):
         """See `Backend.read_through`. Every seal or digest of the current generation is checked."""
         holders(self._place.path, self._store.backup_id)
         self._history().check()
+        check_dropped(self._store)
 
     def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:
         """See `Backend.stage`. The next base; the log itself stays where it is."""

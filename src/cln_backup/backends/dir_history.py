@@ -92,14 +92,18 @@ class History(NamedTuple):
         if held is not None:
             yield held
 
-    def dropped(self) -> Iterator[Change]:
-        """The changes that were dropped, as far as their segments are still there."""
-        held: Change | None = None
-        for record, piece, inflater in self.records():
-            if record.type is not v2.Type.DROP:
-                held = self._change(record, piece, inflater)
-            elif held is not None:
-                yield held
+    def change_at(self, start: v2.Position) -> Change:
+        """The change whose record starts at a place in the log, dropped or not."""
+        later = [number for number in self.segments if number >= start.segment]
+        for piece in pieces(self.store, later, self.end):
+            inflater = Inflater()
+            for record in read_piece(self.store, piece):
+                if record.start[:2] == start[:2]:
+                    return self._change(record, piece, inflater)
+                if record.type in v2.COMPRESSED:
+                    self._inflate(record, piece, inflater)
+        path = self.store.log_path(start.segment)
+        return damaged(path, start.offset_bytes, 0, "the record that was found there is gone")
 
     def check(self) -> None:
         """Checks every byte from the base on, without taking the changes apart.

@@ -9,17 +9,15 @@ from __future__ import annotations
 import os
 import re
 import time
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from cln_backup import fsio
+from cln_backup.backends.secrets import Secret, given_secret, kind_name, read_key, secret_from
 from cln_backup.errors import AlreadyExists, BadUrl, Damaged, Locked, NotFound
-from cln_backup.formats import hsm_secret, v2
+from cln_backup.formats import v2
 from cln_backup.formats.holders import (
     LABEL_BYTES,
     Holder,
-    HolderKind,
     pack_holder,
     unpack_holder,
     unwrap,
@@ -27,100 +25,15 @@ from cln_backup.formats.holders import (
 from cln_backup.formats.seals import KEY_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from cln_backup.backends.dir_url import Place
 
 _PREFIX: Final = "key-"
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_MIN_KEY_FILE_BYTES: Final = 32
-_MAX_KEY_FILE_BYTES: Final = 4096
-_MAX_PASSPHRASE_BYTES: Final = 1024
-_READ: Final = "read key"
-
-
-class Secret(NamedTuple):
-    """What a holder has: a passphrase, a key file's bytes, or the node's own secret."""
-
-    kind: HolderKind
-    content: bytes
-
-
-_given: ContextVar[Secret | None] = ContextVar("given", default=None)
-
-
-@contextmanager
-def unlocking_with(secret: Secret | None) -> Iterator[None]:
-    """Backups that are opened inside are unlocked with this secret, if there is one."""
-    token = _given.set(secret)
-    try:
-        yield
-    finally:
-        _given.reset(token)
-
-
-def given_secret() -> Secret | None:
-    """What `unlocking_with` was given last."""
-    return _given.get()
-
-
-def needs_passphrase(path: str) -> bool:
-    """Whether the `hsm_secret` at a path can be used with a passphrase only."""
-    return hsm_secret.needs_passphrase(_read(path))
-
-
-def secret_of_words(words: str, passphrase: str = "") -> Secret:
-    """The node's secret as its words on paper have it."""
-    return Secret(HolderKind.HSM_SECRET, hsm_secret.seed_of(words, passphrase))
-
-
-def _read(path: str) -> bytes:
-    fd = fsio.open_existing(path, writable=False, op=_READ)
-    try:
-        return fsio.read_at(fd, _MAX_KEY_FILE_BYTES + 1, 0, op=_READ)
-    finally:
-        os.close(fd)
-
-
-def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secret:
-    """The secret in a file.
-
-    Args:
-        source: one of `KEY_SOURCES`, and the path.
-        passphrase: of an `hsm_secret` that is protected by one.
-
-    Raises:
-        Locked: the file does not hold such a secret.
-        StorageError: it cannot be read.
-    """
-    name, path = source
-    content = _read(path)
-    if name == "passphrase-file":
-        return passphrase_secret(content.rstrip(b"\r\n").decode("utf-8", "surrogateescape"))
-    if name == "key-file":
-        if not _MIN_KEY_FILE_BYTES <= len(content) <= _MAX_KEY_FILE_BYTES:
-            raise Locked(f"{path} is no key file: it must have between 32 and 4096 random bytes.")
-        return Secret(HolderKind.KEY_FILE, content)
-    try:
-        return Secret(HolderKind.HSM_SECRET, hsm_secret.secret_of(content, passphrase))
-    except hsm_secret.NoSecret as error:
-        raise Locked(
-            f"{path} cannot be used to unlock the backup: {error}. A node that starts by itself "
-            "needs a key that nobody has to type: see `backup-cli key add --help`."
-        ) from None
-
-
-def passphrase_secret(passphrase: str) -> Secret:
-    """A passphrase as a secret. Raises `Locked` where it is empty or too long."""
-    content = passphrase.encode("utf-8", "surrogateescape")
-    if not 0 < len(content) <= _MAX_PASSPHRASE_BYTES:
-        raise Locked("A passphrase must have between 1 and 1024 bytes.")
-    return Secret(HolderKind.PASSPHRASE, content)
 
 
 def unlock(place: Place, backup_id: bytes) -> bytes:
     """The master key of the backup. Raises `Locked`, `Damaged`, `StorageError`."""
-    secret = _given.get()
+    secret = given_secret()
     if secret is None and place.key_source is not None:
         secret = secret_from(place.key_source)
     if secret is None:
@@ -143,13 +56,13 @@ def create_keys(place: Place, backup_id: bytes) -> bytes | None:
 
     The holder's file is durable when it returns, but for its name.
     """
-    secret = _given.get()
+    secret = given_secret()
     if secret is None:
         if place.key_source is None:
             return None
         secret = secret_from(place.key_source)
     master_key = os.urandom(KEY_BYTES)
-    label = secret.kind.name.lower().replace("_", "-")
+    label = kind_name(secret.kind)
     add_holder(place.path, backup_id, master_key, secret, label)
     return master_key
 
@@ -191,7 +104,7 @@ def holders(path: str, backup_id: bytes) -> list[Holder]:
             continue
         file = os.path.join(path, name)
         try:
-            holder = unpack_holder(_read(file))
+            holder = unpack_holder(read_key(file))
             if holder.backup_id != backup_id or holder.label != name[len(_PREFIX) :]:
                 raise v2.Malformed("the key of another backup")
         except v2.Malformed as error:

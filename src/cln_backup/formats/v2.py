@@ -43,6 +43,7 @@ _MARK = struct.Struct("!BBQQQ16s")
 _LOG = struct.Struct(f"!QQ16s32sQB{_MARK.size}s{_MARK.size}s")
 _BASE = struct.Struct("!QBBBQQQ16sQ")
 _SNAPSHOT = struct.Struct("!QQ")
+_DROPPED = struct.Struct("!QQB")
 _REFERENCE = struct.Struct("!QQ16s")
 
 OPEN_BYTES: Final = _OPEN.size
@@ -68,6 +69,7 @@ class FileKind(IntEnum):
     LOG = 1
     BASE = 2
     SNAPSHOT = 3
+    DROPPED = 4
 
 
 class Type(IntEnum):
@@ -93,7 +95,7 @@ class Open(NamedTuple):
     """The part of a header that is never encrypted.
 
     Attributes:
-        number: of the segment, the generation or the snapshot.
+        number: of the segment, the generation or the snapshot; the version of a dropped change.
         epoch: how many writers had been started when the file was made.
         created_ms: since 1970.
         salt: from which the file's key is derived; zeros without encryption.
@@ -185,6 +187,19 @@ class SnapshotState(NamedTuple):
     size_bytes: int
 
 
+class DroppedState(NamedTuple):
+    """What the header of a dropped change in a file of its own says.
+
+    Attributes:
+        size_bytes: of its statements as a record has them, or of the database file.
+        snapshot: which of the two it is.
+    """
+
+    version: int
+    size_bytes: int
+    snapshot: bool
+
+
 class Reference(NamedTuple):
     """What a record says of the snapshot that it stands for.
 
@@ -251,6 +266,17 @@ def pack_snapshot_state(state: SnapshotState) -> bytes:
 def unpack_snapshot_state(data: bytes) -> SnapshotState:
     """Takes a snapshot's state apart."""
     return SnapshotState(*_SNAPSHOT.unpack_from(data))
+
+
+def pack_dropped_state(state: DroppedState) -> bytes:
+    """The state in the header of a dropped change, filled up with zeros."""
+    return _DROPPED.pack(*state).ljust(STATE_BYTES, b"\x00")
+
+
+def unpack_dropped_state(data: bytes) -> DroppedState:
+    """Takes the state of a dropped change apart."""
+    version, size, snapshot = _DROPPED.unpack_from(data)
+    return DroppedState(version, size, bool(snapshot))
 
 
 _KINDS: Final = (Kind.TRANSACTION, Kind.RIDER, Kind.SNAPSHOT)

@@ -1,0 +1,147 @@
+"""Where the history of a `dir:` backup starts: makes the first base, finds the newest one."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup import fsio
+from cln_backup.backends.dir_history import Base
+from cln_backup.backends.dir_keys import create_keys, unlock
+from cln_backup.backends.dir_snapshots import write_snapshot_file
+from cln_backup.backends.dir_store import Store, damaged, list_files, read_open
+from cln_backup.backends.secrets import given_secret
+from cln_backup.errors import AlreadyExists, Damaged, NotFound
+from cln_backup.formats import v2
+
+if TYPE_CHECKING:
+    from cln_backup.backends.dir_store import Listing
+    from cln_backup.backends.dir_url import Place
+    from cln_backup.change import Change
+
+
+class Opened(NamedTuple):
+    """A directory whose newest base was read.
+
+    Attributes:
+        fd: of the base, with a lock that keeps what it needs from expiring; -1 for a writer.
+        listing: of the directory, from just before.
+    """
+
+    store: Store
+    base: Base
+    fd: int
+    listing: Listing
+
+
+def create_backup(place: Place, base: Change | None) -> None:
+    """See `Backend.create`. A backup is there as soon as its first base is."""
+    made = fsio.make_directory(place.path, op="create backup")
+    if fsio.list_directory(place.path, op="list backup"):
+        raise AlreadyExists(
+            f"{place.path} is not empty, and is left as it is. If it is a backup, it can be "
+            "used as it is; otherwise choose another name."
+        )
+    backup_id = os.urandom(v2.ID_BYTES)
+    try:
+        store = Store(place.path, backup_id, create_keys(place, backup_id))
+        size = 0
+        if base is not None:
+            assert base.snapshot is not None
+            size = base.snapshot.size_bytes
+        count = 0 if base is None else 1
+        version = 0 if base is None else base.version
+        start = v2.Position(1, 0, bytes(v2.SEAL_BYTES))
+        state = v2.BaseState(version, base is not None, True, count, size, start, count)
+        built, _ = write_snapshot_file(
+            store,
+            "create",
+            v2.FileKind.BASE,
+            1,
+            0,
+            v2.pack_base_state(state),
+            version,
+            None if base is None else base.snapshot,
+        )
+        fsio.publish(built, store.base_path(1, 1), op="publish new backup")
+    except BaseException:
+        for name in fsio.list_directory(place.path, op="list backup"):
+            fsio.remove(os.path.join(place.path, name), op="remove unfinished backup")
+        if made:
+            fsio.remove_directory(place.path, op="remove unfinished backup")
+        raise
+
+
+def identity(place: Place) -> tuple[str, bytes]:
+    """The directory and the id of a backup, which need no key. Raises `NotFound`, `Damaged`."""
+    listing = list_files(place.path) if os.path.isdir(place.path) else None
+    if listing is None or not listing.bases:
+        raise NotFound(f"There is no backup at {place.path}.")
+    path = os.path.join(place.path, "base-{:010}-{:010}".format(*listing.bases[-1]))
+    fd = fsio.open_existing(path, writable=False, op="open base")
+    try:
+        return place.path, read_open(fd, path).backup_id
+    finally:
+        os.close(fd)
+
+
+def open_base(place: Place, *, writable: bool) -> Opened:
+    """Reads the newest base; a reader's lock on it keeps what it needs from expiring.
+
+    Raises:
+        NotFound, Locked, Damaged, StorageError.
+    """
+    fd, path, listing = _newest(place.path, writable=writable)
+    try:
+        store, base = _read(place, fd, path, listing)
+    except BaseException:
+        os.close(fd)
+        raise
+    if writable:
+        os.close(fd)
+        fd = -1
+    return Opened(store, base, fd, listing)
+
+
+def _newest(path: str, *, writable: bool) -> tuple[int, str, Listing]:
+    while True:
+        listing = list_files(path)
+        if not listing.bases:
+            if listing.segments:
+                damaged(path, 0, 0, "no base is left in it, where the history starts")
+            raise NotFound(
+                f"There is no backup in {path}. `backup-cli init` makes one; if there was "
+                "one, look whether its disk is mounted."
+            )
+        base_path = os.path.join(path, "base-{:010}-{:010}".format(*listing.bases[-1]))
+        fd = fsio.open_existing(base_path, writable=False, op="open base")
+        if not writable:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_SH)
+        if os.path.exists(base_path):
+            return fd, base_path, listing
+        os.close(fd)
+
+
+def _read(place: Place, fd: int, base_path: str, listing: Listing) -> tuple[Store, Base]:
+    generation, segment = listing.bases[-1]
+    found = read_open(fd, base_path)
+    if found.cipher == v2.PLAIN and (place.key_source or given_secret()) is not None:
+        raise Damaged(
+            f"The backup in {place.path} is not encrypted, but a key was given for it. Somebody "
+            "may have put another backup in the place of yours. If you know that it is not "
+            "encrypted, leave the key out."
+        )
+    key = None
+    if found.cipher != v2.PLAIN:
+        key = unlock(place, found.backup_id)
+    store = Store(place.path, found.backup_id, key)
+    header = store.read_header(fd, base_path, v2.FileKind.BASE, generation)
+    if header is None:
+        damaged(base_path, 0, 0, "its header is missing")
+    state = v2.unpack_base_state(header.state)
+    if state.start.segment != segment:
+        damaged(base_path, 0, 0, "its name says another segment than its header")
+    return store, Base(generation, base_path, state)

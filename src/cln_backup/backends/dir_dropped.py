@@ -1,0 +1,97 @@
+"""Changes that a `dir:` backup dropped: each in a file of its own, `dropped-N`, kept for ever."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cln_backup import fsio
+from cln_backup.backends.dir_snapshots import StoredSnapshot, write_snapshot_file
+from cln_backup.backends.dir_store import damaged
+from cln_backup.change import Change
+from cln_backup.formats import v2
+from cln_backup.formats.v2_stream import pack_transaction, unpack_transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cln_backup.backends.dir_store import Store
+    from cln_backup.change import Snapshot
+
+_PREFIX: Final = "dropped-"
+_NAME: Final = re.compile(r"dropped-(\d{10,20})(?:-(\d+))?")
+
+
+class _Statements(NamedTuple):
+    """A transaction in the form in which a snapshot is written."""
+
+    content: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.content)
+
+    def chunks(self) -> Iterator[bytes]:
+        yield self.content
+
+
+def set_aside(store: Store, change: Change, epoch: int) -> str:
+    """Writes a change to a file of its own; returns its path. Durable with its name.
+
+    Where the name is taken, a number is added: nothing is overwritten.
+    """
+    content: Snapshot
+    if change.snapshot is not None:
+        content = change.snapshot
+    else:
+        assert change.transaction is not None
+        content = _Statements(pack_transaction(change.transaction))
+    version, size = change.version, content.size_bytes
+    state = v2.pack_dropped_state(v2.DroppedState(version, size, change.snapshot is not None))
+    kind = v2.FileKind.DROPPED
+    built, _ = write_snapshot_file(store, "drop", kind, version, epoch, state, version, content)
+    try:
+        name = os.path.join(store.path, f"{_PREFIX}{version:010}")
+        return fsio.keep(built, name, op="set dropped change aside")
+    finally:
+        fsio.remove(built, op="remove unfinished set-aside file")
+
+
+def dropped(store: Store) -> Iterator[Change]:
+    """All that was set aside, by version and in the order in which it was dropped.
+
+    Raises:
+        Damaged, StorageError.
+    """
+    for version, _, stored, snapshot in sorted(_files(store), key=lambda file: file[:2]):
+        if snapshot:
+            yield Change(version, stored, None)
+        else:
+            yield Change(version, None, unpack_transaction(b"".join(stored.chunks())))
+
+
+def check_dropped(store: Store) -> None:
+    """Checks every byte of what was set aside. Raises `Damaged`, `StorageError`."""
+    for _, _, stored, _ in _files(store):
+        for _ in stored.chunks():
+            pass
+
+
+def _files(store: Store) -> Iterator[tuple[int, int, StoredSnapshot, bool]]:
+    for name in fsio.list_directory(store.path, op="list backup"):
+        found = _NAME.fullmatch(name)
+        if found is None:
+            continue
+        path, version = os.path.join(store.path, name), int(found[1])
+        fd = fsio.open_existing(path, writable=False, op="open set-aside file")
+        try:
+            header = store.read_header(fd, path, v2.FileKind.DROPPED, version)
+        finally:
+            os.close(fd)
+        if header is None:
+            damaged(path, 0, 0, "its header is missing")
+        state = v2.unpack_dropped_state(header.state)
+        kind, size = v2.FileKind.DROPPED, state.size_bytes
+        stored = StoredSnapshot(store, path, kind, version, state.version, size, None)
+        yield state.version, int(found[2] or 1), stored, state.snapshot

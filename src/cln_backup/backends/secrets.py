@@ -1,0 +1,110 @@
+"""What unlocks an encrypted backup: part of the contract, for backends whose format can encrypt.
+
+A secret comes from the file that the URL names, or from what `unlocking_with` was given, which a
+person was asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cln_backup import fsio
+from cln_backup.errors import Locked
+from cln_backup.formats import hsm_secret
+from cln_backup.formats.holders import HolderKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MIN_KEY_FILE_BYTES: Final = 32
+_MAX_KEY_FILE_BYTES: Final = 4096
+_MAX_PASSPHRASE_BYTES: Final = 1024
+_READ: Final = "read key"
+
+
+class Secret(NamedTuple):
+    """What a holder has: a passphrase, a key file's bytes, or the node's own secret."""
+
+    kind: HolderKind
+    content: bytes
+
+
+_given: ContextVar[Secret | None] = ContextVar("given", default=None)
+
+
+@contextmanager
+def unlocking_with(secret: Secret | None) -> Iterator[None]:
+    """Backups that are opened inside are unlocked with this secret, if there is one."""
+    token = _given.set(secret)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def given_secret() -> Secret | None:
+    """What `unlocking_with` was given last."""
+    return _given.get()
+
+
+def needs_passphrase(path: str) -> bool:
+    """Whether the `hsm_secret` at a path can be used with a passphrase only."""
+    return hsm_secret.needs_passphrase(read_key(path))
+
+
+def secret_of_words(words: str, passphrase: str = "") -> Secret:
+    """The node's secret as its words on paper have it."""
+    return Secret(HolderKind.HSM_SECRET, hsm_secret.seed_of(words, passphrase))
+
+
+def read_key(path: str) -> bytes:
+    """The start of a small file, more than any key has. Raises `StorageError`."""
+    fd = fsio.open_existing(path, writable=False, op=_READ)
+    try:
+        return fsio.read_at(fd, _MAX_KEY_FILE_BYTES + 1, 0, op=_READ)
+    finally:
+        os.close(fd)
+
+
+def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secret:
+    """The secret in a file.
+
+    Args:
+        source: one of `KEY_SOURCES`, and the path.
+        passphrase: of an `hsm_secret` that is protected by one.
+
+    Raises:
+        Locked: the file does not hold such a secret.
+        StorageError: it cannot be read.
+    """
+    name, path = source
+    content = read_key(path)
+    if name == "passphrase-file":
+        return passphrase_secret(content.rstrip(b"\r\n").decode("utf-8", "surrogateescape"))
+    if name == "key-file":
+        if not _MIN_KEY_FILE_BYTES <= len(content) <= _MAX_KEY_FILE_BYTES:
+            raise Locked(f"{path} is no key file: it must have between 32 and 4096 random bytes.")
+        return Secret(HolderKind.KEY_FILE, content)
+    try:
+        return Secret(HolderKind.HSM_SECRET, hsm_secret.secret_of(content, passphrase))
+    except hsm_secret.NoSecret as error:
+        raise Locked(
+            f"{path} cannot be used to unlock the backup: {error}. A node that starts by itself "
+            "needs a key that nobody has to type: see `backup-cli key add --help`."
+        ) from None
+
+
+def passphrase_secret(passphrase: str) -> Secret:
+    """A passphrase as a secret. Raises `Locked` where it is empty or too long."""
+    content = passphrase.encode("utf-8", "surrogateescape")
+    if not 0 < len(content) <= _MAX_PASSPHRASE_BYTES:
+        raise Locked("A passphrase must have between 1 and 1024 bytes.")
+    return Secret(HolderKind.PASSPHRASE, content)
+
+
+def kind_name(kind: HolderKind) -> str:
+    """What a person calls such a secret: `passphrase`, `key-file` or `hsm-secret`."""
+    return kind.name.lower().replace("_", "-")
