@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import signal
-import sys
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,21 +13,31 @@ from cln_backup import __version__, history
 from cln_backup.backends import open_backend, redacted, url_of
 from cln_backup.cli_secrets import register, unlocked, with_secrets
 from cln_backup.compact import compact as compact_backup
-from cln_backup.errors import BackupError, Damaged, Interrupted, ReplayFailed
+from cln_backup.errors import BackupError, Interrupted
 from cln_backup.initialize import Initialized, initialize, take_snapshot
 from cln_backup.keyring import add_keys_at_init, encrypted
+from cln_backup.presentation import (
+    Fields,
+    age,
+    moment,
+    progress,
+    report,
+    show_notices,
+    show_table,
+    size,
+    warn,
+    warn_of_foreign_keys,
+    working,
+)
 from cln_backup.restore import restore as restore_database
 from cln_backup.restore import target_path
 from cln_backup.server_cli import server, takeover, token
 from cln_backup.verify import verify as verify_backup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import FrameType
 
-    from cln_backup.change import Change
-
-Fields = dict[str, Any]
 
 _url = click.argument("url", metavar="URL", callback=lambda _context, _parameter, url: url_of(url))
 _directory = click.Path(file_okay=False)
@@ -52,7 +59,7 @@ def _command(
                 with unlocked(options):
                     fields = function(*args, as_json=as_json, **options)
             except BackupError as error:
-                _report(error, as_json=as_json)
+                report(error, as_json=as_json)
                 raise click.exceptions.Exit(error.exit_code) from None
             if as_json and fields:
                 click.echo(json.dumps(fields))
@@ -64,18 +71,6 @@ def _command(
         return (group or cli).command(epilog=epilog)(asks_for_json(with_secrets(run)))
 
     return decorate
-
-
-def _report(error: BackupError, *, as_json: bool) -> None:
-    if not as_json:
-        click.echo(f"Error: {error}", err=True)
-        return
-    fields: Fields = {"type": type(error).__name__, "message": str(error)}
-    if isinstance(error, Damaged):
-        fields["offset_bytes"] = error.offset_bytes
-    if isinstance(error, Damaged | ReplayFailed):
-        fields["good_version"] = error.good_version
-    click.echo(json.dumps({"error": fields}))
 
 
 @click.group(epilog="Exit codes and all options with examples: docs/cli.md")
@@ -127,7 +122,7 @@ def init(
     if wallet is not None and lightning_dir is None:
         raise click.UsageError("--wallet needs --lightning-dir.")
     keys: list[str] = []
-    with _working("Taking a snapshot of the database", as_json=as_json):
+    with working("Taking a snapshot of the database", as_json=as_json):
         if encrypt:
             if lightning_dir is None:
                 raise click.UsageError(
@@ -148,7 +143,7 @@ def init(
             )
             click.echo(
                 f"Successfully written initial snapshot to {shown} (data version {done.version}, "
-                f"{_size(done.snapshot_bytes)})"
+                f"{size(done.snapshot_bytes)})"
             )
         elif lightning_dir is not None:
             click.echo("Database does not exist yet, created an empty backup file")
@@ -167,11 +162,11 @@ def snapshot(lightning_dir: str, *, as_json: bool) -> Fields:
 
     The node must be stopped. Nothing of the backup is removed.
     """
-    with _working("Taking a snapshot of the database", as_json=as_json):
-        done = take_snapshot(lightning_dir, _warn)
+    with working("Taking a snapshot of the database", as_json=as_json):
+        done = take_snapshot(lightning_dir, warn)
     if not as_json:
         click.echo(
-            f"The backup is at data version {done.version} now ({_size(done.snapshot_bytes)} "
+            f"The backup is at data version {done.version} now ({size(done.snapshot_bytes)} "
             "added); you can start Core-Lightning"
         )
     return done._asdict()
@@ -197,12 +192,12 @@ def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fie
     then it gets its name.
     """
     target_path(destination)
-    with open_backend(url) as backend, _progress(backend.version_count, as_json=as_json) as step:
-        _notices(backend.notices)
+    with open_backend(url) as backend, progress(backend.version_count, as_json=as_json) as step:
+        show_notices(backend.notices)
         done = restore_database(backend, destination, step, to)
         newest = backend.version
     if done.version < newest:
-        _warn(
+        warn(
             f"This database is older than the backup ({done.version} of {newest}). A node whose "
             "peers have seen anything newer loses its funds with it; it is good only for going "
             "back to before a migration."
@@ -210,9 +205,9 @@ def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fie
     if not as_json:
         click.echo(
             f"Restored {done.path} at data version {done.version}: {done.version_count} changes, "
-            f"{_size(done.size_bytes)}. Its checks have passed."
+            f"{size(done.size_bytes)}. Its checks have passed."
         )
-        _warn_of_foreign_keys(done.foreign_key_faults)
+        warn_of_foreign_keys(done.foreign_key_faults)
         click.echo(
             "Before you start the node: make sure that the old one can never start again, and put "
             "hsm_secret beside the database."
@@ -229,15 +224,15 @@ def status(url: str, *, as_json: bool) -> Fields:
         notices = list(backend.notices)
     if not as_json:
         changed = found.last_change_at
-        _table(
+        show_table(
             ("backup", found.backend_url),
             ("data version", str(found.version)),
             ("changes", str(found.version_count)),
-            ("size", _size(found.backupsize)),
+            ("size", size(found.backupsize)),
             ("last change", found.head or "none: the backup is empty"),
-            ("stored", "unknown" if changed is None else f"{_time(changed)} ({_ago(changed)})"),
+            ("stored", "unknown" if changed is None else f"{moment(changed)} ({age(changed)})"),
         )
-    _notices(notices)
+    show_notices(notices)
     return found._asdict() | {"notices": notices}
 
 
@@ -257,7 +252,7 @@ def verify(url: str, no_replay: bool, *, as_json: bool) -> Fields:
     Every change is read and replayed into a database, which is checked and removed again. It
     needs room for the database beside the backup.
     """
-    with open_backend(url) as backend, _progress(backend.version_count, as_json=as_json) as step:
+    with open_backend(url) as backend, progress(backend.version_count, as_json=as_json) as step:
         notices = list(backend.notices)
         found = verify_backup(backend, replayed=not no_replay, progress=step)
     if not as_json:
@@ -266,8 +261,8 @@ def verify(url: str, no_replay: bool, *, as_json: bool) -> Fields:
             f"Good up to data version {found.version}: all {found.version_count} changes were "
             f"{how}."
         )
-        _warn_of_foreign_keys(found.foreign_key_faults)
-    _notices(notices)
+        warn_of_foreign_keys(found.foreign_key_faults)
+    show_notices(notices)
     return found._asdict() | {"good": True, "notices": notices}
 
 
@@ -280,13 +275,13 @@ def compact(url: str, *, as_json: bool) -> Fields:
     """
     with open_backend(url) as backend:
         total = backend.version_count
-    with _progress(total, as_json=as_json) as step:
-        done = compact_backup(url, step, _warn)
+    with progress(total, as_json=as_json) as step:
+        done = compact_backup(url, step, warn)
     if not as_json:
         before, after = done["before"], done["after"]
-        _table(
-            ("before", f"{_size(before['backupsize'])} in {before['version_count']} changes"),
-            ("after", f"{_size(after['backupsize'])} in {after['version_count']} changes"),
+        show_table(
+            ("before", f"{size(before['backupsize'])} in {before['version_count']} changes"),
+            ("after", f"{size(after['backupsize'])} in {after['version_count']} changes"),
         )
     return dict(done)
 
@@ -317,7 +312,7 @@ def log(url: str, start: int, dropped: bool, *, as_json: bool) -> Fields:
                     f"{line.version:>10}  {line.kind:<11}  {line.size_bytes:>12}  "
                     f"{line.statements:>10}  {', '.join(line.tables)}"
                 )
-        _notices(backend.notices)
+        show_notices(backend.notices)
     return {}
 
 
@@ -325,97 +320,11 @@ def _warn_of_disk(done: Initialized, lightning_dir: str | None, *, as_json: bool
     if as_json or lightning_dir is None:
         return
     if done.same_disk:
-        _warn(
+        warn(
             "The backup lies on the same disk as the database: it does not help when that disk "
             "fails. Choose a place on another disk, or better on another machine."
         )
-    _warn(_REMIND_OF_HSM)
-
-
-def _warn_of_foreign_keys(faults: int) -> None:
-    if faults:
-        _warn(
-            f"{faults} rows refer to rows that are not there (foreign keys). The node's own "
-            "database has them as well, from before the backup or from a migration."
-        )
-
-
-def _notices(notices: list[str]) -> None:
-    for notice in notices:
-        _warn(notice)
-
-
-def _warn(text: str) -> None:
-    click.echo(f"Note: {text}", err=True)
-
-
-@contextlib.contextmanager
-def _progress(total: int, *, as_json: bool) -> Iterator[Callable[[Change], None] | None]:
-    """A bar with rate and time left, on a terminal; nothing elsewhere."""
-    if as_json or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("changes, {task.fields[rate]} a second, left:"),
-        TimeLeft(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total, rate="?")
-        started = shown = time.monotonic()
-        done = 0
-
-        def step(_change: Change) -> None:
-            nonlocal done, shown
-            done += 1
-            now = time.monotonic()
-            if now - shown > 0.1:
-                shown = now
-                bar.update(task, completed=done, rate=f"{done / (now - started):.0f}")
-
-        yield step
-
-
-@contextlib.contextmanager
-def _working(what: str, *, as_json: bool) -> Iterator[None]:
-    if as_json or not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(what):
-        yield
-
-
-def _table(*rows: tuple[str, str]) -> None:
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        click.echo(f"{name:<{width}}  {value}")
-
-
-def _size(size_bytes: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} TB"
-
-
-def _time(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-
-
-def _ago(at: float) -> str:
-    seconds = max(0, int(time.time() - at))
-    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length} {unit} ago"
-    return f"{seconds} seconds ago"
+    warn(_REMIND_OF_HSM)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -1,0 +1,127 @@
+"""How `backup-cli` shows things: notes, errors, tables, progress on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cln_backup.errors import BackupError, Damaged, ReplayFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cln_backup.change import Change
+
+Fields = dict[str, Any]
+
+
+def report(error: BackupError, *, as_json: bool) -> None:
+    """Says what went wrong, as text or as JSON."""
+    if not as_json:
+        click.echo(f"Error: {error}", err=True)
+        return
+    fields: Fields = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, Damaged):
+        fields["offset_bytes"] = error.offset_bytes
+    if isinstance(error, Damaged | ReplayFailed):
+        fields["good_version"] = error.good_version
+    click.echo(json.dumps({"error": fields}))
+
+
+def warn_of_foreign_keys(faults: int) -> None:
+    """Notes rows that refer to rows which are not there."""
+    if faults:
+        warn(
+            f"{faults} rows refer to rows that are not there (foreign keys). The node's own "
+            "database has them as well, from before the backup or from a migration."
+        )
+
+
+def show_notices(notices: list[str]) -> None:
+    """Notes what was found of a backup when it was opened."""
+    for notice in notices:
+        warn(notice)
+
+
+def warn(text: str) -> None:
+    """A note, on standard error."""
+    click.echo(f"Note: {text}", err=True)
+
+
+@contextlib.contextmanager
+def progress(total: int, *, as_json: bool) -> Iterator[Callable[[Change], None] | None]:
+    """A bar with rate and time left, on a terminal; nothing elsewhere."""
+    if as_json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("changes, {task.fields[rate]} a second, left:"),
+        TimeLeft(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total, rate="?")
+        started = shown = time.monotonic()
+        done = 0
+
+        def step(_change: Change) -> None:
+            nonlocal done, shown
+            done += 1
+            now = time.monotonic()
+            if now - shown > 0.1:
+                shown = now
+                bar.update(task, completed=done, rate=f"{done / (now - started):.0f}")
+
+        yield step
+
+
+@contextlib.contextmanager
+def working(what: str, *, as_json: bool) -> Iterator[None]:
+    """Shows on a terminal that something is being done."""
+    if as_json or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def show_table(*rows: tuple[str, str]) -> None:
+    """Names and values, one a line."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def size(size_bytes: float) -> str:
+    """A size in a unit that suits it."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
+
+
+def moment(at: float) -> str:
+    """A time since 1970, as the clock on the wall has it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def age(at: float) -> str:
+    """How long ago that was."""
+    seconds = max(0, int(time.time() - at))
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit} ago"
+    return f"{seconds} seconds ago"
