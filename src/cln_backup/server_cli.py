@@ -73,7 +73,7 @@ def server(places: tuple[str, ...], nodes_file: str | None, **options: Any) -> N
         raise _fail(error) from None
 
 
-@click.command(epilog="\b\nExample:\n  backup-cli token ~/.lightning/bitcoin/backup.token")
+@click.command(epilog="\b\nExamples:\n  backup-cli token ~/.lightning/bitcoin/backup.token")
 @click.argument("path", metavar="FILE", type=click.Path(dir_okay=False))
 def token(path: str) -> None:
     """Make a token for a node in a new FILE, and show its hash for the server's list."""
@@ -84,7 +84,7 @@ def token(path: str) -> None:
     click.echo(shown)
 
 
-@click.command(epilog="\b\nExample:\n  backup-cli takeover 'socket:backup.example:8700?node=alice'")
+@click.command(epilog="\b\nExamples:\n  backup-cli takeover socket:backup.example:8700")
 @click.argument("url", metavar="URL")
 def takeover(url: str) -> None:
     """Have a server refuse whoever writes to a backup now, so that another node can begin.

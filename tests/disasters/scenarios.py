@@ -22,7 +22,7 @@ from tests.histories import (
     rider,
     started_node,
 )
-from tests.seed_file import SeedNode
+from tests.seed_file import SeedNode, packed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -168,6 +168,24 @@ def repairs(name: str, crash: Callable[[SeedNode], None]) -> Scenario:
     return Scenario(name, prepare, State(committed), act)
 
 
+def mends(name: str, history: Sequence[Change], torn: bytes, promised: Change | None) -> Scenario:
+    """Opens a file for writing whose last change was cut; with `promised`, its header is there."""
+
+    def prepare(directory: Path) -> None:
+        path = directory / NAME
+        make(directory, [*history, *([promised] if promised else [])])
+        header = path.read_bytes()[:512]
+        path.unlink()
+        make(directory, history)
+        path.write_bytes(header + path.read_bytes()[512:] + torn)
+
+    def act(directory: Path, answered: Answered) -> None:
+        FileBackend.open(url_in(directory), writable=True).close()
+        answered(State(list(history), may_drop=False))
+
+    return Scenario(name, prepare, State(list(history), may_drop=False), act)
+
+
 def _one_crash(node: SeedNode) -> None:
     node.commits(*payments(4, 6))
     node.crashes_after_the_answer(payment(6, "never committed"))
@@ -225,6 +243,16 @@ def all_scenarios() -> dict[str, Scenario]:
             foreign_keys=False,
         ),
         repairs("repairs after one crash", _one_crash),
+        mends("mends a torn end", node, packed(payment(6, long_text(6, 900)))[:700], None),
+        mends("mends a torn rider", node, packed(rider(5))[:20], None),
+        mends("mends a torn snapshot", node, packed(base)[:9_000], None),
+        mends("mends a header without its change", node, b"", payment(6)),
+        mends(
+            "mends a header with half of its change",
+            node,
+            packed(payment(6, long_text(6, 900)))[:300] + bytes(750),
+            payment(6, long_text(6, 900)),
+        ),
     ]
     return {scenario.name: scenario for scenario in found}
 
