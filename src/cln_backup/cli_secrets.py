@@ -108,7 +108,11 @@ def register(cli: click.Group, command: Command) -> None:
             )
         return done._asdict()
 
-    @cli.group()
+    @cli.group(
+        epilog="\b\nExamples:\n"
+        "  backup-cli key list /mnt/backup/node\n"
+        "  backup-cli key remove /mnt/backup/node passphrase"
+    )
     def key() -> None:
         """Who can unlock an encrypted backup."""
 
