@@ -165,7 +165,7 @@ def test_stream_that_was_cut_stops_at_the_head_it_began_with(
         assert told([first, *changes]) == told([*started_node(), *payments(4, 40)])
 
 
-@pytest.mark.parametrize("pause_s", [0.0, 0.001, 0.003, 0.01])
+@pytest.mark.parametrize("pause_s", [0.0, 0.003])
 def test_server_killed_again_and_again_while_a_node_writes(tmp_path: Path, pause_s: float) -> None:
     url = f"file://{tmp_path}/node.bkp"
     create_backend(url, None)
