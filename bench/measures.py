@@ -195,6 +195,8 @@ def answers_during_compaction(directory: str, _capture: str) -> Iterator[Row]:
     version = 1
     usual: list[float] = []
     during: list[float] = []
+    plugin.answer_time_s(drive.request(2, 2, _generated(2)))  # with the start of the process
+    version += 1
     for _ in range(3000):
         version += 1
         usual.append(plugin.answer_time_s(drive.request(version, version, _generated(version))))
