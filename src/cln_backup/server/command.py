@@ -64,6 +64,7 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
 
     for order in (signal.SIGTERM, signal.SIGINT):
         signal.signal(order, stop)
+    server.stop_on_signals()
     if figures_at is not None:
         from cln_backup.server import metrics
 
