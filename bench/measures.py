@@ -195,6 +195,8 @@ def answers_during_compaction(directory: str, _capture: str) -> Iterator[Row]:
     version = 1
     usual: list[float] = []
     during: list[float] = []
+    plugin.answer_time_s(drive.request(2, 2, _generated(2)))  # with the start of the process
+    version += 1
     for _ in range(3000):
         version += 1
         usual.append(plugin.answer_time_s(drive.request(version, version, _generated(version))))
@@ -208,10 +210,12 @@ def answers_during_compaction(directory: str, _capture: str) -> Iterator[Row]:
     plugin.close()
     p99, slowest = _quantile_us(usual, 0.99), _quantile_us(during, 1.0)
     yield Row("db_write before compaction, p99 of 3000", f"{p99} µs")
+    yield Row("db_write before compaction, slowest of 3000", f"{_quantile_us(usual, 1.0)} µs")
     yield Row(
         f"db_write during compaction, p50 of {len(during)}", f"{_quantile_us(during, 0.5)} µs"
     )
     yield Row("db_write during compaction, p99", f"{_quantile_us(during, 0.99)} µs")
+    yield Row("p99 during compaction / p99 before", _ratio(_quantile_us(during, 0.99) / p99))
     yield Row("db_write during compaction, slowest", f"{slowest} µs")
     yield Row("slowest during compaction / p99 before", _ratio(slowest / p99), "≤ 3×")
     shutil.rmtree(home)

@@ -89,7 +89,7 @@ def _watch(life_fd: int, mailbox: Mailbox, lightningd: int, manifest: object) ->
         return
     pending = mailbox.text()
     if not pending:  # otherwise it is said with the answer
-        _write(jsonrpc.log("error", _REASON))
+        jsonrpc.write(jsonrpc.log("error", _REASON))
     large = len(pending) == jsonrpc.MAILBOX_BYTES
     leave_at: float | None = None
     while True:
@@ -124,17 +124,12 @@ def _take_over(message: bytes, manifest: object) -> str:
         return method
     request_id = id_found[1]
     if method == "db_write":
-        _write(jsonrpc.log("error", _REASON))
-        _write(jsonrpc.answer(request_id, {"result": "halt", "reason": _REASON}))
+        jsonrpc.write(jsonrpc.log("error", _REASON))
+        jsonrpc.write(jsonrpc.answer(request_id, {"result": "halt", "reason": _REASON}))
     elif method == "getmanifest":
-        _write(jsonrpc.answer(request_id, manifest))
+        jsonrpc.write(jsonrpc.answer(request_id, manifest))
     elif method == "init":
-        _write(jsonrpc.answer(request_id, {}))
+        jsonrpc.write(jsonrpc.answer(request_id, {}))
     else:
-        _write(jsonrpc.error(request_id, _REASON))
+        jsonrpc.write(jsonrpc.error(request_id, _REASON))
     return method
-
-
-def _write(data: bytes) -> None:
-    while data:
-        data = data[os.write(1, data) :]

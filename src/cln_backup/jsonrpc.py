@@ -124,6 +124,12 @@ def log(level: str, message: str) -> bytes:
     ).encode("utf-8", "replace")
 
 
+def write(data: bytes) -> None:
+    """Writes whole messages to lightningd. Raises `BrokenPipeError` when it has gone."""
+    while data:
+        data = data[os.write(1, data) :]
+
+
 class Mailbox:
     """Memory that holds what was read from lightningd and is not yet answered.
 

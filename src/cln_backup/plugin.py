@@ -140,7 +140,7 @@ class Plugin:
             why = str(error) if isinstance(error, BackupError) else _fault(error)
             self._log("error", f"{message.method} failed: {why}")
             if bytes(message.id):
-                _write(jsonrpc.error(bytes(message.id), why))
+                jsonrpc.write(jsonrpc.error(bytes(message.id), why))
 
     def _serve_other(self, message: Message) -> None:
         method = message.method
@@ -159,13 +159,13 @@ class Plugin:
         elif method == "backup-compact":
             self._compact(message)
         else:
-            _write(jsonrpc.error(bytes(message.id), f"cln-backup has no command {method}."))
+            jsonrpc.write(jsonrpc.error(bytes(message.id), f"cln-backup has no command {method}."))
 
     def _answer(self, message: Message, result: object) -> None:
-        _write(jsonrpc.answer(bytes(message.id), result))
+        jsonrpc.write(jsonrpc.answer(bytes(message.id), result))
 
     def _log(self, level: str, message: str) -> None:
-        _write(jsonrpc.log(level, message))
+        jsonrpc.write(jsonrpc.log(level, message))
 
     def _db_write(self, message: Message) -> None:
         if not self._asked:
@@ -268,7 +268,7 @@ class Plugin:
         backend = self._replicator.backend
         if backend is None or self._compactor is not None or self._leave_at is not None:
             why = "a compaction is under way" if self._compactor else "the node is not up"
-            _write(jsonrpc.error(bytes(message.id), f"Cannot compact now: {why}."))
+            jsonrpc.write(jsonrpc.error(bytes(message.id), f"Cannot compact now: {why}."))
             return
         self._log("info", f"Starting compaction: stats={json.dumps({'before': size_of(backend)})}")
         from cln_backup.compactor import Compactor
@@ -276,7 +276,7 @@ class Plugin:
         try:
             self._compactor = Compactor(backend)
         except BackupError as error:
-            _write(jsonrpc.error(bytes(message.id), str(error)))
+            jsonrpc.write(jsonrpc.error(bytes(message.id), str(error)))
             return
         self._compact_id = bytes(message.id)
         self._poll.register(self._compactor.fileno(), select.POLLIN)
@@ -302,7 +302,7 @@ class Plugin:
         self._compactor.close()
         self._compactor = None
         self._compact_id = None
-        _write(answer)
+        jsonrpc.write(answer)
 
     def _wait_for_children(self) -> None:
         """Some child has ended; if it was the guard, starts another."""
@@ -345,11 +345,6 @@ def _fault(error: Exception) -> str:
     if frame is not None:
         place = f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}"
     return f"cln-backup has a fault ({type(error).__name__} in {place})"
-
-
-def _write(data: bytes) -> None:
-    while data:
-        data = data[os.write(1, data) :]
 
 
 def main() -> None:

@@ -159,7 +159,8 @@ class Replica:
         self._connection.close()
         fd = fsio.open_existing(self._path, writable=True, op="write snapshot")
         try:
-            fsio.truncate(fd, 0, op="write snapshot")
+            if fsio.size_bytes(fd):  # ext4 writes a file out at its close once it was truncated
+                fsio.truncate(fd, 0, op="write snapshot")
             offset = 0
             for chunk in change.snapshot.chunks():
                 offset = fsio.write_at(fd, [chunk], offset, op="write snapshot")

@@ -71,7 +71,7 @@ def restore(
             changes = takewhile(lambda change: change.version <= to, changes)
         replica = replay(changes, built, progress)
         try:
-            if to is not None and replica.applied != to:
+            if not replica.changes or (to is not None and replica.applied != to):
                 raise NotFound(
                     f"The backup has no change for data version {to}; `backup-cli log` lists those "
                     "that it has."

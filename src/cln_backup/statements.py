@@ -63,7 +63,8 @@ def foreign_keys_after(statements: Sequence[str], before: bool) -> bool:
     enforced = before
     for statement in statements:
         if match := _FOREIGN_KEYS.match(statement):
-            enforced = match[1].upper() in {"ON", "1", "YES", "TRUE"}
+            value = match[1].upper()
+            enforced = value in {"ON", "YES", "TRUE"} or (value.isdecimal() and int(value) != 0)
     return enforced
 
 

@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cln_backup import fsio
 from cln_backup.backends import backend_class, create_backend, open_backend, redacted
 from cln_backup.backends.file import FileBackend, path_of
 from cln_backup.change import Change
 from cln_backup.compact import compact
-from cln_backup.errors import AlreadyExists, BackupError, BadUrl, NotFound, WriterConflict
+from cln_backup.errors import (
+    AlreadyExists,
+    BackupError,
+    BadUrl,
+    Discontinuity,
+    NotFound,
+    StorageError,
+    WriterConflict,
+)
 from tests.histories import (
     append,
     image,
@@ -291,3 +300,50 @@ def test_wrong_count_in_the_header_is_no_damage(tmp_path: Path) -> None:
     with FileBackend.open(url, writable=False) as backend:
         assert backend.version_count == 6
     assert path.read_bytes()[28:36] == (6).to_bytes(8, "big")
+
+
+_DIES_WHILE_IT_NOTES_ITSELF = """
+import os, signal, sys
+from cln_backup import fsio
+from cln_backup.backends import open_backend
+write_at = fsio.write_at
+def dying(fd, buffers, offset, *, op):
+    if op == "write writer lock":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write_at(fd, buffers, offset, op=op)
+fsio.write_at = dying
+open_backend(sys.argv[1], writable=True)
+"""
+
+
+def test_claim_outlives_a_writer_that_is_killed_while_it_notes_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/node.bkp"
+    FileBackend.create(url, None)
+    monkeypatch.setattr(sys, "argv", ["a-program-with-a-long-name"])
+    with FileBackend.open(url, writable=True) as backend:
+        backend.claim("02")
+    killed = subprocess.run([sys.executable, "-c", _DIES_WHILE_IT_NOTES_ITSELF, url], check=False)
+    assert killed.returncode < 0
+    with FileBackend.open(url, writable=True) as backend, pytest.raises(Discontinuity):
+        backend.claim("03")
+
+
+def test_lock_is_given_back_when_the_writer_cannot_note_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/node.bkp"
+    FileBackend.create(url, None)
+    write_at = fsio.write_at
+
+    def failing(fd: int, buffers: list[bytes], offset: int, *, op: str) -> int:
+        if op == "write writer lock":
+            raise StorageError("the disk is full")
+        return write_at(fd, buffers, offset, op=op)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fsio, "write_at", failing)
+        with pytest.raises(StorageError):
+            FileBackend.open(url, writable=True)
+    append(url, started_node())

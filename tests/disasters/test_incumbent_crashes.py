@@ -264,6 +264,17 @@ def test_crash_of_our_writer_right_after_the_move(name: str, tmp_path: Path) -> 
     assert told_by(case.url) == told([*history[:-1], again])
 
 
+def test_crash_right_before_the_move_of_a_file_whose_header_has_drifted(tmp_path: Path) -> None:
+    """No entry in it is stale; but its header's offsets lie before where the entries are."""
+    case = Case(tmp_path, _rider_right_at_the_restart)
+    case.node.commits(payment(8, long_text(8, 900)), payment(9, long_text(9, 900)))
+    history = case.node.committed
+    with FileBackend.open(case.url, writable=True) as backend:
+        backend.rewind()
+        backend.add_change(payment(9, "in its place"))
+    assert told_by(case.url) == told([*history[:-1], payment(9, "in its place")])
+
+
 @pytest.mark.parametrize("name", CRASHES)
 def test_repair_of_a_repaired_file_keeps_both(name: str, tmp_path: Path) -> None:
     """The user went back to the community's plugin, which crashed once more."""

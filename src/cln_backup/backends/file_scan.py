@@ -62,7 +62,7 @@ class Layout(NamedTuple):
         before: the entry before it.
         version_count: number of entries that count.
         stale: number of entries that do not.
-        torn_version: the data version that what is torn names, where it has come so far.
+        torn_replaces_head: whether what is torn is a transaction for the head's version.
     """
 
     header: v1.Header
@@ -72,7 +72,7 @@ class Layout(NamedTuple):
     before: Entry | None
     version_count: int
     stale: int
-    torn_version: int | None
+    torn_replaces_head: bool
 
     @property
     def head_may_be_dropped(self) -> bool:
@@ -84,9 +84,13 @@ class Layout(NamedTuple):
         if self.head is None:
             return False
         if self.torn_bytes:
-            return self.torn_version == self.head.version
-        in_flight = self.head.offset_bytes >= self.header.offset_bytes
-        return in_flight or self.header.prev_offset_bytes == self.head.offset_bytes
+            return self.torn_replaces_head
+        if self.head.offset_bytes >= self.header.offset_bytes:
+            return True  # it is in flight, and the header has yet to learn of it
+        promised_more = (
+            self.header.version > self.head.version or self.header.offset_bytes > self.size_bytes
+        )
+        return not promised_more and self.header.prev_offset_bytes != 0
 
     @property
     def torn_bytes(self) -> int:
@@ -164,11 +168,14 @@ def scan(fd: int, path: str) -> Layout:
             f"the file ends at version {version}, and its header says that version "
             f"{header.version} was stored, up to byte {header.offset_bytes}",
         )
-    begun = fsio.read_at(fd, v1.ENTRY_BYTES, end, op=_READ)
-    torn_version = None
-    if len(begun) == v1.ENTRY_BYTES:
-        torn_version = v1.unpack_entry_head(begun).version
-    return Layout(header, end, size, head, before, count, stale, torn_version)
+    # Seen from its first ten bytes, the last of which is of its text.
+    begun = fsio.read_at(fd, v1.ENTRY_BYTES + 1, end, op=_READ)
+    replaces = (
+        len(begun) > v1.ENTRY_BYTES
+        and v1.unpack_entry_head(begun)[1:] == (version, v1.TRANSACTION)
+        and begun[v1.ENTRY_BYTES] not in b"\x00" + _MAY_START_PRAGMA
+    )
+    return Layout(header, end, size, head, before, count, stale, replaces)
 
 
 def entries(fd: int, size_bytes: int) -> Iterator[Entry]:

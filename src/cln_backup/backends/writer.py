@@ -42,14 +42,18 @@ class WriterLock:
         except OSError as error:
             self.release()
             raise StorageError(f"Cannot lock {lock_path}: {error.strerror}") from error
-        self._note: dict[str, object] = {
-            "node_id": self._noted().get("node_id"),
-            "pid": os.getpid(),
-            "program": os.path.basename(sys.argv[0]),
-            "host": os.uname().nodename,
-            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        self._write_note()
+        try:
+            self._note: dict[str, object] = {
+                "node_id": self._noted().get("node_id"),
+                "pid": os.getpid(),
+                "program": os.path.basename(sys.argv[0]),
+                "host": os.uname().nodename,
+                "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            }
+            self._write_note()
+        except BaseException:
+            self.release()
+            raise
 
     def lock_too(self, fd: int, path: str) -> None:
         """Locks the backup itself as well, for the case that it has several names.
@@ -83,7 +87,8 @@ class WriterLock:
 
     def _write_note(self) -> None:
         note = json.dumps(self._note).encode() + b"\n"
-        fsio.truncate(self._fd, len(note), op="write writer lock")
+        # In this order: cut off before, a process that is killed between would leave half a note.
+        note = note.ljust(fsio.size_bytes(self._fd))
         fsio.write_at(self._fd, [note], 0, op="write writer lock")
 
     def _noted(self) -> dict[str, object]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("cln_backup.server")
 
+_LEAVE_S = 30
+"""How long a stop may take at most; the system ends the process then."""
+
 
 class Options(NamedTuple):
     """What the command line says; paths and addresses as text."""
@@ -56,9 +59,12 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         server.stop()
+        # Whatever still holds it up then: what was acknowledged is on stable storage.
+        signal.alarm(_LEAVE_S)
 
     for order in (signal.SIGTERM, signal.SIGINT):
         signal.signal(order, stop)
+    server.stop_on_signals()
     if figures_at is not None:
         from cln_backup.server import metrics
 

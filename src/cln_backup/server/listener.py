@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import selectors
+import signal
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -80,6 +81,10 @@ class Listener:
         self._lock = threading.Lock()
         self._threads: dict[threading.Thread, Conversation | None] = {}
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def stop_on_signals(self) -> None:
+        """Has `run` return soon after a signal, whichever thread the system gave it to."""
+        signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
 
     def stop(self) -> None:
         """Has `run` return soon. May be called from a signal handler."""
