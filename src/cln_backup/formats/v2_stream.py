@@ -108,34 +108,49 @@ class Decoder:
         return Record(record_type, version, body[v2.BODY_BYTES :], position, end, self.seal)
 
 
+class _Pending:
+    """Compressed bytes that were not taken yet: what the decompressor reads from.
+
+    An object of its own, because zstandard's readers are not seen by Python's garbage collector: a
+    reader that led back to the one who holds it would be kept for ever, with its window.
+    """
+
+    def __init__(self) -> None:
+        self._data = b""
+
+    def add(self, data: bytes) -> None:
+        self._data += data
+
+    def read(self, size_bytes: int) -> bytes:
+        data, self._data = self._data[:size_bytes], self._data[size_bytes:]
+        return data
+
+
 class Inflater:
     """Decompresses the records of one file; it must be given each compressed one, in order."""
 
     def __init__(self) -> None:
         from zstandard import ZstdDecompressor, ZstdError
 
-        self._pending = b""
+        self._pending = _Pending()
         self._error = ZstdError
         decompressor = ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
-        self._reader = decompressor.stream_reader(cast("IO[bytes]", self), read_size=1 << 17)
-
-    def read(self, size_bytes: int) -> bytes:
-        """What the decompressor calls for the next input."""
-        data, self._pending = self._pending[:size_bytes], self._pending[size_bytes:]
-        return data
+        source = cast("IO[bytes]", self._pending)
+        self._reader = decompressor.stream_reader(source, read_size=1 << 17)
 
     def inflate(self, payload: bytes) -> bytes:
         """The content of a record. Memory grows with what is there, not with what it claims.
 
         Raises:
             Malformed: the record is not what its length says.
+            MemoryError: which says nothing about the record.
         """
         if len(payload) < RAW_BYTES:
             raise v2.Malformed("a compressed record without its length")
         (wanted,) = _RAW.unpack_from(payload)
         if wanted > v2.MAX_TRANSACTION_BYTES:
             raise v2.Malformed(f"a record that claims to hold {wanted} bytes")
-        self._pending += payload[RAW_BYTES:]
+        self._pending.add(payload[RAW_BYTES:])
         try:
             content = self._reader.read(min(wanted, _PIECE_BYTES)) if wanted else b""
             if len(content) < wanted and content:
@@ -147,7 +162,9 @@ class Inflater:
                     pieces.append(piece)
                     got += len(piece)
                 content = b"".join(pieces)
-        except self._error:
+        except self._error as error:
+            if "not enough memory" in str(error):  # zstandard has one type for all that it says
+                raise MemoryError(str(error)) from None
             raise v2.Malformed("a record that cannot be decompressed") from None
         if len(content) != wanted:
             raise v2.Malformed("a record that is shorter than it says")
