@@ -48,6 +48,14 @@ class Program:
         self.said = said
         return time.perf_counter() - started
 
+    def init(self, directory: str) -> None:
+        """Tells a plugin that the node is up."""
+        configuration = {"lightning-dir": directory, "rpc-file": "lightning-rpc", "startup": True}
+        params = {"options": {}, "configuration": configuration}
+        init = {"jsonrpc": "2.0", "id": "cln:init#0", "method": "init", "params": params}
+        self.send(json.dumps(init).encode() + b"\n\n")
+        self.wait_for(b'"id":"cln:init#0"')
+
     def wait_for(self, sign: bytes) -> bytes:
         """Reads until the sign has come."""
         said = b""

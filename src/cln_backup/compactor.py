@@ -31,10 +31,11 @@ class Compactor:
         self._backend = backend
         self._before = size_of(backend)
         self._said = b""
+        self._done = False
         backend.discard()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cln_backup.compact", backend.url],
+                [sys.executable, "-m", "cln_backup.compact_process", backend.url],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -68,6 +69,7 @@ class Compactor:
         if "error" in message:
             raise StorageError(message["error"])
         if "compacted" in message:
+            self._done = True
             done: Statistics = message["compacted"]
             return done
         if message["staged"] is not None:
@@ -76,6 +78,7 @@ class Compactor:
                 self._request(b"more\n")
                 return None
             self._backend.replace(staged)
+        self._done = True
         return {"before": self._before, "after": size_of(self._backend)}
 
     def _request(self, line: bytes) -> None:
@@ -88,11 +91,18 @@ class Compactor:
             ) from None
 
     def close(self) -> None:
-        """Ends the second process; what it was building is removed, now or by itself."""
+        """Ends the second process; what it was building is removed, now or by itself.
+
+        After a compaction it still gives back the old file's room, which takes it some time.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        if self._done:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(b"done\n")
+        else:
+            self._process.terminate()
         self._process.stdin.close()
-        self._process.terminate()
         self._process.stdout.close()
         with contextlib.suppress(StorageError):  # a leftover is removed at the next opportunity
             self._backend.discard()

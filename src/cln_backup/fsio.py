@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from typing import TYPE_CHECKING
 
 from cln_backup.errors import AlreadyExists, StorageError
@@ -25,6 +26,9 @@ CHUNK_BYTES = 1 << 20
 """How much is read or written at once where a file of any size passes through."""
 
 _PRIVATE = 0o600
+
+_GIVEN_BACK_BYTES = 4 << 20
+_GIVE_BACK_PAUSE = 4.0
 
 
 @contextlib.contextmanager
@@ -310,6 +314,42 @@ def remove(path: str, *, op: str) -> None:
     """Removes a file of our own; one that is not there is no error."""
     with _storage_errors(op, path), contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def empty(directory: str, *, op: str) -> None:
+    """Gives back the room of the files in a directory of our own, piece by piece."""
+    with _storage_errors(op, directory):
+        for name in os.listdir(directory):
+            fd = os.open(os.path.join(directory, name), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                _give_back(fd)
+            finally:
+                os.close(fd)
+
+
+def close_reader(fd: int) -> None:
+    """Closes a file that was open for reading.
+
+    Where that frees its room, since it has lost its name and nobody else has it open (only then is
+    a lease granted, fcntl(2)), the room is given back piece by piece.
+    """
+    with contextlib.suppress(OSError):
+        if sys.platform == "linux" and os.fstat(fd).st_nlink == 0:
+            writable = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+            os.close(fd)
+            fd = writable
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            _give_back(fd)
+    os.close(fd)
+
+
+def _give_back(fd: int) -> None:
+    """Shortens a file in steps: freed at once, a large one holds up every sync on its disk."""
+    for length_bytes in range(os.fstat(fd).st_size, 0, -_GIVEN_BACK_BYTES):
+        started = time.monotonic()
+        os.ftruncate(fd, length_bytes)
+        time.sleep((time.monotonic() - started) * _GIVE_BACK_PAUSE)
 
 
 def write_file(path: str, content: bytes, *, op: str, new: bool = False) -> None:

@@ -210,6 +210,7 @@ class Plugin:
             self._log("warn", f"Cannot ask lightningd how this plugin was loaded: {error}")
         else:
             self._poll.register(self._rpc.fileno(), select.POLLIN)
+        from cln_backup import compactor  # noqa: F401  # now, while the node waits for nothing
 
     def _refuse_unprotected(self) -> NoReturn:
         """Keeps a node from coming up whose database lightningd reports to no plugin."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -206,3 +207,60 @@ def test_same_file(path: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert not fsio.same_file(path, fd)
     os.close(fd)
+
+
+_LARGE = b"a node's change" * 1_000_000
+
+
+@pytest.fixture
+def cuts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths that files are cut to, while they are cut."""
+    lengths: list[int] = []
+    truncate = os.ftruncate
+
+    def seen(fd: int, length: int) -> None:
+        lengths.append(length)
+        truncate(fd, length)
+
+    monkeypatch.setattr(os, "ftruncate", seen)
+    return lengths
+
+
+def _opened(path: Path) -> int:
+    return fsio.open_existing(str(path), writable=False, op="open")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file is freed at once")
+def test_last_reader_of_a_file_without_a_name_gives_its_room_back_in_steps(
+    tmp_path: Path, cuts: list[int]
+) -> None:
+    path = tmp_path / "backup"
+    path.write_bytes(_LARGE)
+    one, other = _opened(path), _opened(path)
+    path.unlink()
+    fsio.close_reader(one)
+    assert cuts == [], "the other still reads it"
+    assert os.pread(other, len(_LARGE), 0) == _LARGE
+    fsio.close_reader(other)
+    assert len(cuts) > 1
+    assert cuts == sorted(cuts, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["backup", "second-name"])
+def test_file_that_has_a_name_is_never_cut_by_its_reader(
+    name: str, tmp_path: Path, cuts: list[int]
+) -> None:
+    path = tmp_path / "backup"
+    path.write_bytes(_LARGE)
+    fd = _opened(path)
+    path.rename(tmp_path / name)
+    fsio.close_reader(fd)
+    assert cuts == []
+    assert (tmp_path / name).read_bytes() == _LARGE
+
+
+def test_files_of_a_directory_give_their_room_back(tmp_path: Path) -> None:
+    (tmp_path / "replica").write_bytes(_LARGE)
+    (tmp_path / "empty").touch()
+    fsio.empty(str(tmp_path), op="compact")
+    assert (tmp_path / "replica").stat().st_size < len(_LARGE)

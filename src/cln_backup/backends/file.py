@@ -375,7 +375,10 @@ class FileBackend(Backend):
     def close(self) -> None:
         """See `Backend.close`."""
         if self._fd >= 0:
-            os.close(self._fd)
+            if self._lock is None:
+                fsio.close_reader(self._fd)
+            else:
+                os.close(self._fd)
             self._fd = -1
         if self._lock is not None:
             self._lock.release()

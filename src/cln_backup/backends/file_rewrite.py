@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from cln_backup.backends.file_scan import Entry, Layout
     from cln_backup.change import Change
 
+_PIECE_BYTES = 1 << 18
+
 _EMPTY = v1.Header(0, v1.HEADER_BYTES, 0, 0, 0)
 
 
@@ -165,9 +167,13 @@ def _stage_more(fd: int, new_fd: int, staged: Staged) -> Staged:
         if behind > size:
             break
         end = behind
-    copy_to_staged(fd, new_fd, staged, end)
-    fsio.sync(new_fd, op="sync compacted backup")
-    return staged._replace(copied_bytes=end)
+    while True:  # a writer beside this waits for no more than a piece
+        piece = min(end, staged.copied_bytes + _PIECE_BYTES)
+        copy_to_staged(fd, new_fd, staged, piece)
+        fsio.sync(new_fd, op="sync compacted backup")
+        staged = staged._replace(copied_bytes=piece)
+        if piece == end:
+            return staged
 
 
 def copy_to_staged(fd: int, new_fd: int, staged: Staged, end: int) -> None:
