@@ -84,7 +84,7 @@ def fold(
     if with_head:  # it was replayed too, so it can be relied on
         return Folded(None, foreign_keys=True)
     snapshot = DatabaseFile(path)
-    fsio.require_room(reader.scratch_dir, op="compact", needed_bytes=snapshot.size_bytes)
+    fsio.require_room(reader.storage_dir, op="compact", needed_bytes=snapshot.size_bytes)
     return Folded(Change(replica.applied, snapshot, None), replica.foreign_keys)
 
 

@@ -128,7 +128,7 @@ def _stage(reader: Backend, base: Change | None, *, foreign_keys: bool) -> Stage
 
     if base is not None:
         assert base.snapshot is not None
-        paced = _PacedSnapshot(base.snapshot, reader.scratch_dir)
+        paced = _PacedSnapshot(base.snapshot, reader.storage_dir)
         base = Change(base.version, paced, None)
     return reader.stage(base, foreign_keys=foreign_keys)
 

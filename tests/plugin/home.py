@@ -19,16 +19,21 @@ CAPTURES = ROOT / "tests" / "data" / "captures"
 WAIT_S = 60.0
 
 
-class Home:
-    """A network directory with a backup beside it."""
+KINDS = ("file", "dir", "dir-encrypted")
+"""What kinds of backup a node may have."""
 
-    def __init__(self, base: Path) -> None:
+
+class Home:
+    """A network directory with a backup of some kind beside it."""
+
+    def __init__(self, base: Path, kind: str = "file") -> None:
         self.base = base
+        self.kind = kind
         self.directory = base / "regtest"
         self.directory.mkdir(parents=True)
         self.database = self.directory / "lightningd.sqlite3"
-        self.backup = base / "backup.dbak"
-        self.url = f"file://{self.backup}"
+        self.backup = base / ("backup.dbak" if kind == "file" else "backup")
+        self.url = f"{kind.partition('-')[0]}://{self.backup}"
         self.report = base / "report.json"
 
     def cli(self, *arguments: str, code: int = 0) -> str:
@@ -40,7 +45,25 @@ class Home:
         return done.stdout + done.stderr
 
     def init(self, *options: str) -> None:
-        self.cli("init", "--lightning-dir", str(self.directory), *options, self.url)
+        """Makes the backup; from then on, `url` says what unlocks it, as `backup.lock` does."""
+        encrypt = ("--encrypt",) if self.kind == "dir-encrypted" else ()
+        self.cli("init", "--lightning-dir", str(self.directory), *encrypt, *options, self.url)
+        self.url = json.loads((self.directory / "backup.lock").read_text())["backend_url"]
+
+    def files(self) -> list[Path]:
+        """All files of the backup, and all that the plugin keeps in the node's directory."""
+        in_backup = self.backup.iterdir() if self.backup.is_dir() else [self.backup]
+        return [*in_backup, *self.directory.glob("backup.*")]
+
+    def stored(self) -> dict[str, bytes]:
+        """What the backup holds, name by name; what is only prepared for later left out."""
+        if not self.backup.exists():
+            return {}
+        return {
+            path.name: path.read_bytes()
+            for path in (self.backup.iterdir() if self.backup.is_dir() else [self.backup])
+            if not path.name.startswith("spare") and not path.name.endswith(".writer")
+        }
 
     def command(self, *arguments: str, important: bool = True) -> list[str]:
         option = "--important-plugin" if important else "--plugin"
@@ -109,7 +132,8 @@ class Home:
 
     def dropped(self) -> list[str]:
         """The versions that were set aside."""
-        return sorted(path.name.split("dropped-")[1] for path in self.base.glob("*.dropped-*"))
+        found = (path.name.partition("dropped-")[2] for path in self.base.rglob("*dropped-*"))
+        return sorted(name.lstrip("0") for name in found)
 
 
 def processes_of(node: int) -> tuple[int, int]:

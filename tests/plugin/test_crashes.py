@@ -34,15 +34,13 @@ def _crash(home: Home, *points: str, calls: int = 120, variant: bool = True) -> 
 
 @pytest.mark.parametrize("point", _POINTS)
 @pytest.mark.parametrize("call", [0, 2, 57])
-def test_killed_once_at(tmp_path: Path, point: str, call: int) -> None:
-    home = Home(tmp_path)
+def test_killed_once_at(home: Home, point: str, call: int) -> None:
     home.init()
     _crash(home, point.format(call))
     home.require_same(home.database)
 
 
-def test_killed_again_at_the_first_call_of_each_new_process(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+def test_killed_again_at_the_first_call_of_each_new_process(home: Home) -> None:
     home.init()
     arguments = ("--capture", f"{_ROUTER}.jsonl.xz")
     home.run(*arguments, "--crash", "after-answer@60", code=None)
@@ -53,8 +51,7 @@ def test_killed_again_at_the_first_call_of_each_new_process(tmp_path: Path) -> N
     assert home.dropped() == ["59", "59-2", "59-3", "59-4"]
 
 
-def test_five_kills_of_a_day_leave_the_recorded_database(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+def test_five_kills_of_a_day_leave_the_recorded_database(home: Home, tmp_path: Path) -> None:
     home.init()
     points = ("after-answer@30", "in-commit@200", "in-plugin@333", "before-hook@500")
     _crash(home, *points, "after-answer@801", calls=10_000, variant=False)
@@ -63,26 +60,23 @@ def test_five_kills_of_a_day_leave_the_recorded_database(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("point", ["before-hook@1", "in-plugin@1", "after-answer@1"])
-def test_killed_at_a_pragma_call(tmp_path: Path, point: str) -> None:
-    home = Home(tmp_path)
+def test_killed_at_a_pragma_call(home: Home, point: str) -> None:
     home.init()
     _crash(home, point, calls=40)
     home.require_same(home.database)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_anywhere_again_and_again(tmp_path: Path, seed: int) -> None:
+def test_killed_anywhere_again_and_again(home: Home, seed: int) -> None:
     chance = random.Random(seed)
-    home = Home(tmp_path)
     home.init()
     calls = sorted(chance.sample([n for n in range(400) if n not in (1, 3)], 8))
     _crash(home, *(chance.choice(_POINTS).format(call) for call in calls), calls=420)
     home.require_same(home.database)
 
 
-def test_killed_between_foreign_keys_off_and_on(tmp_path: Path) -> None:
+def test_killed_between_foreign_keys_off_and_on(home: Home) -> None:
     """The next process has them on without a word, so the history says so."""
-    home = Home(tmp_path)
     home.init()
     home.run(
         *("--capture", f"{_ROUTER}.jsonl.xz", "--crash", "after-answer@2", "--riders", "none"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.plugin.home import CAPTURES, ROOT, Home
+from tests.small_disk import fill, small_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,20 +19,18 @@ if TYPE_CHECKING:
 _ROUTER = ("--capture", str(CAPTURES / "small" / "router.jsonl.xz"))
 
 
-def _grown(tmp_path: Path, calls: int = 60) -> Home:
-    home = Home(tmp_path)
+def _grow(home: Home, calls: int = 60) -> None:
     home.init()
     home.run(*_ROUTER, "--calls", str(calls))
-    return home
 
 
 def _refused(home: Home, phrase: str, *arguments: str) -> str:
     """Runs a node that must not come up; nothing of its database or its backup may change."""
-    before = home.backup.read_bytes() if home.backup.exists() else None
+    before = home.stored()
     report = home.run(*_ROUTER, *arguments, code=None)
     assert report["committed"] == 0
     assert "failed db_write" in home.stderr
-    assert before == (home.backup.read_bytes() if home.backup.exists() else None)
+    assert home.stored() == before
     lines = [line for line in home.log().splitlines() if "BROKEN" in line]
     assert phrase in lines[0]
     return lines[0]
@@ -62,8 +61,8 @@ def test_backup_lock_that_leads_nowhere(tmp_path: Path, url: str, phrase: str) -
     _refused(home, phrase)
 
 
-def test_database_ahead_of_its_backup_names_the_way_out(tmp_path: Path) -> None:
-    home = _grown(tmp_path)
+def test_database_ahead_of_its_backup_names_the_way_out(home: Home, tmp_path: Path) -> None:
+    _grow(home)
     # the node runs without its backup
     shutil.move(home.directory / "backup.lock", tmp_path / "away")
     _run_without_plugin(home, 80)
@@ -84,15 +83,15 @@ def _run_without_plugin(home: Home, until: int) -> None:
     )
 
 
-def test_last_change_of_the_same_boot_is_dropped(tmp_path: Path) -> None:
-    home = _grown(tmp_path)
+def test_last_change_of_the_same_boot_is_dropped(home: Home) -> None:
+    _grow(home)
     home.run(*_ROUTER, "--calls", "1", "--crash", "after-answer@60", code=None)
     home.run(*_ROUTER, "--calls", "10")
     assert "Last changes not applied" in home.log()
 
 
-def test_older_database_is_refused(tmp_path: Path) -> None:
-    home = _grown(tmp_path)
+def test_older_database_is_refused(home: Home, tmp_path: Path) -> None:
+    _grow(home)
     older = tmp_path / "older.sqlite3"
     shutil.copyfile(home.database, older)
     home.run(*_ROUTER, "--calls", "40")
@@ -102,8 +101,10 @@ def test_older_database_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("behind", [1, 2])
-def test_changes_lost_with_the_power_are_not_dropped(tmp_path: Path, behind: int) -> None:
-    home = _grown(tmp_path)
+def test_changes_lost_with_the_power_are_not_dropped(
+    home: Home, tmp_path: Path, behind: int
+) -> None:
+    _grow(home)
     older = tmp_path / "older.sqlite3"
     shutil.copyfile(home.database, older)
     home.run(*_ROUTER, "--calls", str(behind))
@@ -122,8 +123,8 @@ def test_changes_lost_with_the_power_are_not_dropped(tmp_path: Path, behind: int
     home.run(*_ROUTER, "--first", str(60 + behind), "--calls", "5")
 
 
-def test_two_behind_in_the_same_boot_is_an_old_database(tmp_path: Path) -> None:
-    home = _grown(tmp_path)
+def test_two_behind_in_the_same_boot_is_an_old_database(home: Home, tmp_path: Path) -> None:
+    _grow(home)
     older = tmp_path / "older.sqlite3"
     shutil.copyfile(home.database, older)
     home.run(*_ROUTER, "--calls", "2")
@@ -131,12 +132,13 @@ def test_two_behind_in_the_same_boot_is_an_old_database(tmp_path: Path) -> None:
     _refused(home, "lost some state", "--first", "60")
 
 
-def test_second_node_on_one_backup_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
-    home = Home(tmp_path / "one")
+def test_second_node_on_one_backup_is_refused_and_told_who_has_it(
+    home: Home, tmp_path: Path
+) -> None:
     home.init()
     node = home.start(*_ROUTER, "--calls", "50", "--hold")
     home.wait_for_calls(50)
-    other = Home(tmp_path / "other")
+    other = Home(tmp_path / "other", home.kind)
     shutil.copy(home.directory / "backup.lock", other.directory)
     shutil.copy(home.database, other.database)
     report = other.run(*_ROUTER, "--first", "50", code=None)
@@ -147,10 +149,10 @@ def test_second_node_on_one_backup_is_refused_and_told_who_has_it(tmp_path: Path
     home.require_same(home.database)
 
 
-def test_backup_of_another_node_at_the_same_version_is_refused(tmp_path: Path) -> None:
+def test_backup_of_another_node_at_the_same_version_is_refused(kind: str, tmp_path: Path) -> None:
     """Only the node's id tells them apart; its database stands still in the hook."""
     payer = ("--capture", str(CAPTURES / "small" / "payer.jsonl.xz"))
-    one, other = Home(tmp_path / "one"), Home(tmp_path / "other")
+    one, other = Home(tmp_path / "one", kind), Home(tmp_path / "other", kind)
     for home, capture in ((one, _ROUTER), (other, payer)):
         home.init()
         home.run(*capture, "--until", "60")
@@ -164,7 +166,8 @@ def test_backup_of_another_node_at_the_same_version_is_refused(tmp_path: Path) -
 
 
 def test_disk_full_halts_and_says_so(tmp_path: Path) -> None:
-    home = _grown(tmp_path, 300)  # the backup is larger than the database then
+    home = Home(tmp_path)
+    _grow(home, 300)  # the backup is larger than the database then
     limit_kib = home.backup.stat().st_size // 1024 + 20
     node = subprocess.run(
         ["/bin/bash", "-c", f'ulimit -f {limit_kib}; exec "$@"', "-", *home.command(*_ROUTER)],
@@ -179,8 +182,21 @@ def test_disk_full_halts_and_says_so(tmp_path: Path) -> None:
     home.require_same(home.database)
 
 
-def test_backup_moved_away_under_a_running_node_halts_it(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+def test_full_disk_that_has_no_room_for_a_segment_halts_and_says_so(
+    home: Home, tmp_path: Path
+) -> None:
+    if home.kind == "file":
+        pytest.skip("a file has no segments")
+    with small_disk(tmp_path / "backup", 600):
+        _grow(home)
+        other = fill(home.backup)
+        _refused(home, "Make room")
+        other.unlink()
+        home.run(*_ROUTER, "--calls", "30")
+        home.require_same(home.database)
+
+
+def test_backup_moved_away_under_a_running_node_halts_it(home: Home, tmp_path: Path) -> None:
     home.init()
     node = home.start(*_ROUTER, "--rate", "400")
     home.wait_for_calls(50)

@@ -23,8 +23,7 @@ _MIGRATIONS = (
 
 
 @pytest.mark.parametrize("name", captured.SMALL)
-def test_a_day_of_a_node_from_nothing(tmp_path: Path, name: str) -> None:
-    home = Home(tmp_path)
+def test_a_day_of_a_node_from_nothing(home: Home, tmp_path: Path, name: str) -> None:
     home.init()
     capture = CAPTURES / "small" / name
     home.run("--capture", f"{capture}.jsonl.xz")
@@ -32,8 +31,7 @@ def test_a_day_of_a_node_from_nothing(tmp_path: Path, name: str) -> None:
     home.require_same(home.database, recorded)
 
 
-def test_a_node_killed_three_times_while_it_started(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+def test_a_node_killed_three_times_while_it_started(home: Home, tmp_path: Path) -> None:
     home.init()
     home.run("--capture", f"{captured.CRASH}.jsonl.xz")
     recorded = Path(f"{captured.CRASH}.sqlite3.xz")
@@ -41,8 +39,7 @@ def test_a_node_killed_three_times_while_it_started(tmp_path: Path) -> None:
     assert "Last changes not applied" in home.log()
 
 
-def test_six_hundred_payments(tmp_path: Path, large_captures: Path) -> None:
-    home = Home(tmp_path)
+def test_six_hundred_payments(home: Home, tmp_path: Path, large_captures: Path) -> None:
     home.init()
     folder = large_captures / "payments600"
     home.run("--capture", str(folder / "payee.jsonl.xz"))
@@ -51,8 +48,9 @@ def test_six_hundred_payments(tmp_path: Path, large_captures: Path) -> None:
 
 
 @pytest.mark.parametrize("name", _MIGRATIONS)
-def test_a_migration_of_an_older_database(tmp_path: Path, large_captures: Path, name: str) -> None:
-    home = Home(tmp_path)
+def test_a_migration_of_an_older_database(
+    home: Home, tmp_path: Path, large_captures: Path, name: str
+) -> None:
     folder = large_captures / "migrations" / name
     captured.unpacked(folder / "before.sqlite3.xz", home.database)
     home.init()
@@ -67,22 +65,19 @@ def test_every_recorded_migration_is_tried(large_captures: Path) -> None:
 
 
 @pytest.mark.parametrize("journal_mode", ["delete", "wal"])
-def test_texts_that_are_no_utf8_come_back_byte_for_byte(tmp_path: Path, journal_mode: str) -> None:
-    home = Home(tmp_path)
+def test_texts_that_are_no_utf8_come_back_byte_for_byte(home: Home, journal_mode: str) -> None:
     home.init()
     home.run("--generate", "150", "--invalid-utf8", "--journal-mode", journal_mode)
     home.require_same(home.database)
 
 
-def test_a_change_larger_than_the_mailbox(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+def test_a_change_larger_than_the_mailbox(home: Home) -> None:
     home.init()
     home.run("--generate", "20", "--database-mb", "48")
     home.require_same(home.database)
 
 
-def test_a_wallet_elsewhere_is_remembered(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+def test_a_wallet_elsewhere_is_remembered(home: Home, tmp_path: Path) -> None:
     wallet = tmp_path / "elsewhere" / "wallet.sqlite3"
     wallet.parent.mkdir()
     home.run("--generate", "30", "--wallet", str(wallet), "--plugin-name", "none", code=None)

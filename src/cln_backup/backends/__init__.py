@@ -59,11 +59,12 @@ def create_backend(url: str, base: Change | None) -> None:
 def redacted(url: str) -> str:
     """The URL without what may be secret in it: a user's password, and any query's values.
 
-    A `socket:` URL has no place for secrets, so it is shown whole, as it can be used again.
+    `dir:` and `socket:` URLs have no place for secrets, only for the paths of files that hold some,
+    so they are shown whole, as they can be used again.
     """
     if url.startswith("file:///") and "?" not in url:
         return url  # a path only, and any other sign may be part of it
-    if url.startswith("socket:") and "@" not in url:
+    if url.startswith("dir:") or (url.startswith("socket:") and "@" not in url):
         return url
     location, question_mark, query = url.partition("?")
     before, at, after = location.rpartition("@")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cln_backup import fsio
 from cln_backup.backends.base import Backend, Key, Staged, check_follows
-from cln_backup.backends.dir_base import create_backup, identity, open_base
+from cln_backup.backends.dir_base import LOCK_NAME, create_backup, identity, open_base
 from cln_backup.backends.dir_dropped import check_dropped, dropped, set_aside
 from cln_backup.backends.dir_history import Base, History
 from cln_backup.backends.dir_keys import add_holder, holders, remove_holder
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.secrets import Secret
 
-_LOCK_NAME = "backup"
 _FEW_FILES = 8
 _ALL_COPIED = 1 << 62  # the log goes on as it is, so there is never more to copy
 _DROP_BYTES = v2.FRAME_BYTES + v2.BODY_BYTES
@@ -77,7 +76,7 @@ class DirBackend(Backend):
         backend = cls(url, place)
         try:
             if writable:
-                backend._lock = WriterLock(os.path.join(place.path, _LOCK_NAME))
+                backend._lock = WriterLock(os.path.join(place.path, LOCK_NAME))
             backend._take_stock()
         except BaseException:
             backend.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup import fsio
 from cln_backup.backends.dir_history import Base
@@ -13,13 +13,20 @@ from cln_backup.backends.dir_keys import create_keys, unlock
 from cln_backup.backends.dir_snapshots import write_snapshot_file
 from cln_backup.backends.dir_store import Store, damaged, list_files, read_open
 from cln_backup.backends.secrets import given_secret
-from cln_backup.errors import AlreadyExists, Damaged, NotFound
+from cln_backup.backends.writer import WriterLock
+from cln_backup.errors import AlreadyExists, Damaged, NotFound, WriterConflict
 from cln_backup.formats import v2
 
 if TYPE_CHECKING:
     from cln_backup.backends.dir_store import Listing
     from cln_backup.backends.dir_url import Place
     from cln_backup.change import Change
+
+
+LOCK_NAME: Final = "backup"
+_FIRST_BASE: Final = "base-0000000001-0000000001"
+_UNFINISHED: Final = ("building.", "adding.", "key-")
+"""What a cut `create_backup` leaves behind: nothing of it is of use without a base."""
 
 
 class Opened(NamedTuple):
@@ -37,41 +44,70 @@ class Opened(NamedTuple):
 
 
 def create_backup(place: Place, base: Change | None) -> None:
-    """See `Backend.create`. A backup is there as soon as its first base is."""
+    """See `Backend.create`. A backup is there as soon as its first base is.
+
+    What an attempt that was cut left behind, which holds nothing, is removed.
+    """
     made = fsio.make_directory(place.path, op="create backup")
-    if fsio.list_directory(place.path, op="list backup"):
-        raise AlreadyExists(
-            f"{place.path} is not empty, and is left as it is. If it is a backup, it can be "
-            "used as it is; otherwise choose another name."
-        )
-    backup_id = os.urandom(v2.ID_BYTES)
+    lock: WriterLock | None = None
     try:
-        store = Store(place.path, backup_id, create_keys(place, backup_id))
-        size = 0
-        if base is not None:
-            assert base.snapshot is not None
-            size = base.snapshot.size_bytes
-        count = 0 if base is None else 1
-        version = 0 if base is None else base.version
-        start = v2.Position(1, 0, bytes(v2.SEAL_BYTES))
-        state = v2.BaseState(version, base is not None, True, count, size, start, count)
-        built, _ = write_snapshot_file(
-            store,
-            "create",
-            v2.FileKind.BASE,
-            1,
-            0,
-            v2.pack_base_state(state),
-            version,
-            None if base is None else base.snapshot,
-        )
-        fsio.publish(built, store.base_path(1, 1), op="publish new backup")
+        _require_vacant(place.path)
+        lock = WriterLock(os.path.join(place.path, LOCK_NAME))
+        _require_vacant(place.path)
+        _remove_unfinished(place.path)
+        _create_first_base(place, base)
+    except (AlreadyExists, WriterConflict):
+        raise  # what stands there is somebody else's
     except BaseException:
-        for name in fsio.list_directory(place.path, op="list backup"):
+        # The base first: without it, what is left is no backup that nobody could unlock.
+        for name in (_FIRST_BASE, f"{LOCK_NAME}.writer"):
             fsio.remove(os.path.join(place.path, name), op="remove unfinished backup")
+        _remove_unfinished(place.path)
         if made:
             fsio.remove_directory(place.path, op="remove unfinished backup")
         raise
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _require_vacant(path: str) -> None:
+    found = fsio.list_directory(path, op="list backup")
+    if any(not name.startswith((*_UNFINISHED, f"{LOCK_NAME}.writer")) for name in found):
+        raise AlreadyExists(
+            f"{path} is not empty, and is left as it is. If it is a backup, it can be used as it "
+            "is; otherwise choose another name."
+        )
+
+
+def _remove_unfinished(path: str) -> None:
+    for name in fsio.list_directory(path, op="list backup"):
+        if name.startswith(_UNFINISHED):
+            fsio.remove(os.path.join(path, name), op="remove unfinished backup")
+
+
+def _create_first_base(place: Place, base: Change | None) -> None:
+    backup_id = os.urandom(v2.ID_BYTES)
+    store = Store(place.path, backup_id, create_keys(place, backup_id))
+    size = 0
+    if base is not None:
+        assert base.snapshot is not None
+        size = base.snapshot.size_bytes
+    count = 0 if base is None else 1
+    version = 0 if base is None else base.version
+    start = v2.Position(1, 0, bytes(v2.SEAL_BYTES))
+    state = v2.BaseState(version, base is not None, True, count, size, start, count)
+    built, _ = write_snapshot_file(
+        store,
+        "create",
+        v2.FileKind.BASE,
+        1,
+        0,
+        v2.pack_base_state(state),
+        version,
+        None if base is None else base.snapshot,
+    )
+    fsio.publish(built, os.path.join(place.path, _FIRST_BASE), op="publish new backup")
 
 
 def identity(place: Place) -> tuple[str, bytes]:

@@ -8,7 +8,13 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup import fsio
-from cln_backup.backends.dir_records import Tail, Unreadable, judge_tail, records
+from cln_backup.backends.dir_records import (
+    Tail,
+    Unreadable,
+    is_torn_drop,
+    judge_tail,
+    records,
+)
 from cln_backup.backends.dir_store import READ, damaged
 from cln_backup.change import Kind
 from cln_backup.errors import Damaged
@@ -147,23 +153,30 @@ def _find_end(
     store: Store, numbers: Sequence[int], tracker: Tracker, *, alone: bool
 ) -> tuple[LogEnd, Tracker]:
     last_number = numbers[-1] if numbers else 0
-    torn_bytes = 0
+    none = LogEnd(0, 0, bytes(v2.SEAL_BYTES), bytes(v2.DIGEST_BYTES), 0, last_number, 0, None)
+    found = none, tracker
+    successor_was_sent = False
     for number in reversed(numbers):
         fd, segment = open_segment(store, number)
         try:
             if segment is not None:
-                return _walk(store, fd, segment, last_number, torn_bytes, alone=alone)
-            path = store.log_path(number)
-            if judge_tail(fd, v2.HEADER_BYTES, cut_before=True) is Tail.DAMAGED:
+                found = _walk(store, fd, segment, last_number, alone=alone)
+                break
+            tail = judge_tail(fd, v2.HEADER_BYTES, cut_before=True)
+            if tail is Tail.DAMAGED:
+                path = store.log_path(number)
                 damaged(path, 0, tracker.version, "its header is missing, and the rest is not")
+            if tail is Tail.TORN and not is_torn_drop(fd, v2.HEADER_BYTES):
+                successor_was_sent = True
         finally:
             os.close(fd)
-    none = LogEnd(0, 0, bytes(v2.SEAL_BYTES), bytes(v2.DIGEST_BYTES), 0, last_number, 0, None)
-    return none, tracker
+    if successor_was_sent:
+        found[1].may_rewind = False
+    return found
 
 
 def _walk(
-    store: Store, fd: int, segment: Segment, last_number: int, torn_bytes: int, *, alone: bool
+    store: Store, fd: int, segment: Segment, last_number: int, *, alone: bool
 ) -> tuple[LogEnd, Tracker]:
     path = store.log_path(segment.number)
     state = segment.state
@@ -171,6 +184,7 @@ def _walk(
     decoder = Decoder(segment.header.sealer, segment.header.seal)
     end = v2.HEADER_BYTES
     tries = 0 if alone else _SETTLE_TRIES
+    torn_bytes = 0
     while True:
         size = fsio.size_bytes(fd)
         started = end
@@ -187,6 +201,8 @@ def _walk(
         tail = judge_tail(fd, end)
         if tail is Tail.TORN:
             torn_bytes = size - end
+            # The node sent what is torn, so it had committed the head; unless it is a drop of it.
+            tracker.may_rewind = tracker.may_rewind and is_torn_drop(fd, end)
         if tail is not Tail.DAMAGED:
             break
         # A writer that is at work may have appended since, or be writing at this moment.

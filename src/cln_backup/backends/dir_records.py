@@ -116,6 +116,15 @@ def judge_tail(fd: int, offset: int, *, cut_before: bool = False) -> Tail:
     return Tail.TORN if _explains(fd, offset, end, ended=ended_by is not None) else Tail.DAMAGED
 
 
+def is_torn_drop(fd: int, offset: int) -> bool:
+    """Whether the torn record at `offset` is a drop, the only kind with so short a body."""
+    head = fsio.read_at(fd, v2.HEAD_BYTES, offset, op=READ).ljust(v2.HEAD_BYTES, b"\x00")
+    if head[0] == v2.MARK:
+        return v2.unpack_head(head) == v2.BODY_BYTES
+    last = _last_byte(fd, offset, fsio.size_bytes(fd))
+    return last is not None and _length_before(fd, offset, last + 1) == v2.BODY_BYTES
+
+
 def _explains(fd: int, offset: int, end: int, *, ended: bool) -> bool:
     """Whether one record of unknown length, from which sectors are missing, reaches up to `end`."""
     start = _next_sector(offset)

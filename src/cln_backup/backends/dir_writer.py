@@ -119,6 +119,9 @@ class SegmentWriter:
             fd, built = fsio.create_beside(built, "first", op="create segment")
             try:
                 fsio.preallocate(fd, FIRST_SEGMENT_BYTES, op="preallocate segment")
+            except BaseException:
+                fsio.remove(built, op="remove unfinished segment")
+                raise
             finally:
                 os.close(fd)
         try:
