@@ -273,7 +273,8 @@ class Backend(ABC):
         old backup or the new one is there, whole; the new one when this returns.
 
         Raises:
-            StorageError: this writer is finished; the next one finds one of the two.
+            StorageError: the backup is as before and this writer goes on; or, where it failed in
+                the swap itself, the writer is finished and the next one finds one of the two.
         """
 
     @abstractmethod
