@@ -16,7 +16,7 @@ from cln_backup.backends.dir_keys import add_holder, holders, remove_holder
 from cln_backup.backends.dir_log import Tracker, find_end
 from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_snapshot_file
 from cln_backup.backends.dir_store import STAGED, list_files
-from cln_backup.backends.dir_upkeep import expired, remove_expired
+from cln_backup.backends.dir_upkeep import expired, removal_takes_long, remove_expired
 from cln_backup.backends.dir_url import Place, place_of
 from cln_backup.backends.dir_writer import SegmentWriter
 from cln_backup.backends.secrets import kind_name
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.secrets import Secret
 
-_FEW_FILES = 8
 _ALL_COPIED = 1 << 62  # the log goes on as it is, so there is never more to copy
 _DROP_BYTES = v2.FRAME_BYTES + v2.BODY_BYTES
 
@@ -165,17 +164,8 @@ class DirBackend(Backend):
     def size_bytes(self) -> int:
         """What all files take that hold something of the backup, expired ones left out."""
         end = self._end if self._writer is None else self._writer.end
-        gone = set(expired(self._place.path, self._place.keep, self._place.keep_days))
-        total = 0
-        with os.scandir(self._place.path) as files:
-            for file in files:
-                if file.path in gone or not file.name.startswith(("log-", "base-", "snapshot-")):
-                    continue
-                if file.path == self._store.log_path(end.segment):
-                    total += end.end_bytes
-                elif file.name[:4] != "log-" or int(file.name[4:]) < end.segment:
-                    total += file.stat().st_size
-        return total
+        gone = expired(self._place.path, self._place.keep, self._place.keep_days)
+        return self._store.size_bytes(end.segment, end.end_bytes, gone)
 
     @property
     def last_change_at(self) -> float | None:
@@ -355,7 +345,10 @@ class DirBackend(Backend):
         return staged
 
     def replace(self, staged: Staged) -> None:
-        """See `Backend.replace`. One name is published; what has expired is removed beside."""
+        """See `Backend.replace`. One name is published.
+
+        What has expired is removed, by the process beside where that may take long.
+        """
         writer = self._require_writer()
         if staged.source != self._base.generation:
             raise StorageError(f"{staged.name} is not what was staged; the backup is as before.")
@@ -374,10 +367,12 @@ class DirBackend(Backend):
             fsio.publish(staged.name, path, op="publish compacted backup")
         self._base = Base(generation, path, state)
         self._set_position()
-        if len(expired(self._place.path, self._place.keep, self._place.keep_days)) > _FEW_FILES:
-            writer.start_upkeep()
-        else:
-            remove_expired(self._place.path, self._place.keep, self._place.keep_days)
+        keep = self._place.path, self._place.keep, self._place.keep_days
+        with contextlib.suppress(StorageError):  # the next process beside removes what is left
+            if removal_takes_long(*keep):
+                writer.start_upkeep()
+            else:
+                remove_expired(*keep)
 
     def discard(self) -> None:
         """See `Backend.discard`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -13,6 +14,8 @@ from cln_backup.formats import v2
 from cln_backup.formats.seals import file_sealer, pack_header, unpack_state
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cln_backup.formats.seals import Sealer
 
 STAGED: Final = "building.compaction"
@@ -106,6 +109,20 @@ class Store:
     def spare_path(self) -> str:
         """Where the zeros lie that become the next segment."""
         return os.path.join(self.path, SPARE)
+
+    def size_bytes(self, segment: int, end_bytes: int, gone: Sequence[str]) -> int:
+        """What the files take that hold something of a log which ends there; some left out."""
+        total = 0
+        with os.scandir(self.path) as files:
+            for file in files:
+                if file.path in gone or _NAME.fullmatch(file.name) is None:
+                    continue
+                if file.path == self.log_path(segment):
+                    total += end_bytes
+                elif not file.name.startswith("log-") or int(file.name[4:]) < segment:
+                    with contextlib.suppress(FileNotFoundError):  # expired at this moment
+                        total += file.stat().st_size
+        return total
 
     def new_header(
         self, kind: v2.FileKind, number: int, epoch: int, state: bytes

@@ -6,6 +6,7 @@ What it leaves undone, or half done when it is killed, the next one does.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sys
@@ -17,6 +18,8 @@ from cln_backup.backends.dir_writer import SEGMENT_BYTES
 from cln_backup.errors import StorageError
 
 _DAY_S = 86_400
+_FEW_FILES = 8
+_FEW_BYTES = 4 << 20
 
 
 def make_spare(path: str) -> None:
@@ -52,9 +55,10 @@ def expired(path: str, keep: int, keep_days: int) -> list[str]:
     first_kept = max(0, len(bases) - 1 - keep)
     for index in range(first_kept):
         successor = os.path.join(path, "base-{:010}-{:010}".format(*bases[index + 1]))
-        if now - os.stat(successor).st_mtime < keep_days * _DAY_S:
-            first_kept = index
-            break
+        with contextlib.suppress(FileNotFoundError):  # a process beside may be removing it
+            if now - os.stat(successor).st_mtime < keep_days * _DAY_S:
+                first_kept = index
+                break
     if not bases:
         return []
     needed_from = bases[first_kept][1]
@@ -68,10 +72,16 @@ def expired(path: str, keep: int, keep_days: int) -> list[str]:
     return [os.path.join(path, name) for name in names]
 
 
+def removal_takes_long(path: str, keep: int, keep_days: int) -> bool:
+    """Whether `remove_expired` may take longer than an append."""
+    gone = expired(path, keep, keep_days)
+    return len(gone) > _FEW_FILES or any(os.path.getsize(name) > _FEW_BYTES for name in gone)
+
+
 def remove_expired(path: str, keep: int, keep_days: int) -> None:
     """Removes what has expired, but nothing from the oldest generation on that is being read.
 
-    A reader holds a shared lock on its base.
+    A reader holds a shared lock on its base. The room of a large file is given back in pieces.
     """
     for name in expired(path, keep, keep_days):
         fd = fsio.open_existing(name, writable=False, op="open expired file")
@@ -81,7 +91,7 @@ def remove_expired(path: str, keep: int, keep_days: int) -> None:
         except BlockingIOError:
             return
         finally:
-            os.close(fd)
+            fsio.close_reader(fd)
 
 
 def main() -> int:
