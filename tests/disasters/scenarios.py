@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.file import FileBackend
+from cln_backup.backends import create_backend, open_backend
 from cln_backup.change import Change
+from tests.disasters.places import NAME, make, url_in
 from tests.histories import (
     ON,
     SnapshotBytes,
-    add_all,
     build_database,
     first,
     long_text,
@@ -26,19 +26,6 @@ from tests.seed_file import SeedNode, packed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-NAME = "node.bkp"
-
-
-def url_in(directory: Path) -> str:
-    return f"file://{directory}/{NAME}"
-
-
-def make(directory: Path, changes: Sequence[Change]) -> None:
-    """A backup that holds these changes."""
-    FileBackend.create(url_in(directory), None)
-    with FileBackend.open(url_in(directory), writable=True) as backend:
-        add_all(backend, changes)
 
 
 @dataclass(frozen=True)
@@ -76,114 +63,139 @@ class Scenario:
     act: Callable[[Path, Answered], None]
 
 
-def appends(
-    name: str, history: Sequence[Change], change: Change, *, rewound: Change | None = None
-) -> Scenario:
-    """Appends a change; with `rewound`, right after that one was dropped."""
-    before = list(history)
+@dataclass(frozen=True)
+class Scenarios:
+    """Makes scenarios for a kind of backup."""
 
-    def prepare(directory: Path) -> None:
-        make(directory, [*history, *([rewound] if rewound else [])])
-        if rewound:
-            with FileBackend.open(url_in(directory), writable=True) as backend:
-                backend.rewind()
+    kind: str
 
-    def act(directory: Path, answered: Answered) -> None:
-        with FileBackend.open(url_in(directory), writable=True) as backend:
-            backend.add_change(change)
-            answered(State([*before, change], drops_to=before))
+    def _url(self, directory: Path) -> str:
+        return url_in(directory, self.kind)
 
-    return Scenario(name, prepare, State(before, may_drop=rewound is None), act)
+    def appends(
+        self, name: str, history: Sequence[Change], change: Change, *, rewound: Change | None = None
+    ) -> Scenario:
+        """Appends a change; with `rewound`, right after that one was dropped."""
+        before = list(history)
 
+        def prepare(directory: Path) -> None:
+            make(directory, [*history, *([rewound] if rewound else [])], self.kind)
+            if rewound:
+                with open_backend(self._url(directory), writable=True) as backend:
+                    backend.rewind()
 
-def rewinds(name: str, history: Sequence[Change]) -> Scenario:
-    after = list(history[:-1])
+        def act(directory: Path, answered: Answered) -> None:
+            with open_backend(self._url(directory), writable=True) as backend:
+                backend.add_change(change)
+                answered(State([*before, change], drops_to=before))
 
-    def act(directory: Path, answered: Answered) -> None:
-        with FileBackend.open(url_in(directory), writable=True) as backend:
-            backend.rewind()
-            answered(State(after, may_drop=False))
+        return Scenario(name, prepare, State(before, may_drop=rewound is None), act)
 
-    def prepare(directory: Path) -> None:
-        make(directory, history)
+    def appends_some(
+        self, name: str, history: Sequence[Change], changes: Sequence[Change]
+    ) -> Scenario:
+        """Appends one change after the other."""
 
-    return Scenario(name, prepare, State(list(history), drops_to=after), act)
+        def prepare(directory: Path) -> None:
+            make(directory, history, self.kind)
 
-
-def creates(name: str, base: Change | None) -> Scenario:
-    def act(directory: Path, answered: Answered) -> None:
-        FileBackend.create(url_in(directory), base)
-        answered(State([], may_drop=False) if base is None else State([base], drops_to=[]))
-
-    return Scenario(name, lambda _: None, None, act)
-
-
-def compacts(
-    name: str,
-    history: Sequence[Change],
-    base: Change | None,
-    meanwhile: Sequence[Change] = (),
-    *,
-    foreign_keys: bool = True,
-) -> Scenario:
-    """Folds all before the head into `base`; the writer appends `meanwhile` before it swaps."""
-    folded: list[Change] = []
-    if base is not None:
-        folded = [base] if foreign_keys else [base, rider(base.version)]
-
-    def act(directory: Path, answered: Answered) -> None:
-        with FileBackend.open(url_in(directory), writable=True) as writer:
-            with FileBackend.open(url_in(directory), writable=False) as reader:
-                staged = reader.stage(base, foreign_keys=foreign_keys)
-                now = list(history)
-                for number, change in enumerate(meanwhile):
-                    if 2 * number >= len(meanwhile):
-                        staged = reader.stage_more(staged)
-                    writer.add_change(change)
+        def act(directory: Path, answered: Answered) -> None:
+            now = list(history)
+            with open_backend(self._url(directory), writable=True) as backend:
+                for change in changes:
+                    backend.add_change(change)
                     answered(State([*now, change], drops_to=now))
                     now = [*now, change]
-                writer.replace(staged)
-            compacted = [*folded, history[-1], *meanwhile]
-            answered(State(compacted, drops_to=compacted[:-1]))
 
-    def prepare(directory: Path) -> None:
-        make(directory, history)
+        return Scenario(name, prepare, State(list(history), drops_to=list(history[:-1])), act)
 
-    return Scenario(name, prepare, State(list(history), drops_to=list(history[:-1])), act)
+    def rewinds(self, name: str, history: Sequence[Change]) -> Scenario:
+        after = list(history[:-1])
 
+        def act(directory: Path, answered: Answered) -> None:
+            with open_backend(self._url(directory), writable=True) as backend:
+                backend.rewind()
+                answered(State(after, may_drop=False))
 
-def repairs(name: str, crash: Callable[[SeedNode], None]) -> Scenario:
-    """Opens a file for writing that the community's plugin left after a crash."""
-    committed: list[Change] = []
+        def prepare(directory: Path) -> None:
+            make(directory, history, self.kind)
 
-    def prepare(directory: Path) -> None:
-        node = SeedNode(directory / NAME, started_node())
-        crash(node)
-        committed[:] = node.committed
+        return Scenario(name, prepare, State(list(history), drops_to=after), act)
 
-    def act(directory: Path, answered: Answered) -> None:
-        FileBackend.open(url_in(directory), writable=True).close()
-        answered(State(committed))
+    def creates(self, name: str, base: Change | None) -> Scenario:
+        def act(directory: Path, answered: Answered) -> None:
+            create_backend(self._url(directory), base)
+            answered(State([], may_drop=False) if base is None else State([base], drops_to=[]))
 
-    return Scenario(name, prepare, State(committed), act)
+        return Scenario(name, lambda _: None, None, act)
 
+    def compacts(
+        self,
+        name: str,
+        history: Sequence[Change],
+        base: Change | None,
+        meanwhile: Sequence[Change] = (),
+        *,
+        foreign_keys: bool = True,
+    ) -> Scenario:
+        """Folds all before the head into `base`; the writer appends `meanwhile` before it swaps."""
+        folded: list[Change] = []
+        if base is not None:
+            folded = [base] if foreign_keys else [base, rider(base.version)]
 
-def mends(name: str, history: Sequence[Change], torn: bytes, promised: Change | None) -> Scenario:
-    """Opens a file for writing whose last change was cut; with `promised`, its header is there."""
+        def act(directory: Path, answered: Answered) -> None:
+            with open_backend(self._url(directory), writable=True) as writer:
+                with open_backend(self._url(directory)) as reader:
+                    staged = reader.stage(base, foreign_keys=foreign_keys)
+                    now = list(history)
+                    for number, change in enumerate(meanwhile):
+                        if 2 * number >= len(meanwhile):
+                            staged = reader.stage_more(staged)
+                        writer.add_change(change)
+                        answered(State([*now, change], drops_to=now))
+                        now = [*now, change]
+                    writer.replace(staged)
+                compacted = [*folded, history[-1], *meanwhile]
+                answered(State(compacted, drops_to=compacted[:-1]))
 
-    def prepare(directory: Path) -> None:
-        path = directory / NAME
-        make(directory, [*history, *([promised] if promised else [])])
-        header = path.read_bytes()[:512]
-        path.unlink()
-        make(directory, history)
-        path.write_bytes(header + path.read_bytes()[512:] + torn)
+        def prepare(directory: Path) -> None:
+            make(directory, history, self.kind)
 
-    def act(directory: Path, answered: Answered) -> None:
-        FileBackend.open(url_in(directory), writable=True).close()
-        answered(State(list(history), may_drop=False))
+        return Scenario(name, prepare, State(list(history), drops_to=list(history[:-1])), act)
 
-    return Scenario(name, prepare, State(list(history), may_drop=False), act)
+    def repairs(self, name: str, crash: Callable[[SeedNode], None]) -> Scenario:
+        """Opens a file for writing that the community's plugin left after a crash."""
+        committed: list[Change] = []
+
+        def prepare(directory: Path) -> None:
+            node = SeedNode(directory / NAME, started_node())
+            crash(node)
+            committed[:] = node.committed
+
+        def act(directory: Path, answered: Answered) -> None:
+            open_backend(self._url(directory), writable=True).close()
+            answered(State(committed))
+
+        return Scenario(name, prepare, State(committed), act)
+
+    def mends(
+        self, name: str, history: Sequence[Change], torn: bytes, promised: Change | None
+    ) -> Scenario:
+        """Opens a file for writing whose last change was cut; `promised`: its header is there."""
+
+        def prepare(directory: Path) -> None:
+            path = directory / NAME
+            make(directory, [*history, *([promised] if promised else [])], self.kind)
+            header = path.read_bytes()[:512]
+            path.unlink()
+            make(directory, history, self.kind)
+            path.write_bytes(header + path.read_bytes()[512:] + torn)
+
+        def act(directory: Path, answered: Answered) -> None:
+            open_backend(self._url(directory), writable=True).close()
+            answered(State(list(history), may_drop=False))
+
+        return Scenario(name, prepare, State(list(history), may_drop=False), act)
 
 
 def _one_crash(node: SeedNode) -> None:
@@ -199,61 +211,66 @@ def base_of(history: Sequence[Change]) -> Change:
         return Change(history[-1].version, SnapshotBytes(path.read_bytes(), 16_384), None)
 
 
-def all_scenarios() -> dict[str, Scenario]:
-    """Every scenario by its name."""
+def all_scenarios(kind: str = "file") -> dict[str, Scenario]:
+    """Every scenario of a kind of backup by its name."""
+    of = Scenarios(kind)
     node = [*started_node(), *payments(4, 6)]
     in_migration = [*started_node()[:2], started_node()[2]]
     migrated = [*node, rider(5, ON)]
-    base = base_of(node)
+    base, newer = base_of(node), base_of([*node, *payments(6, 10)])
     found = [
-        appends("the first change of all", [], first()),
-        appends("a transaction", node, payment(6)),
-        appends("a transaction of some sectors", node, payment(6, long_text(6, 1_900))),
-        appends("a transaction of many sectors", node, payment(6, long_text(6, 21_000))),
-        appends("a transaction after a rider", started_node()[:2], started_node()[2]),
-        appends("a transaction after a snapshot", [base], payment(6)),
-        appends("a rider", node, rider(5)),
-        appends("a rider after a rider", [*node, rider(5)], rider(5, ON)),
-        appends("a snapshot", node, Change(9, base_of([*node, *payments(6, 10)]).snapshot, None)),
-        appends("a first snapshot", [], base),
-        appends("what replaces a dropped head", node, payment(6), rewound=payment(6, "stale")),
-        appends(
+        of.appends("the first change of all", [], first()),
+        of.appends("a transaction", node, payment(6)),
+        of.appends("a transaction of some sectors", node, payment(6, long_text(6, 1_900))),
+        of.appends("a transaction of many sectors", node, payment(6, long_text(6, 21_000))),
+        of.appends("a transaction after a rider", started_node()[:2], started_node()[2]),
+        of.appends("a transaction after a snapshot", [base], payment(6)),
+        of.appends_some("some transactions of one writer", node, payments(6, 9)),
+        of.appends("a rider", node, rider(5)),
+        of.appends("a rider after a rider", [*node, rider(5)], rider(5, ON)),
+        of.appends("a snapshot", node, newer),
+        of.appends("a first snapshot", [], base),
+        of.appends("what replaces a dropped head", node, payment(6), rewound=payment(6, "stale")),
+        of.appends(
             "what replaces a longer dropped head",
             node,
             payment(6),
             rewound=payment(6, long_text(6, 3_000)),
         ),
-        appends("a rider in the place of a dropped head", node, rider(5), rewound=payment(6)),
-        appends("what replaces a dropped first change", [], first(), rewound=first()),
-        rewinds("drops a transaction", node),
-        rewinds("drops a transaction of many sectors", [*node, payment(6, long_text(6, 9_000))]),
-        rewinds("drops a rider", [*node, rider(5)]),
-        rewinds("drops the first change of all", [first()]),
-        rewinds("drops what follows a snapshot", [base, payment(6)]),
-        creates("creates an empty backup", None),
-        creates("creates a backup with a snapshot", base),
-        compacts("compacts", node, base_of(node[:-1])),
-        compacts("compacts while changes come", node, base_of(node[:-1]), payments(6, 10)),
-        compacts("compacts up to a rider", migrated, base_of(node), payments(6, 8)),
-        compacts("compacts up to a snapshot", [*node, base], None, payments(6, 8)),
-        compacts(
+        of.appends("a rider in the place of a dropped head", node, rider(5), rewound=payment(6)),
+        of.appends("what replaces a dropped first change", [], first(), rewound=first()),
+        of.rewinds("drops a transaction", node),
+        of.rewinds("drops a transaction of many sectors", [*node, payment(6, long_text(6, 9_000))]),
+        of.rewinds("drops a rider", [*node, rider(5)]),
+        of.rewinds("drops the first change of all", [first()]),
+        of.rewinds("drops what follows a snapshot", [base, payment(6)]),
+        of.creates("creates an empty backup", None),
+        of.creates("creates a backup with a snapshot", base),
+        of.compacts("compacts", node, base_of(node[:-1])),
+        of.compacts("compacts while changes come", node, base_of(node[:-1]), payments(6, 10)),
+        of.compacts("compacts up to a rider", migrated, base_of(node), payments(6, 8)),
+        of.compacts("compacts up to a snapshot", [*node, base], None, payments(6, 8)),
+        of.compacts(
             "compacts with foreign keys off",
             in_migration,
             base_of(in_migration[:1]),
             foreign_keys=False,
         ),
-        repairs("repairs after one crash", _one_crash),
-        mends("mends a torn end", node, packed(payment(6, long_text(6, 900)))[:700], None),
-        mends("mends a torn rider", node, packed(rider(5))[:20], None),
-        mends("mends a torn snapshot", node, packed(base)[:9_000], None),
-        mends("mends a header without its change", node, b"", payment(6)),
-        mends(
-            "mends a header with half of its change",
-            node,
-            packed(payment(6, long_text(6, 900)))[:300] + bytes(750),
-            payment(6, long_text(6, 900)),
-        ),
     ]
+    if kind == "file":
+        found += [
+            of.repairs("repairs after one crash", _one_crash),
+            of.mends("mends a torn end", node, packed(payment(6, long_text(6, 900)))[:700], None),
+            of.mends("mends a torn rider", node, packed(rider(5))[:20], None),
+            of.mends("mends a torn snapshot", node, packed(base)[:9_000], None),
+            of.mends("mends a header without its change", node, b"", payment(6)),
+            of.mends(
+                "mends a header with half of its change",
+                node,
+                packed(payment(6, long_text(6, 900)))[:300] + bytes(750),
+                payment(6, long_text(6, 900)),
+            ),
+        ]
     return {scenario.name: scenario for scenario in found}
 
 

@@ -16,7 +16,7 @@ from cln_backup.backends.file import FileBackend
 from cln_backup.errors import Damaged, ReplayFailed
 from cln_backup.restore import restore
 from simulator.content import differences
-from tests.disasters.scenarios import NAME, make, url_in
+from tests.disasters.places import NAME, make, url_in
 from tests.histories import (
     append,
     assert_same_database,

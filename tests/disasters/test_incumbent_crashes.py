@@ -13,7 +13,8 @@ from cln_backup.errors import Damaged, ReplayFailed
 from cln_backup.restore import restore
 from cln_backup.verify import verify
 from tests import captured
-from tests.disasters.scenarios import NAME, base_of, next_change, url_in
+from tests.disasters.places import NAME, url_in
+from tests.disasters.scenarios import base_of, next_change
 from tests.histories import (
     OFF,
     ON,

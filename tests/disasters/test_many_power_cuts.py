@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import open_backend
-from cln_backup.backends.file import FileBackend
+from cln_backup.backends import create_backend, dir_writer, open_backend
 from cln_backup.change import Change, Kind
 from cln_backup.compact import compact
 from cln_backup.errors import Discontinuity
 from cln_backup.restore import restore
 from tests.disasters.disk import Recorder, place
-from tests.disasters.scenarios import NAME, next_change, url_in
+from tests.disasters.places import KINDS, is_there, url_in
+from tests.disasters.scenarios import next_change
 from tests.histories import (
     OFF,
     ON,
@@ -43,14 +43,15 @@ LIVES = 12
 class Life:
     """A backup that is cut again and again, and the history that it has to hold."""
 
-    def __init__(self, place: Path, seed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, place: Path, kind: str, seed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kind = kind
         self.choices = random.Random(seed)
         self.history: list[Change] = []
         self._monkeypatch = monkeypatch
         self._place = place
         self._numbers = count()
         self._directory = self._new_directory()
-        FileBackend.create(url_in(self._directory), None)
+        create_backend(self.url, None)
 
     def _new_directory(self) -> Path:
         directory = self._place / str(next(self._numbers))
@@ -59,7 +60,7 @@ class Life:
 
     @property
     def url(self) -> str:
-        return url_in(self._directory)
+        return url_in(self._directory, self.kind)
 
     def is_cut_once_more(self) -> None:
         recorder = Recorder(self._directory)
@@ -153,11 +154,13 @@ def _rewound(backend: Backend) -> bool:
 
 
 @pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize("kind", KINDS)
 def test_power_is_cut_again_and_again(
-    part: int, memory_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, part: int, memory_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dir_writer, "FIRST_SEGMENT_BYTES", 2_048)
     for number in range(LIVES):
-        life = Life(memory_path / str(number), f"{part} {number}", monkeypatch)
+        life = Life(memory_path / str(number), kind, f"{part} {number}", monkeypatch)
         for _ in range(ROUNDS):
             life.is_cut_once_more()
-        assert (life._directory / NAME).exists()
+        assert is_there({path.name: b"" for path in life._directory.iterdir()}, kind)

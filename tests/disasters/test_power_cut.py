@@ -8,23 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cln_backup.backends.file import FileBackend
+from cln_backup.backends import create_backend, dir_writer, open_backend
 from cln_backup.errors import Discontinuity, NotFound
 from cln_backup.restore import restore
 from tests.disasters.disk import Recorder, place
-from tests.disasters.scenarios import (
-    NAME,
-    Scenario,
-    State,
-    all_scenarios,
-    appends,
-    next_change,
-    url_in,
-)
+from tests.disasters.places import DIRECTORIES, KINDS, is_there, kept_aside, url_in, written
+from tests.disasters.scenarios import Scenario, Scenarios, State, all_scenarios, next_change
 from tests.histories import (
     Told,
     assert_same_database,
     build_database,
+    long_text,
     payment,
     rider,
     started_node,
@@ -39,15 +33,15 @@ if TYPE_CHECKING:
     from cln_backup.change import Change
     from tests.disasters.disk import Files
 
-SCENARIOS = all_scenarios()
+SCENARIOS = [(kind, name) for kind in KINDS for name in all_scenarios(kind)]
 
 
 class Milestone(NamedTuple):
-    """What was answered after so many steps, and what the backup's file held then."""
+    """What was answered after so many steps, and what the backup's files held then."""
 
     steps: int
     state: State | None
-    content: bytes
+    written: Files
 
     def is_append_to(self, state: State) -> bool:
         assert self.state is not None
@@ -57,14 +51,18 @@ class Milestone(NamedTuple):
 class Judge:
     """Opens what a cut left, and says whether anything is lost, mixed up or made up."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, kind: str) -> None:
         self.judged = 0
+        self._kind = kind
         self.begun: list[Files] = []
         self._place = place
         self._numbers = count()
         self._seen: set[tuple[bytes, int]] = set()
         self._databases: dict[str, Path] = {}
-        self._replayed: set[bytes] = set()
+        self._replayed: set[str] = set()
+
+    def _url(self, directory: Path) -> str:
+        return url_in(directory, self._kind)
 
     def judge(self, files: Files, answered: Milestone, coming: Milestone | None) -> None:
         """Judges files, which must hold what was answered last, or what was in flight."""
@@ -80,7 +78,7 @@ class Judge:
             return
         self._goes_on(files, found.history)
         to = found.drops_to
-        is_begun = found is answered.state and files[NAME] != answered.content
+        is_begun = found is answered.state and written(files, self._kind) != answered.written
         if is_begun and coming is not None and coming.is_append_to(found):
             self.begun.append(files)
         elif to is not None:
@@ -96,37 +94,37 @@ class Judge:
 
     def _opened(self, files: Files, answered: Milestone, coming: Milestone | None) -> State | None:
         directory = self._directory(files)
-        if NAME not in files:
+        if not is_there(files, self._kind):
             assert answered.state is None, "the backup is gone"
             for writable in (False, True):
                 with pytest.raises(NotFound):
-                    FileBackend.open(url_in(directory), writable=writable)
-            FileBackend.create(url_in(directory), None)
-            assert told_by(url_in(directory)) == []
+                    open_backend(self._url(directory), writable=writable)
+            create_backend(self._url(directory), None)
+            assert told_by(self._url(directory)) == []
             return None
-        seen = told_by(url_in(directory))
+        seen = told_by(self._url(directory))
         assert {path.name: path.read_bytes() for path in directory.iterdir()} == files
         states = [answered.state, None if coming is None else coming.state]
         state = next((one for one in states if one and told(one.history) == seen), None)
         assert state is not None, f"neither before nor after: {_short(seen)}"
-        with FileBackend.open(url_in(directory), writable=True) as writer:
+        with open_backend(self._url(directory), writable=True) as writer:
             assert told(writer.stream_changes()) == seen
             assert writer.version_count == len(seen)
-        assert told_by(url_in(directory)) == seen
+        assert told_by(self._url(directory)) == seen
         return state
 
     def _goes_on(self, files: Files, history: list[Change]) -> None:
         directory = self._directory(files)
         change = next_change(history)
-        with FileBackend.open(url_in(directory), writable=True) as writer:
+        with open_backend(self._url(directory), writable=True) as writer:
             writer.add_change(change)
         now = [*history, change]
-        assert told_by(url_in(directory)) == told(now)
-        content = (directory / NAME).read_bytes()
-        if content not in self._replayed:
-            self._replayed.add(content)
-            with FileBackend.open(url_in(directory), writable=False) as reader:
-                restored = restore(reader, str(directory / "restored.sqlite3"))
+        assert told_by(self._url(directory)) == told(now)
+        key = _short(told(now))
+        if key not in self._replayed:
+            self._replayed.add(key)
+            with open_backend(self._url(directory)) as reader:
+                restored = restore(reader, f"{directory}-restored.sqlite3")
             assert_same_database(restored.path, self._database(now))
 
     def _database(self, history: Sequence[Change]) -> Path:
@@ -140,23 +138,19 @@ class Judge:
         """The node may start before the head, which then has to go."""
         directory = self._directory(files)
         change = next_change(to)
-        with FileBackend.open(url_in(directory), writable=True) as writer:
+        with open_backend(self._url(directory), writable=True) as writer:
             writer.rewind()
             assert told(writer.stream_changes()) == told(to)
             writer.add_change(change)
-        assert told_by(url_in(directory)) == told([*to, change])
-        kept = [
-            path
-            for path in directory.iterdir()
-            if ".dropped-" in path.name and path.name not in files
-        ]
-        assert len(kept) == 1, "the dropped change was not kept"
-        assert told_by(f"file://{kept[0]}") == told(history[-1:])
+        assert told_by(self._url(directory)) == told([*to, change])
+        kept = kept_aside(directory, self._kind)
+        new = [kept[name] for name in kept if name not in files]
+        assert new == [told(history[-1:])], "the dropped change was not kept"
 
     def refuses_to_drop(self, files: Files) -> None:
         """The node committed the head, or dropped its successor: it can never start before it."""
-        url = url_in(self._directory(files))
-        with FileBackend.open(url, writable=True) as writer, pytest.raises(Discontinuity):
+        url = self._url(self._directory(files))
+        with open_backend(url, writable=True) as writer, pytest.raises(Discontinuity):
             writer.rewind()
 
 
@@ -168,24 +162,24 @@ def _short(seen: Sequence[Told]) -> str:
 
 
 def _cut_everywhere(
-    scenario: Scenario, place: Path, monkeypatch: pytest.MonkeyPatch, least: int
+    scenario: Scenario, kind: str, place: Path, monkeypatch: pytest.MonkeyPatch, least: int
 ) -> Judge:
+    monkeypatch.setattr(dir_writer, "FIRST_SEGMENT_BYTES", 2_048)
     work = place / "work"
     work.mkdir()
     scenario.prepare(work)
     recorder = Recorder(work)
-    file = work / NAME
     milestones: list[Milestone] = []
 
     def answered(state: State | None) -> None:
-        content = file.read_bytes() if file.exists() else b""
-        milestones.append(Milestone(len(recorder.steps), state, content))
+        files = {path.name: path.read_bytes() for path in work.iterdir()}
+        milestones.append(Milestone(len(recorder.steps), state, written(files, kind)))
 
     answered(scenario.before)
     with monkeypatch.context() as patch:
         recorder.start(patch)
         scenario.act(work, answered)
-    judge = Judge(place)
+    judge = Judge(place, kind)
     assert len(recorder.steps) == milestones[-1].steps, "something was written after the answer"
     for after in range(len(recorder.steps) + 1):
         last = sum(1 for milestone in milestones if milestone.steps <= after) - 1
@@ -197,20 +191,23 @@ def _cut_everywhere(
     return judge
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_cut_at_every_step(name: str, memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _cut_everywhere(SCENARIOS[name], memory_path, monkeypatch, least=2)
+@pytest.mark.parametrize(("kind", "name"), SCENARIOS)
+def test_cut_at_every_step(
+    kind: str, name: str, memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _cut_everywhere(all_scenarios(kind)[name], kind, memory_path, monkeypatch, least=2)
 
 
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name.startswith("a ")])
+@pytest.mark.parametrize(("kind", "name"), [pair for pair in SCENARIOS if pair[1].startswith("a ")])
 def test_head_whose_successor_was_begun_is_not_dropped(
-    name: str, memory_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, name: str, memory_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The node asked for the next change, so it had committed this one.
 
     A database from before it is an old one, and must not be taken for one that has to catch up.
     """
-    judge = _cut_everywhere(SCENARIOS[name], memory_path, monkeypatch, least=2)
+    scenario = all_scenarios(kind)[name]
+    judge = _cut_everywhere(scenario, kind, memory_path, monkeypatch, least=2)
     assert judge.begun
     for files in judge.begun:
         judge.refuses_to_drop(files)
@@ -231,10 +228,11 @@ def test_power_cut_wherever_a_sector_ends_in_the_entry(
     for before in range(part, entry_bytes + 2, 4):
         history = [*started_node()[:-1], _filled_up_to(512 - before)]
         rewound = payment(4, "never committed") if what == "replacement" else None
-        scenario = appends(f"{before} bytes before a sector", history, change, rewound=rewound)
+        name = f"{before} bytes before a sector"
+        scenario = Scenarios("file").appends(name, history, change, rewound=rewound)
         directory = memory_path / str(before)
         directory.mkdir()
-        _cut_everywhere(scenario, directory, monkeypatch, least=4 if before > 1 else 2)
+        _cut_everywhere(scenario, "file", directory, monkeypatch, least=4 if before > 1 else 2)
 
 
 def _filled_up_to(place: int) -> Change:
@@ -244,3 +242,17 @@ def _filled_up_to(place: int) -> Change:
         for change in [*started_node()[:-1], payment(3)]
     )
     return payment(3, "x" * ((place - length) % 512))
+
+
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("kind", DIRECTORIES)
+def test_power_cut_wherever_a_sector_ends_in_the_record(
+    kind: str, part: int, memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second record of a writer lies in two sectors, and nothing else is in flight."""
+    for length in range(part * 3, 220, 12):
+        changes = [payment(4, long_text(length, 2 * length)), payment(5, "x")]
+        scenario = Scenarios(kind).appends_some(f"behind {length}", started_node(), changes)
+        directory = memory_path / str(length)
+        directory.mkdir()
+        _cut_everywhere(scenario, kind, directory, monkeypatch, least=3)

@@ -13,13 +13,13 @@ import pytest
 from cln_backup.backends import open_backend
 from cln_backup.errors import NotFound
 from cln_backup.restore import restore
-from tests.disasters.scenarios import NAME, all_scenarios, next_change, url_in
+from tests.disasters.places import is_there, url_in
+from tests.disasters.scenarios import all_scenarios, next_change
 from tests.histories import append, assert_same_database, build_database, told, told_by
 
 if TYPE_CHECKING:
     from cln_backup.change import Change
 
-SCENARIOS = all_scenarios()
 ROOT = Path(__file__).parents[2]
 KILLED_IN = (
     "a transaction",
@@ -30,13 +30,19 @@ KILLED_IN = (
     "compacts while changes come",
     "repairs after one crash",
 )
+KILLED = [
+    *(("file", name) for name in KILLED_IN),
+    *(("dir", name) for name in KILLED_IN if not name.startswith("repairs")),
+    ("dir-encrypted", "creates a backup with a snapshot"),
+    ("dir-encrypted", "what replaces a dropped head"),
+]
 
 
-def _killed(directory: Path, name: str, number: int) -> str:
+def _killed(directory: Path, kind: str, name: str, number: int) -> str:
     """The label of the step at which the process was killed; `done` when it had fewer steps."""
     directory.mkdir()
     victim = subprocess.run(
-        [sys.executable, "-m", "tests.disasters.victim", str(directory), name, str(number)],
+        [sys.executable, "-m", "tests.disasters.victim", str(directory), kind, name, str(number)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -47,9 +53,9 @@ def _killed(directory: Path, name: str, number: int) -> str:
     return label
 
 
-def _histories(name: str, directory: Path) -> list[list[Change]]:
+def _histories(kind: str, name: str, directory: Path) -> list[list[Change]]:
     """What the backup holds before, between and after, as an undisturbed run says."""
-    scenario = SCENARIOS[name]
+    scenario = all_scenarios(kind)[name]
     directory.mkdir()
     scenario.prepare(directory)
     found = [] if scenario.before is None else [scenario.before.history]
@@ -57,28 +63,29 @@ def _histories(name: str, directory: Path) -> list[list[Change]]:
     return found
 
 
-@pytest.mark.parametrize("name", KILLED_IN)
-def test_killed_at_each_step(name: str, memory_path: Path) -> None:
-    histories = _histories(name, memory_path / "undisturbed")
+@pytest.mark.parametrize(("kind", "name"), KILLED)
+def test_killed_at_each_step(kind: str, name: str, memory_path: Path) -> None:
+    histories = _histories(kind, name, memory_path / "undisturbed")
     labels = []
     for number in range(1, 200):
         directory = memory_path / str(number)
-        label = _killed(directory, name, number)
+        label = _killed(directory, kind, name, number)
         labels.append(label)
-        if label != "done" and not (directory / NAME).exists():
-            assert SCENARIOS[name].before is None
+        url = url_in(directory, kind)
+        if label != "done" and not is_there(_files(directory), kind):
+            assert not histories[:-1]
             with pytest.raises(NotFound):
-                open_backend(url_in(directory))
+                open_backend(url)
             continue
-        seen = told_by(url_in(directory))
+        seen = told_by(url)
         now = next((history for history in histories if told(history) == seen), None)
         assert now is not None, f"killed at {label!r}"
         change = next_change(now)
-        append(url_in(directory), [change])
-        assert told_by(url_in(directory)) == told([*now, change])
-        with open_backend(url_in(directory)) as reader:
-            restored = restore(reader, str(directory / "restored.sqlite3"))
-        expected = build_database(directory / "expected.sqlite3", [*now, change])
+        append(url, [change])
+        assert told_by(url) == told([*now, change])
+        with open_backend(url) as reader:
+            restored = restore(reader, f"{directory}-restored.sqlite3")
+        expected = build_database(Path(f"{directory}-expected.sqlite3"), [*now, change])
         assert_same_database(restored.path, expected)
         if label == "done":
             assert told(now) == told(histories[-1])
@@ -87,19 +94,23 @@ def test_killed_at_each_step(name: str, memory_path: Path) -> None:
     assert len(set(labels)) > 3
 
 
+def _files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
 def test_restore_killed_at_each_step_leaves_no_half_a_database(memory_path: Path) -> None:
     labels = []
     for number in range(1, 200):
         directory = memory_path / str(number)
-        labels.append(_killed(directory, "restores", number))
+        labels.append(_killed(directory, "file", "restores", number))
         restored = directory / "restored.sqlite3"
         if restored.exists():
-            history = SCENARIOS["drops a transaction"].before
+            history = all_scenarios()["drops a transaction"].before
             assert history is not None
             expected = build_database(directory / "expected.sqlite3", history.history)
             assert_same_database(restored, expected)
         else:
-            with open_backend(url_in(directory)) as reader:
+            with open_backend(url_in(directory, "file")) as reader:
                 restore(reader, str(restored))
         if labels[-1] == "done":
             break

@@ -1,8 +1,8 @@
 """A process that kills itself, for good, at one step of what it does.
 
-`python -m tests.disasters.victim DIRECTORY SCENARIO NUMBER` prepares a scenario, then does it and
-dies at the call of that number which `fsio` makes to change something. It says the label of that
-step, or `done` when there was none.
+`python -m tests.disasters.victim DIRECTORY KIND SCENARIO NUMBER` prepares a scenario, then does it
+and dies at the call of that number which `fsio` makes to change something. It says the label of
+that step, or `done` when there was none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from cln_backup import fsio
 from cln_backup.backends import open_backend
 from cln_backup.restore import restore
 from tests.disasters.disk import LABELLED
-from tests.disasters.scenarios import State, all_scenarios, url_in
+from tests.disasters.places import url_in
+from tests.disasters.scenarios import State, all_scenarios
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,15 +46,15 @@ def _answered(_state: State) -> None:
 
 
 def main() -> None:
-    directory, name, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    directory, kind, name, number = Path(sys.argv[1]), *sys.argv[2:4], int(sys.argv[4])
     is_restore = name == "restores"
-    scenario = all_scenarios()["drops a transaction" if is_restore else name]
+    scenario = all_scenarios(kind)["drops a transaction" if is_restore else name]
     scenario.prepare(directory)
     clock = _Clock(number)
     for label in LABELLED:
         setattr(fsio, label, clock.lethal(getattr(fsio, label)))
     if is_restore:
-        with open_backend(url_in(directory)) as backend:
+        with open_backend(url_in(directory, kind)) as backend:
             restore(backend, str(directory / "restored.sqlite3"))
     else:
         scenario.act(directory, _answered)

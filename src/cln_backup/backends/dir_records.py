@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _WINDOW_BYTES: Final = 1 << 18
 _ZEROS_BY_CHANCE: Final = 2
+_ZEROS_OF_A_LENGTH: Final = 3
+"""A length of four bytes, of which the last is in another sector, may leave so many at a sector's
+end; a record whose length is less has no sectors between its first and its last."""
 
 
 class Unreadable(Exception):
@@ -81,39 +84,82 @@ def judge_tail(fd: int, offset: int, *, cut_before: bool = False) -> Tail:
     explains all that stands here, and at least one of its sectors is missing (`cut_before`: the
     one before, with the header, is). Everything else is damage.
     """
-    size = fsio.size_bytes(fd)
-    last = _last_byte(fd, offset, size)
+    last = _last_byte(fd, offset, fsio.size_bytes(fd))
     if last is None:
         return Tail.CLEAN
     end = last + 1
+    boundary = _next_sector(offset)
+    starts = _has_data(fd, offset, boundary)
     head = fsio.read_at(fd, v2.HEAD_BYTES, offset, op=READ).ljust(v2.HEAD_BYTES, b"\x00")
-    length = v2.unpack_head(head)
-    ended_by = _length_before(fd, offset, end)
-    if ended_by is not None and offset + ended_by + v2.FRAME_BYTES != end:
-        if offset + ended_by + v2.FRAME_BYTES < end:
-            return Tail.DAMAGED  # another record ends there, behind the one that starts here
-        ended_by = None  # chance
-    if head[0] == v2.MARK:
-        # Where the head itself crosses into a sector that is missing, its length is not known.
-        split = offset % v2.SECTOR_BYTES > v2.SECTOR_BYTES - v2.HEAD_BYTES
-        if length is None and not split:
-            return Tail.DAMAGED
-        if length is not None:
-            whole = offset + length + v2.FRAME_BYTES
-            if end <= whole and ended_by in (None, length):
-                explained = end == whole or _is_full_up_to(end)
-                missing = cut_before or _misses_a_sector(fd, offset, whole)
-                return Tail.TORN if explained and missing else Tail.DAMAGED
-            if not split:
-                return Tail.DAMAGED
-        boundary = _next_sector(offset)
-        if _has_data(fd, boundary, boundary + v2.SECTOR_BYTES):
-            return Tail.DAMAGED
-        if end <= boundary:
-            return Tail.TORN
-    elif head[0] != 0 or _has_data(fd, offset, _next_sector(offset)):
+    if starts and head[0] != v2.MARK:
         return Tail.DAMAGED
-    return Tail.TORN if _explains(fd, offset, end, ended=ended_by is not None) else Tail.DAMAGED
+    crosses = offset + v2.HEAD_BYTES > boundary
+    if not starts or (crosses and not _has_data(fd, boundary, boundary + v2.SECTOR_BYTES)):
+        explained = _explained_by_some_length(fd, offset, end)
+    else:
+        length = v2.unpack_head(head)
+        explained = length is not None and _explained_by(fd, offset, end, length)
+        if length is not None and not cut_before:
+            explained = explained and _misses_a_sector(fd, offset, offset + length + v2.FRAME_BYTES)
+    return Tail.TORN if explained else Tail.DAMAGED
+
+
+def _explained_by(fd: int, offset: int, end: int, length: int) -> bool:
+    """Whether the data end where a record of this length may, whichever sectors are missing."""
+    whole = offset + length + v2.FRAME_BYTES
+    if end >= whole:
+        return end == whole and _ends_there(fd, offset, end)
+    if _sector_end(end) >= whole or _ends_there(fd, offset, end) or _other_ends(fd, offset, end):
+        return False
+    # Its last sector is missing. Of the length in its foot, what stands before may be zeros.
+    foot_at = whole - v2.FOOT_BYTES
+    zeros_from = max(end, foot_at)
+    before = v2.pack_foot(length)[zeros_from - foot_at : max(0, _sector_end(end) - foot_at)]
+    return not any(before) and min(_sector_end(end), zeros_from) - end <= _ZEROS_BY_CHANCE
+
+
+def _explained_by_some_length(fd: int, offset: int, end: int) -> bool:
+    """As `_explained_by`, where the length stands in a sector that is missing."""
+    if _other_ends(fd, offset, end):
+        return False
+    ends = _ends_there(fd, offset, end)
+    start = _next_sector(offset)
+    while start < end:
+        sector = fsio.read_at(fd, v2.SECTOR_BYTES, start, op=READ)
+        bytes_there = len(sector) - sector.count(0)
+        start += v2.SECTOR_BYTES
+        if bytes_there == 1 and not (ends and start >= end):
+            return False  # a bit that was set by itself, unless it is the end mark
+    # The last sector that is there holds the end of the record, or is full.
+    return ends or _sector_end(end) - end <= _ZEROS_BY_CHANCE + _ZEROS_OF_A_LENGTH
+
+
+def _ends_there(fd: int, offset: int, end: int) -> bool:
+    """Whether a record from `offset` to `end` would have the foot that stands there.
+
+    Where the foot crosses into its last sector from one that is missing, what is left must fit.
+    """
+    length = end - offset - v2.FRAME_BYTES
+    if length < v2.BODY_BYTES:
+        return False
+    known = _known_of_foot(fd, offset, end)
+    return known == v2.pack_foot(length)[-len(known) :]
+
+
+def _other_ends(fd: int, offset: int, end: int) -> bool:
+    """Whether a shorter record ends there: another one, behind the one that starts at `offset`."""
+    known = _known_of_foot(fd, offset, end)
+    length = v2.unpack_foot(known) if len(known) == v2.FOOT_BYTES else None
+    return length is not None and offset + length + v2.FRAME_BYTES < end
+
+
+def _known_of_foot(fd: int, offset: int, end: int) -> bytes:
+    """The bytes before `end`, as many as a foot has, without those of a sector that is missing."""
+    start = max(offset, end - v2.FOOT_BYTES)
+    sector = (end - 1) // v2.SECTOR_BYTES * v2.SECTOR_BYTES
+    if start < sector and not _has_data(fd, max(offset, sector - v2.SECTOR_BYTES), sector):
+        start = sector
+    return fsio.read_at(fd, end - start, start, op=READ)
 
 
 def is_torn_drop(fd: int, offset: int) -> bool:
@@ -122,27 +168,13 @@ def is_torn_drop(fd: int, offset: int) -> bool:
     if head[0] == v2.MARK:
         return v2.unpack_head(head) == v2.BODY_BYTES
     last = _last_byte(fd, offset, fsio.size_bytes(fd))
-    return last is not None and _length_before(fd, offset, last + 1) == v2.BODY_BYTES
+    whole = v2.BODY_BYTES + v2.FRAME_BYTES
+    return last == offset + whole - 1 and _ends_there(fd, offset, offset + whole)
 
 
-def _explains(fd: int, offset: int, end: int, *, ended: bool) -> bool:
-    """Whether one record of unknown length, from which sectors are missing, reaches up to `end`."""
-    start = _next_sector(offset)
-    while start < end:
-        stop = start + v2.SECTOR_BYTES
-        sector = fsio.read_at(fd, v2.SECTOR_BYTES, start, op=READ)
-        data = v2.SECTOR_BYTES - sector.count(0) - (v2.SECTOR_BYTES - len(sector))
-        lone_end = ended and start == end - 1
-        if data == 1 and not lone_end:
-            return False
-        start = stop
-    # The last sector that is there holds the end of the record, or is full.
-    return ended or _is_full_up_to(end)
-
-
-def _is_full_up_to(end: int) -> bool:
-    """Whether the sector in which the data end may be full, but for zeros by chance."""
-    return -end % v2.SECTOR_BYTES <= _ZEROS_BY_CHANCE
+def _sector_end(end: int) -> int:
+    """Where the sector ends that holds the byte before `end`."""
+    return -(-end // v2.SECTOR_BYTES) * v2.SECTOR_BYTES
 
 
 def _next_sector(offset: int) -> int:
@@ -160,12 +192,6 @@ def _misses_a_sector(fd: int, start: int, end: int) -> bool:
             return True
         start = stop
     return False
-
-
-def _length_before(fd: int, offset: int, end: int) -> int | None:
-    if end - offset < v2.FOOT_BYTES:
-        return None
-    return v2.unpack_foot(fsio.read_at(fd, v2.FOOT_BYTES, end - v2.FOOT_BYTES, op=READ))
 
 
 def _last_byte(fd: int, start: int, size: int) -> int | None:
