@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup import fsio
-from cln_backup.backends.file import FileBackend
+from cln_backup.backends import create_backend, open_backend
 from cln_backup.change import Change
 from cln_backup.errors import StorageError
 from cln_backup.restore import restore
+from tests.disasters.places import KINDS, is_there, url_in
 from tests.histories import (
     append,
     image,
@@ -49,10 +50,17 @@ class FailingSync:
         self.calls, self.fails_at = 0, call
 
 
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    url = f"file://{tmp_path}/node.bkp"
-    FileBackend.create(url, None)
+def url(kind: str, tmp_path: Path) -> str:
+    place = tmp_path / "backup"
+    place.mkdir(mode=0o700)
+    url = url_in(place, kind)
+    create_backend(url, None)
     append(url, [*started_node(), *payments(4, 6)])
     return url
 
@@ -80,7 +88,7 @@ def test_failed_sync_is_never_retried_and_ends_the_writer(
     assert callable(act)
     sync = FailingSync(monkeypatch)
     for call in range(1, 20):
-        with FileBackend.open(url, writable=True) as backend:
+        with open_backend(url, writable=True) as backend:
             sync.fail_at(call)
             try:
                 act(backend)
@@ -95,7 +103,7 @@ def test_failed_sync_is_never_retried_and_ends_the_writer(
                 assert call > 1
                 break
         # The next process goes by what is on the disk; the test's own disk lost nothing.
-        with FileBackend.open(url, writable=True) as backend:
+        with open_backend(url, writable=True) as backend:
             if backend.version_count > 7:
                 backend.rewind()
             elif backend.version_count < 7:
@@ -104,15 +112,18 @@ def test_failed_sync_is_never_retried_and_ends_the_writer(
 
 def test_append_syncs_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sync = FailingSync(monkeypatch)
-    with FileBackend.open(url, writable=True) as backend:
+    with open_backend(url, writable=True) as backend:
+        backend.add_change(payment(6))  # a directory's writer begins a segment with it
         sync.fail_at(0)
-        backend.add_change(payment(6))
+        backend.add_change(payment(7))
         assert sync.calls == 1
-        backend.add_change(rider(6))
+        backend.add_change(rider(7))
         assert sync.calls == 2
 
 
-def test_change_is_synced_after_it_was_written(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_change_is_synced_after_it_was_written(
+    kind: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     write_at, fdatasync = fsio.write_at, os.fdatasync
 
@@ -126,23 +137,36 @@ def test_change_is_synced_after_it_was_written(url: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(fsio, "write_at", written)
     monkeypatch.setattr(os, "fdatasync", synced)
-    with FileBackend.open(url, writable=True) as backend:
-        order.clear()
+    with open_backend(url, writable=True) as backend:
         backend.add_change(payment(6))
+        order.clear()
+        backend.add_change(payment(7))
     assert order[-1] == "sync"
-    assert set(order[:-1]) == {"append entry", "write header"}
+    expected = {"append entry", "write header"} if kind == "file" else {"append record"}
+    assert set(order[:-1]) == expected
 
 
 @pytest.mark.parametrize("name", ["fdatasync", "fsync"])
 def test_failed_sync_of_a_new_backup_leaves_no_backup(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    url = f"file://{tmp_path}/new.bkp"
-    FailingSync(monkeypatch, name).fail_at(1)
-    with pytest.raises(StorageError):
-        FileBackend.create(url, None)
-    if name == "fdatasync":
-        assert list(tmp_path.iterdir()) == []
+    place = tmp_path / "new"
+    place.mkdir()
+    url = url_in(place, kind)
+    for call in range(1, 20):
+        with monkeypatch.context() as patch:
+            FailingSync(patch, name).fail_at(call)
+            try:
+                create_backend(url, None)
+            except StorageError:
+                if name == "fdatasync" or kind != "file":
+                    assert list(place.iterdir()) == []
+                if kind == "file":
+                    (place / "node.bkp").unlink(missing_ok=True)
+            else:
+                assert call > 1
+                break
+    assert is_there({path.name: b"" for path in place.iterdir()}, kind)
 
 
 @pytest.mark.parametrize("call", range(1, 6))
@@ -152,10 +176,10 @@ def test_failed_sync_in_a_compaction_leaves_the_old_or_the_new_backup(
     base = Change(4, image("before the head"), None)
     before = told_by(url)
     after = [*told([base]), before[-1]]
-    with FileBackend.open(url, writable=True) as writer:
+    with open_backend(url, writable=True) as writer:
         FailingSync(monkeypatch).fail_at(call)
         try:
-            with FileBackend.open(url, writable=False) as reader:
+            with open_backend(url) as reader:
                 writer.replace(reader.stage(base, foreign_keys=True))
         except StorageError:
             assert told_by(url) == before
@@ -168,8 +192,8 @@ def test_failed_sync_of_the_directory_ends_the_writer(
 ) -> None:
     base = Change(4, image("before the head"), None)
     before = told_by(url)
-    with FileBackend.open(url, writable=True) as writer:
-        with FileBackend.open(url, writable=False) as reader:
+    with open_backend(url, writable=True) as writer:
+        with open_backend(url) as reader:
             staged = reader.stage(base, foreign_keys=True)
         FailingSync(monkeypatch, "fsync").fail_at(1)
         with pytest.raises(StorageError):
@@ -184,7 +208,7 @@ def test_failed_sync_of_a_restored_database_leaves_nothing(
 ) -> None:
     place = tmp_path / "restored"
     place.mkdir()
-    with FileBackend.open(url, writable=False) as backend:
+    with open_backend(url) as backend:
         FailingSync(monkeypatch).fail_at(1)
         with pytest.raises(StorageError):
             restore(backend, str(place))
@@ -198,10 +222,11 @@ def test_message_names_the_step_and_the_reason(
     def failing(_fd: int, _buffers: object, _offset: int) -> int:
         raise OSError(number, os.strerror(number))
 
-    with FileBackend.open(url, writable=True) as backend:
+    with open_backend(url, writable=True) as backend:
+        backend.add_change(payment(6))
         monkeypatch.setattr(os, "pwritev", failing)
-        with pytest.raises(StorageError, match=f"append entry.*{os.strerror(number)}"):
-            backend.add_change(payment(6))
+        with pytest.raises(StorageError, match=f"append (entry|record).*{os.strerror(number)}"):
+            backend.add_change(payment(7))
 
 
 def test_short_writes_are_continued(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
