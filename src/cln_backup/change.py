@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -44,13 +44,16 @@ class Change:
     version: int
     snapshot: Snapshot | None
     transaction: Sequence[str] | None
+    kind: Kind = field(init=False)
+    """Whether this is a snapshot, a transaction or a rider."""
 
-    @property
-    def kind(self) -> Kind:
-        """Whether this is a snapshot, a transaction or a rider."""
+    def __post_init__(self) -> None:
+        kind = Kind.TRANSACTION
         if self.transaction is None:
-            return Kind.SNAPSHOT
-        return Kind.RIDER if statements.is_rider(self.transaction) else Kind.TRANSACTION
+            kind = Kind.SNAPSHOT
+        elif statements.is_rider(self.transaction):
+            kind = Kind.RIDER
+        object.__setattr__(self, "kind", kind)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import shutil
 import sys
@@ -31,18 +32,30 @@ _GIVEN_BACK_BYTES = 4 << 20
 _GIVE_BACK_PAUSE = 4.0
 
 
-@contextlib.contextmanager
-def _storage_errors(op: str, path: str | int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
+class _storage_errors:  # noqa: N801 - a context manager; a generator would cost the node more
+    """Turns the operating system's errors into `StorageError`."""
+
+    __slots__ = ("_op", "_path")
+
+    def __init__(self, op: str, path: str | int) -> None:
+        self._op = op
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None or not isinstance(error, OSError):
+            return
+        path = self._path
         where = f" {path if isinstance(path, str) else _name_of(path)}".rstrip()
         hint = ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = ". Make room on that disk; what was answered before is safe"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             hint = ". Check the owner and the permissions"
-        raise StorageError(f"Cannot {op}{where}: {error.strerror or error}{hint}") from error
+        why = error.strerror or error
+        raise StorageError(f"Cannot {self._op}{where}: {why}{hint}") from error
 
 
 def _name_of(fd: int) -> str:
@@ -55,6 +68,26 @@ def open_existing(path: str, *, writable: bool, op: str) -> int:
     """Opens a file and returns its descriptor (closed on exec)."""
     with _storage_errors(op, path):
         return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+
+
+def open_direct(path: str, *, op: str) -> int:
+    """Opens a file for writing past the system's cache, or through it where that cannot be.
+
+    What is written must be whole blocks of 4096 bytes, in memory and in the file (open(2)).
+    """
+    fd = open_existing(path, writable=True, op=op)
+    if sys.platform != "linux":
+        return fd
+    with contextlib.suppress(OSError), mmap.mmap(-1, mmap.PAGESIZE) as block:
+        direct = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
+        try:
+            os.preadv(direct, [block], 0)
+        except OSError:
+            os.close(direct)
+            raise
+        os.close(fd)
+        return direct
+    return fd
 
 
 def create(path: str, *, op: str) -> int:
@@ -117,7 +150,7 @@ def open_lock(path: str, *, op: str) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
 
 
-def write_at(fd: int, buffers: Sequence[bytes], offset_bytes: int, *, op: str) -> int:
+def write_at(fd: int, buffers: Sequence[bytes | memoryview], offset_bytes: int, *, op: str) -> int:
     """Writes all buffers in a row at the offset; returns the offset behind them.
 
     In the kernel's hands when it returns, not durable.
@@ -126,7 +159,7 @@ def write_at(fd: int, buffers: Sequence[bytes], offset_bytes: int, *, op: str) -
         length = sum(map(len, buffers))
         written = os.pwritev(fd, buffers, offset_bytes)
         if written < length:  # the disk is filling up, or a signal came
-            rest = memoryview(b"".join(buffers))
+            rest = memoryview(buffers[0] if len(buffers) == 1 else b"".join(buffers))
             while written < length:
                 written += os.pwrite(fd, rest[written:], offset_bytes + written)
         return offset_bytes + length

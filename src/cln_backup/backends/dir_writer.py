@@ -17,6 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from cln_backup import fsio
+from cln_backup.backends.dir_blocks import BlockFile
 from cln_backup.backends.dir_records import Tail, judge_tail
 from cln_backup.errors import AlreadyExists, StorageError, WriterConflict
 from cln_backup.formats import v2
@@ -52,7 +53,8 @@ class SegmentWriter:
         self._upkeep_arguments = upkeep
         self.end = end if end.segment else end._replace(seal=seal)
         self._epoch = end.epoch + 1
-        self._fd = -1
+        self._file: BlockFile | None = None
+        self._path = ""
         self._capacity_bytes = 0
         self._encoder: Encoder | None = None
         self._digest = hashlib.sha256()
@@ -69,7 +71,7 @@ class SegmentWriter:
         Raises:
             WriterConflict: a later writer is at work.
         """
-        if self._fd < 0 or self.end.end_bytes + size_bytes > max(
+        if self._file is None or self.end.end_bytes + size_bytes > max(
             self._capacity_bytes, v2.HEADER_BYTES + size_bytes
         ):
             self._begin(tracker)
@@ -78,15 +80,18 @@ class SegmentWriter:
     def _begin(self, tracker: Tracker) -> None:
         """Claims the next segment and writes its header. Durable with the first record."""
         prev, number = self.end, self.end.last_number + 1
-        fd = self._claim(number)
+        path = self._claim(number)
+        # By its name, not by the descriptor that wrote the zeros: the spare is made by a process
+        # of its own, which may have put a new one in its place.
+        file = BlockFile(path, op="open segment")
         try:
-            if self._fd < 0:
+            if self._file is None:
                 self._require_end(prev)
             state = v2.LogState(
                 prev.segment,
                 prev.end_bytes,
                 prev.seal,
-                prev.digest if self._fd < 0 else self._digest.digest(),
+                prev.digest if self._file is None else self._digest.digest(),
                 tracker.ordinal,
                 tracker.may_rewind,
                 tracker.head,
@@ -95,14 +100,14 @@ class SegmentWriter:
             header, sealer = self._store.new_header(
                 v2.FileKind.LOG, number, self._epoch, v2.pack_log_state(state)
             )
-            fsio.write_at(fd, [header], 0, op="write segment header")
-            self._capacity_bytes = fsio.size_bytes(fd)
+            file.append(header, op="write segment header")
+            self._capacity_bytes = fsio.size_bytes(file.fd)
         except BaseException:
-            os.close(fd)
+            file.close()
             raise
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = fd
+        if self._file is not None:
+            self._file.close()
+        self._file, self._path = file, path
         self._encoder = Encoder(sealer, header[-v2.SEAL_BYTES :])
         self._digest = hashlib.sha256(header)
         self._next_path = self._store.log_path(number + 1)
@@ -112,7 +117,7 @@ class SegmentWriter:
             segment=number, end_bytes=v2.HEADER_BYTES, epoch=self._epoch, last_number=number
         )
 
-    def _claim(self, number: int) -> int:
+    def _claim(self, number: int) -> str:
         path = self._store.log_path(number)
         built = self._store.spare_path
         if not os.path.exists(built):
@@ -128,9 +133,7 @@ class SegmentWriter:
             fsio.publish(built, path, op="claim segment")
         except AlreadyExists:
             raise self._conflict(path) from None
-        # By its name, not by the descriptor that wrote the zeros: the spare is made by a process
-        # of its own, which may have put a new one in its place.
-        return fsio.open_existing(path, writable=True, op="open segment")
+        return path
 
     def _require_end(self, prev: LogEnd) -> None:
         """Makes sure that no other writer went on behind the end, before this one's claim."""
@@ -151,16 +154,19 @@ class SegmentWriter:
             WriterConflict: a later writer is at work; what was written does not count.
             StorageError, BadChange.
         """
-        encoder = self._encoder
+        encoder, file = self._encoder, self._file
         assert encoder is not None, "no segment is prepared"
-        self._require_place()
+        assert file is not None
+        if not fsio.same_file(self._path, file.fd):
+            raise self._moved()
         self._require_no_later_writer()
         start = v2.Position(self.end.segment, self.end.end_bytes, encoder.seal)
         data = encoder.encode(record_type, version, content)
-        end = fsio.write_at(self._fd, [data], start.offset_bytes, op="append record")
-        fsio.sync(self._fd, op="sync record")
+        file.append(data, op="append record")
+        fsio.sync(file.fd, op="sync record")
         self._require_no_later_writer()
         self._digest.update(data)
+        end = file.end_bytes
         self.end = self.end._replace(end_bytes=end, seal=encoder.seal)
         if start.offset_bytes == v2.HEADER_BYTES:
             self._trim_previous()
@@ -168,13 +174,12 @@ class SegmentWriter:
             self.start_upkeep()
         return start
 
-    def _require_place(self) -> None:
-        if not fsio.same_file(self._store.log_path(self.end.segment), self._fd):
-            raise StorageError(
-                f"{self._store.path}, or its newest segment, was moved, removed or replaced while "
-                "the node was writing to it. Nothing is written to a place that nobody would find. "
-                "Put the backup back where it was and start the node again."
-            )
+    def _moved(self) -> StorageError:
+        return StorageError(
+            f"{self._store.path}, or its newest segment, was moved, removed or replaced while "
+            "the node was writing to it. Nothing is written to a place that nobody would find. "
+            "Put the backup back where it was and start the node again."
+        )
 
     def _require_no_later_writer(self) -> None:
         if os.access(self._next_path, os.F_OK):  # cheaper than an exception where there is none
@@ -221,9 +226,9 @@ class SegmentWriter:
 
     def close(self) -> None:
         """Lets go of the segment, and waits for the process beside."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._file is not None:
+            self._file.close()
+            self._file = None
         if self._upkeep is not None:
             try:
                 self._upkeep.wait(_UPKEEP_WAIT_S)
