@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 
-from bench import measures, socket
+from bench import directory, measures, socket
 
 _DATA = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests", "data")
 
@@ -29,17 +29,17 @@ def main() -> None:
     if not options.json:
         print(f"stream: {'/'.join(capture.split('/')[-2:])}; {time.strftime('%Y-%m-%d')}\n")
         print(f"{'measure':<52}{'value':>14}{'to reach':>14}")
-    for measure in (*measures.ALL, *socket.ALL):
+    for measure in (*measures.ALL, *directory.ALL, *socket.ALL):
         if options.only is not None and options.only not in measure.__name__:
             continue
-        directory = tempfile.mkdtemp(prefix="bench-", dir=options.directory)
+        place = tempfile.mkdtemp(prefix="bench-", dir=options.directory)
         try:
-            for row in measure(directory, capture):
+            for row in measure(place, capture):
                 rows.append(row)
                 if not options.json:
                     print(f"{row.name:<52}{row.value:>14}{row.to_reach:>14}", flush=True)
         finally:
-            shutil.rmtree(directory)
+            shutil.rmtree(place)
     if options.json:
         print(json.dumps([row._asdict() for row in rows]))
 
