@@ -17,7 +17,7 @@ from cln_backup.change import Change
 from simulator.load import Load, generate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _GENERATED = 4_000
 _LARGE_BYTES = 400_000_000
@@ -59,14 +59,17 @@ def dir_answer_time(directory: str, capture: str) -> Iterator[Row]:
     floor_program = build_floor(directory)
     numbers = itertools.count()
     name = os.path.basename(capture).partition(".")[0]
-    loads = ((name, partial(_recorded, capture)), ("generated", _generated))
-    for (load, calls), kind in itertools.product(loads, _TO_REACH):
+    loads: dict[str, Callable[[], Iterator[tuple[int, list[str]]]]] = {
+        name: partial(_recorded, capture),
+        "generated": _generated,
+    }
+    for load, kind in itertools.product(loads, _TO_REACH):
         number = str(next(numbers))
         home = os.path.join(directory, number)
         opened_by = _new(home, kind)
         floor = drive.Program([floor_program, os.path.join(directory, f"floor{number}")], directory)
         plugin = drive.Program([drive.PLUGIN], home)
-        floor_s, plugin_s, sql_bytes = _in_turn(floor, plugin, calls())
+        floor_s, plugin_s, sql_bytes = _in_turn(floor, plugin, loads[load]())
         ours, least = _p50(plugin_s), _p50(floor_s)
         yield Row(f"db_write p50, {load}: floor", f"{least * 1e6:.0f} µs")
         yield Row(f"db_write p50, {load}: {kind}", f"{ours * 1e6:.0f} µs")
