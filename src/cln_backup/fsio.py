@@ -409,13 +409,25 @@ def keep_times(fd: int, like_fd: int) -> None:
         os.utime(fd, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+def identity(fd: int) -> tuple[int, int]:
+    """What no other file of this machine has as long as this one is open."""
+    with _storage_errors("look at", fd):
+        status = os.fstat(fd)
+    return status.st_ino, status.st_dev
+
+
 def same_file(path: str, fd: int) -> bool:
     """Whether the path still leads to the open file."""
+    return leads_to(path, identity(fd))
+
+
+def leads_to(path: str, identity: tuple[int, int]) -> bool:
+    """Whether the path still leads to the open file of this identity."""
     try:
-        found, ours = os.stat(path), os.fstat(fd)
+        found = os.stat(path)
     except OSError:
         return False
-    return (found.st_ino, found.st_dev) == (ours.st_ino, ours.st_dev)
+    return (found.st_ino, found.st_dev) == identity
 
 
 def require_room(path: str, *, op: str, needed_bytes: int = 0) -> None:

@@ -129,21 +129,17 @@ class DirBackend(Backend):
         self._set_position()
 
     def _set_position(self) -> None:
-        head, before = self._effective(self._tracker.head), self._effective(self._tracker.before)
-        if head is not None and head == self._base.marks()[0]:
-            before = self._base.marks()[1]
+        head, before = self._tracker.head, self._tracker.before
+        if head is not None and self._base.holds(head):  # or it was folded, as in a compaction
+            head, before = self._base.marks()
+        elif before is not None and self._base.holds(before):
+            before = self._base.marks()[0]
         self._head = head
         self.version = 0 if head is None else head.version
         self.prev_version = before.version if before and self._tracker.may_rewind else 0
         self.version_count = (
             self._base.state.changes + self._tracker.ordinal - self._base.state.ordinal
         )
-
-    def _effective(self, mark: v2.Mark | None) -> v2.Mark | None:
-        """A change as the current base has it, into which it may have been folded."""
-        if mark is None or not self._base.holds(mark):
-            return mark
-        return self._base.marks()[0]
 
     def _require_writer(self) -> SegmentWriter:
         assert self._writer is not None, "opened for reading"

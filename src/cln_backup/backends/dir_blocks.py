@@ -23,12 +23,14 @@ class BlockFile:
 
     Attributes:
         end_bytes: where the next bytes go.
+        identity: of the file, for `fsio.leads_to`.
     """
 
     def __init__(self, path: str, *, op: str) -> None:
         """Opens the file; nothing is written."""
         self.fd = fsio.open_direct(path, op=op)
         self.end_bytes = 0
+        self.identity = fsio.identity(self.fd)
         self._memory = mmap.mmap(-1, _MEMORY_BYTES)
 
     def append(self, data: bytes, *, op: str) -> None:

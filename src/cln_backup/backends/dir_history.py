@@ -52,7 +52,8 @@ class Base(NamedTuple):
 
     def holds(self, mark: v2.Mark) -> bool:
         """Whether a change is folded into the base."""
-        return mark.at[:2] < self.state.start[:2]
+        at, start = mark.at, self.state.start
+        return (at.segment, at.offset_bytes) < (start.segment, start.offset_bytes)
 
 
 class History(NamedTuple):

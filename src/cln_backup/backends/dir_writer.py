@@ -38,11 +38,7 @@ _UPKEEP_WAIT_S: Final = 3.0
 
 
 class SegmentWriter:
-    """Appends records; starts with none, and claims its first segment at the first append.
-
-    Attributes:
-        end: where the log ends.
-    """
+    """Appends records; starts with none, and claims its first segment at the first append."""
 
     def __init__(self, store: Store, end: LogEnd, seal: bytes, upkeep: Sequence[str]) -> None:
         """Starts behind `end`; in an empty log, behind the base with the seal given.
@@ -51,7 +47,7 @@ class SegmentWriter:
         """
         self._store = store
         self._upkeep_arguments = upkeep
-        self.end = end if end.segment else end._replace(seal=seal)
+        self._begun = end if end.segment else end._replace(seal=seal)
         self._epoch = end.epoch + 1
         self._file: BlockFile | None = None
         self._path = ""
@@ -63,6 +59,13 @@ class SegmentWriter:
         self._upkeep: subprocess.Popen[bytes] | None = None
         self._spare_wanted = True
 
+    @property
+    def end(self) -> LogEnd:
+        """Where the log ends."""
+        if self._file is None or self._encoder is None:
+            return self._begun
+        return self._begun._replace(end_bytes=self._file.end_bytes, seal=self._encoder.seal)
+
     def prepare(self, tracker: Tracker, size_bytes: int) -> int:
         """Makes sure that there is a segment with room for a record of about this size.
 
@@ -71,11 +74,11 @@ class SegmentWriter:
         Raises:
             WriterConflict: a later writer is at work.
         """
-        if self._file is None or self.end.end_bytes + size_bytes > max(
+        if self._file is None or self._file.end_bytes + size_bytes > max(
             self._capacity_bytes, v2.HEADER_BYTES + size_bytes
         ):
             self._begin(tracker)
-        return self.end.segment
+        return self._begun.segment
 
     def _begin(self, tracker: Tracker) -> None:
         """Claims the next segment and writes its header. Durable with the first record."""
@@ -113,7 +116,7 @@ class SegmentWriter:
         self._next_path = self._store.log_path(number + 1)
         self._leftover = prev
         self._spare_wanted = True
-        self.end = prev._replace(
+        self._begun = prev._replace(
             segment=number, end_bytes=v2.HEADER_BYTES, epoch=self._epoch, last_number=number
         )
 
@@ -157,20 +160,18 @@ class SegmentWriter:
         encoder, file = self._encoder, self._file
         assert encoder is not None, "no segment is prepared"
         assert file is not None
-        if not fsio.same_file(self._path, file.fd):
+        if not fsio.leads_to(self._path, file.identity):
             raise self._moved()
         self._require_no_later_writer()
-        start = v2.Position(self.end.segment, self.end.end_bytes, encoder.seal)
+        start = v2.Position(self._begun.segment, file.end_bytes, encoder.seal)
         data = encoder.encode(record_type, version, content)
         file.append(data, op="append record")
         fsio.sync(file.fd, op="sync record")
         self._require_no_later_writer()
         self._digest.update(data)
-        end = file.end_bytes
-        self.end = self.end._replace(end_bytes=end, seal=encoder.seal)
         if start.offset_bytes == v2.HEADER_BYTES:
             self._trim_previous()
-        if self._spare_wanted and end > _SPARE_AFTER_BYTES:
+        if self._spare_wanted and file.end_bytes > _SPARE_AFTER_BYTES:
             self.start_upkeep()
         return start
 
@@ -202,7 +203,7 @@ class SegmentWriter:
                 fsio.truncate(fd, prev.end_bytes, op="trim segment")
             finally:
                 os.close(fd)
-        for number in range(prev.segment + 1, self.end.segment):
+        for number in range(prev.segment + 1, self._begun.segment):
             fsio.remove(self._store.log_path(number), op="remove unused segment")
 
     def start_upkeep(self) -> None:
