@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING
 
 from cln_backup import fsio
 from cln_backup.backends.base import Backend, Key, Staged, check_follows
-from cln_backup.backends.dir_base import LOCK_NAME, create_backup, identity, open_base
+from cln_backup.backends.dir_base import (
+    LOCK_NAME,
+    create_backup,
+    identity,
+    is_encrypted,
+    open_base,
+)
 from cln_backup.backends.dir_dropped import check_dropped, dropped, set_aside
 from cln_backup.backends.dir_history import Base, History
-from cln_backup.backends.dir_keys import add_holder, holders, remove_holder
+from cln_backup.backends.dir_keys import NodeVeil, add_holder, holders, remove_holder
 from cln_backup.backends.dir_log import Tracker, find_end
 from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_snapshot_file
 from cln_backup.backends.dir_store import STAGED, list_files
@@ -25,7 +31,6 @@ from cln_backup.change import Change, Head, Kind
 from cln_backup.errors import (
     Discontinuity,
     Locked,
-    NotFound,
     StorageError,
 )
 from cln_backup.formats import v2
@@ -67,15 +72,11 @@ class DirBackend(Backend):
     def open(cls, url: str, *, writable: bool) -> DirBackend:
         """See `Backend.open`. Nothing is written before the first append."""
         place = place_of(url)
-        if not os.path.isdir(place.path):
-            raise NotFound(
-                f"There is no backup at {place.path}. `backup-cli init` makes one; if there was "
-                "one, look whether its disk is mounted."
-            )
         backend = cls(url, place)
         try:
             if writable:
-                backend._lock = WriterLock(os.path.join(place.path, LOCK_NAME))
+                lock = os.path.join(place.path, LOCK_NAME)
+                backend._lock = WriterLock(lock, discreet=is_encrypted(place))
             backend._take_stock()
         except BaseException:
             backend.close()
@@ -192,10 +193,11 @@ class DirBackend(Backend):
         return self._place.path
 
     def claim(self, node_id: str) -> None:
-        """See `Backend.claim`. It is noted in the lock file, which is not encrypted."""
+        """See `Backend.claim`. It is noted in the lock file; of an encrypted backup, hidden."""
         self._require_writer()
         assert self._lock is not None
-        self._lock.claim(node_id, self._place.path)
+        key = self._store.master_key
+        self._lock.claim(node_id, self._place.path, None if key is None else NodeVeil(key))
 
     def add_change(self, change: Change) -> None:
         """See `Backend.add_change`. A snapshot is published in a file of its own before."""
