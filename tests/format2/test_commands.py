@@ -195,6 +195,30 @@ def test_generation_that_was_kept_is_read_without_the_newer_base(kind: str, tmp_
     assert _cli("verify", url)["version"] == 30
 
 
+def test_what_a_killed_writer_was_building_goes_with_the_next_one(tmp_path: Path) -> None:
+    url = url_of("plain", tmp_path)
+    create_backend(url, None)
+    for purpose in ("snapshot", "drop", "compaction"):
+        (tmp_path / "node" / f"building.{purpose}-1").write_bytes(bytes(100))
+    with open_backend(url) as reader:
+        reader.discard()
+    left = sorted(path.name for path in (tmp_path / "node").glob("building.*"))
+    assert left == ["building.drop-1", "building.snapshot-1"]
+    append(url, started_node())
+    assert not list((tmp_path / "node").glob("building.*"))
+
+
+def test_secrets_of_one_kind_get_names_of_their_own(tmp_path: Path) -> None:
+    url = url_of("encrypted", tmp_path)
+    create_backend(url, None)
+    for label in ("key-file-2", "key-file-3"):
+        new = str(tmp_path / f"{label}.key")
+        assert _cli("key", "add", "--new-key-file", new, url) == {"added": label}
+        assert _cli("status", "--key-file", new, f"dir://{tmp_path}/node")["version"] == 0
+    said = _cli("key", "add", "--new-key-file", new, "--name", "key-file", url, code=5)
+    assert "already" in said["error"]["message"]
+
+
 def test_copies_through_every_scheme(tmp_path: Path) -> None:
     history = [*started_node(), *payments(4, 30)]
     old, plain = f"file://{tmp_path}/old", f"dir://{tmp_path}/plain"

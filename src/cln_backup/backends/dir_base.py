@@ -11,7 +11,7 @@ from cln_backup import fsio
 from cln_backup.backends.dir_history import Base
 from cln_backup.backends.dir_keys import create_keys, unlock
 from cln_backup.backends.dir_snapshots import write_snapshot_file
-from cln_backup.backends.dir_store import Listing, Store, damaged, list_files, read_open
+from cln_backup.backends.dir_store import BUILDING, Listing, Store, damaged, list_files, read_open
 from cln_backup.backends.secrets import given_secret
 from cln_backup.backends.writer import WriterLock
 from cln_backup.errors import AlreadyExists, Damaged, NotFound, WriterConflict
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LOCK_NAME: Final = "backup"
 _FIRST_BASE: Final = "base-0000000001-0000000001"
-_UNFINISHED: Final = ("building.", "adding.", "key-")
+_UNFINISHED: Final = (f"{BUILDING}.", "adding.", "key-")
 """What a cut `create_backup` leaves behind: nothing of it is of use without a base."""
 
 
