@@ -46,11 +46,12 @@ def test_status(home: Home) -> None:
 
 def test_compactions_while_the_node_writes(home: Home, tmp_path: Path) -> None:
     home.init()
-    node = home.start(*_ROUTER, "--rate", "150")
+    node = home.start(*_ROUTER, "--rate", "150", "--hold")
     compactions = []
     for calls in (20, 150, 300):
         home.wait_for_calls(calls)
         compactions.append(home.call("backup-compact"))
+    home.call("stop")
     home.end(node)
     # the node goes on meanwhile, so a compaction ends with more changes than two
     for statistics in compactions[1:]:
