@@ -98,13 +98,13 @@ class ServerProcess:
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
-        self._end()
+        self.end()
 
     def terminate(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self._end()
+        return self.end()
 
-    def _end(self) -> int:
+    def end(self) -> int:
         code = self.process.wait()
         self._reader.join()
         assert self.process.stdout is not None

@@ -165,6 +165,36 @@ def test_stream_that_was_cut_stops_at_the_head_it_began_with(
         assert told([first, *changes]) == told([*started_node(), *payments(4, 40)])
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 0.001, 0.003, 0.01])
+def test_server_killed_again_and_again_while_a_node_writes(tmp_path: Path, pause_s: float) -> None:
+    url = f"file://{tmp_path}/node.bkp"
+    create_backend(url, None)
+    with server_process(url) as server:
+        written = threading.Semaphore(0)
+        done = threading.Event()
+
+        def kill() -> None:
+            for _ in range(5):
+                for _ in range(3):
+                    written.acquire()
+                time.sleep(pause_s)
+                server.kill()
+                server.start()
+            done.set()
+
+        with open_backend(server.url, writable=True) as backend:
+            killer = threading.Thread(target=kill)
+            killer.start()
+            add_all(backend, started_node())
+            version = 4
+            while not done.is_set():
+                add_all(backend, payments(version, version + 1))
+                version += 1
+                written.release()
+            killer.join()
+    assert told_by(url) == told([*started_node(), *payments(4, version)])
+
+
 def test_server_stopped_while_a_node_writes_answers_what_it_took(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/node.bkp"
     create_backend(url, None)

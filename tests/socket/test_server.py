@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -431,6 +432,18 @@ def test_readiness_and_sockets_of_systemd(tmp_path: Path) -> None:
         assert notify.recv(100) == b"STOPPING=1"
     assert all(re.match("<[0-7]>", line) for line in said.splitlines())
     assert told_by(url) == told(started_node())
+
+
+def test_sigterm_that_the_system_gives_to_another_thread(tmp_path: Path) -> None:
+    tgkill = getattr(ctypes.CDLL(None), "tgkill", None)
+    if tgkill is None:
+        pytest.skip("this C library cannot send a signal to one thread of another process")
+    with server_process(_made(tmp_path)) as server, open_backend(server.url):
+        pid = server.process.pid
+        others = [int(thread) for thread in os.listdir(f"/proc/{pid}/task") if int(thread) != pid]
+        assert others, "a connection has a thread of its own"
+        assert tgkill(pid, others[0], int(signal.SIGTERM)) == 0
+        assert server.end() == 0
 
 
 def test_log_in_json(tmp_path: Path) -> None:

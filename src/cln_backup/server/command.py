@@ -57,14 +57,9 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
         _open(node)
     server = listener.Listener(nodes, sockets, tls)
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        server.stop()
-        # Whatever still holds it up then: what was acknowledged is on stable storage.
-        signal.alarm(_LEAVE_S)
-
-    for order in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(order, stop)
     server.stop_on_signals()
+    for order in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(order, _leave_soon)
     if figures_at is not None:
         from cln_backup.server import metrics
 
@@ -81,6 +76,11 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
     server.run()
     systemd.notify("STOPPING=1")
     _log.info("Stopped")
+
+
+def _leave_soon(_signal: int, _frame: FrameType | None) -> None:
+    # Whatever still holds the stop up then: what was acknowledged is on stable storage.
+    signal.alarm(_LEAVE_S)
 
 
 def _open(node: Served) -> None:

@@ -83,11 +83,14 @@ class Listener:
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def stop_on_signals(self) -> None:
-        """Has `run` return soon after a signal, whichever thread the system gave it to."""
+        """Has `run` return soon after a signal, whichever thread the system gave it to.
+
+        A handler in Python would not do: it waits for the main thread, which waits for sockets.
+        """
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
 
     def stop(self) -> None:
-        """Has `run` return soon. May be called from a signal handler."""
+        """Has `run` return soon."""
         with contextlib.suppress(BlockingIOError):
             os.write(self._woken, b"s")
 
