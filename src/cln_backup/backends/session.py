@@ -24,7 +24,7 @@ from cln_backup.errors import (
     Unreachable,
     WriterConflict,
 )
-from cln_backup.formats import v1, wire
+from cln_backup.formats import digests, v1, wire
 from cln_backup.spool import Spool
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Outgoing:
                     f"The transaction for data version {self.version} has {len(self.payload)} "
                     f"bytes, and a server takes {wire.MAX_CHANGE_BYTES}; nothing was sent."
                 )
-            self.digest = wire.transaction_digest(self.version, self.payload)
+            self.digest = digests.transaction_digest(self.version, self.payload)
 
 
 class Incoming(NamedTuple):
@@ -236,7 +236,7 @@ class ExtendedSession(Session):
             )
 
     def _send_snapshot(self, version: int, snapshot: Snapshot) -> bytes:
-        digest = wire.change_digest(v1.SNAPSHOT, version)
+        digest = digests.change_digest(v1.SNAPSHOT, version)
         size = snapshot.size_bytes
         self._channel.queue(wire.SNAPSHOT_BEGIN, wire.pack_snapshot_begin(version, size))
         for chunk in snapshot.chunks():

@@ -21,7 +21,7 @@ from cln_backup.errors import (
     NotFound,
     WriterConflict,
 )
-from cln_backup.formats import v1, wire
+from cln_backup.formats import digests, encoding, v1, wire
 from cln_backup.server.served import head_digest, standing_of
 from cln_backup.server.streaming import send_all_plain, send_changes
 from cln_backup.spool import Spool, free_bytes
@@ -227,7 +227,7 @@ class Conversation:
             return node.belong_to(self, node_id)
         if packet_type == wire.CREATE:
             self._channel.payload(length, 0)
-            return node.create(self, None, wire.NO_DIGEST)
+            return node.create(self, None, digests.NO_DIGEST)
         if packet_type == wire.DROP:
             to_version, digest = wire.unpack_drop(self._channel.payload(length, 64))
             return node.drop(self, to_version, digest)
@@ -249,7 +249,7 @@ class Conversation:
             payload = self._channel.payload(length, _SMALL_BYTES)
             try:
                 content = unpack(payload, _SMALL_BYTES)
-            except wire.TooLarge:
+            except encoding.TooLarge:
                 with _large_ones:
                     yield unpack(payload, wire.MAX_CHANGE_BYTES)
             else:
@@ -266,7 +266,7 @@ class Conversation:
         node = self._node
         assert node is not None
         version, size = wire.unpack_snapshot_begin(self._channel.payload(length, 64))
-        digest = wire.change_digest(v1.SNAPSHOT, version)
+        digest = digests.change_digest(v1.SNAPSHOT, version)
         scratch = self._scratch_dir(node)
         if size > free_bytes(scratch):
             raise BadPacket(f"a snapshot of {size} bytes, for which there is no room")
@@ -338,7 +338,7 @@ class Conversation:
     def _answer_plain(self, node: Served, packet_type: int, length: int) -> None:
         if packet_type == wire.CHANGE:
             with self._unpacked(wire.unpack_change, length) as (version, transaction):
-                digest = wire.digest_of(version, transaction)
+                digest = digests.digest_of(version, transaction)
                 self._claim_plain(node)
                 change = Change(version, None, transaction)
                 standing = node.append(self, change, digest, writes=self._writes)

@@ -17,7 +17,7 @@ from cln_backup.errors import (
     StorageError,
     WriterConflict,
 )
-from cln_backup.formats import v1, wire
+from cln_backup.formats import digests, v1, wire
 
 if TYPE_CHECKING:
     from cln_backup.backends.base import Backend, Statistics
@@ -348,7 +348,7 @@ def standing_of(backend: Backend, digest: bytes, epoch: int) -> wire.Standing:
 
 def head_digest(backend: Backend) -> bytes:
     """The digest of the last change, which is read for it; zeros when there is none."""
-    digest = wire.NO_DIGEST
+    digest = digests.NO_DIGEST
     if backend.head is not None:
         for change in backend.stream_changes(backend.version):
             digest = digest_of(change)
@@ -358,9 +358,9 @@ def head_digest(backend: Backend) -> bytes:
 def digest_of(change: Change) -> bytes:
     """The digest of a change; a snapshot is read for it."""
     if change.transaction is not None:
-        return wire.digest_of(change.version, change.transaction)
+        return digests.digest_of(change.version, change.transaction)
     assert change.snapshot is not None
-    digest = wire.change_digest(v1.SNAPSHOT, change.version)
+    digest = digests.change_digest(v1.SNAPSHOT, change.version)
     for chunk in change.snapshot.chunks():
         digest.update(chunk)
     return digest.digest()
