@@ -7,10 +7,11 @@ import tempfile
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
+from cln_backup import fsio
 from cln_backup.change import Change, Kind
 from cln_backup.errors import BadPacket, Damaged, StorageError
 from cln_backup.formats import digests, v1, wire
-from cln_backup.spool import Spool, free_bytes
+from cln_backup.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -214,9 +215,10 @@ class PlainDownload:
 
 
 def _receive_snapshot(pieces: Iterator[bytes]) -> tuple[_Item, bytes]:
+    room = fsio.room_bytes(tempfile.gettempdir(), op="receive a snapshot")
     spool = Spool()
     try:
-        version, digest = unpack_snapshot(pieces, spool, free_bytes(tempfile.gettempdir()))
+        version, digest = unpack_snapshot(pieces, spool, room)
     except BaseException:
         spool.close()
         raise

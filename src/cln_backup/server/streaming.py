@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cln_backup.backends.session import pack_snapshot, send_snapshot
 from cln_backup.errors import StorageError
 from cln_backup.formats import digests, v1, wire
-from cln_backup.server.served import digest_of
+from cln_backup.server.standing import digest_of
 from cln_backup.spool import Spool
 
 if TYPE_CHECKING:
