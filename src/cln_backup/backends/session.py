@@ -123,7 +123,7 @@ class Session(ABC):
         payload = self._expect(wire.COMPACT_RES, wire.MAX_STATISTICS_BYTES, math.inf)
         try:
             return msgspec.json.decode(payload, type=Statistics)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise BadPacket("The server's figures cannot be understood.") from None
 
     def incoming(self) -> Incoming:

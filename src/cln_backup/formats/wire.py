@@ -203,7 +203,7 @@ def unpack_hello(payload: bytes) -> Hello:
     try:
         if payload[:4] == _VERSION.pack(EXTENDED):
             return msgspec.json.decode(payload[4:], type=Hello)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     raise BadPacket("a greeting that cannot be understood")
 

@@ -347,9 +347,11 @@ class Served:
                 return own
             compactor = Compactor(backend)
             writes = self._writes
+        poll = select.poll()  # a server has more files open than select takes
+        poll.register(compactor, select.POLLIN)
         try:
             while True:
-                select.select([compactor], [], [])
+                poll.poll()
                 with self._changed:
                     if self._backend is not backend:
                         raise StorageError("A write failed meanwhile; the backup is as before.")
@@ -360,6 +362,7 @@ class Served:
                         return statistics
         finally:
             compactor.close()
+            compactor.wait()
 
     def writer_peer(self) -> str | None:
         """Who writes now."""
