@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -120,3 +121,9 @@ def server_process(*arguments: str, host: str = "127.0.0.1") -> Iterator[ServerP
     finally:
         if server.process.poll() is None:
             server.terminate()
+
+
+def unused_port() -> int:
+    """A port that nobody listens at, for a server that cannot be asked which one it got."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6) as sock:
+        return int(sock.getsockname()[1])

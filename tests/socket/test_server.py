@@ -73,6 +73,12 @@ def test_addresses_of_each_kind(tmp_path: Path, host: str) -> None:
         assert told_by(server.url) == told(started_node())
 
 
+def test_every_address_of_both_families(tmp_path: Path) -> None:
+    with server_process("--insecure", _made(tmp_path), host="::") as server:
+        append(f"socket:127.0.0.1:{server.port}", started_node())
+        assert told_by(f"socket:[::1]:{server.port}") == told(started_node())
+
+
 @pytest.mark.parametrize("name", ["127.0.0.1", "::1", "backupxyz.onion"])
 def test_through_a_socks5_proxy_which_resolves_the_name(tmp_path: Path, name: str) -> None:
     with server_here() as server:

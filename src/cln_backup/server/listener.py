@@ -36,6 +36,8 @@ _STACK_BYTES = 512 << 10
 def bind(address: Address) -> list[socket.socket]:
     """Sockets that listen at an address; a name may have several.
 
+    `[::]` is every address of this machine, of both families.
+
     Raises:
         StorageError: the address is not this machine's, or is taken.
     """
@@ -49,7 +51,7 @@ def bind(address: Address) -> list[socket.socket]:
             sockets.append(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address.host != "::")
             sock.bind(place)
             sock.listen(_BACKLOG)
     except OSError as error:
