@@ -21,7 +21,7 @@ from cln_backup import fsio
 from cln_backup.backends import create_backend, open_backend
 from cln_backup.change import Change
 from cln_backup.errors import BackupError, StorageError
-from cln_backup.formats import wire
+from cln_backup.formats import digests, v1, wire
 from tests.histories import (
     SnapshotBytes,
     add_all,
@@ -123,6 +123,41 @@ def test_name_of_a_node_leads_to_no_file(tmp_path: Path) -> None:
             assert answer[0] == wire.REFUSED
             assert b"no such node, or its token is another" in answer
     append(other, [payment(4)])
+
+
+def test_unknown_name_is_answered_as_a_wrong_token(tmp_path: Path) -> None:
+    (tmp_path / "nodes").write_text(f"alice {_made(tmp_path)} {'0' * 64}\n")
+    with server_process("--nodes", str(tmp_path / "nodes")) as server:
+        answers = {
+            _send(
+                server.port,
+                _packet(wire.METADATA, wire.pack_hello(wire.Hello("read", node, token)))
+                + _packet(wire.REQ_METADATA),
+            )
+            for node in ("alice", "bob", "")
+            for token in ("", "0" * 64, "x" * 3000)
+        }
+    assert len(answers) == 1
+
+
+def test_one_session_on_many_connections_stores_a_change_once(server: ServerProcess) -> None:
+    """As somebody would who replays what he has heard of a writer."""
+    change = payment(4)
+    assert change.transaction is not None
+    payload = v1.pack_transaction(change.transaction)
+    digest = digests.transaction_digest(4, payload)
+    hello = wire.Hello("write", session="ab" * 16, resume=True)
+    replayed = (
+        _packet(wire.METADATA, wire.pack_hello(hello))
+        + _packet(wire.REQ_METADATA)
+        + _packet(wire.APPEND, wire.pack_append(4, payload, digest, deflate=False))
+    )
+    threads = [threading.Thread(target=_send, args=(server.port, replayed)) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told_by(server.url) == told([*started_node(), change])
 
 
 # Bombs

@@ -312,11 +312,11 @@ class Conversation:
             self._writes += 1
             self._channel.send(wire.ACK, wire.pack_version(standing.version))
         elif packet_type == wire.SNAPSHOT:
+            self._claim_plain(node)  # before its disk is filled
             scratch = node.scratch_dir()
             with Spool(scratch) as spool:
                 room = fsio.room_bytes(scratch, op="take what a node sends")
                 version, digest = unpack_snapshot(self._channel.pieces(length), spool, room)
-                self._claim_plain(node)
                 change = Change(version, spool, None)
                 standing = node.append(self, change, digest, writes=self._writes)
             self._writes += 1
