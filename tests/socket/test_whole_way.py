@@ -33,6 +33,8 @@ _KILLS = (
     "after-answer@420",
 )
 
+_MOST_KILLS = 12
+
 
 class RemoteHome(Home):
     """A node whose backup lies on a server."""
@@ -62,12 +64,12 @@ def _recorded(path: str, tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def _killed_all_the_while(server: ServerProcess) -> Iterator[list[int]]:
-    """Kills the server and starts it again, over and over; gives how often."""
+    """Kills the server and starts it again, over and over but not for ever; gives how often."""
     kills = [0]
     over = threading.Event()
 
     def kill() -> None:
-        while not over.wait(0.15):
+        while kills[0] < _MOST_KILLS and not over.wait(0.25):
             server.kill()
             server.start()
             kills[0] += 1
@@ -87,7 +89,7 @@ def test_a_day_of_a_node_while_the_server_is_killed(
 ) -> None:
     home, server = served
     capture = str(CAPTURES / name)
-    node = home.start("--capture", f"{capture}.jsonl.xz", "--rate", "300")
+    node = home.start("--capture", f"{capture}.jsonl.xz", "--rate", "150")
     with _killed_all_the_while(server) as kills:
         home.end(node)
     recorded = _recorded(capture, tmp_path)
