@@ -50,6 +50,7 @@ from tests.socket.proxies import Socks5
 from tests.socket.serving import CLI, ServerProcess, server_here, server_process
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -342,12 +343,10 @@ _BAD = {
 
 
 @pytest.fixture(scope="module")
-def attacked(tmp_path_factory: pytest.TempPathFactory) -> ServerProcess:
-    path = tmp_path_factory.mktemp("attacked")
-    server = ServerProcess(_made(path))
-    with open_backend(server.url, writable=True) as writer:
-        add_all(writer, started_node())
-    return server
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with server_process(_made(tmp_path_factory.mktemp("attacked"))) as server:
+        append(server.url, started_node())
+        yield server
 
 
 @pytest.mark.parametrize("what", _BAD)
