@@ -35,6 +35,7 @@ class Channel:
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
         self._deadline = 0.0
+        self._all_by: float | None = None
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
         self._quick = False
@@ -43,6 +44,17 @@ class Channel:
         with contextlib.suppress(OSError):  # a test's pair of Unix sockets
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         set_keepalive(sock, _KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES)
+
+    def bound_stall(self, stall_s: float) -> None:
+        """Changes how long the other side may bring nothing, or take nothing."""
+        if stall_s != self._stall_s:
+            self._stall_s = stall_s
+            self._sock.settimeout(stall_s)
+
+    def limit(self, all_s: float | None) -> None:
+        """From now on all must have come within `all_s`, however it comes; `None` ends that."""
+        self._all_by = None if all_s is None else time.monotonic() + all_s
+        self._sock.settimeout(self._stall_s)
 
     def send(self, packet_type: int, payload: bytes = b"") -> None:
         """Sends a packet and all that was queued before it."""
@@ -130,6 +142,11 @@ class Channel:
 
     def _receive(self) -> int:
         """Fills the empty buffer with what is there; returns 0 when the other side has closed."""
+        if self._all_by is not None:
+            left_s = self._all_by - time.monotonic()
+            if left_s <= 0:
+                raise ConnectionAbortedError("what was due came too slowly")
+            self._sock.settimeout(min(left_s, self._stall_s))
         count = self._sock.recv_into(self._buffer)
         self._start, self._end = 0, count
         self.received_bytes += count

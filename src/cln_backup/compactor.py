@@ -15,6 +15,7 @@ from cln_backup.errors import StorageError
 if TYPE_CHECKING:
     from cln_backup.backends.base import Backend, Statistics
 
+_END_S = 60.0
 _SWAP_BYTES = 1 << 16
 """How much may be left to copy when the writer swaps: about what a large change has."""
 
@@ -106,3 +107,11 @@ class Compactor:
         self._process.stdout.close()
         with contextlib.suppress(StorageError):  # a leftover is removed at the next opportunity
             self._backend.discard()
+
+    def wait(self) -> None:
+        """After `close`: waits until the second process is gone, for whom nobody else does."""
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

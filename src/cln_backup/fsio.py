@@ -430,6 +430,17 @@ def leads_to(path: str, identity: tuple[int, int]) -> bool:
     return (found.st_ino, found.st_dev) == identity
 
 
+def room_bytes(path: str, *, op: str) -> int:
+    """What work beside a backup may take of its disk; below zero when the last room is taken.
+
+    64 MiB, or a twentieth of a small disk, are left to the node's changes. Raises `StorageError`.
+    """
+    with _storage_errors(op, path):
+        disk = os.statvfs(path)
+    reserve_bytes = min(64 << 20, disk.f_blocks * disk.f_frsize // 20)
+    return disk.f_bavail * disk.f_frsize - reserve_bytes
+
+
 def require_room(path: str, *, op: str, needed_bytes: int = 0) -> None:
     """Makes sure that work beside a backup does not take the last room of its disk.
 
@@ -437,10 +448,7 @@ def require_room(path: str, *, op: str, needed_bytes: int = 0) -> None:
         StorageError: besides what is needed, less than 64 MiB, or a twentieth of a small disk,
             is free.
     """
-    with _storage_errors(op, path):
-        disk = os.statvfs(path)
-    reserve_bytes = min(64 << 20, disk.f_blocks * disk.f_frsize // 20)
-    if disk.f_bavail * disk.f_frsize < needed_bytes + reserve_bytes:
+    if room_bytes(path, op=op) < needed_bytes:
         raise StorageError(
             f"Cannot {op}: the disk of {path} is nearly full, and what is left is for the node's "
             "changes. Make room; the backup is as before."

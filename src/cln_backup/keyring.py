@@ -58,13 +58,20 @@ def list_keys(url: str) -> list[Key]:
 def add_key(url: str, secret: Secret, label: str | None = None) -> str:
     """Lets one more secret unlock a backup, which must be unlocked now; returns its name.
 
-    On stable storage when it returns. The backup may be written to meanwhile.
+    Without a name it is called what it is, with a number where there is such a one already. On
+    stable storage when it returns. The backup may be written to meanwhile.
 
     Raises:
         Locked: the backup is not unlocked, or not encrypted.
         AlreadyExists: there is a key of this name.
     """
-    label = label or kind_name(secret.kind)
+    if label is None:
+        label = kind = kind_name(secret.kind)
+        taken = {key.label for key in list_keys(url)}
+        for number in range(2, len(taken) + 2):
+            if label not in taken:
+                break
+            label = f"{kind}-{number}"
     with open_backend(url) as backend:
         backend.add_key(secret, label)
     return label

@@ -90,6 +90,7 @@ class Replicator:
         try:
             node_id = _node_id_of(database_path(self._directory, settings.wallet))
             if node_id is not None:
+                backend.patience_s = self._patience_s()
                 backend.claim(node_id)
             self._log_notices(backend)
             self._log(
@@ -118,10 +119,12 @@ class Replicator:
                 # Before the first answer of this boot: nothing is in doubt at this moment.
                 write_state(self._directory, state._replace(boot_id=boot))
             if decision is Decision.DROP_HEAD:
+                backend.patience_s = self._patience_s()
                 backend.rewind()
                 self._log_notices(backend)
             if backend.head is not None and not backend.head.foreign_keys:
                 # The process that switched them off is gone; this one has them on.
+                backend.patience_s = self._patience_s()
                 backend.add_change(Change(stands_at, None, [FOREIGN_KEYS_ON]))
         except BaseException:
             backend.close()

@@ -8,6 +8,7 @@ import click
 
 from cln_backup.backends.token_file import create_token
 from cln_backup.errors import BackupError
+from cln_backup.server.admission import MAX_CONNECTIONS
 from cln_backup.server.logs import LEVELS, MODES
 
 
@@ -41,6 +42,14 @@ def _fail(error: BackupError) -> click.exceptions.Exit:
     "--insecure", is_flag=True, help="Listen for other machines without TLS or without tokens."
 )
 @click.option("--metrics", metavar="HOST:PORT", help="Serve figures for Prometheus there.")
+@click.option(
+    "--max-connections",
+    type=click.IntRange(min=4),
+    default=MAX_CONNECTIONS,
+    show_default=True,
+    metavar="N",
+    help="How many connections may be open at once.",
+)
 @click.option(
     "--log-mode",
     type=click.Choice(MODES, case_sensitive=False),

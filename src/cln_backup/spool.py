@@ -14,25 +14,32 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+_LOOK_EVERY_BYTES = 1 << 24
+
 
 class Spool:
     """Bytes that come in pieces and go out in pieces, as often as wanted; a `Snapshot`.
 
-    Raises `StorageError` when the disk is full or fails. Nothing is left when it is closed, or
-    when the process dies.
+    Raises `StorageError` when the disk fails, and before it takes the disk's last room, which
+    nodes need for their changes. Nothing is left when it is closed, or when the process dies.
     """
 
     def __init__(self, directory: str | None = None) -> None:
         """Opens the file in a directory; by default in the one for temporary files."""
+        self._directory = directory or tempfile.gettempdir()
         try:
-            self._fd, path = tempfile.mkstemp(prefix=".spool-", dir=directory)
+            self._fd, path = tempfile.mkstemp(prefix=".spool-", dir=self._directory)
         except OSError as error:
             raise StorageError(f"Cannot make a temporary file: {error}") from error
         os.unlink(path)
+        self._look_at_bytes = 0
         self.size_bytes = 0
 
     def write(self, data: bytes) -> None:
         """Adds bytes at the end; not durable."""
+        if self.size_bytes >= self._look_at_bytes:
+            fsio.require_room(self._directory, op="write spool", needed_bytes=len(data))
+            self._look_at_bytes = self.size_bytes + _LOOK_EVERY_BYTES
         self.size_bytes = fsio.write_at(self._fd, [data], self.size_bytes, op="write spool")
 
     def chunks(self, start: int = 0) -> Iterator[bytes]:
@@ -50,12 +57,3 @@ class Spool:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
-
-
-def free_bytes(directory: str) -> int:
-    """Room on the disk of a directory, for a user without privileges. Raises `StorageError`."""
-    try:
-        figures = os.statvfs(directory)
-    except OSError as error:
-        raise StorageError(f"Cannot read the free space of {directory}: {error}") from error
-    return figures.f_bavail * figures.f_frsize

@@ -61,15 +61,20 @@ def _socket(directory: Path) -> str:
     return _server().add(_file(directory))
 
 
+def _socket_dir(directory: Path) -> str:
+    return _server().add(_dir(directory))
+
+
 PLACES: dict[str, Callable[[Path], str]] = {
     "file": _file,
     "dir": _dir,
     "dir-encrypted": _dir_encrypted,
     "socket": _socket,
+    "socket-dir": _socket_dir,
 }
 """For each scheme, what makes a URL of it, at which nothing stands yet, from an empty directory."""
 
-COMPACTED_ELSEWHERE = {"socket"}
+COMPACTED_ELSEWHERE = {"socket", "socket-dir"}
 """Schemes whose storage compacts by itself; it also takes an empty backup as a new one."""
 
 _CHILD = """

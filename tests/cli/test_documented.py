@@ -58,7 +58,8 @@ def _options() -> Iterator[tuple[str, str]]:
 
 
 def test_options_that_unlock_are_documented() -> None:
-    section = DOCUMENT.partition("### Encrypted backups")[2].partition("\n### ")[0]
+    heading = "### Encryption and options of a directory"
+    section = DOCUMENT.partition(heading)[2].partition("\n### ")[0]
     for option in UNLOCKING:
         assert f"| `{option}" in section
 

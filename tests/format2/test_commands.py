@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import platform
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
 from cln_backup.change import Change
+from cln_backup.errors import Discontinuity
 from tests.format2.small import KINDS, SNAPSHOT, url_of
-from tests.histories import append, build_database, payment, payments, started_node, told, told_by
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.histories import (
+    append,
+    assert_same_database,
+    build_database,
+    payment,
+    payments,
+    started_node,
+    told,
+    told_by,
+)
+from tests.socket.serving import server_here
 
 
 def _cli(*arguments: str, code: int = 0) -> dict[str, Any]:
@@ -122,3 +133,99 @@ def test_generations_are_kept_as_the_url_says(tmp_path: Path) -> None:
     with open_backend(kept, writable=True) as writer, open_backend(kept) as reader:
         writer.replace(reader.stage(Change(2, SNAPSHOT, None), foreign_keys=True))
     assert len(list((tmp_path / "days").glob("base-*"))) == 2
+
+
+def test_what_lies_beside_an_encrypted_backup_does_not_tell_whose_it_is(tmp_path: Path) -> None:
+    url, node_id = url_of("encrypted", tmp_path), "02" + "11" * 32
+    create_backend(url, None)
+    with open_backend(url, writable=True) as backend:
+        backend.claim(node_id)
+        for change in started_node():
+            backend.add_change(change)
+    for path in (tmp_path / "node").iterdir():
+        content = path.read_bytes()
+        for told_by_it in (node_id, platform.node(), Path(sys.argv[0]).name, "data_version"):
+            assert told_by_it.encode() not in content, path.name
+    note = tmp_path / "node" / "backup.writer"
+    with open_backend(url, writable=True) as backend:
+        backend.claim(node_id)
+        with pytest.raises(Discontinuity, match=node_id):
+            backend.claim("03" + "22" * 32)
+    note.write_text(json.dumps({"node_id": "00" * 81}))
+    with open_backend(url, writable=True) as backend, pytest.raises(Discontinuity):
+        backend.claim(node_id)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_command_that_reads_a_directory(kind: str, tmp_path: Path) -> None:
+    url = url_of(kind, tmp_path)
+    create_backend(url, None)
+    history = [*started_node(), *payments(4, 30)]
+    append(url, history)
+    status = _cli("status", url)
+    assert (status["version"], status["version_count"]) == (29, len(history))
+    assert status["backend_url"] == url
+    assert _cli("verify", url)["replayed"]
+    assert _cli("verify", "--no-replay", url)["version"] == 29
+    assert _cli("restore", "--to", "7", url, str(tmp_path / "seven"))["version"] == 7
+    kept = [change for change in history if change.version <= 7]
+    assert_same_database(tmp_path / "seven", build_database(tmp_path / "expected", kept))
+    done = _cli("compact", url)
+    assert done["after"]["version_count"] == 2
+    _cli("restore", url, str(tmp_path / "restored"))
+    assert_same_database(tmp_path / "restored", build_database(tmp_path / "all", history))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_generation_that_was_kept_is_read_without_the_newer_base(kind: str, tmp_path: Path) -> None:
+    """What an operator does where the newest base is damaged: move it away."""
+    url = url_of(kind, tmp_path)
+    joint = "&" if "?" in url else "?"
+    create_backend(url, None)
+    history = [*started_node(), *payments(4, 30)]
+    append(url, history)
+    _cli("compact", f"{url}{joint}keep=1")
+    append(f"{url}{joint}keep=1", [payment(30)])
+    newest = max((tmp_path / "node").glob("base-*"))
+    newest.write_bytes(newest.read_bytes()[:-40])
+    said = _cli("verify", "--no-replay", url, code=8)
+    assert newest.name in said["error"]["message"]
+    newest.rename(tmp_path / "damaged")
+    assert told_by(url) == told([*history, payment(30)])
+    assert _cli("verify", url)["version"] == 30
+
+
+def test_what_a_killed_writer_was_building_goes_with_the_next_one(tmp_path: Path) -> None:
+    url = url_of("plain", tmp_path)
+    create_backend(url, None)
+    for purpose in ("snapshot", "drop", "compaction"):
+        (tmp_path / "node" / f"building.{purpose}-1").write_bytes(bytes(100))
+    with open_backend(url) as reader:
+        reader.discard()
+    left = sorted(path.name for path in (tmp_path / "node").glob("building.*"))
+    assert left == ["building.drop-1", "building.snapshot-1"]
+    append(url, started_node())
+    assert not list((tmp_path / "node").glob("building.*"))
+
+
+def test_secrets_of_one_kind_get_names_of_their_own(tmp_path: Path) -> None:
+    url = url_of("encrypted", tmp_path)
+    create_backend(url, None)
+    for label in ("key-file-2", "key-file-3"):
+        new = str(tmp_path / f"{label}.key")
+        assert _cli("key", "add", "--new-key-file", new, url) == {"added": label}
+        assert _cli("status", "--key-file", new, f"dir://{tmp_path}/node")["version"] == 0
+    said = _cli("key", "add", "--new-key-file", new, "--name", "key-file", url, code=5)
+    assert "already" in said["error"]["message"]
+
+
+def test_copies_through_every_scheme(tmp_path: Path) -> None:
+    history = [*started_node(), *payments(4, 30)]
+    old, plain = f"file://{tmp_path}/old", f"dir://{tmp_path}/plain"
+    create_backend(old, None)
+    append(old, history)
+    with server_here() as server:
+        places = [old, plain, url_of("encrypted", tmp_path), server.add(f"dir://{tmp_path}/served")]
+        for source, target in itertools.pairwise([*places, f"file://{tmp_path}/back"]):
+            assert _cli("copy", source, target)["version"] == 29
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "old").read_bytes()

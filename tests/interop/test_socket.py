@@ -1,6 +1,6 @@
 """The community's own client and server, over the wire with ours.
 
-`CLN_BACKUP_INCUMBENT` names a directory with its `backup-cli`; it needs `click` and `PySocks`.
+`CLN_BACKUP_INCUMBENT` names a checkout of it, which needs `PySocks`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,20 +23,31 @@ from tests.socket.serving import server_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-_INCUMBENT = os.environ.get("CLN_BACKUP_INCUMBENT")
-pytestmark = pytest.mark.skipif(
-    _INCUMBENT is None, reason="CLN_BACKUP_INCUMBENT names no checkout of the community's plugin"
-)
+_NAMED = os.environ.get("CLN_BACKUP_INCUMBENT")
+pytestmark = [
+    pytest.mark.skipif(
+        not _NAMED, reason="CLN_BACKUP_INCUMBENT names no checkout of the community's plugin"
+    ),
+    pytest.mark.skipif(
+        find_spec("socks") is None,
+        reason="the community's plugin needs PySocks: .venv/bin/pip install PySocks",
+    ),
+]
+
+
+def _start() -> str:
+    assert _NAMED is not None
+    place = next(Path(_NAMED).rglob("socketbackend.py")).parent
+    return (
+        f"import sys; sys.path.insert(0, {str(place)!r})\n"
+        "from backends import get_backend\nfrom backend import Change\n"
+    )
 
 
 def _old(code: str, *arguments: str) -> str:
-    assert _INCUMBENT is not None
-    start = f"import sys; sys.path.insert(0, {_INCUMBENT!r})\n"
-    start += "from backends import get_backend\nfrom backend import Change\n"
     done = subprocess.run(
-        [sys.executable, "-c", start + textwrap.dedent(code), *arguments],
+        [sys.executable, "-c", _start() + textwrap.dedent(code), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -46,7 +59,6 @@ def _old(code: str, *arguments: str) -> str:
 @pytest.fixture
 def old_server(tmp_path: Path) -> Iterator[int]:
     """The community's server on an empty file of ours; gives its port."""
-    assert _INCUMBENT is not None
     create_backend(f"file://{tmp_path}/node.bkp", None)
     code = """
     import socket, sys
@@ -55,9 +67,8 @@ def old_server(tmp_path: Path) -> Iterator[int]:
     print(server.bind.getsockname()[1], flush=True)
     server.run()
     """
-    start = f"import sys; sys.path.insert(0, {_INCUMBENT!r})\nfrom backends import get_backend\n"
     process = subprocess.Popen(
-        [sys.executable, "-c", start + textwrap.dedent(code), f"file://{tmp_path}/node.bkp"],
+        [sys.executable, "-c", _start() + textwrap.dedent(code), f"file://{tmp_path}/node.bkp"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

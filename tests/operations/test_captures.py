@@ -1,4 +1,4 @@
-"""Everything that was recorded of real nodes, through the file backend and back."""
+"""Everything that was recorded of real nodes, through each kind of backup and back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cln_backup.restore import restore
 from cln_backup.settings import read_settings
 from cln_backup.verify import verify
 from tests import captured
+from tests.disasters.places import KINDS, kept_aside, url_in
 from tests.histories import append, assert_same_database, told, told_by
 
 if TYPE_CHECKING:
@@ -45,10 +46,24 @@ def _restored(url: str, target: Path) -> Path:
     return target
 
 
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def url(kind: str, memory_path: Path) -> str:
+    """A place at which nothing stands yet."""
+    place = memory_path / "backup"
+    place.mkdir(mode=0o700)
+    return url_in(place, kind)
+
+
 @pytest.fixture(params=captured.SMALL)
-def node(request: pytest.FixtureRequest, memory_path: Path) -> tuple[str, list[Change], Path]:
+def node(
+    request: pytest.FixtureRequest, url: str, memory_path: Path
+) -> tuple[str, list[Change], Path]:
     """A backup of a recorded node, its history, and the node's own database."""
-    url = f"file://{memory_path}/node.bkp"
     history = list(captured.changes(SMALL / f"{request.param}.jsonl.xz"))
     create_backend(url, None)
     append(url, history)
@@ -76,9 +91,8 @@ def test_recorded_node_comes_back(node: tuple[str, list[Change], Path], memory_p
     assert {"vars", "channels", "utxoset"} <= {name for line in lines for name in line.tables}
 
 
-def test_recorded_node_is_compacted_on_its_way(memory_path: Path) -> None:
+def test_recorded_node_is_compacted_on_its_way(url: str, memory_path: Path) -> None:
     """In the middle of the first migration, right after a rider, at the end, and twice."""
-    url = f"file://{memory_path}/node.bkp"
     history = list(captured.changes(SMALL / "router.jsonl.xz"))
     create_backend(url, None)
     first_riders = [n for n, change in enumerate(history) if change.kind is Kind.RIDER]
@@ -94,9 +108,8 @@ def test_recorded_node_is_compacted_on_its_way(memory_path: Path) -> None:
     assert_same_database(_restored(url, memory_path / "restored.sqlite3"), database)
 
 
-def test_recorded_node_that_was_killed_three_times(memory_path: Path) -> None:
+def test_recorded_node_that_was_killed_three_times(kind: str, url: str, memory_path: Path) -> None:
     """Each process decides at its first call, as the plugin does."""
-    url = f"file://{memory_path}/node.bkp"
     create_backend(url, None)
     decisions = []
     backend: Backend | None = None
@@ -131,7 +144,7 @@ def test_recorded_node_that_was_killed_three_times(memory_path: Path) -> None:
         captured.CRASH.with_suffix(".sqlite3.xz"), memory_path / "node.sqlite3"
     )
     assert_same_database(_restored(url, memory_path / "restored.sqlite3"), real)
-    assert len(list(memory_path.glob("*.dropped-*"))) == 3
+    assert len(kept_aside(memory_path / "backup", kind)) == 3
 
 
 def _migration(directory: Path, name: str) -> tuple[Sequence[Change], Path, Path]:
@@ -141,14 +154,13 @@ def _migration(directory: Path, name: str) -> tuple[Sequence[Change], Path, Path
 
 @pytest.mark.parametrize("name", MIGRATIONS)
 def test_old_node_is_taken_over_and_migrates(
-    name: str, large_captures: Path, memory_path: Path
+    name: str, large_captures: Path, url: str, memory_path: Path
 ) -> None:
     """`init` on the old release's database; then the new release starts."""
     history, place, packed_after = _migration(large_captures, name)
     directory = memory_path / "regtest"
     directory.mkdir()
     captured.unpacked(place / "before.sqlite3.xz", directory / "lightningd.sqlite3")
-    url = f"file://{memory_path}/node.bkp"
     initialize(url, str(directory))
     append(url, history)
     after = captured.unpacked(packed_after, memory_path / "after.sqlite3")
@@ -159,13 +171,12 @@ def test_old_node_is_taken_over_and_migrates(
 
 @pytest.mark.parametrize("name", MIGRATIONS)
 def test_migration_is_compacted_after_each_change(
-    name: str, large_captures: Path, memory_path: Path
+    name: str, large_captures: Path, url: str, memory_path: Path
 ) -> None:
     history, place, packed_after = _migration(large_captures, name)
     directory = memory_path / "regtest"
     directory.mkdir()
     captured.unpacked(place / "before.sqlite3.xz", directory / "lightningd.sqlite3")
-    url = f"file://{memory_path}/node.bkp"
     initialize(url, str(directory))
     for change in history:
         append(url, [change])
@@ -179,25 +190,27 @@ def test_every_migration_that_was_recorded_is_tried(large_captures: Path) -> Non
     assert found == set(MIGRATIONS)
 
 
-def test_large_recording_comes_back(large_captures: Path, memory_path: Path) -> None:
-    url = f"file://{memory_path}/node.bkp"
+def test_large_recording_comes_back(
+    kind: str, large_captures: Path, url: str, memory_path: Path
+) -> None:
     create_backend(url, None)
     place = large_captures / "payments600"
     append(url, captured.changes(place / "payee.jsonl.xz"))
     real = captured.unpacked(place / "payee.sqlite3.xz", memory_path / "node.sqlite3")
     assert_same_database(_restored(url, memory_path / "restored.sqlite3"), real)
-    before = (memory_path / "node.bkp").stat().st_size
+    with open_backend(url) as backend:
+        before = backend.size_bytes
     statistics = compact(url)
     assert statistics["before"]["backupsize"] == before
-    assert statistics["after"]["backupsize"] < before / 10
+    # A directory keeps the segment in which its history goes on.
+    assert statistics["after"]["backupsize"] < before / (10 if kind == "file" else 4)
     assert_same_database(_restored(url, memory_path / "again.sqlite3"), real)
 
 
-def test_lock_file_of_a_node_that_was_taken_over(memory_path: Path) -> None:
+def test_lock_file_of_a_node_that_was_taken_over(url: str, memory_path: Path) -> None:
     directory = memory_path / "regtest"
     directory.mkdir()
     captured.unpacked(SMALL / "payer.sqlite3.xz", directory / "lightningd.sqlite3")
-    url = f"file://{memory_path}/node.bkp"
     initialize(url, str(directory))
     assert read_settings(str(directory)).backend_url == url
     assert_same_database(

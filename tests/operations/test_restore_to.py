@@ -12,6 +12,7 @@ from cln_backup.compact import compact
 from cln_backup.errors import NotFound
 from cln_backup.restore import Restored, restore
 from tests import captured
+from tests.disasters.places import KINDS, url_in
 from tests.histories import (
     OFF,
     ON,
@@ -40,12 +41,19 @@ HISTORY = [
 ]
 
 
+@pytest.fixture(params=KINDS)
+def empty(request: pytest.FixtureRequest, memory_path: Path) -> str:
+    """A place at which nothing stands yet, for each kind of backup."""
+    place = memory_path / "backup"
+    place.mkdir(mode=0o700)
+    return url_in(place, request.param)
+
+
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    url = f"file://{tmp_path}/node.bkp"
-    create_backend(url, None)
-    append(url, HISTORY)
-    return url
+def url(empty: str) -> str:
+    create_backend(empty, None)
+    append(empty, HISTORY)
+    return empty
 
 
 def _restore(url: str, target: Path, to: int) -> Restored:
@@ -83,16 +91,16 @@ def test_version_that_was_folded_or_missed(url: str, tmp_path: Path) -> None:
     assert _restore(url, tmp_path / "again", 19).version == 19
 
 
-def test_two_snapshots_of_one_version(tmp_path: Path) -> None:
-    url = f"file://{tmp_path}/node.bkp"
+def test_two_snapshots_of_one_version(empty: str, tmp_path: Path) -> None:
+    url = empty
     base = snapshot_of(started_node(), tmp_path / "base.sqlite3")
     create_backend(url, base)
     append(url, [Change(3, base.snapshot, None), payment(4)])
     assert _restore(url, tmp_path / "restored.sqlite3", 3).version_count == 2
 
 
-def test_recorded_node_at_some_versions(memory_path: Path) -> None:
-    url = f"file://{memory_path}/node.bkp"
+def test_recorded_node_at_some_versions(empty: str, memory_path: Path) -> None:
+    url = empty
     history = list(captured.changes(captured.COMMITTED / "small" / "payee.jsonl.xz"))
     create_backend(url, None)
     append(url, history)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -45,11 +46,12 @@ def test_status(home: Home) -> None:
 
 def test_compactions_while_the_node_writes(home: Home, tmp_path: Path) -> None:
     home.init()
-    node = home.start(*_ROUTER, "--rate", "150")
+    node = home.start(*_ROUTER, "--rate", "150", "--hold")
     compactions = []
     for calls in (20, 150, 300):
         home.wait_for_calls(calls)
         compactions.append(home.call("backup-compact"))
+    home.call("stop")
     home.end(node)
     # the node goes on meanwhile, so a compaction ends with more changes than two
     for statistics in compactions[1:]:
@@ -281,6 +283,32 @@ def test_numbers_and_odd_strings_as_ids_are_repeated_as_written(tmp_path: Path) 
     assert odd["id"] == 'aé"b'
     assert "error" in odd
     plugin.close()
+
+
+def test_lost_machine_comes_back_with_its_hsm_secret_alone(tmp_path: Path) -> None:
+    """What is left is the encrypted directory, and `hsm_secret` on a piece of paper."""
+    home = Home(tmp_path, "dir-encrypted")
+    paper = tmp_path / "paper"
+    paper.write_bytes(bytes(range(32)))
+    shutil.copy(paper, home.directory / "hsm_secret")
+    home.init()
+    home.run(*_ROUTER, "--calls", "200")
+    lost = tmp_path / "lost.sqlite3"
+    home.database.rename(lost)
+    shutil.rmtree(home.directory)
+    home.directory.mkdir()
+    backup, key = str(home.backup), home.directory / "backup.key"
+    other = tmp_path / "other.key"
+    other.write_bytes(bytes(32))
+    said = home.cli("restore", "--key-file", str(other), backup, str(home.directory), code=17)
+    assert "was never added" in said
+    home.cli("restore", "--hsm-secret", str(paper), backup, str(home.directory))
+    assert content.differences(lost, home.database) == []
+    home.cli("key", "add", "--hsm-secret", str(paper), "--new-key-file", str(key), backup)
+    lock = {"backend_url": f"dir://{backup}?key-file={key}"}
+    (home.directory / "backup.lock").write_text(json.dumps(lock))
+    home.run(*_ROUTER)
+    home.require_same(home.database)
 
 
 def test_restored_backup_goes_on_with_the_node(home: Home, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -98,13 +99,13 @@ class ServerProcess:
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
-        self._end()
+        self.end()
 
     def terminate(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self._end()
+        return self.end()
 
-    def _end(self) -> int:
+    def end(self) -> int:
         code = self.process.wait()
         self._reader.join()
         assert self.process.stdout is not None
@@ -120,3 +121,9 @@ def server_process(*arguments: str, host: str = "127.0.0.1") -> Iterator[ServerP
     finally:
         if server.process.poll() is None:
             server.terminate()
+
+
+def unused_port() -> int:
+    """A port that nobody listens at, for a server that cannot be asked which one it got."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6) as sock:
+        return int(sock.getsockname()[1])

@@ -27,7 +27,7 @@ from tests.histories import (
     told_by,
 )
 from tests.socket.proxies import DOWN, UP, cut_after, proxy
-from tests.socket.serving import ServerHere, server_here, server_process
+from tests.socket.serving import ServerHere, ServerProcess, server_here, server_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -163,6 +163,85 @@ def test_stream_that_was_cut_stops_at_the_head_it_began_with(
         first = next(changes)
         append(there, payments(40, 60))
         assert told([first, *changes]) == told([*started_node(), *payments(4, 40)])
+
+
+def _killing(
+    server: ServerProcess, killers: list[threading.Timer], direction: int, length: int
+) -> Callable[[int], Callable[[int, bytes], bytes]]:
+    """Kills the server, and starts it again, when so many bytes came through in a direction."""
+
+    def restart() -> None:
+        server.kill()
+        server.start()
+
+    def plan(number: int) -> Callable[[int, bytes], bytes]:
+        left = length if number == 0 else 1 << 62
+
+        def treat(towards: int, data: bytes) -> bytes:
+            nonlocal left
+            if killers and number == 0:
+                return b""
+            if towards == direction:
+                left -= len(data)
+            if left > 0:
+                return data
+            killers.append(threading.Timer(0.005, restart))  # when they have come where they go
+            killers[0].start()
+            return data[:left] if left else data
+
+        return treat
+
+    return plan
+
+
+@pytest.mark.parametrize("direction", [UP, DOWN], ids=["request", "answer"])
+def test_server_killed_at_every_point_of_an_exchange(tmp_path: Path, direction: int) -> None:
+    url = f"file://{tmp_path}/node.bkp"
+    create_backend(url, None)
+    append(url, started_node())
+    version = 4
+    with server_process(url) as server:
+        for length in range(1, 2000, 13):
+            killers: list[threading.Timer] = []
+            with proxy(server.port, _killing(server, killers, direction, length)) as between:
+                append(f"socket:127.0.0.1:{between.port}", payments(version, version + 1))
+            version += 1
+            for killer in killers:
+                killer.join()
+            if not killers:  # the whole exchange is shorter than this
+                break
+    assert version > 12
+    assert told_by(url) == told([*started_node(), *payments(4, version)])
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.001, 0.003, 0.01])
+def test_server_killed_again_and_again_while_a_node_writes(tmp_path: Path, pause_s: float) -> None:
+    url = f"file://{tmp_path}/node.bkp"
+    create_backend(url, None)
+    with server_process(url) as server:
+        written = threading.Semaphore(0)
+        done = threading.Event()
+
+        def kill() -> None:
+            for _ in range(5):
+                for _ in range(3):
+                    written.acquire()
+                time.sleep(pause_s)
+                server.kill()
+                server.start()
+            done.set()
+
+        with open_backend(server.url, writable=True) as backend:
+            killer = threading.Thread(target=kill)
+            killer.start()
+            add_all(backend, started_node())
+            version = 4
+            while not done.is_set():
+                add_all(backend, payments(version, version + 1))
+                version += 1
+                written.release()
+            killer.join()
+    assert told_by(url) == told([*started_node(), *payments(4, version)])
 
 
 def test_server_stopped_while_a_node_writes_answers_what_it_took(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -49,6 +50,7 @@ from tests.socket.proxies import Socks5
 from tests.socket.serving import CLI, ServerProcess, server_here, server_process
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -70,6 +72,12 @@ def test_addresses_of_each_kind(tmp_path: Path, host: str) -> None:
     with server_process(_made(tmp_path), host=host) as server:
         append(server.url, started_node())
         assert told_by(server.url) == told(started_node())
+
+
+def test_every_address_of_both_families(tmp_path: Path) -> None:
+    with server_process("--insecure", _made(tmp_path), host="::") as server:
+        append(f"socket:127.0.0.1:{server.port}", started_node())
+        assert told_by(f"socket:[::1]:{server.port}") == told(started_node())
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "::1", "backupxyz.onion"])
@@ -335,12 +343,10 @@ _BAD = {
 
 
 @pytest.fixture(scope="module")
-def attacked(tmp_path_factory: pytest.TempPathFactory) -> ServerProcess:
-    path = tmp_path_factory.mktemp("attacked")
-    server = ServerProcess(_made(path))
-    with open_backend(server.url, writable=True) as writer:
-        add_all(writer, started_node())
-    return server
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with server_process(_made(tmp_path_factory.mktemp("attacked"))) as server:
+        append(server.url, started_node())
+        yield server
 
 
 @pytest.mark.parametrize("what", _BAD)
@@ -431,6 +437,18 @@ def test_readiness_and_sockets_of_systemd(tmp_path: Path) -> None:
         assert notify.recv(100) == b"STOPPING=1"
     assert all(re.match("<[0-7]>", line) for line in said.splitlines())
     assert told_by(url) == told(started_node())
+
+
+def test_sigterm_that_the_system_gives_to_another_thread(tmp_path: Path) -> None:
+    tgkill = getattr(ctypes.CDLL(None), "tgkill", None)
+    if tgkill is None:
+        pytest.skip("this C library cannot send a signal to one thread of another process")
+    with server_process(_made(tmp_path)) as server, open_backend(server.url):
+        pid = server.process.pid
+        others = [int(thread) for thread in os.listdir(f"/proc/{pid}/task") if int(thread) != pid]
+        assert others, "a connection has a thread of its own"
+        assert tgkill(pid, others[0], int(signal.SIGTERM)) == 0
+        assert server.end() == 0
 
 
 def test_log_in_json(tmp_path: Path) -> None:

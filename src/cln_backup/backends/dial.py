@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 STALL_S = 30.0
 """How long an open connection may bring nothing while something is due."""
 
+_LEAST_S = 1.0
 
-def dial(url: SocketUrl, timeout_s: float) -> Channel:
+
+def dial(url: SocketUrl, timeout_s: float, stall_s: float) -> Channel:
     """A connection to the server; nothing was said on it yet.
 
     Args:
         url: the server, and how to reach it.
-        timeout_s: how long each attempt may take; a name can have several addresses.
+        timeout_s: how long to try; where a name has several addresses, each gets its share.
+        stall_s: how long the connection may bring nothing while something is due.
 
     Raises:
         AccessDenied: the server's certificate is not the one that is trusted.
@@ -44,7 +47,7 @@ def dial(url: SocketUrl, timeout_s: float) -> Channel:
         except BaseException:
             sock.close()
             raise
-    return Channel(sock, stall_s=STALL_S)
+    return Channel(sock, stall_s=stall_s)
 
 
 def _connect(address: Address, timeout_s: float) -> socket.socket:
@@ -55,12 +58,13 @@ def _connect(address: Address, timeout_s: float) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(sock.close)
-            sock.settimeout(timeout_s)
+            sock.settimeout(max(_LEAST_S, timeout_s / len(found)))
             try:
                 sock.connect(target)
             except OSError as error:
                 failure = error
                 continue
+            sock.settimeout(timeout_s)
             on_failure.pop_all()
         return sock
     raise failure or ConnectionError(f"{address.host} has no address")

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING
 
 from cln_backup import fsio
 from cln_backup.backends.base import Backend, Key, Staged, check_follows
-from cln_backup.backends.dir_base import LOCK_NAME, create_backup, identity, open_base
+from cln_backup.backends.dir_base import (
+    LOCK_NAME,
+    create_backup,
+    identity,
+    is_encrypted,
+    open_base,
+)
 from cln_backup.backends.dir_dropped import check_dropped, dropped, set_aside
 from cln_backup.backends.dir_history import Base, History
-from cln_backup.backends.dir_keys import add_holder, holders, remove_holder
+from cln_backup.backends.dir_keys import NodeVeil, add_holder, holders, remove_holder
 from cln_backup.backends.dir_log import Tracker, find_end
 from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_snapshot_file
-from cln_backup.backends.dir_store import STAGED, list_files
+from cln_backup.backends.dir_store import BUILDING, list_files
 from cln_backup.backends.dir_upkeep import expired, removal_takes_long, remove_expired
 from cln_backup.backends.dir_url import Place, place_of
 from cln_backup.backends.dir_writer import SegmentWriter
@@ -25,7 +31,6 @@ from cln_backup.change import Change, Head, Kind
 from cln_backup.errors import (
     Discontinuity,
     Locked,
-    NotFound,
     StorageError,
 )
 from cln_backup.formats import v2
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.secrets import Secret
 
+_STAGED = "compaction"
 _ALL_COPIED = 1 << 62  # the log goes on as it is, so there is never more to copy
 _DROP_BYTES = v2.FRAME_BYTES + v2.BODY_BYTES
 
@@ -67,15 +73,11 @@ class DirBackend(Backend):
     def open(cls, url: str, *, writable: bool) -> DirBackend:
         """See `Backend.open`. Nothing is written before the first append."""
         place = place_of(url)
-        if not os.path.isdir(place.path):
-            raise NotFound(
-                f"There is no backup at {place.path}. `backup-cli init` makes one; if there was "
-                "one, look whether its disk is mounted."
-            )
         backend = cls(url, place)
         try:
             if writable:
-                backend._lock = WriterLock(os.path.join(place.path, LOCK_NAME))
+                lock = os.path.join(place.path, LOCK_NAME)
+                backend._lock = WriterLock(lock, discreet=is_encrypted(place))
             backend._take_stock()
         except BaseException:
             backend.close()
@@ -106,7 +108,7 @@ class DirBackend(Backend):
         opened = open_base(self._place, writable=self._lock is not None)
         self._store, self._base, self._base_fd = opened.store, opened.base, opened.fd
         if self._lock is not None:
-            self.discard()
+            self._remove_built(BUILDING)
         segments = [
             number for number in opened.listing.segments if number >= self._base.state.start.segment
         ]
@@ -188,10 +190,11 @@ class DirBackend(Backend):
         return self._place.path
 
     def claim(self, node_id: str) -> None:
-        """See `Backend.claim`. It is noted in the lock file, which is not encrypted."""
+        """See `Backend.claim`. It is noted in the lock file; of an encrypted backup, hidden."""
         self._require_writer()
         assert self._lock is not None
-        self._lock.claim(node_id, self._place.path)
+        key = self._store.master_key
+        self._lock.claim(node_id, self._place.path, None if key is None else NodeVeil(key))
 
     def add_change(self, change: Change) -> None:
         """See `Backend.add_change`. A snapshot is published in a file of its own before."""
@@ -299,11 +302,8 @@ class DirBackend(Backend):
         if start == v2.NOWHERE:  # the head is the rider of the base that there is
             start, ordinal = self._base.state.start, self._base.state.ordinal
             foreign_keys = self._head.foreign_keys
-        version, snapshot = 0, None
-        if base is not None:
-            version, snapshot = base.version, base.snapshot
-        else:
-            foreign_keys = True
+        version, snapshot = (0, None) if base is None else (base.version, base.snapshot)
+        foreign_keys = foreign_keys or base is None
         size = 0 if snapshot is None else snapshot.size_bytes
         count = (snapshot is not None) + (not foreign_keys)
         state = v2.BaseState(
@@ -312,7 +312,7 @@ class DirBackend(Backend):
         generation = self._base.generation + 1
         kind, packed, epoch = v2.FileKind.BASE, v2.pack_base_state(state), self._end.epoch
         path, _ = write_snapshot_file(
-            *(self._store, "compaction", kind, generation, epoch, packed, version, snapshot)
+            *(self._store, _STAGED, kind, generation, epoch, packed, version, snapshot)
         )
         try:
             stored = StoredSnapshot(self._store, path, kind, generation, version, size, None)
@@ -372,9 +372,13 @@ class DirBackend(Backend):
 
     def discard(self) -> None:
         """See `Backend.discard`."""
+        self._remove_built(f"{BUILDING}.{_STAGED}")
+
+    def _remove_built(self, start: str) -> None:
+        """Removes what was built and got no name; all of it is the writer's, when it opens."""
         for name in fsio.list_directory(self._place.path, op="list backup"):
-            if name.startswith(STAGED):
-                fsio.remove(os.path.join(self._place.path, name), op="remove compaction")
+            if name.startswith(start):
+                fsio.remove(os.path.join(self._place.path, name), op="remove unfinished file")
 
     def close(self) -> None:
         """See `Backend.close`."""

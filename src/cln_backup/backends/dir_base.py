@@ -11,21 +11,20 @@ from cln_backup import fsio
 from cln_backup.backends.dir_history import Base
 from cln_backup.backends.dir_keys import create_keys, unlock
 from cln_backup.backends.dir_snapshots import write_snapshot_file
-from cln_backup.backends.dir_store import Store, damaged, list_files, read_open
+from cln_backup.backends.dir_store import BUILDING, Listing, Store, damaged, list_files, read_open
 from cln_backup.backends.secrets import given_secret
 from cln_backup.backends.writer import WriterLock
 from cln_backup.errors import AlreadyExists, Damaged, NotFound, WriterConflict
 from cln_backup.formats import v2
 
 if TYPE_CHECKING:
-    from cln_backup.backends.dir_store import Listing
     from cln_backup.backends.dir_url import Place
     from cln_backup.change import Change
 
 
 LOCK_NAME: Final = "backup"
 _FIRST_BASE: Final = "base-0000000001-0000000001"
-_UNFINISHED: Final = ("building.", "adding.", "key-")
+_UNFINISHED: Final = (f"{BUILDING}.", "adding.", "key-")
 """What a cut `create_backup` leaves behind: nothing of it is of use without a base."""
 
 
@@ -52,7 +51,8 @@ def create_backup(place: Place, base: Change | None) -> None:
     lock: WriterLock | None = None
     try:
         _require_vacant(place.path)
-        lock = WriterLock(os.path.join(place.path, LOCK_NAME))
+        encrypted = (place.key_source or given_secret()) is not None
+        lock = WriterLock(os.path.join(place.path, LOCK_NAME), discreet=encrypted)
         _require_vacant(place.path)
         _remove_unfinished(place.path)
         _create_first_base(place, base)
@@ -112,15 +112,35 @@ def _create_first_base(place: Place, base: Change | None) -> None:
 
 def identity(place: Place) -> tuple[str, bytes]:
     """The directory and the id of a backup, which need no key. Raises `NotFound`, `Damaged`."""
-    listing = list_files(place.path) if os.path.isdir(place.path) else None
-    if listing is None or not listing.bases:
-        raise NotFound(f"There is no backup at {place.path}.")
-    path = os.path.join(place.path, "base-{:010}-{:010}".format(*listing.bases[-1]))
+    return place.path, _newest_header(place).backup_id
+
+
+def is_encrypted(place: Place) -> bool:
+    """Whether a backup is encrypted. Raises `NotFound`, `Damaged`."""
+    return _newest_header(place).cipher != v2.PLAIN
+
+
+def _newest_header(place: Place) -> v2.Open:
+    path, _ = _newest_base(place.path)
     fd = fsio.open_existing(path, writable=False, op="open base")
     try:
-        return place.path, read_open(fd, path).backup_id
+        return read_open(fd, path)
     finally:
         os.close(fd)
+
+
+def _newest_base(path: str) -> tuple[str, Listing]:
+    """The path of the newest base in a directory, and all that the directory holds."""
+    listing = list_files(path) if os.path.isdir(path) else Listing((), (), ())
+    if listing.bases:
+        name = "base-{:010}-{:010}".format(*listing.bases[-1])
+        return os.path.join(path, name), listing
+    if listing.segments:
+        damaged(path, 0, 0, "no base is left in it, where the history starts")
+    raise NotFound(
+        f"There is no backup at {path}. `backup-cli init` makes one; if there was one, look "
+        "whether its disk is mounted."
+    )
 
 
 def open_base(place: Place, *, writable: bool) -> Opened:
@@ -143,15 +163,7 @@ def open_base(place: Place, *, writable: bool) -> Opened:
 
 def _newest(path: str, *, writable: bool) -> tuple[int, str, Listing]:
     while True:
-        listing = list_files(path)
-        if not listing.bases:
-            if listing.segments:
-                damaged(path, 0, 0, "no base is left in it, where the history starts")
-            raise NotFound(
-                f"There is no backup in {path}. `backup-cli init` makes one; if there was "
-                "one, look whether its disk is mounted."
-            )
-        base_path = os.path.join(path, "base-{:010}-{:010}".format(*listing.bases[-1]))
+        base_path, listing = _newest_base(path)
         fd = fsio.open_existing(base_path, writable=False, op="open base")
         if not writable:
             with contextlib.suppress(OSError):  # a file system without locks

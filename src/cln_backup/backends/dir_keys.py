@@ -6,6 +6,7 @@ URL names, or from what `unlocking_with` was given, which a person was asked for
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -22,13 +23,38 @@ from cln_backup.formats.holders import (
     unpack_holder,
     unwrap,
 )
-from cln_backup.formats.seals import KEY_BYTES
+from cln_backup.formats.seals import KEY_BYTES, KeySealer, derive
 
 if TYPE_CHECKING:
     from cln_backup.backends.dir_url import Place
 
 _PREFIX: Final = "key-"
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class NodeVeil:
+    """Hides which node's backup this is; see `Veil`."""
+
+    def __init__(self, master_key: bytes) -> None:
+        self._master_key = master_key
+
+    def hide(self, text: str) -> str:
+        """See `Veil`."""
+        salt = os.urandom(v2.SALT_BYTES)
+        return (salt + self._sealer(salt).seal(0, b"", text.encode())).hex()
+
+    def reveal(self, hidden: str) -> str | None:
+        """See `Veil`."""
+        with contextlib.suppress(ValueError):
+            data = bytes.fromhex(hidden)
+            salt, sealed = data[: v2.SALT_BYTES], data[v2.SALT_BYTES :]
+            if len(sealed) > v2.SEAL_BYTES:
+                found = self._sealer(salt).unseal(0, b"", sealed)
+                return None if found is None else found.decode()
+        return None
+
+    def _sealer(self, salt: bytes) -> KeySealer:
+        return KeySealer(derive(self._master_key, salt, b"cln-backup node"))
 
 
 def unlock(place: Place, backup_id: bytes) -> bytes:

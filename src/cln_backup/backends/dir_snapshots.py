@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup import fsio
 from cln_backup.backends.dir_records import Unreadable, records
-from cln_backup.backends.dir_store import READ, damaged
+from cln_backup.backends.dir_store import BUILDING, READ, damaged
 from cln_backup.errors import StorageError
 from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import Decoder, Encoder, Inflater
@@ -42,7 +42,7 @@ def write_snapshot_file(
     """
     header, sealer = store.new_header(kind, number, epoch, state)
     encoder = Encoder(sealer, header[-v2.SEAL_BYTES :])
-    built = os.path.join(store.path, "building")
+    built = os.path.join(store.path, BUILDING)
     fd, path = fsio.create_beside(built, purpose, op="create snapshot")
     try:
         end = unsynced = fsio.write_at(fd, [header], 0, op="write snapshot")

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from cln_backup.formats.seals import Sealer
 
-STAGED: Final = "building.compaction"
+BUILDING: Final = "building"
+"""Start of the names of what is built beside and not yet part of the backup."""
 SPARE: Final = "spare"
 READ: Final = "read backup"
 _NAME = re.compile(r"(?:log-(\d{10})|base-(\d{10})-(\d{10})|snapshot-(\d{10})-(\d{10}))")

@@ -7,10 +7,11 @@ import tempfile
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
+from cln_backup import fsio
 from cln_backup.change import Change, Kind
 from cln_backup.errors import BadPacket, Damaged, StorageError
-from cln_backup.formats import v1, wire
-from cln_backup.spool import Spool, free_bytes
+from cln_backup.formats import digests, v1, wire
+from cln_backup.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ class Download:
     def __init__(self, link: Link, limit_s: float, start: int, *, head: bool) -> None:
         self._link = link
         self._limit_s = limit_s
-        self._position = wire.Position(start, 0, head, 0, wire.NO_DIGEST)
+        self._position = wire.Position(start, 0, head, 0, digests.NO_DIGEST)
         self._session: Session | None = None
         self._resumed = False
         self._until: tuple[int, bytes] | None = None
@@ -108,7 +109,7 @@ class Download:
         self._position = wire.Position(version, skip, self._position.head, 0, digest)
 
     def _pieces(self, version: int, size: int) -> Iterator[bytes]:
-        digest: blake2b = wire.change_digest(v1.SNAPSHOT, version)
+        digest: blake2b = digests.change_digest(v1.SNAPSHOT, version)
         got = 0
         while True:
             packet, payload = self._packet()
@@ -153,7 +154,7 @@ class PlainDownload:
         self._with_head = head
         self._session: Session | None = None
         self._had = 0
-        self._last_digest = wire.NO_DIGEST
+        self._last_digest = digests.NO_DIGEST
 
     def changes(self) -> Iterator[Change]:
         """The changes; of two transactions with one version the first was never committed."""
@@ -180,8 +181,8 @@ class PlainDownload:
     def _attempt(self, session: Session) -> _Item | None:
         if session is not self._session:
             session.used_by = self
-            session.request_stream(wire.Position(0, 0, True, 0, wire.NO_DIGEST))
-            last = wire.NO_DIGEST
+            session.request_stream(wire.Position(0, 0, True, 0, digests.NO_DIGEST))
+            last = digests.NO_DIGEST
             for _ in range(self._had):
                 item, last = self._receive(session)
                 if item is None:
@@ -203,20 +204,21 @@ class PlainDownload:
         packet = session.incoming()
         if packet.type == wire.DONE:
             session.payload(packet, 0)
-            return None, wire.NO_DIGEST
+            return None, digests.NO_DIGEST
         if packet.type == wire.CHANGE:
             payload = session.payload(packet, wire.MAX_CHANGE_BYTES)
             version, transaction = _or_damaged(wire.unpack_change, payload)
-            return _Item(version, transaction, None), wire.digest_of(version, transaction)
+            return _Item(version, transaction, None), digests.digest_of(version, transaction)
         if packet.type == wire.SNAPSHOT:
             return _receive_snapshot(session.pieces(packet))
         raise BadPacket(f"The server sent a packet of type {packet.type} among changes.")
 
 
 def _receive_snapshot(pieces: Iterator[bytes]) -> tuple[_Item, bytes]:
+    room = fsio.room_bytes(tempfile.gettempdir(), op="receive a snapshot")
     spool = Spool()
     try:
-        version, digest = unpack_snapshot(pieces, spool, free_bytes(tempfile.gettempdir()))
+        version, digest = unpack_snapshot(pieces, spool, room)
     except BaseException:
         spool.close()
         raise
@@ -234,7 +236,7 @@ def unpack_snapshot(pieces: Iterator[bytes], spool: Spool, limit_bytes: int) -> 
         if len(start) >= 4:
             break
     version = wire.unpack_version(start[:4])
-    digest = wire.change_digest(v1.SNAPSHOT, version)
+    digest = digests.change_digest(v1.SNAPSHOT, version)
     stream = zlib.decompressobj()
     try:
         for packed in itertools.chain((start[4:],), pieces):

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from cln_backup.backends.dial import STALL_S
 from cln_backup.backends.session import open_session
 from cln_backup.backends.token_file import read_token
 from cln_backup.errors import Unreachable
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 _THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 _ATTEMPT_S = 10.0
+_LEAST_S = 0.5
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
 _SAY_EVERY_S = 30.0
@@ -68,7 +70,9 @@ class Link:
                 deflate=not short,
                 who=f"process {os.getpid()} ({os.path.basename(sys.argv[0])})",
             )
-            self.session = open_session(self.url, hello, timeout_s)
+            self.session = open_session(
+                self.url, hello, min(_ATTEMPT_S, timeout_s), min(STALL_S, timeout_s / 2)
+            )
             self.had = True
         return self.session
 
@@ -77,8 +81,12 @@ class Link:
 
         `attempt` must find out by itself what of an attempt before was done.
 
+        A connection that says nothing counts as lost from when it was asked, or `STALL_S` before
+        that is found out. No wait takes more than half of what is left, so that there is always
+        time for another connection, and all together take hardly longer than the limit.
+
         Args:
-            limit_s: how long after the first loss the last attempt may begin.
+            limit_s: how long after the loss is tried.
             attempt: what to do.
             user: who reads a stream of changes, of which each attempt is a part.
 
@@ -90,13 +98,17 @@ class Link:
         said_at = 0.0
         pause_s = 0.0  # a server that was just restarted is there at once
         while True:
-            left_s = limit_s if lost_at is None else lost_at + limit_s - time.monotonic()
+            began_at = time.monotonic()
+            left_s = limit_s if lost_at is None else lost_at + limit_s - began_at
+            left_s = max(_LEAST_S, left_s)
             try:
-                result = attempt(self.connected(max(0.1, min(_ATTEMPT_S, left_s)), user))
+                session = self.connected(left_s, user)
+                session.bound_stall(min(STALL_S, left_s / 2))
+                result = attempt(session)
             except OSError as error:
                 self.close()
                 now = time.monotonic()
-                lost_at = now if lost_at is None else lost_at
+                lost_at = max(began_at, now - STALL_S) if lost_at is None else lost_at
                 gone_s = now - lost_at
                 if gone_s + pause_s > limit_s:
                     raise Unreachable(self._explain(error, limit_s)) from error

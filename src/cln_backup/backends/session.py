@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,7 +25,7 @@ from cln_backup.errors import (
     Unreachable,
     WriterConflict,
 )
-from cln_backup.formats import v1, wire
+from cln_backup.formats import digests, v1, wire
 from cln_backup.spool import Spool
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Outgoing:
     """
 
     def __init__(self, change: Change) -> None:
+        wire.pack_version(change.version)  # raises where it does not fit
         self.version = change.version
         self.kind = change.kind
         self.snapshot: Snapshot | None = change.snapshot
@@ -66,7 +68,7 @@ class Outgoing:
                     f"The transaction for data version {self.version} has {len(self.payload)} "
                     f"bytes, and a server takes {wire.MAX_CHANGE_BYTES}; nothing was sent."
                 )
-            self.digest = wire.transaction_digest(self.version, self.payload)
+            self.digest = digests.transaction_digest(self.version, self.payload)
 
 
 class Incoming(NamedTuple):
@@ -90,6 +92,7 @@ class Session(ABC):
         self._channel = channel
         self.standing = standing
         self.used_by: object = None
+        self._stall_s = STALL_S
 
     @abstractmethod
     def append(self, change: Outgoing) -> None:
@@ -103,6 +106,11 @@ class Session(ABC):
     def request_stream(self, position: wire.Position) -> None:
         """Asks for changes; protocol 1 always gives all."""
 
+    def bound_stall(self, stall_s: float) -> None:
+        """Changes how long the server may say nothing while something is due."""
+        self._stall_s = stall_s
+        self._channel.bound_stall(stall_s)
+
     def refresh(self) -> None:
         """Asks where the backup stands."""
         self._channel.send(wire.REQ_METADATA)
@@ -112,15 +120,15 @@ class Session(ABC):
     def compact(self) -> Statistics:
         """Has the server compact the backup, which may take long."""
         self._channel.send(wire.COMPACT)
-        payload = self._expect(wire.COMPACT_RES, wire.MAX_STATISTICS_BYTES, wait_s=None)
+        payload = self._expect(wire.COMPACT_RES, wire.MAX_STATISTICS_BYTES, math.inf)
         try:
             return msgspec.json.decode(payload, type=Statistics)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise BadPacket("The server's figures cannot be understood.") from None
 
     def incoming(self) -> Incoming:
         """The start of the next packet of a stream. Raises what the server refused with."""
-        found = self._channel.head(STALL_S)
+        found = self._channel.head(self._stall_s)
         if found is None:
             raise ConnectionResetError("the server closed the connection")
         if found[0] in (wire.REFUSED, wire.NACK):
@@ -139,8 +147,9 @@ class Session(ABC):
         """Closes the connection."""
         self._channel.close()
 
-    def _expect(self, packet_type: int, limit_bytes: int, wait_s: float | None = STALL_S) -> bytes:
-        found = self._channel.head(wait_s)
+    def _expect(self, packet_type: int, limit_bytes: int, storing_s: float = 0.0) -> bytes:
+        """The payload of the answer, for which the server may need `storing_s` longer."""
+        found = self._channel.head(self._stall_s + storing_s)
         if found is None:
             raise ConnectionResetError("the server closed the connection")
         if found[0] == packet_type:
@@ -168,13 +177,13 @@ class PlainSession(Session):
     def append(self, change: Outgoing) -> None:
         """See `Session.append`."""
         before = self.standing
-        wait_s = STALL_S
+        storing_s = 0.0
         if change.snapshot is None:
             self._channel.send(wire.CHANGE, wire.pack_change(change.version, change.payload))
         else:
-            wait_s += change.snapshot.size_bytes / _STORING_BYTES_S
+            storing_s = change.snapshot.size_bytes / _STORING_BYTES_S
             self._send_snapshot(change.version, change.snapshot)
-        version = wire.unpack_version(self._expect(wire.ACK, 4, wait_s))
+        version = wire.unpack_version(self._expect(wire.ACK, 4, storing_s))
         if version != change.version:
             raise Discontinuity(
                 f"The server was sent version {change.version} and says that it is at {version}. "
@@ -214,7 +223,7 @@ class ExtendedSession(Session):
 
     def append(self, change: Outgoing) -> None:
         """See `Session.append`."""
-        wait_s = STALL_S
+        storing_s = 0.0
         if change.snapshot is None:
             assert change.digest is not None
             payload = wire.pack_append(
@@ -222,13 +231,13 @@ class ExtendedSession(Session):
             )
             self._channel.send(wire.APPEND, payload)
         else:
-            wait_s += change.snapshot.size_bytes / _STORING_BYTES_S
+            storing_s = change.snapshot.size_bytes / _STORING_BYTES_S
             try:
                 change.digest = self._send_snapshot(change.version, change.snapshot)
             except BaseException:
                 self.close()  # so that the server forgets what it has of it
                 raise
-        self._stood(wait_s)
+        self._stood(storing_s)
         if self.standing.digest != change.digest:
             raise Discontinuity(
                 f"The server was sent a change for version {change.version}, and the last one that "
@@ -236,7 +245,7 @@ class ExtendedSession(Session):
             )
 
     def _send_snapshot(self, version: int, snapshot: Snapshot) -> bytes:
-        digest = wire.change_digest(v1.SNAPSHOT, version)
+        digest = digests.change_digest(v1.SNAPSHOT, version)
         size = snapshot.size_bytes
         self._channel.queue(wire.SNAPSHOT_BEGIN, wire.pack_snapshot_begin(version, size))
         for chunk in snapshot.chunks():
@@ -257,20 +266,20 @@ class ExtendedSession(Session):
     def claim(self, node_id: str) -> None:
         """Has the server make sure that the backup is this node's."""
         self._channel.send(wire.CLAIM, wire.pack_claim(node_id))
-        self._stood(STALL_S)
+        self._stood()
 
     def create_empty(self) -> None:
         """Has an empty backup made; it is there, durable, when this returns."""
         self._channel.send(wire.CREATE)
-        self._stood(STALL_S)
+        self._stood()
 
     def drop(self, to_version: int, digest: bytes) -> None:
         """See `Session.drop`."""
         self._channel.send(wire.DROP, wire.pack_drop(to_version, digest))
-        self._stood(STALL_S)
+        self._stood()
 
-    def _stood(self, wait_s: float) -> None:
-        payload = self._expect(wire.METADATA, wire.MAX_HELLO_BYTES, wait_s)
+    def _stood(self, storing_s: float = 0.0) -> None:
+        payload = self._expect(wire.METADATA, wire.MAX_HELLO_BYTES, storing_s)
         self.standing = wire.unpack_standing(payload)[1]
 
     def request_stream(self, position: wire.Position) -> None:
@@ -278,18 +287,27 @@ class ExtendedSession(Session):
         self._channel.send(wire.STREAM, wire.pack_position(position))
 
 
-def open_session(url: SocketUrl, hello: wire.Hello, timeout_s: float) -> Session:
+def open_session(
+    url: SocketUrl, hello: wire.Hello, timeout_s: float, stall_s: float = STALL_S
+) -> Session:
     """Connects, greets the server and learns where its backup stands.
+
+    Args:
+        url: the server, and how to reach it.
+        hello: the greeting.
+        timeout_s: how long the connection may take.
+        stall_s: how long the server may then say nothing.
 
     Raises:
         OSError: there is no connection; another attempt may succeed.
         BackupError: the server refused, or cannot do what the URL asks for.
     """
-    channel = dial(url, timeout_s)
+    channel = dial(url, timeout_s, stall_s)
     try:
         if url.protocol != wire.PROTOCOL:
             channel.queue(wire.METADATA, wire.pack_hello(hello))
         session = PlainSession(channel, wire.Standing(0, 0, 0))
+        session.bound_stall(stall_s)
         channel.send(wire.REQ_METADATA)
         payload = session._expect(wire.METADATA, wire.MAX_HELLO_BYTES)  # noqa: SLF001
         protocol, standing = wire.unpack_standing(payload)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.session import Session
     from cln_backup.backends.socket_url import SocketUrl
 
-OPEN_WRITER_S = 60.0
+OPEN_WRITER_S = 50.0
 """How long the first call of a node waits: other plugins give up some 120 s after its start."""
 
 OPEN_READER_S = 15.0

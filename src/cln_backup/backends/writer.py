@@ -8,9 +8,20 @@ import json
 import os
 import sys
 import time
+from typing import Protocol
 
 from cln_backup import fsio
 from cln_backup.errors import Discontinuity, StorageError, WriterConflict
+
+
+class Veil(Protocol):
+    """Hides what is noted beside an encrypted backup from those who cannot unlock it."""
+
+    def hide(self, text: str) -> str:
+        """The text in a form that tells nothing of it."""
+
+    def reveal(self, hidden: str) -> str | None:
+        """The text again, or `None` where it was not hidden by this backup's key."""
 
 
 class WriterLock:
@@ -20,8 +31,8 @@ class WriterLock:
     descriptor, or the lock lives on in them.
     """
 
-    def __init__(self, path: str) -> None:
-        """Takes the lock for the backup at `path`.
+    def __init__(self, path: str, *, discreet: bool = False) -> None:
+        """Takes the lock for the backup at `path`; `discreet` notes neither host nor program.
 
         Raises:
             WriterConflict: another process has it; the message says which.
@@ -46,10 +57,11 @@ class WriterLock:
             self._note: dict[str, object] = {
                 "node_id": self._noted().get("node_id"),
                 "pid": os.getpid(),
-                "program": os.path.basename(sys.argv[0]),
-                "host": os.uname().nodename,
                 "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }
+            if not discreet:
+                self._note["program"] = os.path.basename(sys.argv[0])
+                self._note["host"] = os.uname().nodename
             self._write_note()
         except BaseException:
             self.release()
@@ -71,9 +83,11 @@ class WriterLock:
         except OSError as error:
             raise StorageError(f"Cannot lock {path}: {error.strerror}") from error
 
-    def claim(self, node_id: str, path: str) -> None:
+    def claim(self, node_id: str, path: str, veil: Veil | None = None) -> None:
         """Notes which node's backup this is. Raises `Discontinuity` if it is another's."""
         noted = self._note["node_id"]
+        if noted is not None and veil is not None:
+            noted = veil.reveal(str(noted)) or "that another key has noted there"
         if noted == node_id:
             return
         if noted is not None:
@@ -81,7 +95,7 @@ class WriterLock:
                 f"{path} is the backup of the node {noted}, and this node is {node_id}. Nothing "
                 "was stored. Look at backup.lock: it must name this node's own backup."
             )
-        self._note["node_id"] = node_id
+        self._note["node_id"] = node_id if veil is None else veil.hide(node_id)
         self._write_note()
         fsio.sync(self._fd, op="sync writer lock")
 
@@ -106,10 +120,8 @@ class WriterLock:
         with contextlib.suppress(StorageError):
             note = self._noted()
             if "pid" in note:
-                return (
-                    f"process {note['pid']} ({note.get('program')} on {note.get('host')}, since "
-                    f"{note.get('since')})"
-                )
+                what = f"{note['program']} on {note['host']}, " if "host" in note else ""
+                return f"process {note['pid']} ({what}since {note.get('since')})"
         return "another process"
 
     def release(self) -> None:

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import struct
 import zlib
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from cln_backup.change import Kind
 from cln_backup.errors import BadChange, BadPacket
 from cln_backup.formats import v1
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from cln_backup.formats.digests import NO_DIGEST, transaction_digest
+from cln_backup.formats.encoding import DEFLATED, PLAIN, decoded, inflate
 
 # Protocol 1
 CHANGE: Final = 0x01
@@ -57,11 +55,6 @@ MAX_REFUSAL_BYTES: Final = 4096
 MAX_STATISTICS_BYTES: Final = 1 << 16
 CHUNK_BYTES: Final = 1 << 18
 """The most of a snapshot that one SNAPSHOT_DATA packet carries."""
-DIGEST_BYTES: Final = 32
-NO_DIGEST: Final = bytes(DIGEST_BYTES)
-
-PLAIN: Final = 0
-DEFLATED: Final = 1
 
 _HEAD = struct.Struct("!BI")
 _VERSION = struct.Struct("!I")
@@ -87,10 +80,6 @@ assert _STREAM.size == 49
 assert _REFUSED.size == 13
 
 _KINDS: Final = (None, Kind.TRANSACTION, Kind.SNAPSHOT, Kind.RIDER)
-
-
-class TooLarge(BadPacket):
-    """Compressed data that becomes larger than the limit."""
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -214,7 +203,7 @@ def unpack_hello(payload: bytes) -> Hello:
     try:
         if payload[:4] == _VERSION.pack(EXTENDED):
             return msgspec.json.decode(payload[4:], type=Hello)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     raise BadPacket("a greeting that cannot be understood")
 
@@ -270,7 +259,7 @@ def unpack_append(
     Raises `BadPacket`, also for a wrong digest, and `TooLarge`.
     """
     version, encoding, digest = _fields(_APPEND, payload, exact=False)
-    content = _decoded(encoding, payload[APPEND_BYTES:], limit_bytes)
+    content = decoded(encoding, payload[APPEND_BYTES:], limit_bytes)
     if transaction_digest(version, content) != digest:
         raise BadPacket(f"a change for version {version} that is not what its digest says")
     return version, v1.unpack_transaction(content), digest
@@ -300,7 +289,7 @@ def unpack_piece(payload: bytes) -> bytes:
     """The bytes of a snapshot in a SNAPSHOT_DATA. Raises `BadPacket`."""
     if not payload:
         raise BadPacket("an empty piece of a snapshot")
-    return _decoded(payload[0], payload[1:], CHUNK_BYTES)
+    return decoded(payload[0], payload[1:], CHUNK_BYTES)
 
 
 def pack_drop(to_version: int, digest: bytes) -> bytes:
@@ -348,65 +337,6 @@ def unpack_refusal(payload: bytes) -> Refusal:
     code, version, offset = _fields(_REFUSED, payload, exact=False)
     text = payload[_REFUSED.size :].decode("utf-8", "replace")
     return Refusal(code, version, offset, "".join(c if c.isprintable() else " " for c in text))
-
-
-def transaction_digest(version: int, payload: bytes) -> bytes:
-    """The digest of a transaction or rider, as `v1.pack_transaction` has it."""
-    digest = change_digest(v1.TRANSACTION, version)
-    digest.update(payload)
-    return digest.digest()
-
-
-def digest_of(version: int, transaction: Sequence[str]) -> bytes:
-    """The digest of a transaction or rider."""
-    return transaction_digest(version, v1.pack_transaction(transaction))
-
-
-def change_digest(change_type: int, version: int) -> blake2b:
-    """The start of a change's digest, to be fed with the payload: over type, version, payload."""
-    return blake2b(
-        bytes([change_type]) + pack_version(version),
-        digest_size=DIGEST_BYTES,
-        person=b"cln-backup wire",
-    )
-
-
-def inflate(data: bytes, limit_bytes: int) -> bytes:
-    """Decompresses at most `limit_bytes`.
-
-    What may become large is first run through without keeping it, so that a bomb takes no memory.
-
-    Raises `TooLarge` where there is more, `BadPacket` where it is no zlib.
-    """
-    try:
-        stream = zlib.decompressobj()
-        content = stream.decompress(data, min(limit_bytes, CHUNK_BYTES) + 1)
-        if len(content) > CHUNK_BYTES and limit_bytes > CHUNK_BYTES:
-            stream, rest, size = zlib.decompressobj(), data, 0
-            while rest and size <= limit_bytes:
-                size += len(stream.decompress(rest, CHUNK_BYTES))
-                rest = stream.unconsumed_tail
-            if size > limit_bytes:
-                raise TooLarge(f"data that becomes larger than {limit_bytes} bytes")
-            stream = zlib.decompressobj()
-            content = stream.decompress(data, limit_bytes + 1)
-    except zlib.error:
-        raise BadPacket("data that is not compressed by zlib") from None
-    if len(content) > limit_bytes:
-        raise TooLarge(f"data that becomes larger than {limit_bytes} bytes")
-    if not stream.eof or stream.unused_data:
-        raise BadPacket("compressed data that is cut or goes on behind its end")
-    return content
-
-
-def _decoded(encoding: int, data: bytes, limit_bytes: int) -> bytes:
-    if encoding == PLAIN:
-        if len(data) > limit_bytes:
-            raise TooLarge(f"{len(data)} bytes, where {limit_bytes} are the most")
-        return data
-    if encoding == DEFLATED:
-        return inflate(data, limit_bytes)
-    raise BadPacket(f"data in an encoding that is not known ({encoding})")
 
 
 def _fields(form: struct.Struct, payload: bytes, *, exact: bool) -> tuple[Any, ...]:

@@ -22,6 +22,13 @@ def load(certificate: str, key: str) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    use(context, certificate, key)
+    return context
+
+
+def use(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """Has connections from now on see the certificate in two PEM files. Raises `BadSettings`."""
     try:
         context.load_cert_chain(certificate, key)
     except OSError as error:
@@ -29,7 +36,6 @@ def load(certificate: str, key: str) -> ssl.SSLContext:
             f"The certificate {certificate} with the key {key} cannot be used: "
             f"{error.strerror or error}"
         ) from error
-    return context
 
 
 def fingerprint(certificate: str) -> str:

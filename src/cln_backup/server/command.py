@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import redacted
 from cln_backup.backends.socket_url import Address, parse_address
-from cln_backup.errors import BadSettings, NotFound
-from cln_backup.server import listener, logs, systemd
-from cln_backup.server.nodes import read_nodes
+from cln_backup.errors import BackupError, BadSettings, NotFound
+from cln_backup.server import certificate, listener, logs, systemd
+from cln_backup.server.admission import MAX_CONNECTIONS
+from cln_backup.server.nodes import open_nodes, read_nodes, renew, say_not_found
 from cln_backup.server.served import Served
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Options(NamedTuple):
     tls_dir: str | None = None
     insecure: bool = False
     metrics: str | None = None
+    max_connections: int = MAX_CONNECTIONS
     log_mode: str = "plain"
     log_level: str = "info"
 
@@ -49,22 +51,29 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
     place = None if address is None else parse_address(address)
     figures_at = None if options.metrics is None else parse_address(options.metrics)
     nodes = _nodes(url, options)
-    tls = _tls(options)
+    paths = _certificate(options)
+    tls = None if paths is None else certificate.load(*paths)
     sockets = _sockets(place)
     _refuse_unsafe(sockets, nodes, tls, options)
     _raise_file_limit()
-    for node in nodes.values():
-        _open(node)
-    server = listener.Listener(nodes, sockets, tls)
+    if options.nodes_file is None:
+        _open(nodes[""])
+    else:
+        open_nodes(nodes.values())
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        server.stop()
-        # Whatever still holds it up then: what was acknowledged is on stable storage.
-        signal.alarm(_LEAVE_S)
+    def renew_all() -> None:
+        if options.nodes_file is not None:
+            renew(nodes, options.nodes_file)
+        if tls is not None and paths is not None:
+            _renew_certificate(tls, paths)
 
-    for order in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(order, stop)
+    server = listener.Listener(
+        nodes, sockets, tls, max_connections=options.max_connections, on_hup=renew_all
+    )
     server.stop_on_signals()
+    signal.signal(signal.SIGHUP, lambda _signal, _frame: None)  # see Listener.run
+    for order in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(order, _leave_soon)
     if figures_at is not None:
         from cln_backup.server import metrics
 
@@ -83,15 +92,16 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
     _log.info("Stopped")
 
 
+def _leave_soon(_signal: int, _frame: FrameType | None) -> None:
+    # Whatever still holds the stop up then: what was acknowledged is on stable storage.
+    signal.alarm(_LEAVE_S)
+
+
 def _open(node: Served) -> None:
     try:
         node.open()
     except NotFound:
-        _log.warning(
-            "There is no backup at %s yet. If there was one, look whether its disk is mounted; a "
-            "node's first `backup-cli init` makes it.",
-            redacted(node.url),
-        )
+        say_not_found(node)
 
 
 def _nodes(url: str | None, options: Options) -> dict[str, Served]:
@@ -103,24 +113,32 @@ def _nodes(url: str | None, options: Options) -> dict[str, Served]:
     return {"": Served("", url, None)}
 
 
-def _tls(options: Options) -> ssl.SSLContext | None:
+def _certificate(options: Options) -> tuple[str, str] | None:
     given = (options.tls_cert, options.tls_key)
     if given != (None, None) and (None in given or options.tls_dir is not None):
         raise BadSettings("Give --tls-cert and --tls-key, or --tls-dir alone.")
     if given == (None, None) and options.tls_dir is None:
         return None
-    from cln_backup.server import certificate
-
     if options.tls_dir is not None:
         paths = certificate.make(options.tls_dir)
     else:
         assert options.tls_cert is not None
         assert options.tls_key is not None
         paths = (options.tls_cert, options.tls_key)
-    context = certificate.load(*paths)
     shown = certificate.fingerprint(paths[0])
     _log.info("Certificate %s; clients pin it with fingerprint=%s", paths[0], shown)
-    return context
+    return paths
+
+
+def _renew_certificate(tls: ssl.SSLContext, paths: tuple[str, str]) -> None:
+    try:
+        certificate.load(*paths)  # a pair that does not fit must not reach the one in use
+        certificate.use(tls, *paths)
+        _log.info(
+            "Certificate %s; its fingerprint is %s", paths[0], certificate.fingerprint(paths[0])
+        )
+    except BackupError as error:
+        _log.error("The certificate stays as it was: %s", error)
 
 
 def _sockets(place: Address | None) -> list[socket.socket]:
@@ -140,7 +158,7 @@ def _refuse_unsafe(
     tls: ssl.SSLContext | None,
     options: Options,
 ) -> None:
-    if options.insecure or all(map(listener.is_loopback, sockets)):
+    if options.insecure or all(map(listener.is_private, sockets)):
         return
     if tls is None:
         raise BadSettings(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import tempfile
-import threading
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
+from cln_backup import fsio
 from cln_backup.backends.download import unpack_snapshot
 from cln_backup.change import Change
 from cln_backup.errors import (
@@ -21,20 +20,18 @@ from cln_backup.errors import (
     NotFound,
     WriterConflict,
 )
-from cln_backup.formats import v1, wire
-from cln_backup.server.served import head_digest, standing_of
+from cln_backup.formats import digests, wire
+from cln_backup.server import intake
+from cln_backup.server.standing import head_digest, standing_of
 from cln_backup.server.streaming import send_all_plain, send_changes
-from cln_backup.spool import Spool, free_bytes
+from cln_backup.spool import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from typing import TypeVar
+    from collections.abc import Mapping
 
     from cln_backup.backends.base import Backend
     from cln_backup.channel import Channel
     from cln_backup.server.served import Served
-
-    T = TypeVar("T")
 
 _log = logging.getLogger("cln_backup.server")
 
@@ -44,8 +41,6 @@ GREETING_S = 10.0
 IDLE_S = 300.0
 """How long one that is not the writer may say nothing. A writer may be quiet for days."""
 
-_SMALL_BYTES = 1 << 22
-_large_ones = threading.BoundedSemaphore(2)
 _IGNORED = (wire.ACK, wire.NACK, wire.METADATA, wire.COMPACT_RES)
 _MAX_IGNORED_BYTES = 1 << 16
 
@@ -65,6 +60,7 @@ class Conversation:
         self._node: Served | None = None
         self._reader: Backend | None = None
         self._hello: wire.Hello | None = None
+        self._seen: wire.Standing | None = None
         self._evicted = False
         self._writes = 0
 
@@ -83,21 +79,19 @@ class Conversation:
         finally:
             node = self._node
             if node is not None:
-                node.counters.received_bytes += self._channel.received_bytes
-                node.counters.connections -= 1
-                node.release(self)
+                node.leave(self, self._channel.received_bytes)
             if self._reader is not None:
                 self._reader.close()
             self._channel.close()
 
     def probe(self) -> None:
-        """See `served.Writer`."""
+        """See `served.Client`."""
         self._channel.probe()
 
-    def evict(self) -> None:
-        """See `served.Writer`."""
+    def evict(self, why: str) -> None:
+        """See `served.Client`."""
         self._evicted = True
-        self._say(logging.WARNING, "another connection takes over the right to write")
+        self._say(logging.WARNING, why)
         self._channel.shut()
 
     def finish(self) -> None:
@@ -109,6 +103,7 @@ class Conversation:
         _log.log(level, "%s%s: %s", self.peer, f" ({name})" if name else "", text)
 
     def _serve(self) -> None:
+        self._channel.limit(GREETING_S)
         found = self._channel.head(GREETING_S)
         if found is None:
             return
@@ -127,8 +122,8 @@ class Conversation:
         self._say(logging.INFO, "connection closed" if not self._evicted else "closed")
 
     def _idle_s(self) -> float | None:
-        writes = self._hello is None or self._hello.role == "write"
-        return None if writes else IDLE_S
+        assert self._node is not None
+        return None if self._node.is_writer(self) else IDLE_S
 
     # The greeting
 
@@ -146,6 +141,7 @@ class Conversation:
             elif hello.role == "read":
                 self._reader = node.open_reader()
                 standing = standing_of(self._reader, head_digest(self._reader), 0)
+                self._seen = standing
             elif hello.role == "create":
                 standing = self._standing_if_any(node)
             else:
@@ -177,10 +173,11 @@ class Conversation:
                 "The server knows no such node, or its token is another. Compare the URL's node "
                 "and token-file with the server's list of nodes; nothing was stored."
             )
+        self.who = "".join(sign for sign in hello.who[:100] if sign.isprintable())
+        node.enter(self)
         self._node = node
         self.greeted = True
-        self.who = "".join(sign for sign in hello.who[:100] if sign.isprintable())
-        node.counters.connections += 1
+        self._channel.limit(None)
         return node
 
     def _refuse(self, error: BackupError) -> None:
@@ -213,13 +210,16 @@ class Conversation:
         node = self._node
         assert node is not None
         if packet_type == wire.APPEND:
-            with self._unpacked(wire.unpack_append, length) as (version, transaction, digest):
+            node.require_writer(self)  # before its memory and disk are taken
+            with intake.unpacked(self._channel, length, wire.unpack_append, self._scratch_dir) as (
+                version,
+                transaction,
+                digest,
+            ):
                 return node.append(self, Change(version, None, transaction), digest)
         if packet_type == wire.REQ_METADATA:
             self._channel.payload(length, 0)
-            if self._reader is None:
-                return node.standing()
-            return standing_of(self._reader, head_digest(self._reader), 0)
+            return node.standing() if self._seen is None else self._seen
         if packet_type == wire.SNAPSHOT_BEGIN:
             return self._take_snapshot(length)
         if packet_type == wire.CLAIM:
@@ -227,7 +227,7 @@ class Conversation:
             return node.belong_to(self, node_id)
         if packet_type == wire.CREATE:
             self._channel.payload(length, 0)
-            return node.create(self, None, wire.NO_DIGEST)
+            return node.create(self, None, digests.NO_DIGEST)
         if packet_type == wire.DROP:
             to_version, digest = wire.unpack_drop(self._channel.payload(length, 64))
             return node.drop(self, to_version, digest)
@@ -240,62 +240,26 @@ class Conversation:
             return None
         raise BadPacket(f"a packet of type {packet_type}")
 
-    @contextlib.contextmanager
-    def _unpacked(self, unpack: Callable[[bytes, int], T], length: int) -> Iterator[T]:
-        """What a packet holds. Large ones wait on disk until it is their turn to be in memory."""
-        if length > wire.MAX_CHANGE_BYTES + wire.APPEND_BYTES:
-            raise BadPacket(f"a change of {length} bytes")
-        if length <= _SMALL_BYTES:
-            payload = self._channel.payload(length, _SMALL_BYTES)
-            try:
-                content = unpack(payload, _SMALL_BYTES)
-            except wire.TooLarge:
-                with _large_ones:
-                    yield unpack(payload, wire.MAX_CHANGE_BYTES)
-            else:
-                yield content
-            return
-        assert self._node is not None
-        with Spool(self._scratch_dir(self._node)) as spool:
-            for piece in self._channel.pieces(length):
-                spool.write(piece)
-            with _large_ones:
-                yield unpack(b"".join(spool.chunks()), wire.MAX_CHANGE_BYTES)
-
     def _take_snapshot(self, length: int) -> wire.Standing:
         node = self._node
         assert node is not None
-        version, size = wire.unpack_snapshot_begin(self._channel.payload(length, 64))
-        digest = wire.change_digest(v1.SNAPSHOT, version)
-        scratch = self._scratch_dir(node)
-        if size > free_bytes(scratch):
-            raise BadPacket(f"a snapshot of {size} bytes, for which there is no room")
-        with Spool(scratch) as spool:
-            while True:
-                found = self._channel.head(GREETING_S)
-                if found is None:
-                    raise ConnectionResetError("closed within a snapshot")
-                payload = self._channel.payload(found[1], wire.CHUNK_BYTES + 1024)
-                if found[0] == wire.SNAPSHOT_END:
-                    break
-                if found[0] != wire.SNAPSHOT_DATA:
-                    raise BadPacket(f"a packet of type {found[0]} within a snapshot")
-                piece = wire.unpack_piece(payload)
-                if spool.size_bytes + len(piece) > size:
-                    raise BadPacket("more of a snapshot than it announced")
-                digest.update(piece)
-                spool.write(piece)
-            if spool.size_bytes != size or payload != digest.digest():
-                raise BadPacket("a snapshot that is not what its size and digest say")
-            self._say(logging.INFO, f"snapshot of {size} bytes for version {version}")
+        assert self._hello is not None
+        begin = self._channel.payload(length, 64)
+        creates = self._hello.role == "create"
+        if not creates:
+            node.require_writer(self)  # before its disk is filled
+        with intake.snapshot(self._channel, begin, self._scratch_dir()) as received:
+            version, spool, digest = received
+            self._say(logging.INFO, f"snapshot of {spool.size_bytes} bytes for version {version}")
             change = Change(version, spool, None)
-            if self._hello is not None and self._hello.role == "create":
-                return node.create(self, change, payload)
-            return node.append(self, change, payload)
+            if creates:
+                return node.create(self, change, digest)
+            return node.append(self, change, digest)
 
-    def _scratch_dir(self, node: Served) -> str:
+    def _scratch_dir(self) -> str:
+        assert self._node is not None
         try:
-            return node.scratch_dir()
+            return self._node.scratch_dir()
         except NotFound:  # it is being made
             return tempfile.gettempdir()
 
@@ -337,19 +301,22 @@ class Conversation:
 
     def _answer_plain(self, node: Served, packet_type: int, length: int) -> None:
         if packet_type == wire.CHANGE:
-            with self._unpacked(wire.unpack_change, length) as (version, transaction):
-                digest = wire.digest_of(version, transaction)
+            with intake.unpacked(self._channel, length, wire.unpack_change, self._scratch_dir) as (
+                version,
+                transaction,
+            ):
+                digest = digests.digest_of(version, transaction)
                 self._claim_plain(node)
                 change = Change(version, None, transaction)
                 standing = node.append(self, change, digest, writes=self._writes)
             self._writes += 1
             self._channel.send(wire.ACK, wire.pack_version(standing.version))
         elif packet_type == wire.SNAPSHOT:
+            self._claim_plain(node)  # before its disk is filled
             scratch = node.scratch_dir()
             with Spool(scratch) as spool:
-                room = free_bytes(scratch)
+                room = fsio.room_bytes(scratch, op="take what a node sends")
                 version, digest = unpack_snapshot(self._channel.pieces(length), spool, room)
-                self._claim_plain(node)
                 change = Change(version, spool, None)
                 standing = node.append(self, change, digest, writes=self._writes)
             self._writes += 1

@@ -9,33 +9,34 @@ import selectors
 import signal
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from cln_backup.channel import Channel
 from cln_backup.errors import StorageError
+from cln_backup.server.admission import MAX_CONNECTIONS, is_loopback, why_refused
 from cln_backup.server.conversation import GREETING_S, Conversation
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from cln_backup.backends.socket_url import Address
     from cln_backup.server.served import Served
 
 _log = logging.getLogger("cln_backup.server")
 
-MAX_CONNECTIONS = 1024
-MAX_STRANGERS = 256
-"""How many connections may be open that have not yet said who they are."""
-
 _STALL_S = 30.0
 _STOP_S = 10.0
+_PAUSE_S = 0.5
 _BACKLOG = 256
 _STACK_BYTES = 512 << 10
 
 
 def bind(address: Address) -> list[socket.socket]:
     """Sockets that listen at an address; a name may have several.
+
+    `[::]` is every address of this machine, of both families.
 
     Raises:
         StorageError: the address is not this machine's, or is taken.
@@ -50,7 +51,7 @@ def bind(address: Address) -> list[socket.socket]:
             sockets.append(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address.host != "::")
             sock.bind(place)
             sock.listen(_BACKLOG)
     except OSError as error:
@@ -60,10 +61,18 @@ def bind(address: Address) -> list[socket.socket]:
     return sockets
 
 
-def is_loopback(sock: socket.socket) -> bool:
+def is_private(sock: socket.socket) -> bool:
     """Whether a listening socket can be reached from this machine only."""
-    host = sock.getsockname()[0] if sock.family != socket.AF_UNIX else "::1"
-    return host == "::1" or host.startswith("127.")
+    return sock.family == socket.AF_UNIX or is_loopback(sock.getsockname()[0])
+
+
+class _Guest:
+    """A connection that was accepted, and the conversation on it once there is one."""
+
+    def __init__(self, sock: socket.socket, host: str) -> None:
+        self.sock = sock
+        self.host = host
+        self.talk: Conversation | None = None
 
 
 class Listener:
@@ -74,25 +83,36 @@ class Listener:
         nodes: Mapping[str, Served],
         sockets: Sequence[socket.socket],
         tls: ssl.SSLContext | None,
+        *,
+        max_connections: int = MAX_CONNECTIONS,
+        on_hup: Callable[[], None] | None = None,
     ) -> None:
         self._nodes = nodes
         self._sockets = sockets
         self._tls = tls
         self._lock = threading.Lock()
-        self._threads: dict[threading.Thread, Conversation | None] = {}
+        self._most = max_connections
+        self._on_hup = on_hup
+        self._guests: dict[threading.Thread, _Guest] = {}
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def stop_on_signals(self) -> None:
-        """Has `run` return soon after a signal, whichever thread the system gave it to."""
+        """Has `run` return soon after a signal, whichever thread the system gave it to.
+
+        A handler in Python would not do: it waits for the main thread, which waits for sockets.
+        """
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
 
     def stop(self) -> None:
-        """Has `run` return soon. May be called from a signal handler."""
+        """Has `run` return soon."""
         with contextlib.suppress(BlockingIOError):
-            os.write(self._woken, b"s")
+            os.write(self._woken, bytes([signal.SIGTERM]))
 
     def run(self) -> None:
-        """Accepts until `stop`; then finishes what was begun, and closes everything."""
+        """Accepts until `stop`; then finishes what was begun, and closes everything.
+
+        SIGHUP is left to `on_hup`, which is called in a thread of its own.
+        """
         threading.stack_size(_STACK_BYTES)
         selector = selectors.DefaultSelector()
         selector.register(self._wake, selectors.EVENT_READ)
@@ -101,66 +121,84 @@ class Listener:
             selector.register(sock, selectors.EVENT_READ)
         while True:
             ready = [key.fileobj for key, _ in selector.select()]
-            if self._wake in ready:
+            if self._wake in ready and self._told_to_stop():
                 break
             for listening in ready:
-                assert isinstance(listening, socket.socket)
-                self._accept(listening)
+                if isinstance(listening, socket.socket):
+                    self._accept(listening)
         selector.close()
         for sock in self._sockets:
             sock.close()
         self._finish()
 
+    def _told_to_stop(self) -> bool:
+        orders = os.read(self._wake, 64)
+        if signal.SIGHUP in orders and self._on_hup is not None:
+            threading.Thread(target=self._on_hup, name="hup", daemon=True).start()
+        return any(order != signal.SIGHUP for order in orders)
+
     def _accept(self, listening: socket.socket) -> None:
         try:
             sock, place = listening.accept()
-        except OSError as error:  # gone again, or out of file descriptors
-            _log.warning("Cannot accept a connection: %s", error)
+        except BlockingIOError:  # gone again
             return
-        host, port = place[:2]
+        except OSError as error:  # out of file descriptors or memory, and so at the next attempt
+            _log.warning("Cannot accept a connection: %s", error)
+            time.sleep(_PAUSE_S)
+            return
+        host, port = place[:2] if sock.family != socket.AF_UNIX else ("::1", 0)
         peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         with self._lock:
-            open_now = len(self._threads)
-            known = sum(1 for talk in self._threads.values() if talk and talk.greeted)
-        if open_now >= MAX_CONNECTIONS or open_now - known >= MAX_STRANGERS:
-            _log.warning("%s: closed: %d connections are open already", peer, open_now)
+            guests = list(self._guests.values())
+        strangers = [guest.host for guest in guests if guest.talk is None or not guest.talk.greeted]
+        why = why_refused(host, strangers, len(guests), self._most)
+        if why is not None:
+            _log.warning("%s: closed: %s", peer, why)
             sock.close()
             return
-        local = host == "::1" or host.startswith("127.")
-        thread = threading.Thread(
-            target=self._serve, args=(sock, peer, local), name=peer, daemon=True
-        )
+        guest = _Guest(sock, host)
+        thread = threading.Thread(target=self._serve, args=(guest, peer), name=peer, daemon=True)
         with self._lock:
-            self._threads[thread] = None
-        thread.start()
+            self._guests[thread] = guest
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no thread to spare
+            _log.warning("%s: closed: %s", peer, error)
+            sock.close()
+            with self._lock:
+                del self._guests[thread]
 
-    def _serve(self, sock: socket.socket, peer: str, local: bool) -> None:
+    def _serve(self, guest: _Guest, peer: str) -> None:
+        sock = guest.sock
         try:
             if self._tls is not None:
                 sock.settimeout(GREETING_S)
                 sock = self._tls.wrap_socket(sock, server_side=True)
-            talk = Conversation(Channel(sock, stall_s=_STALL_S), peer, self._nodes, local=local)
-            with self._lock:
-                self._threads[threading.current_thread()] = talk
-            talk.run()
+            channel = Channel(sock, stall_s=_STALL_S)
+            local = is_loopback(guest.host)
+            guest.talk = Conversation(channel, peer, self._nodes, local=local)
+            guest.talk.run()
         except OSError as error:
             _log.warning("%s: closed: no TLS: %s", peer, error)
         finally:
             sock.close()
             with self._lock:
-                del self._threads[threading.current_thread()]
+                del self._guests[threading.current_thread()]
 
     def _finish(self) -> None:
         with self._lock:
-            open_now = dict(self._threads)
-        for talk in open_now.values():
-            if talk is not None:
-                talk.finish()
-        for thread in open_now:
-            thread.join(_STOP_S)
+            guests = dict(self._guests)
+        for guest in guests.values():
+            if guest.talk is not None:
+                guest.talk.finish()
+        until = time.monotonic() + _STOP_S
+        for thread, guest in guests.items():
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive() and guest.talk is not None:
+                guest.talk.evict("closed: the server stops")  # it reads too slowly
         for node in self._nodes.values():
             node.close()
 
     def connections(self) -> int:
         """How many connections are open."""
-        return len(self._threads)
+        return len(self._guests)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
-from typing import TYPE_CHECKING
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
 
-from cln_backup.errors import BadSettings, StorageError
+from cln_backup.errors import BadSettings
+from cln_backup.server.listener import bind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -15,6 +20,10 @@ if TYPE_CHECKING:
     from cln_backup.backends.socket_url import Address
     from cln_backup.server.listener import Listener
     from cln_backup.server.served import Served
+
+
+_MAX_REQUESTS = 8
+_REQUEST_S = 10.0
 
 
 class _Figures:
@@ -48,13 +57,13 @@ class _Figures:
                 ("refusals", "Requests refused since the start"),
             )
         }
-        for name, node in self._nodes.items():
+        for name, node in dict(self._nodes).items():  # which may be read anew meanwhile
             figures = node.counters
             counters["stored_changes"].add_metric([name], figures.changes)
             counters["received_bytes"].add_metric([name], figures.received_bytes)
             counters["compactions"].add_metric([name], figures.compactions)
             counters["refusals"].add_metric([name], figures.refusals)
-            gauges["node_connections"].add_metric([name], figures.connections)
+            gauges["node_connections"].add_metric([name], node.connections())
             gauges["writer_connected"].add_metric([name], node.writer_peer() is not None)
             last = node.last
             if last is None:
@@ -72,6 +81,50 @@ class _Figures:
         yield total
 
 
+class _Server(ThreadingHTTPServer):
+    """Answers few at once, and each for a short time only: nobody can take the server's threads."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, sock: socket.socket, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(sock.getsockname(), handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = sock
+        self.server_port = sock.getsockname()[1]
+        self._free = threading.BoundedSemaphore(_MAX_REQUESTS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - its base's
+        """Gives a connection a thread, while there are any to give."""
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # the system has no thread to spare
+            self._free.release()
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """Answers a connection; whoever sends byte after byte is cut off at the end of the time."""
+        timer = threading.Timer(_REQUEST_S, _shut, [request])
+        timer.daemon = True
+        timer.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            timer.cancel()
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """A connection that broke is none of the server's troubles."""
+
+
+def _shut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
 def serve(address: Address, nodes: Mapping[str, Served], listener: Listener) -> int:
     """Serves the figures at an address, in a thread; returns the port.
 
@@ -80,15 +133,17 @@ def serve(address: Address, nodes: Mapping[str, Served], listener: Listener) -> 
         StorageError: the address cannot be listened at.
     """
     try:
-        from prometheus_client import CollectorRegistry, start_http_server
+        from prometheus_client import CollectorRegistry, MetricsHandler
     except ImportError:
         raise BadSettings(
             "For metrics, the extra metrics is needed: pip install 'cln-backup[metrics]'."
         ) from None
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Figures(nodes, listener))
-    try:
-        server, _ = start_http_server(address.port, address.host, registry)
-    except OSError as error:
-        raise StorageError(f"Cannot listen at {address}: {error.strerror or error}.") from error
+    handler = type("Handler", (MetricsHandler,), {"registry": registry, "timeout": _REQUEST_S})
+    sockets = bind(address)
+    for sock in sockets[1:]:
+        sock.close()
+    server = _Server(sockets[0], handler)
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return int(server.server_port)

@@ -6,13 +6,23 @@ alice    file:///srv/backup/alice.bkp  5f1d…
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import threading
+from typing import TYPE_CHECKING
 
 from cln_backup import fsio
-from cln_backup.errors import BadSettings
+from cln_backup.backends import redacted
+from cln_backup.errors import BackupError, BadSettings, NotFound
 from cln_backup.server.served import Served
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_log = logging.getLogger("cln_backup.server")
+
+_renewing = threading.Lock()
 _MAX_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -55,3 +65,52 @@ def read_nodes(path: str) -> dict[str, Served]:
     if not nodes:
         raise BadSettings(f"{path} lists no node.")
     return nodes
+
+
+def open_nodes(nodes: Iterable[Served]) -> None:
+    """Opens backups for writing. One that cannot be opened is tried again when its node comes."""
+    for node in nodes:
+        try:
+            node.open()
+        except NotFound:
+            say_not_found(node)
+        except BackupError as error:
+            _log.error("%s: %s", node.name, error)
+
+
+def say_not_found(node: Served) -> None:
+    """Warns that there is no backup yet."""
+    _log.warning(
+        "There is no backup at %s yet. If there was one, look whether its disk is mounted; a "
+        "node's first `backup-cli init` makes it.",
+        redacted(node.url),
+    )
+
+
+def renew(nodes: dict[str, Served], path: str) -> None:
+    """Reads the list anew, into `nodes`; whose line is as before goes on undisturbed.
+
+    The connections of a node whose line is gone or another are closed. A list that cannot be right
+    changes nothing. Raises nothing.
+    """
+    with _renewing:
+        try:
+            listed = read_nodes(path)
+        except BackupError as error:
+            _log.error("The list of nodes stays as it was: %s", error)
+            return
+        changed = [name for name, node in nodes.items() if not _is_same(node, listed.get(name))]
+        # All of the old ones first: a backup may have got another name.
+        for name in changed:
+            nodes[name].retire()
+        for name in changed:
+            if name not in listed:
+                del nodes[name]
+        new = [node for name, node in listed.items() if name not in nodes or name in changed]
+        nodes.update({node.name: node for node in new})
+        open_nodes(new)
+        _log.info("Read %s: %d nodes, of which %d are new or changed", path, len(nodes), len(new))
+
+
+def _is_same(node: Served, listed: Served | None) -> bool:
+    return listed is not None and (node.url, node.token_hash) == (listed.url, listed.token_hash)

@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from cln_backup.backends import create_backend, open_backend, redacted
+from cln_backup.backends.base import size_of
 from cln_backup.compactor import Compactor
 from cln_backup.errors import (
     AlreadyExists,
@@ -17,11 +18,12 @@ from cln_backup.errors import (
     StorageError,
     WriterConflict,
 )
-from cln_backup.formats import v1, wire
+from cln_backup.server.standing import head_digest, standing_of
 
 if TYPE_CHECKING:
     from cln_backup.backends.base import Backend, Statistics
     from cln_backup.change import Change
+    from cln_backup.formats import wire
 
 _log = logging.getLogger("cln_backup.server")
 
@@ -29,11 +31,14 @@ _GRACE_S = 4.0
 """How long a new writer waits for the old one's connection to be found dead."""
 
 _GRACE_LOCAL_S = 0.1
+MAX_NODE_CONNECTIONS = 32
+"""How many connections one node may have; it has one, and one more while it is compacted."""
+
 _compacting_now = threading.BoundedSemaphore(2)
 
 
-class Writer(Protocol):
-    """A connection, as far as the right to write is concerned."""
+class Client(Protocol):
+    """A connection, as its node sees it."""
 
     peer: str
     who: str
@@ -42,8 +47,11 @@ class Writer(Protocol):
     def probe(self) -> None:
         """Finds out whether the other side is still there; if not, the connection ends."""
 
-    def evict(self) -> None:
-        """Ends the connection: another has taken the right to write."""
+    def evict(self, why: str) -> None:
+        """Ends the connection; its client may come back and is judged anew."""
+
+
+_TAKEN = "another connection takes over the right to write"
 
 
 class Counters:
@@ -54,7 +62,6 @@ class Counters:
         self.received_bytes = 0
         self.compactions = 0
         self.refusals = 0
-        self.connections = 0
 
 
 class Served:
@@ -70,13 +77,17 @@ class Served:
         self.counters = Counters()
         self.last: wire.Standing | None = None
         self._changed = threading.Condition(threading.RLock())
+        self._clients_lock = threading.Lock()
         self._backend: Backend | None = None
         self._digest: bytes | None = None
-        self._holder: Writer | None = None
+        self._clients: set[Client] = set()
+        self._holder: Client | None = None
         self._session = ""
         self._epoch = 0
         self._writes = 0
         self._compacting = False
+        self._compacted_at_write = -1
+        self._retired = False
 
     def open(self) -> None:
         """Opens the backup for writing. Raises what `open_backend` raises."""
@@ -84,6 +95,8 @@ class Served:
             self._stand(self._opened())
 
     def _opened(self) -> Backend:
+        if self._retired:
+            raise ConnectionAbortedError("the list of nodes was changed")
         if self._backend is None:
             self._digest = None
             self._backend = open_backend(self.url, writable=True)
@@ -119,7 +132,7 @@ class Served:
         with self._changed:
             return self._opened().scratch_dir
 
-    def claim(self, writer: Writer, session: str, *, resume: bool) -> wire.Standing:
+    def claim(self, writer: Client, session: str, *, resume: bool) -> wire.Standing:
         """Gives a connection the right to write.
 
         The same session takes it over from its own connection of before; another gets it only
@@ -138,7 +151,7 @@ class Served:
                     "must not go on: if it is a second copy of the node, never start it again."
                 )
             if holder is not None and session and session == self._session:
-                holder.evict()
+                holder.evict(_TAKEN)
                 self._holder = None
             elif holder is not None:
                 holder.probe()
@@ -159,7 +172,7 @@ class Served:
                 self._session = session
             return standing._replace(epoch=self._epoch)
 
-    def create(self, writer: Writer, base: Change | None, digest: bytes) -> wire.Standing:
+    def create(self, writer: Client, base: Change | None, digest: bytes) -> wire.Standing:
         """Makes the backup, or takes one that is there and empty. Durable when it returns.
 
         Raises:
@@ -184,19 +197,48 @@ class Served:
         """Ends the holder's right to write, for good; the next one that asks gets it."""
         with self._changed:
             if self._holder is not None:
-                self._holder.evict()
+                self._holder.evict(_TAKEN)
                 self._holder = None
             self._session = session
             self._epoch += 1
 
-    def release(self, writer: Writer) -> None:
-        """Takes note that a connection is gone."""
+    def enter(self, client: Client) -> None:
+        """Takes note of a connection.
+
+        Raises:
+            ConnectionAbortedError: there are too many; the client may try again.
+        """
+        with self._clients_lock:
+            if len(self._clients) >= MAX_NODE_CONNECTIONS:
+                raise ConnectionAbortedError(
+                    f"{len(self._clients)} connections of this node are open already"
+                )
+            self._clients.add(client)
+
+    def connections(self) -> int:
+        """How many connections of the node are open."""
+        return len(self._clients)
+
+    def is_writer(self, client: Client) -> bool:
+        """Whether a connection has the right to write."""
+        return self._holder is client
+
+    def require_writer(self, client: Client) -> None:
+        """Raises `WriterConflict` where a connection has no right to write."""
         with self._changed:
-            if self._holder is writer:
+            self._writable(client)
+
+    def leave(self, client: Client, received_bytes: int) -> None:
+        """Takes note that a connection is gone."""
+        with self._clients_lock:
+            self._clients.discard(client)
+            self.counters.received_bytes += received_bytes
+        with self._changed:
+            if self._holder is client:
                 self._holder = None
                 self._changed.notify_all()
 
-    def belong_to(self, writer: Writer, node_id: str) -> wire.Standing:
+    def belong_to(self, writer: Client, node_id: str) -> wire.Standing:
         """Makes sure that the backup is one node's, as `Backend.claim` does.
 
         Raises:
@@ -209,7 +251,7 @@ class Served:
             return self._stand(backend)
 
     def append(
-        self, writer: Writer, change: Change, digest: bytes, *, writes: int | None = None
+        self, writer: Client, change: Change, digest: bytes, *, writes: int | None = None
     ) -> wire.Standing:
         """Stores a change; it is on stable storage when this returns.
 
@@ -236,7 +278,7 @@ class Served:
             return self._stand(backend)
 
     def drop(
-        self, writer: Writer, to_version: int, digest: bytes | None, *, writes: int | None = None
+        self, writer: Client, to_version: int, digest: bytes | None, *, writes: int | None = None
     ) -> wire.Standing:
         """Drops the head, which must have this digest if one is given. As `append` otherwise.
 
@@ -261,7 +303,9 @@ class Served:
             self._say_notices()
             return self._stand(backend)
 
-    def _writable(self, writer: Writer, writes: int | None = None) -> Backend:
+    def _writable(self, writer: Client, writes: int | None = None) -> Backend:
+        if self._retired:
+            raise ConnectionAbortedError("the list of nodes was changed")
         if self._holder is not writer:
             raise WriterConflict("Another process has taken over the right to write.")
         if writes is not None and writes != self._writes:
@@ -283,6 +327,9 @@ class Served:
         with self._changed:
             if self._compacting:
                 raise StorageError("A compaction of this backup is under way already.")
+            if self._compacted_at_write == self._writes:
+                size = size_of(self._opened())
+                return {"before": size, "after": size}
             self._compacting = True
         try:
             with _compacting_now:
@@ -299,18 +346,23 @@ class Served:
             if own is not None:
                 return own
             compactor = Compactor(backend)
+            writes = self._writes
+        poll = select.poll()  # a server has more files open than select takes
+        poll.register(compactor, select.POLLIN)
         try:
             while True:
-                select.select([compactor], [], [])
+                poll.poll()
                 with self._changed:
                     if self._backend is not backend:
                         raise StorageError("A write failed meanwhile; the backup is as before.")
                     statistics = compactor.step()
                     if statistics is not None:
+                        self._compacted_at_write = writes
                         self._stand(backend)
                         return statistics
         finally:
             compactor.close()
+            compactor.wait()
 
     def writer_peer(self) -> str | None:
         """Who writes now."""
@@ -323,44 +375,18 @@ class Served:
             self._backend = None
         self._digest = None
 
+    def retire(self) -> None:
+        """Ends all connections and lets go of the backup, for good: the list names it no more."""
+        with self._clients_lock:
+            clients = list(self._clients)
+        for client in clients:
+            client.evict("closed: the list of nodes was changed")
+        with self._changed:
+            self._retired = True
+            self._holder = None
+            self._shut()
+
     def close(self) -> None:
         """Lets go of the backup, after the write that is under way."""
         with self._changed:
             self._shut()
-
-
-def standing_of(backend: Backend, digest: bytes, epoch: int) -> wire.Standing:
-    """Where a backup stands, as it goes over the wire."""
-    head = backend.head
-    changed_at = backend.last_change_at
-    return wire.Standing(
-        backend.version,
-        backend.prev_version,
-        backend.version_count,
-        None if head is None else head.kind,
-        head is None or head.foreign_keys,
-        backend.size_bytes,
-        0 if changed_at is None else int(changed_at * 1000),
-        epoch,
-        digest,
-    )
-
-
-def head_digest(backend: Backend) -> bytes:
-    """The digest of the last change, which is read for it; zeros when there is none."""
-    digest = wire.NO_DIGEST
-    if backend.head is not None:
-        for change in backend.stream_changes(backend.version):
-            digest = digest_of(change)
-    return digest
-
-
-def digest_of(change: Change) -> bytes:
-    """The digest of a change; a snapshot is read for it."""
-    if change.transaction is not None:
-        return wire.digest_of(change.version, change.transaction)
-    assert change.snapshot is not None
-    digest = wire.change_digest(v1.SNAPSHOT, change.version)
-    for chunk in change.snapshot.chunks():
-        digest.update(chunk)
-    return digest.digest()

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from cln_backup.backends.session import pack_snapshot, send_snapshot
 from cln_backup.errors import StorageError
-from cln_backup.formats import v1, wire
-from cln_backup.server.served import digest_of
+from cln_backup.formats import digests, v1, wire
+from cln_backup.server.standing import digest_of
 from cln_backup.spool import Spool
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def send_changes(
             _send_pieces(channel, change, offset, deflate=deflate)
         else:
             payload = v1.pack_transaction(change.transaction)
-            digest = wire.transaction_digest(change.version, payload)
+            digest = digests.transaction_digest(change.version, payload)
             packed = wire.pack_append(change.version, payload, digest, deflate=deflate)
             channel.queue(wire.APPEND, packed)
         offset = 0
@@ -56,7 +56,7 @@ def _send_pieces(channel: Channel, change: Change, offset: int, *, deflate: bool
     assert snapshot is not None
     begin = wire.pack_snapshot_begin(change.version, snapshot.size_bytes)
     channel.queue(wire.SNAPSHOT_BEGIN, begin)
-    digest = wire.change_digest(v1.SNAPSHOT, change.version)
+    digest = digests.change_digest(v1.SNAPSHOT, change.version)
     at = 0
     for chunk in snapshot.chunks():
         digest.update(chunk)

@@ -1,0 +1,39 @@
+"""The digest that tells one change from every other, from end to end."""
+
+from __future__ import annotations
+
+import struct
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final
+
+from cln_backup.formats import v1
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DIGEST_BYTES: Final = 32
+NO_DIGEST: Final = bytes(DIGEST_BYTES)
+"""Stands for the digest where there is no change."""
+
+_START = struct.Struct("!BI")
+
+
+def transaction_digest(version: int, payload: bytes) -> bytes:
+    """The digest of a transaction or rider, as `v1.pack_transaction` has it."""
+    digest = change_digest(v1.TRANSACTION, version)
+    digest.update(payload)
+    return digest.digest()
+
+
+def digest_of(version: int, transaction: Sequence[str]) -> bytes:
+    """The digest of a transaction or rider."""
+    return transaction_digest(version, v1.pack_transaction(transaction))
+
+
+def change_digest(change_type: int, version: int) -> blake2b:
+    """The start of a change's digest, to be fed with the payload: over type, version, payload."""
+    return blake2b(
+        _START.pack(change_type, version),
+        digest_size=DIGEST_BYTES,
+        person=b"cln-backup wire",
+    )

@@ -1,0 +1,131 @@
+"""What a client sends that is too large to hold: it waits on disk until it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup import fsio
+from cln_backup.errors import BadPacket, StorageError
+from cln_backup.formats import digests, encoding, v1, wire
+from cln_backup.spool import Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
+
+    from typing_extensions import Self
+
+    from cln_backup.channel import Channel
+
+    T = TypeVar("T")
+
+PIECE_S = 10.0
+"""How long the next piece of a snapshot may take to begin."""
+
+_SMALL_BYTES = 1 << 22
+_large_ones = threading.BoundedSemaphore(2)
+
+
+class Received(NamedTuple):
+    """A snapshot that came whole."""
+
+    version: int
+    spool: Spool
+    digest: bytes
+
+
+@contextlib.contextmanager
+def unpacked(
+    channel: Channel,
+    length_bytes: int,
+    unpack: Callable[[bytes, int], T],
+    scratch_dir: Callable[[], str],
+) -> Iterator[T]:
+    """What a packet holds. Large ones wait on disk until it is their turn to be in memory.
+
+    Raises:
+        BadPacket: it is not what it must be; the connection cannot go on.
+        StorageError: there is no room; the packet was read to its end.
+        OSError: the connection is lost.
+    """
+    if length_bytes > wire.MAX_CHANGE_BYTES + wire.APPEND_BYTES:
+        raise BadPacket(f"a change of {length_bytes} bytes")
+    if length_bytes <= _SMALL_BYTES:
+        payload = channel.payload(length_bytes, _SMALL_BYTES)
+        try:
+            content = unpack(payload, _SMALL_BYTES)
+        except encoding.TooLarge:
+            with _large_ones:
+                yield unpack(payload, wire.MAX_CHANGE_BYTES)
+        else:
+            yield content
+        return
+    with _Intake(scratch_dir()) as intake:
+        for piece in channel.pieces(length_bytes):
+            intake.take(piece)
+        spool = intake.whole()
+        with _large_ones:
+            yield unpack(b"".join(spool.chunks()), wire.MAX_CHANGE_BYTES)
+
+
+@contextlib.contextmanager
+def snapshot(channel: Channel, begin: bytes, scratch_dir: str) -> Iterator[Received]:
+    """The snapshot that follows a SNAPSHOT_BEGIN; its digest was right. Raises as `unpacked`."""
+    version, size = wire.unpack_snapshot_begin(begin)
+    digest = digests.change_digest(v1.SNAPSHOT, version)
+    got = 0
+    with _Intake(scratch_dir, size) as intake:
+        while True:
+            found = channel.head(PIECE_S)
+            if found is None:
+                raise ConnectionResetError("closed within a snapshot")
+            payload = channel.payload(found[1], wire.CHUNK_BYTES + 1024)
+            if found[0] == wire.SNAPSHOT_END:
+                break
+            if found[0] != wire.SNAPSHOT_DATA:
+                raise BadPacket(f"a packet of type {found[0]} within a snapshot")
+            piece = wire.unpack_piece(payload)
+            got += len(piece)
+            if got > size:
+                raise BadPacket("more of a snapshot than it announced")
+            digest.update(piece)
+            intake.take(piece)
+        if got != size or payload != digest.digest():
+            raise BadPacket("a snapshot that is not what its size and digest say")
+        yield Received(version, intake.whole(), payload)
+
+
+class _Intake:
+    """A spool that hears the client out also where there is no room, so that it can be told."""
+
+    def __init__(self, directory: str, size_bytes: int = 0) -> None:
+        self._spool = Spool(directory)
+        self._failure: StorageError | None = None
+        try:
+            fsio.require_room(directory, op="take what a node sends", needed_bytes=size_bytes)
+        except StorageError as error:
+            self._failure = error
+
+    def take(self, piece: bytes) -> None:
+        """Keeps a piece, as long as there is room."""
+        if self._failure is not None:
+            return
+        try:
+            self._spool.write(piece)
+        except StorageError as error:
+            self._failure = error
+            self._spool.close()
+
+    def whole(self) -> Spool:
+        """All pieces. Raises `StorageError` where they could not be kept."""
+        if self._failure is not None:
+            raise self._failure
+        return self._spool
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._spool.close()

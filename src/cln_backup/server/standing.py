@@ -1,0 +1,48 @@
+"""Where a backup stands, and the digests that say so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cln_backup.formats import digests, v1, wire
+
+if TYPE_CHECKING:
+    from cln_backup.backends.base import Backend
+    from cln_backup.change import Change
+
+
+def standing_of(backend: Backend, digest: bytes, epoch: int) -> wire.Standing:
+    """Where a backup stands, as it goes over the wire."""
+    head = backend.head
+    changed_at = backend.last_change_at
+    return wire.Standing(
+        backend.version,
+        backend.prev_version,
+        backend.version_count,
+        None if head is None else head.kind,
+        head is None or head.foreign_keys,
+        backend.size_bytes,
+        0 if changed_at is None else int(changed_at * 1000),
+        epoch,
+        digest,
+    )
+
+
+def head_digest(backend: Backend) -> bytes:
+    """The digest of the last change, which is read for it; zeros when there is none."""
+    digest = digests.NO_DIGEST
+    if backend.head is not None:
+        for change in backend.stream_changes(backend.version):
+            digest = digest_of(change)
+    return digest
+
+
+def digest_of(change: Change) -> bytes:
+    """The digest of a change; a snapshot is read for it."""
+    if change.transaction is not None:
+        return digests.digest_of(change.version, change.transaction)
+    assert change.snapshot is not None
+    digest = digests.change_digest(v1.SNAPSHOT, change.version)
+    for chunk in change.snapshot.chunks():
+        digest.update(chunk)
+    return digest.digest()

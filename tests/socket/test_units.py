@@ -1,0 +1,125 @@
+"""The units in contrib/systemd: as systemd checks them, and under a systemd of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cln_backup.backends import create_backend
+from cln_backup.backends.token_file import create_token
+from cln_backup.server import certificate
+from tests.socket.serving import CLI, unused_port
+
+_UNITS = Path(__file__).parents[2] / "contrib" / "systemd"
+_SYSTEMD = "/lib/systemd/systemd"
+
+# A user's systemd, with a /run of its own, in which it believes that the system was booted by one.
+_SCRIPT = """
+set -e
+mount -t tmpfs tmpfs /run
+mkdir -p /run/systemd/system /run/user-1
+chmod 700 /run/user-1
+export XDG_RUNTIME_DIR=/run/user-1 HOME=$1
+SYSTEMD --user --log-target=console > $HOME/systemd.log 2>&1 &
+trap "kill $!; wait" EXIT
+for _ in $(seq 600); do [ -S /run/user-1/systemd/private ] && break; sleep 0.1; done
+ctl() { timeout 120 systemctl --user --no-pager "$@"; }
+echo "# started when it is ready"
+ctl start cln-backup-server.service
+CLI status "$(cat $HOME/url)" | grep version
+ctl reload cln-backup-server.service
+ctl stop cln-backup-server.service
+ctl show -p Result -p ExecMainStatus cln-backup-server.service
+echo "# started by its port"
+ctl start cln-backup-server-activated.socket
+ctl is-active cln-backup-server-activated.service || true
+CLI status "$(cat $HOME/url-activated)" | grep version
+ctl is-active cln-backup-server-activated.service
+echo "# killed, and started again"
+ctl kill -s KILL cln-backup-server-activated.service
+CLI status "$(cat $HOME/url-activated)" | grep version
+ctl stop cln-backup-server-activated.socket cln-backup-server-activated.service
+ctl show -p Result -p ExecMainStatus cln-backup-server-activated.service
+"""
+_SAID = """\
+# started when it is ready
+data version  0
+Result=success
+ExecMainStatus=0
+# started by its port
+inactive
+data version  0
+active
+# killed, and started again
+data version  0
+Result=success
+ExecMainStatus=0
+"""
+
+
+def _prepared(text: str, tmp_path: Path, ports: tuple[int, int]) -> str:
+    """A unit for this test: other places, and without what a user's systemd cannot do."""
+    for here, there in (
+        ("/usr/local/bin/backup-cli", CLI),
+        ("/etc/cln-backup/nodes", f"{tmp_path}/nodes"),
+        ("/var/lib/cln-backup", f"{tmp_path}/tls"),
+        ("[::]:8700", f"[::]:{ports[0]}"),
+        ("ListenStream=8700", f"ListenStream={ports[1]}"),
+        ("/srv/backup", str(tmp_path)),
+    ):
+        text = text.replace(here, there)
+    left_out = ("User=", "Protect", "Private", "ReadWrite")
+    return "".join(line for line in text.splitlines(True) if not line.startswith(left_out))
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+@pytest.mark.parametrize("name", sorted(path.name for path in _UNITS.iterdir()))
+def test_unit_as_systemd_checks_it(tmp_path: Path, name: str) -> None:
+    for path in _UNITS.iterdir():
+        text = path.read_text().replace("/usr/local/bin/backup-cli", CLI)
+        (tmp_path / path.name).write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", tmp_path / name], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists(_SYSTEMD) or shutil.which("unshare") is None,
+    reason="it needs a systemd, and the right to mount a directory for it",
+)
+def test_units_under_systemd(tmp_path: Path) -> None:
+    ports = unused_port(), unused_port()
+    tried = subprocess.run(
+        ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/run"], capture_output=True, check=False
+    )
+    if tried.returncode:
+        pytest.skip("nothing can be mounted here")
+    home = tmp_path / ".config" / "systemd" / "user"
+    home.mkdir(parents=True)
+    for path in _UNITS.iterdir():
+        (home / path.name).write_text(_prepared(path.read_text(), tmp_path, ports))
+    create_backend(f"file://{tmp_path}/alice.bkp", None)
+    token = create_token(str(tmp_path / "alice.token"))
+    (tmp_path / "nodes").write_text(f"alice file://{tmp_path}/alice.bkp {token}\n")
+    shown = certificate.fingerprint(certificate.make(str(tmp_path / "tls"))[0])
+    for name, port in zip(("url", "url-activated"), ports, strict=True):
+        options = f"node=alice&token-file={tmp_path}/alice.token&fingerprint={shown}"
+        (tmp_path / name).write_text(f"socket:127.0.0.1:{port}?{options}")
+    script = _SCRIPT.replace("SYSTEMD", _SYSTEMD).replace("CLI ", f"{CLI} ")
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", script, "bash", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    log = tmp_path / "systemd.log"
+    said = done.stdout + done.stderr + (log.read_text() if log.exists() else "")
+    if "Startup finished" not in said and "# started when" not in said:
+        pytest.skip(f"systemd does not run here: {said}")
+    assert done.stdout == _SAID, said
