@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup import fsio
+from cln_backup import scratch
 from cln_backup.backends import open_backend
 from cln_backup.backends.base import size_of
 from cln_backup.change import Change, Kind
@@ -42,7 +42,7 @@ def compact(
         before = size_of(writer)
         with open_backend(url) as reader:
             if worth_folding(reader):
-                with fsio.scratch_directory(reader.scratch_dir, op="compact") as directory:
+                with scratch.directory(reader.scratch_dir, op="compact") as directory:
                     folded = fold(reader, directory, progress)
                     staged = reader.stage(folded.base, foreign_keys=folded.foreign_keys)
                 writer.replace(staged)
@@ -84,7 +84,7 @@ def fold(
     if with_head:  # it was replayed too, so it can be relied on
         return Folded(None, foreign_keys=True)
     snapshot = DatabaseFile(path)
-    fsio.require_room(reader.storage_dir, op="compact", needed_bytes=snapshot.size_bytes)
+    scratch.require_room(reader.storage_dir, op="compact", needed_bytes=snapshot.size_bytes)
     return Folded(Change(replica.applied, snapshot, None), replica.foreign_keys)
 
 
@@ -92,5 +92,5 @@ def _with_room(changes: Iterator[Change], place: str) -> Iterator[Change]:
     """Passes the changes on while the disk has room for what they make, and more."""
     for change in changes:
         needed = 0 if change.snapshot is None else change.snapshot.size_bytes
-        fsio.require_room(place, op="compact", needed_bytes=needed)
+        scratch.require_room(place, op="compact", needed_bytes=needed)
         yield change

@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from threading import Thread, get_native_id
 from typing import TYPE_CHECKING, Any
 
-from cln_backup import fsio
+from cln_backup import scratch
 from cln_backup.errors import BackupError, Interrupted
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class _PacedSnapshot:
         """The file's bytes in order; after each piece, a pause in proportion to its writing."""
         for chunk in self._snapshot.chunks():
             for start in range(0, len(chunk), _PIECE_BYTES):
-                fsio.require_room(self._place, op="compact")
+                scratch.require_room(self._place, op="compact")
                 given = time.monotonic()
                 yield chunk[start : start + _PIECE_BYTES]
                 time.sleep((time.monotonic() - given) * _PAUSE)
@@ -95,12 +95,12 @@ class _Process:
             return
         staged = None
         if worth_folding(reader):
-            with fsio.scratch_directory(reader.scratch_dir, op="compact") as directory:
+            with scratch.directory(reader.scratch_dir, op="compact") as directory:
                 base, foreign_keys = low_priority.submit(
                     fold, reader, directory, self._go_on
                 ).result()
                 staged = _stage(reader, base, foreign_keys=foreign_keys)
-                fsio.empty(directory, op="compact")
+                scratch.empty(directory, op="compact")
         _say({"staged": None if staged is None else staged._asdict()})
         while self._requests.get() == "more\n" and staged is not None:
             staged = reader.stage_more(staged)

@@ -12,9 +12,7 @@ import errno
 import fcntl
 import mmap
 import os
-import shutil
 import sys
-import tempfile
 import time
 from typing import TYPE_CHECKING
 
@@ -32,7 +30,7 @@ _GIVEN_BACK_BYTES = 4 << 20
 _GIVE_BACK_PAUSE = 4.0
 
 
-class _storage_errors:  # noqa: N801 - a context manager; a generator would cost the node more
+class storage_errors:  # noqa: N801 - a context manager; a generator would cost the node more
     """Turns the operating system's errors into `StorageError`."""
 
     __slots__ = ("_op", "_path")
@@ -66,7 +64,7 @@ def _name_of(fd: int) -> str:
 
 def open_existing(path: str, *, writable: bool, op: str) -> int:
     """Opens a file and returns its descriptor (closed on exec)."""
-    with _storage_errors(op, path):
+    with storage_errors(op, path):
         return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
 
 
@@ -96,7 +94,7 @@ def create(path: str, *, op: str) -> int:
     Raises `AlreadyExists` when the path is taken, also by a link; nothing durable yet.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _storage_errors(op, path):
+    with storage_errors(op, path):
         try:
             return os.open(path, flags, _PRIVATE)
         except FileExistsError:
@@ -114,39 +112,9 @@ def create_beside(path: str, purpose: str, *, op: str) -> tuple[int, str]:
             number += 1
 
 
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-@contextlib.contextmanager
-def scratch_directory(place: str, *, op: str) -> Iterator[str]:
-    """A directory for this block only; removed with all that is in it.
-
-    Those that processes of this machine left which were killed are removed as well.
-    """
-    prefix = f".{op.replace(' ', '-')}-{os.uname().nodename}-"
-    with _storage_errors(op, place):
-        for name in os.listdir(place):
-            pid = name.removeprefix(prefix).partition("-")[0]
-            if name.startswith(prefix) and pid.isdecimal() and not _lives(int(pid)):
-                shutil.rmtree(os.path.join(place, name), ignore_errors=True)
-        directory = tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=place)
-    try:
-        yield directory.name
-    finally:
-        with _storage_errors(op, directory.name):
-            directory.cleanup()
-
-
 def open_lock(path: str, *, op: str) -> int:
     """Opens a lock file, made if it is not there, that only its owner may read."""
-    with _storage_errors(op, path):
+    with storage_errors(op, path):
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
 
 
@@ -155,7 +123,7 @@ def write_at(fd: int, buffers: Sequence[bytes | memoryview], offset_bytes: int, 
 
     In the kernel's hands when it returns, not durable.
     """
-    with _storage_errors(op, fd):
+    with storage_errors(op, fd):
         length = sum(map(len, buffers))
         written = os.pwritev(fd, buffers, offset_bytes)
         if written < length:  # the disk is filling up, or a signal came
@@ -167,7 +135,7 @@ def write_at(fd: int, buffers: Sequence[bytes | memoryview], offset_bytes: int, 
 
 def read_at(fd: int, length_bytes: int, offset_bytes: int, *, op: str) -> bytes:
     """Reads up to that many bytes; fewer only where the file ends."""
-    with _storage_errors(op, fd):
+    with storage_errors(op, fd):
         data = os.pread(fd, length_bytes, offset_bytes)
         if len(data) == length_bytes or not data:
             return data
@@ -195,7 +163,7 @@ def chunks_at(fd: int, length_bytes: int, offset_bytes: int, *, op: str) -> Iter
 
 def size_bytes(fd: int) -> int:
     """The file's size as it stands now."""
-    with _storage_errors("read the size", fd):
+    with storage_errors("read the size", fd):
         return os.fstat(fd).st_size
 
 
@@ -206,7 +174,7 @@ def sync(fd: int, *, op: str) -> None:
     a success (Rebello et al., "Can Applications Recover from fsync Failures?", 2020). Whoever
     gets a `StorageError` from here must not go on with this descriptor.
     """
-    with _storage_errors(op, fd):
+    with storage_errors(op, fd):
         if sys.platform == "darwin":
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
         else:
@@ -216,19 +184,19 @@ def sync(fd: int, *, op: str) -> None:
 def forget_cached(fd: int) -> None:
     """Asks the system to read the file from its storage the next time, where it can be asked."""
     if hasattr(os, "posix_fadvise"):
-        with _storage_errors("read again", fd):
+        with storage_errors("read again", fd):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def truncate(fd: int, length_bytes: int, *, op: str) -> None:
     """Cuts the file off; durable after a `sync`."""
-    with _storage_errors(op, fd):
+    with storage_errors(op, fd):
         os.ftruncate(fd, length_bytes)
 
 
 def sync_directory(path: str, *, op: str) -> None:
     """Makes the names in a directory durable, as files were created, renamed or removed in it."""
-    with _storage_errors(op, path):
+    with storage_errors(op, path):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -241,7 +209,7 @@ def publish(built: str, path: str, *, op: str) -> None:
 
     Durable when it returns. Raises `AlreadyExists` when the name was taken meanwhile.
     """
-    with _storage_errors(op, path):
+    with storage_errors(op, path):
         try:
             os.link(built, path)
         except FileExistsError:
@@ -260,7 +228,7 @@ def replace(built: str, path: str, *, op: str) -> None:
 
     Durable when it returns.
     """
-    with _storage_errors(op, path):
+    with storage_errors(op, path):
         os.replace(built, path)
     sync_directory(os.path.dirname(path) or ".", op=op)
 
@@ -272,7 +240,7 @@ def keep(path: str, name: str, *, op: str) -> str:
     """
     number = 1
     kept = name
-    with _storage_errors(op, name):
+    with storage_errors(op, name):
         while True:
             try:
                 os.link(path, kept)
@@ -307,7 +275,7 @@ def make_directory(path: str, *, op: str) -> bool:
 
     Returns whether it was made; `False` where there is one.
     """
-    with _storage_errors(op, path):
+    with storage_errors(op, path):
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
@@ -320,13 +288,13 @@ def make_directory(path: str, *, op: str) -> bool:
 
 def remove_directory(path: str, *, op: str) -> None:
     """Removes an empty directory of our own."""
-    with _storage_errors(op, path):
+    with storage_errors(op, path):
         os.rmdir(path)
 
 
 def list_directory(path: str, *, op: str) -> list[str]:
     """The names in a directory, sorted."""
-    with _storage_errors(op, path):
+    with storage_errors(op, path):
         return sorted(os.listdir(path))
 
 
@@ -345,19 +313,8 @@ def preallocate(fd: int, length_bytes: int, *, op: str) -> None:
 
 def remove(path: str, *, op: str) -> None:
     """Removes a file of our own; one that is not there is no error."""
-    with _storage_errors(op, path), contextlib.suppress(FileNotFoundError):
+    with storage_errors(op, path), contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-
-
-def empty(directory: str, *, op: str) -> None:
-    """Gives back the room of the files in a directory of our own, piece by piece."""
-    with _storage_errors(op, directory):
-        for name in os.listdir(directory):
-            fd = os.open(os.path.join(directory, name), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                _give_back(fd)
-            finally:
-                os.close(fd)
 
 
 def close_reader(fd: int) -> None:
@@ -373,11 +330,11 @@ def close_reader(fd: int) -> None:
             fd = writable
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-            _give_back(fd)
+            give_back(fd)
     os.close(fd)
 
 
-def _give_back(fd: int) -> None:
+def give_back(fd: int) -> None:
     """Shortens a file in steps: freed at once, a large one holds up every sync on its disk."""
     for length_bytes in range(os.fstat(fd).st_size, 0, -_GIVEN_BACK_BYTES):
         started = time.monotonic()
@@ -404,14 +361,14 @@ def write_file(path: str, content: bytes, *, op: str, new: bool = False) -> None
 
 def keep_times(fd: int, like_fd: int) -> None:
     """Gives a file the time of the last change of another."""
-    with _storage_errors("set the time of", fd):
+    with storage_errors("set the time of", fd):
         times = os.fstat(like_fd)
         os.utime(fd, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def identity(fd: int) -> tuple[int, int]:
     """What no other file of this machine has as long as this one is open."""
-    with _storage_errors("look at", fd):
+    with storage_errors("look at", fd):
         status = os.fstat(fd)
     return status.st_ino, status.st_dev
 
@@ -428,28 +385,3 @@ def leads_to(path: str, identity: tuple[int, int]) -> bool:
     except OSError:
         return False
     return (found.st_ino, found.st_dev) == identity
-
-
-def room_bytes(path: str, *, op: str) -> int:
-    """What work beside a backup may take of its disk; below zero when the last room is taken.
-
-    64 MiB, or a twentieth of a small disk, are left to the node's changes. Raises `StorageError`.
-    """
-    with _storage_errors(op, path):
-        disk = os.statvfs(path)
-    reserve_bytes = min(64 << 20, disk.f_blocks * disk.f_frsize // 20)
-    return disk.f_bavail * disk.f_frsize - reserve_bytes
-
-
-def require_room(path: str, *, op: str, needed_bytes: int = 0) -> None:
-    """Makes sure that work beside a backup does not take the last room of its disk.
-
-    Raises:
-        StorageError: besides what is needed, less than 64 MiB, or a twentieth of a small disk,
-            is free.
-    """
-    if room_bytes(path, op=op) < needed_bytes:
-        raise StorageError(
-            f"Cannot {op}: the disk of {path} is nearly full, and what is left is for the node's "
-            "changes. Make room; the backup is as before."
-        )

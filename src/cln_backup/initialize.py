@@ -7,7 +7,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup import fsio
+from cln_backup import scratch
 from cln_backup.backends import backend_class, create_backend, open_backend, redacted
 from cln_backup.change import Change
 from cln_backup.errors import AlreadyExists, Discontinuity, NotFound, StorageError
@@ -141,7 +141,7 @@ def _same_disk(backend: Backend, path: str) -> bool:
 def _snapshot_of(database: str) -> Iterator[Change]:
     """A consistent copy of the database, beside it, for as long as the block runs."""
     place = os.path.dirname(os.path.abspath(database))
-    with fsio.scratch_directory(place, op="take snapshot") as scratch:
-        path = os.path.join(scratch, "snapshot.sqlite3")
+    with scratch.directory(place, op="take snapshot") as directory:
+        path = os.path.join(directory, "snapshot.sqlite3")
         version = copy_database(database, path)
         yield Change(version, DatabaseFile(path), None)

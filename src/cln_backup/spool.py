@@ -6,7 +6,7 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from cln_backup import fsio
+from cln_backup import fsio, scratch
 from cln_backup.errors import StorageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Spool:
     def write(self, data: bytes) -> None:
         """Adds bytes at the end; not durable."""
         if self.size_bytes >= self._look_at_bytes:
-            fsio.require_room(self._directory, op="write spool", needed_bytes=len(data))
+            scratch.require_room(self._directory, op="write spool", needed_bytes=len(data))
             self._look_at_bytes = self.size_bytes + _LOOK_EVERY_BYTES
         self.size_bytes = fsio.write_at(self._fd, [data], self.size_bytes, op="write spool")
 

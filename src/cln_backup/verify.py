@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup import fsio
+from cln_backup import scratch
 from cln_backup.replica import replay
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def verify(
     """
     faults = 0
     if replayed and backend.head is not None:
-        with fsio.scratch_directory(backend.scratch_dir, op="verify") as directory:
+        with scratch.directory(backend.scratch_dir, op="verify") as directory:
             path = os.path.join(directory, "replica.sqlite3")
             replica = replay(backend.stream_changes(), path, progress)
             try:

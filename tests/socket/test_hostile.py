@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import fsio
+from cln_backup import scratch
 from cln_backup.backends import create_backend, open_backend
 from cln_backup.change import Change
 from cln_backup.errors import BackupError, StorageError
@@ -193,7 +193,7 @@ def test_snapshot_for_which_there_is_no_room_is_refused_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = _made(tmp_path)
-    room = fsio.room_bytes
+    room = scratch.room_bytes
 
     def little_room(path: str, *, op: str) -> int:
         return min(500_000, room(path, op=op))
@@ -201,7 +201,7 @@ def test_snapshot_for_which_there_is_no_room_is_refused_with_the_reason(
     with server_here() as server:
         there = server.add(url)
         with open_backend(there, writable=True) as writer:
-            monkeypatch.setattr(fsio, "room_bytes", little_room)
+            monkeypatch.setattr(scratch, "room_bytes", little_room)
             large = SnapshotBytes(b"SQLite format 3\x00" + bytes(3_000_000))
             with pytest.raises(StorageError, match="nearly full"):
                 writer.add_change(Change(9, large, None))
@@ -223,7 +223,7 @@ def test_disk_that_fills_up_while_a_snapshot_comes(
     with server_here() as server:
         there = server.add(url)
         with open_backend(there, writable=True) as writer:
-            monkeypatch.setattr(fsio, "room_bytes", less_and_less)
+            monkeypatch.setattr(scratch, "room_bytes", less_and_less)
             large = SnapshotBytes(b"SQLite format 3\x00" + bytes(40_000_000), 1 << 20)
             with pytest.raises(StorageError, match="nearly full"):
                 writer.add_change(Change(9, large, None))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import fsio
+from cln_backup import fsio, scratch
 from cln_backup.errors import AlreadyExists, StorageError
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def test_missing_file_and_missing_directory(path: str) -> None:
 
 
 def test_scratch_directory_goes_with_what_is_in_it(tmp_path: Path) -> None:
-    with fsio.scratch_directory(str(tmp_path), op="try something") as place:
+    with scratch.directory(str(tmp_path), op="try something") as place:
         assert os.path.dirname(place) == str(tmp_path)
         assert stat.S_IMODE(os.stat(place).st_mode) == 0o700
         with open(os.path.join(place, "file"), "w", encoding="ascii") as file:
@@ -181,22 +181,22 @@ def test_scratch_directory_goes_with_what_is_in_it(tmp_path: Path) -> None:
 
 
 def test_scratch_directory_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
-    with fsio.scratch_directory(str(tmp_path), op="work") as one:
-        with fsio.scratch_directory(str(tmp_path), op="work") as other:
+    with scratch.directory(str(tmp_path), op="work") as one:
+        with scratch.directory(str(tmp_path), op="work") as other:
             assert one != other
             assert os.path.isdir(one)
         assert os.path.isdir(one)
 
 
 def test_scratch_directory_where_none_can_be_made(tmp_path: Path) -> None:
-    with pytest.raises(StorageError), fsio.scratch_directory(str(tmp_path / "none"), op="work"):
+    with pytest.raises(StorageError), scratch.directory(str(tmp_path / "none"), op="work"):
         pass
 
 
 def test_room(tmp_path: Path) -> None:
-    fsio.require_room(str(tmp_path), op="work")
+    scratch.require_room(str(tmp_path), op="work")
     with pytest.raises(StorageError, match="Make room"):
-        fsio.require_room(str(tmp_path), op="work", needed_bytes=1 << 60)
+        scratch.require_room(str(tmp_path), op="work", needed_bytes=1 << 60)
 
 
 def test_same_file(path: str, tmp_path: Path) -> None:
@@ -262,5 +262,5 @@ def test_file_that_has_a_name_is_never_cut_by_its_reader(
 def test_files_of_a_directory_give_their_room_back(tmp_path: Path) -> None:
     (tmp_path / "replica").write_bytes(_LARGE)
     (tmp_path / "empty").touch()
-    fsio.empty(str(tmp_path), op="compact")
+    scratch.empty(str(tmp_path), op="compact")
     assert (tmp_path / "replica").stat().st_size < len(_LARGE)

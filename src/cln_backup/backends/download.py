@@ -7,7 +7,7 @@ import tempfile
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup import fsio
+from cln_backup import scratch
 from cln_backup.change import Change, Kind
 from cln_backup.errors import BadPacket, Damaged, StorageError
 from cln_backup.formats import digests, v1, wire
@@ -215,7 +215,7 @@ class PlainDownload:
 
 
 def _receive_snapshot(pieces: Iterator[bytes]) -> tuple[_Item, bytes]:
-    room = fsio.room_bytes(tempfile.gettempdir(), op="receive a snapshot")
+    room = scratch.room_bytes(tempfile.gettempdir(), op="receive a snapshot")
     spool = Spool()
     try:
         version, digest = unpack_snapshot(pieces, spool, room)

@@ -9,7 +9,7 @@ import tempfile
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
-from cln_backup import fsio
+from cln_backup import scratch
 from cln_backup.backends.download import unpack_snapshot
 from cln_backup.change import Change
 from cln_backup.errors import (
@@ -313,9 +313,9 @@ class Conversation:
             self._channel.send(wire.ACK, wire.pack_version(standing.version))
         elif packet_type == wire.SNAPSHOT:
             self._claim_plain(node)  # before its disk is filled
-            scratch = node.scratch_dir()
-            with Spool(scratch) as spool:
-                room = fsio.room_bytes(scratch, op="take what a node sends")
+            directory = node.scratch_dir()
+            with Spool(directory) as spool:
+                room = scratch.room_bytes(directory, op="take what a node sends")
                 version, digest = unpack_snapshot(self._channel.pieces(length), spool, room)
                 change = Change(version, spool, None)
                 standing = node.append(self, change, digest, writes=self._writes)

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup import fsio
+from cln_backup import scratch
 from cln_backup.errors import BadPacket, StorageError
 from cln_backup.formats import digests, encoding, v1, wire
 from cln_backup.spool import Spool
@@ -104,7 +104,7 @@ class _Intake:
         self._spool = Spool(directory)
         self._failure: StorageError | None = None
         try:
-            fsio.require_room(directory, op="take what a node sends", needed_bytes=size_bytes)
+            scratch.require_room(directory, op="take what a node sends", needed_bytes=size_bytes)
         except StorageError as error:
             self._failure = error
 
