@@ -21,7 +21,7 @@ from cln_backup.backends.dir_history import Base, History
 from cln_backup.backends.dir_keys import NodeVeil, add_holder, holders, remove_holder
 from cln_backup.backends.dir_log import Tracker, find_end
 from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_snapshot_file
-from cln_backup.backends.dir_store import BUILDING, list_files
+from cln_backup.backends.dir_store import BUILDING, damaged, list_files
 from cln_backup.backends.dir_upkeep import expired, removal_takes_long, remove_expired
 from cln_backup.backends.dir_url import Place, place_of
 from cln_backup.backends.dir_writer import SegmentWriter
@@ -112,6 +112,11 @@ class DirBackend(Backend):
         segments = [
             number for number in opened.listing.segments if number >= self._base.state.start.segment
         ]
+        start = self._base.state.start
+        if start.offset_bytes and segments[:1] != [start.segment]:
+            # Otherwise the log would begin anew, where no reader of this base looks for it.
+            what = f"the log goes on from it in segment {start.segment}, which is missing"
+            damaged(self._base.path, 0, self._base.state.version, what)
         head, before = self._base.marks()
         in_base = Tracker(self._base.state.ordinal, head, before, may_rewind=head is not None)
         self._end, self._tracker = find_end(
