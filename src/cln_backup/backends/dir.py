@@ -11,6 +11,7 @@ from cln_backup import fsio
 from cln_backup.backends.base import Backend, Key, Staged, check_follows
 from cln_backup.backends.dir_base import (
     LOCK_NAME,
+    build_inside,
     create_backup,
     identity,
     is_encrypted,
@@ -68,6 +69,14 @@ class DirBackend(Backend):
     def create(cls, url: str, base: Change | None) -> None:
         """See `Backend.create`."""
         create_backup(place_of(url), base)
+
+    @classmethod
+    @contextlib.contextmanager
+    def building(cls, url: str) -> Iterator[str]:
+        """See `Backend.building`."""
+        place = place_of(url)
+        with build_inside(place.path) as path:
+            yield f"dir://{path}" + url.removeprefix(url.partition("?")[0])
 
     @classmethod
     def open(cls, url: str, *, writable: bool) -> DirBackend:

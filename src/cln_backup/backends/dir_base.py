@@ -7,17 +7,19 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cln_backup import fsio
+from cln_backup import fsio, scratch
 from cln_backup.backends.dir_history import Base
 from cln_backup.backends.dir_keys import create_keys, unlock
 from cln_backup.backends.dir_snapshots import write_snapshot_file
 from cln_backup.backends.dir_store import BUILDING, Listing, Store, damaged, list_files, read_open
 from cln_backup.backends.secrets import given_secret
 from cln_backup.backends.writer import WriterLock
-from cln_backup.errors import AlreadyExists, Damaged, NotFound, WriterConflict
+from cln_backup.errors import AlreadyExists, Damaged, NotFound, StorageError, WriterConflict
 from cln_backup.formats import v2
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cln_backup.backends.dir_url import Place
     from cln_backup.change import Change
 
@@ -71,9 +73,35 @@ def create_backup(place: Place, base: Change | None) -> None:
             lock.release()
 
 
-def _require_vacant(path: str) -> None:
+@contextlib.contextmanager
+def build_inside(path: str) -> Iterator[str]:
+    """A directory inside a new backup's, whose files become the backup's when the block ends well.
+
+    The base comes last: without it they are no backup. What fails, and who else is at work there,
+    leaves nothing that is taken for one.
+    """
+    made = fsio.make_directory(path, op="create backup")
+    try:
+        with scratch.directory(path, op="copy") as directory:
+            inside = os.path.join(directory, "copy")
+            _require_vacant(path, os.path.basename(directory))
+            yield inside
+            _require_vacant(path, os.path.basename(directory))
+            names = fsio.list_directory(inside, op="publish copy")
+            for name in sorted(names, key=lambda name: name.startswith("base-")):
+                built, published = os.path.join(inside, name), os.path.join(path, name)
+                fsio.publish(built, published, op="publish copy")
+    except BaseException:
+        if made:
+            with contextlib.suppress(StorageError):  # what was published before
+                fsio.remove_directory(path, op="remove unfinished copy")
+        raise
+
+
+def _require_vacant(path: str, besides: str = "") -> None:
     found = fsio.list_directory(path, op="list backup")
-    if any(not name.startswith((*_UNFINISHED, f"{LOCK_NAME}.writer")) for name in found):
+    allowed = (*_UNFINISHED, f"{LOCK_NAME}.writer", *filter(None, (besides,)))
+    if any(not name.startswith(allowed) for name in found):
         raise AlreadyExists(
             f"{path} is not empty, and is left as it is. If it is a backup, it can be used as it "
             "is; otherwise choose another name."
