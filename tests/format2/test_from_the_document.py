@@ -19,12 +19,17 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from cln_backup.backends import open_backend
+from cln_backup.change import FOREIGN_KEYS_OFF, Change
+from tests.format2.small import KEY, KINDS, SNAPSHOT, make_every_kind_of_file, url_of
+from tests.histories import append, payment, payments, told_by
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 VECTORS = Path(__file__).parent.parent / "vectors"
-LOG, BASE, SNAPSHOT = 1, 2, 3
+LOG_FILE, BASE_FILE, SNAPSHOT_FILE = 1, 2, 3
 Told = tuple[int, str, tuple[bytes, ...]]
 
 
@@ -61,7 +66,7 @@ class File:
         )
         assert (magic, found) == (b"CLNBKP2\n", kind)
         assert cipher == (0 if master is None else 1)
-        assert number == int(path.name.split("-")[2 if kind == SNAPSHOT else 1])
+        assert number == int(path.name.split("-")[2 if kind == SNAPSHOT_FILE else 1])
         self.key = master and derived(master, salt, b"cln-backup file" + self.backup_id)
         self.state = self.opened(0, self.raw[:88], self.raw[88:496], self.raw[496:512])
         self.seal = self.raw[496:512]
@@ -113,7 +118,7 @@ class File:
 def read(directory: Path, key_file: bytes | None = None) -> list[Told]:
     master = key_file and master_key(directory / "key-key-file", key_file)
     newest = max(directory.glob("base-*"))
-    base = File(newest, BASE, master)
+    base = File(newest, BASE_FILE, master)
     version, whole, enforced, _, _, segment, offset, seal, _ = struct.unpack_from(
         ">Q?BBQQQ16sQ", base.state
     )
@@ -124,7 +129,7 @@ def read(directory: Path, key_file: bytes | None = None) -> list[Told]:
         if not enforced:
             told.append((version, "rider", (b"PRAGMA foreign_keys = OFF;",)))
     logs = {
-        int(path.name[4:]): File(path, LOG, master)
+        int(path.name[4:]): File(path, LOG_FILE, master)
         for path in directory.glob("log-*")
         if any(path.read_bytes()[:512])
     }
@@ -152,7 +157,7 @@ def read(directory: Path, key_file: bytes | None = None) -> list[Told]:
                 assert told.pop()[0] == record.version
             elif record.type == 4:
                 o, size, last = struct.unpack(">QQ16s", record.rest)
-                beside = File(directory / f"snapshot-{number:010}-{o:010}", SNAPSHOT, master)
+                beside = File(directory / f"snapshot-{number:010}-{o:010}", SNAPSHOT_FILE, master)
                 assert o == record.at
                 content, found = beside.content()
                 assert (len(content), found) == (size, last)
@@ -165,14 +170,39 @@ def read(directory: Path, key_file: bytes | None = None) -> list[Told]:
     return told
 
 
-@pytest.mark.parametrize("kind", ["plain", "encrypted"])
+def shortened(told: list[Told]) -> list[Told]:
+    return [
+        (v, k, (hashlib.sha256(texts[0]).digest(),) if k == "snapshot" else texts)
+        for v, k, texts in told
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_vectors_are_read_from_the_document_alone(kind: str) -> None:
     place = VECTORS / f"format2-{kind}"
     key_file = (place / "node.key").read_bytes() if kind == "encrypted" else None
-    found = read(place / "node", key_file)
+    found = shortened(read(place / "node", key_file))
     expected = json.loads((place / "told.json").read_text())
-    found = [
-        (v, k, (hashlib.sha256(texts[0]).digest(),) if k == "snapshot" else texts)
-        for v, k, texts in found
-    ]
     assert found == [(v, k, tuple(base64.b64decode(t) for t in texts)) for v, k, texts in expected]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_program_writes_is_read_from_the_document_alone(kind: str, tmp_path: Path) -> None:
+    url = url_of(kind, tmp_path)
+    make_every_kind_of_file(url)
+    # Large ones, a segment that was claimed and not begun, and a base amid a segment.
+    append(url, [payment(9, "x" * 3_000_000), Change(9, None, [FOREIGN_KEYS_OFF])])
+    (tmp_path / "node" / "log-0000000004").write_bytes(bytes(4096))
+    for version in (10, 20):
+        append(url, payments(version, version + 10))
+        told = shortened(read(tmp_path / "node", KEY if kind == "encrypted" else None))
+        assert told == [(t.version, t.kind.value, t.content) for t in told_by(url)]
+        with open_backend(url, writable=True) as writer:
+            with open_backend(url) as reader:
+                base = Change(writer.version - 1, SNAPSHOT, None)
+                staged = reader.stage(base, foreign_keys=False)
+            writer.replace(staged)
+            writer.rewind()
+        told = shortened(read(tmp_path / "node", KEY if kind == "encrypted" else None))
+        assert told == [(t.version, t.kind.value, t.content) for t in told_by(url)]
+        append(url, payments(version + 9, version + 10))

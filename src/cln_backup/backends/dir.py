@@ -378,7 +378,8 @@ class DirBackend(Backend):
         self._base = Base(generation, path, state)
         self._set_position()
         keep = self._place.path, self._place.keep, self._place.keep_days
-        with contextlib.suppress(StorageError):  # the next process beside removes what is left
+        # The next process beside removes what is left, as one may do at this moment.
+        with contextlib.suppress(StorageError, OSError):
             if removal_takes_long(*keep):
                 writer.start_upkeep()
             else:

@@ -29,6 +29,8 @@ _FIRST_BASE: Final = "base-0000000001-0000000001"
 _UNFINISHED: Final = (f"{BUILDING}.", "adding.", "key-")
 """What a cut `create_backup` leaves behind: nothing of it is of use without a base."""
 
+_KEPT: Final = "unused."
+
 
 class Opened(NamedTuple):
     """A directory whose newest base was read.
@@ -47,15 +49,19 @@ class Opened(NamedTuple):
 def create_backup(place: Place, base: Change | None) -> None:
     """See `Backend.create`. A backup is there as soon as its first base is.
 
-    What an attempt that was cut left behind, which holds nothing, is removed.
+    What an attempt that was cut left behind, which holds nothing, is removed. Keys are kept under
+    another name: they may be those of a backup whose other files were moved away.
     """
     made = fsio.make_directory(place.path, op="create backup")
     lock: WriterLock | None = None
+    begun = False
     try:
         _require_vacant(place.path)
         encrypted = (place.key_source or given_secret()) is not None
         lock = WriterLock(os.path.join(place.path, LOCK_NAME), discreet=encrypted)
         _require_vacant(place.path)
+        _keep_keys(place.path)
+        begun = True
         _remove_unfinished(place.path)
         _create_first_base(place, base)
     except (AlreadyExists, WriterConflict):
@@ -64,7 +70,8 @@ def create_backup(place: Place, base: Change | None) -> None:
         # The base first: without it, what is left is no backup that nobody could unlock.
         for name in (_FIRST_BASE, f"{LOCK_NAME}.writer"):
             fsio.remove(os.path.join(place.path, name), op="remove unfinished backup")
-        _remove_unfinished(place.path)
+        if begun:
+            _remove_unfinished(place.path)
         if made:
             fsio.remove_directory(place.path, op="remove unfinished backup")
         raise
@@ -100,12 +107,20 @@ def build_inside(path: str) -> Iterator[str]:
 
 def _require_vacant(path: str, besides: str = "") -> None:
     found = fsio.list_directory(path, op="list backup")
-    allowed = (*_UNFINISHED, f"{LOCK_NAME}.writer", *filter(None, (besides,)))
+    allowed = (*_UNFINISHED, _KEPT, f"{LOCK_NAME}.writer", *filter(None, (besides,)))
     if any(not name.startswith(allowed) for name in found):
         raise AlreadyExists(
             f"{path} is not empty, and is left as it is. If it is a backup, it can be used as it "
             "is; otherwise choose another name."
         )
+
+
+def _keep_keys(path: str) -> None:
+    for name in fsio.list_directory(path, op="list backup"):
+        if name.startswith("key-"):
+            file = os.path.join(path, name)
+            fsio.keep(file, os.path.join(path, _KEPT + name), op="keep unused key")
+            fsio.remove(file, op="remove unused key")
 
 
 def _remove_unfinished(path: str) -> None:
