@@ -15,7 +15,7 @@ from cln_backup.cli_secrets import register, unlocked, with_secrets
 from cln_backup.compact import compact as compact_backup
 from cln_backup.errors import BackupError, Interrupted
 from cln_backup.initialize import Initialized, initialize, take_snapshot
-from cln_backup.keyring import add_keys_at_init, encrypted
+from cln_backup.keyring import KEY_NAME, add_keys_at_init, encrypted
 from cln_backup.presentation import (
     Fields,
     age,
@@ -151,6 +151,13 @@ def init(
         click.echo(f"Initialized backup backend {shown}, you can now start Core-Lightning")
         if keys:
             click.echo(f"The backup is encrypted. It is unlocked by each of: {', '.join(keys)}")
+    if keys == ["key-file"] and not as_json:
+        warn(
+            f"Only the key file {KEY_NAME} in {lightning_dir} unlocks this backup. If it is lost "
+            "with that machine, NOBODY CAN READ THE BACKUP. Let the node's hsm_secret or a "
+            "passphrase unlock it as well (backup-cli key add), or keep a copy of the file "
+            "elsewhere."
+        )
     _warn_of_disk(done, lightning_dir, as_json=as_json)
     return {"backend_url": redacted(url), **done._asdict()}
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup.backends import create_backend, open_backend, redacted
+from cln_backup.backends import backend_class, create_backend, open_backend, redacted
 from cln_backup.backends.secrets import unlocking_with
 from cln_backup.errors import Damaged, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cln_backup.backends.base import Backend
     from cln_backup.change import Change
 
 
@@ -32,8 +33,9 @@ class Copied(NamedTuple):
 def copy(source_url: str, target_url: str) -> Copied:
     """Copies every change, then reads the copy back and compares.
 
-    Each change is on stable storage in the copy before the next one is read. When this fails in
-    the middle, the copy is a true backup of an older version, and the source is as it was.
+    The copy gets its name when it was read back: before, or where this fails in the middle, there
+    is nothing that could be taken for a backup, which would be an older one. Only a server has no
+    place for what is unfinished; there it must be removed by hand. The source is as it was.
 
     Raises:
         AlreadyExists: something stands at the target; it was left as it is.
@@ -44,31 +46,41 @@ def copy(source_url: str, target_url: str) -> Copied:
     with open_backend(source_url) as source:
         if source.head is None:
             raise NotFound(f"The backup {redacted(source_url)} is empty; there is nothing to copy.")
-        digest = hashlib.sha256()
-        changes = source.stream_changes()
-        first = next(changes)
-        with unlocking_with(None):
-            if first.snapshot is not None:
-                create_backend(target_url, _noted(first, digest))
-            else:
-                create_backend(target_url, None)
-            with open_backend(target_url, writable=True) as target:
-                if first.snapshot is None:
-                    target.add_change(_noted(first, digest))
-                for change in changes:
-                    target.add_change(_noted(change, digest))
-    with unlocking_with(None), open_backend(target_url) as target:
-        read_back = hashlib.sha256()
-        for change in target.stream_changes():
-            noted = _noted(change, read_back)
-            for _ in noted.snapshot.chunks() if noted.snapshot is not None else ():
-                pass
-        if read_back.digest() != digest.digest():
-            raise Damaged(
-                f"Read back, {redacted(target_url)} is not what was copied. Keep the source, and "
-                "look for faults of that disk."
-            )
-        return Copied(target.version, target.version_count, digest.hexdigest())
+        with unlocking_with(None), backend_class(target_url).building(target_url) as built_url:
+            digest = _fill(source, built_url)
+            with open_backend(built_url) as built:
+                if _digest_of(built) != digest:
+                    raise Damaged(
+                        f"Read back, the copy to {redacted(target_url)} is not what was copied, "
+                        "and was not kept. Look for faults of that disk."
+                    )
+                return Copied(built.version, built.version_count, digest.hex())
+
+
+def _fill(source: Backend, url: str) -> bytes:
+    """Makes a new backup of all changes of another one; returns their digest."""
+    digest = hashlib.sha256()
+    changes = source.stream_changes()
+    first = next(changes)
+    if first.snapshot is not None:
+        create_backend(url, _noted(first, digest))
+    else:
+        create_backend(url, None)
+    with open_backend(url, writable=True) as target:
+        if first.snapshot is None:
+            target.add_change(_noted(first, digest))
+        for change in changes:
+            target.add_change(_noted(change, digest))
+    return digest.digest()
+
+
+def _digest_of(backend: Backend) -> bytes:
+    digest = hashlib.sha256()
+    for change in backend.stream_changes():
+        noted = _noted(change, digest)
+        for _ in noted.snapshot.chunks() if noted.snapshot is not None else ():
+            pass
+    return digest.digest()
 
 
 class _NotedSnapshot:

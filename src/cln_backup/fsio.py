@@ -12,6 +12,7 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -63,9 +64,14 @@ def _name_of(fd: int) -> str:
 
 
 def open_existing(path: str, *, writable: bool, op: str) -> int:
-    """Opens a file and returns its descriptor (closed on exec)."""
+    """Opens a file and returns its descriptor (closed on exec).
+
+    Nothing is written through a symbolic link: whoever may write to the backup's directory could
+    lead the node to a file of its own, such as its secret.
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW if writable else os.O_RDONLY
     with storage_errors(op, path):
-        return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        return os.open(path, flags | os.O_CLOEXEC)
 
 
 def open_direct(path: str, *, op: str) -> int:
@@ -77,7 +83,7 @@ def open_direct(path: str, *, op: str) -> int:
     if sys.platform != "linux":
         return fd
     with contextlib.suppress(OSError), mmap.mmap(-1, mmap.PAGESIZE) as block:
-        direct = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
+        direct = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_DIRECT)
         try:
             os.preadv(direct, [block], 0)
         except OSError:
@@ -113,9 +119,10 @@ def create_beside(path: str, purpose: str, *, op: str) -> tuple[int, str]:
 
 
 def open_lock(path: str, *, op: str) -> int:
-    """Opens a lock file, made if it is not there, that only its owner may read."""
+    """Opens a lock file, made if it is not there, that only its owner may read; never a link."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     with storage_errors(op, path):
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
+        return os.open(path, flags, _PRIVATE)
 
 
 def write_at(fd: int, buffers: Sequence[bytes | memoryview], offset_bytes: int, *, op: str) -> int:
@@ -364,6 +371,15 @@ def keep_times(fd: int, like_fd: int) -> None:
     with storage_errors("set the time of", fd):
         times = os.fstat(like_fd)
         os.utime(fd, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def is_sole_name(path: str) -> bool:
+    """Whether a regular file stands at the path, no link, that has no other name beside it."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
 
 def identity(fd: int) -> tuple[int, int]:

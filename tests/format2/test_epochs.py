@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -65,3 +66,40 @@ def test_each_start_of_a_writer_that_appends_begins_a_segment(url: str, tmp_path
     assert names == [f"log-{number:010}" for number in range(1, 6)]
     with open_backend(url) as backend:
         backend.read_through()
+
+
+def test_older_writer_is_refused_also_where_one_between_died_before_it_began(
+    url: str, tmp_path: Path
+) -> None:
+    with open_backend(url, writable=True) as old:
+        old.add_change(payment(4))
+        # A second one claimed its segment and died; a third one went on.
+        (tmp_path / "node" / "log-0000000003").write_bytes(bytes(1 << 18))
+        with _open_elsewhere(url, tmp_path) as new:
+            new.add_change(payment(5, "by the newest one"))
+        with pytest.raises(WriterConflict, match="lost the right to write"):
+            old.add_change(payment(5, "by the oldest one"))
+    assert told_by(url) == told([*started_node(), payment(4), payment(5, "by the newest one")])
+    assert (tmp_path / "node" / "log-0000000003").stat().st_size == 0
+    append(url, [payment(6)])
+    with open_backend(url) as backend:
+        backend.read_through()
+
+
+def test_record_that_was_on_its_way_when_the_next_writer_looked_is_not_passed_over(
+    url: str, tmp_path: Path
+) -> None:
+    segment = tmp_path / "node" / "log-0000000002"
+    with open_backend(url, writable=True) as old:
+        old.add_change(payment(4))
+        end = len(segment.read_bytes().rstrip(b"\x00"))
+        old.add_change(payment(5, "x" * 3_000 + os.urandom(3_000).hex()))
+        whole = segment.read_bytes()
+        sector = (end // 512 + 2) * 512
+        segment.write_bytes(whole[:sector] + bytes(512) + whole[sector + 512 :])
+        with _open_elsewhere(url, tmp_path) as new:
+            assert new.version == 4
+            assert "cut while it was written" in new.notices[0]
+            segment.write_bytes(whole)  # all of it is there now, and may have been answered
+            with pytest.raises(WriterConflict):
+                new.add_change(payment(5, "by the newer one"))

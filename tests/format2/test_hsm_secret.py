@@ -83,5 +83,12 @@ def test_words_on_paper_unlock_a_backup(tmp_path: Path) -> None:
     url = f"dir://{tmp_path}/node?hsm-secret={tmp_path}/hsm_secret"
     create_backend(url, None)
     append(url, started_node())
-    with unlocking_with(secret_of_words("  " + WORDS.replace(" ", "\n "))):
-        assert told_by(f"dir://{tmp_path}/node") == told(started_node())
+    for words in ("  " + WORDS.replace(" ", "\n "), WORDS.upper(), WORDS.title()):
+        with unlocking_with(secret_of_words(words)):
+            assert told_by(f"dir://{tmp_path}/node") == told(started_node())
+
+
+def test_passphrase_that_is_no_utf8_is_wrong_and_no_crash() -> None:
+    for form in (ENCRYPTED, MNEMONIC_WITH_PASSPHRASE):
+        with pytest.raises(NoSecret, match="passphrase is not the one"):
+            secret_of(form, "\udce9")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -44,6 +45,35 @@ def test_what_was_encoded_is_decoded(
 ) -> None:
     encoder = Encoder(sealer, START)
     assert _decoded([encoder.encode(*record) for record in records], sealer) == records
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_large_records_are_decoded_whole_wherever_their_blocks_end(seed: int) -> None:
+    random = Random(seed)
+    sizes = [random.randrange(1, limit) for limit in (3_000, 1 << 17)]
+    sizes.append(random.randrange(1 << 20, 3 << 20))
+    contents = [random.choice((b"y" * size, os.urandom(size))) for size in sizes * 2]
+    records = [(v2.Type.TRANSACTION, 1, content) for content in contents]
+    encoder = Encoder(DigestSealer(), START)
+    stored = [encoder.encode(*record) for record in records]
+    assert _decoded(stored, DigestSealer()) == records
+
+
+def test_record_of_more_than_a_mebibyte_that_ends_inside_its_last_block_is_decoded() -> None:
+    contents = [b"y" * size for size in (200, 1_100_000, 5)]
+    records = [(v2.Type.TRANSACTION, 1, content) for content in contents]
+    encoder = Encoder(DigestSealer(), START)
+    stored = [encoder.encode(*record) for record in records]
+    assert _decoded(stored, DigestSealer()) == records
+
+
+def test_largest_record_compresses_no_further_than_a_reader_believes() -> None:
+    encoder, inflater = Encoder(DigestSealer(), START), Inflater()
+    for byte in (b"\x00", b"y", b"y"):
+        content = byte * (16 << 20)
+        data = encoder.encode(v2.Type.TRANSACTION, 1, content)
+        payload = data[v2.HEAD_BYTES + v2.BODY_BYTES : -v2.FOOT_BYTES - v2.SEAL_BYTES]
+        assert inflater.inflate(payload) == content
 
 
 @given(RECORDS, SEALERS, st.data())

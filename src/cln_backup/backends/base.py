@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypedDict
 
 from cln_backup.change import Kind
@@ -111,6 +112,20 @@ class Backend(ABC):
             AlreadyExists: something stands at the URL; it was left as it is.
             BadUrl, BadChange, StorageError: nothing was made.
         """
+
+    @classmethod
+    @contextmanager
+    def building(cls, url: str) -> Iterator[str]:
+        """The URL at which to build a backup that appears at `url` when the block ends well.
+
+        Durable, with its name, then; whatever goes wrong inside, or is killed, nothing at `url` is
+        taken for a backup. A storage that has no such place gives `url` itself.
+
+        Raises:
+            AlreadyExists: something stands at the URL; it was left as it is.
+            BadUrl, StorageError.
+        """
+        yield url
 
     @classmethod
     @abstractmethod

@@ -11,6 +11,7 @@ from cln_backup import fsio
 from cln_backup.backends.base import Backend, Key, Staged, check_follows
 from cln_backup.backends.dir_base import (
     LOCK_NAME,
+    build_inside,
     create_backup,
     identity,
     is_encrypted,
@@ -21,7 +22,7 @@ from cln_backup.backends.dir_history import Base, History
 from cln_backup.backends.dir_keys import NodeVeil, add_holder, holders, remove_holder
 from cln_backup.backends.dir_log import Tracker, find_end
 from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_snapshot_file
-from cln_backup.backends.dir_store import BUILDING, list_files
+from cln_backup.backends.dir_store import BUILDING, damaged, list_files
 from cln_backup.backends.dir_upkeep import expired, removal_takes_long, remove_expired
 from cln_backup.backends.dir_url import Place, place_of
 from cln_backup.backends.dir_writer import SegmentWriter
@@ -70,6 +71,14 @@ class DirBackend(Backend):
         create_backup(place_of(url), base)
 
     @classmethod
+    @contextlib.contextmanager
+    def building(cls, url: str) -> Iterator[str]:
+        """See `Backend.building`."""
+        place = place_of(url)
+        with build_inside(place.path) as path:
+            yield f"dir://{path}" + url.removeprefix(url.partition("?")[0])
+
+    @classmethod
     def open(cls, url: str, *, writable: bool) -> DirBackend:
         """See `Backend.open`. Nothing is written before the first append."""
         place = place_of(url)
@@ -112,6 +121,11 @@ class DirBackend(Backend):
         segments = [
             number for number in opened.listing.segments if number >= self._base.state.start.segment
         ]
+        start = self._base.state.start
+        if start.offset_bytes and segments[:1] != [start.segment]:
+            # Otherwise the log would begin anew, where no reader of this base looks for it.
+            what = f"the log goes on from it in segment {start.segment}, which is missing"
+            damaged(self._base.path, 0, self._base.state.version, what)
         head, before = self._base.marks()
         in_base = Tracker(self._base.state.ordinal, head, before, may_rewind=head is not None)
         self._end, self._tracker = find_end(
@@ -364,7 +378,8 @@ class DirBackend(Backend):
         self._base = Base(generation, path, state)
         self._set_position()
         keep = self._place.path, self._place.keep, self._place.keep_days
-        with contextlib.suppress(StorageError):  # the next process beside removes what is left
+        # The next process beside removes what is left, as one may do at this moment.
+        with contextlib.suppress(StorageError, OSError):
             if removal_takes_long(*keep):
                 writer.start_upkeep()
             else:

@@ -7,17 +7,19 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cln_backup import fsio
+from cln_backup import fsio, scratch
 from cln_backup.backends.dir_history import Base
 from cln_backup.backends.dir_keys import create_keys, unlock
 from cln_backup.backends.dir_snapshots import write_snapshot_file
 from cln_backup.backends.dir_store import BUILDING, Listing, Store, damaged, list_files, read_open
 from cln_backup.backends.secrets import given_secret
 from cln_backup.backends.writer import WriterLock
-from cln_backup.errors import AlreadyExists, Damaged, NotFound, WriterConflict
+from cln_backup.errors import AlreadyExists, Damaged, NotFound, StorageError, WriterConflict
 from cln_backup.formats import v2
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cln_backup.backends.dir_url import Place
     from cln_backup.change import Change
 
@@ -26,6 +28,8 @@ LOCK_NAME: Final = "backup"
 _FIRST_BASE: Final = "base-0000000001-0000000001"
 _UNFINISHED: Final = (f"{BUILDING}.", "adding.", "key-")
 """What a cut `create_backup` leaves behind: nothing of it is of use without a base."""
+
+_KEPT: Final = "unused."
 
 
 class Opened(NamedTuple):
@@ -45,15 +49,19 @@ class Opened(NamedTuple):
 def create_backup(place: Place, base: Change | None) -> None:
     """See `Backend.create`. A backup is there as soon as its first base is.
 
-    What an attempt that was cut left behind, which holds nothing, is removed.
+    What an attempt that was cut left behind, which holds nothing, is removed. Keys are kept under
+    another name: they may be those of a backup whose other files were moved away.
     """
     made = fsio.make_directory(place.path, op="create backup")
     lock: WriterLock | None = None
+    begun = False
     try:
         _require_vacant(place.path)
         encrypted = (place.key_source or given_secret()) is not None
         lock = WriterLock(os.path.join(place.path, LOCK_NAME), discreet=encrypted)
         _require_vacant(place.path)
+        _keep_keys(place.path)
+        begun = True
         _remove_unfinished(place.path)
         _create_first_base(place, base)
     except (AlreadyExists, WriterConflict):
@@ -62,7 +70,8 @@ def create_backup(place: Place, base: Change | None) -> None:
         # The base first: without it, what is left is no backup that nobody could unlock.
         for name in (_FIRST_BASE, f"{LOCK_NAME}.writer"):
             fsio.remove(os.path.join(place.path, name), op="remove unfinished backup")
-        _remove_unfinished(place.path)
+        if begun:
+            _remove_unfinished(place.path)
         if made:
             fsio.remove_directory(place.path, op="remove unfinished backup")
         raise
@@ -71,13 +80,47 @@ def create_backup(place: Place, base: Change | None) -> None:
             lock.release()
 
 
-def _require_vacant(path: str) -> None:
+@contextlib.contextmanager
+def build_inside(path: str) -> Iterator[str]:
+    """A directory inside a new backup's, whose files become the backup's when the block ends well.
+
+    The base comes last: without it they are no backup. What fails, and who else is at work there,
+    leaves nothing that is taken for one.
+    """
+    made = fsio.make_directory(path, op="create backup")
+    try:
+        with scratch.directory(path, op="copy") as directory:
+            inside = os.path.join(directory, "copy")
+            _require_vacant(path, os.path.basename(directory))
+            yield inside
+            _require_vacant(path, os.path.basename(directory))
+            names = fsio.list_directory(inside, op="publish copy")
+            for name in sorted(names, key=lambda name: name.startswith("base-")):
+                built, published = os.path.join(inside, name), os.path.join(path, name)
+                fsio.publish(built, published, op="publish copy")
+    except BaseException:
+        if made:
+            with contextlib.suppress(StorageError):  # what was published before
+                fsio.remove_directory(path, op="remove unfinished copy")
+        raise
+
+
+def _require_vacant(path: str, besides: str = "") -> None:
     found = fsio.list_directory(path, op="list backup")
-    if any(not name.startswith((*_UNFINISHED, f"{LOCK_NAME}.writer")) for name in found):
+    allowed = (*_UNFINISHED, _KEPT, f"{LOCK_NAME}.writer", *filter(None, (besides,)))
+    if any(not name.startswith(allowed) for name in found):
         raise AlreadyExists(
             f"{path} is not empty, and is left as it is. If it is a backup, it can be used as it "
             "is; otherwise choose another name."
         )
+
+
+def _keep_keys(path: str) -> None:
+    for name in fsio.list_directory(path, op="list backup"):
+        if name.startswith("key-"):
+            file = os.path.join(path, name)
+            fsio.keep(file, os.path.join(path, _KEPT + name), op="keep unused key")
+            fsio.remove(file, op="remove unused key")
 
 
 def _remove_unfinished(path: str) -> None:

@@ -81,14 +81,16 @@ def removal_takes_long(path: str, keep: int, keep_days: int) -> bool:
 def remove_expired(path: str, keep: int, keep_days: int) -> None:
     """Removes what has expired, but nothing from the oldest generation on that is being read.
 
-    A reader holds a shared lock on its base. The room of a large file is given back in pieces.
+    A reader holds a shared lock on its base; where the file system knows no locks, nothing is
+    removed. The room of a large file is given back in pieces.
     """
     for name in expired(path, keep, keep_days):
-        fd = fsio.open_existing(name, writable=False, op="open expired file")
+        # NFS gives an exclusive lock only on what is open for writing.
+        fd = fsio.open_existing(name, writable=True, op="open expired file")
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fsio.remove(name, op="remove expired file")
-        except BlockingIOError:
+        except OSError:
             return
         finally:
             fsio.close_reader(fd)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from cln_backup import fsio
 from cln_backup.backends.dir_blocks import BlockFile
 from cln_backup.backends.dir_records import Tail, judge_tail
+from cln_backup.backends.dir_store import list_files
 from cln_backup.errors import AlreadyExists, StorageError, WriterConflict
 from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import Encoder
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 SEGMENT_BYTES: Final = 1 << 20
 FIRST_SEGMENT_BYTES: Final = 1 << 18
 """Zeros written while the node waits, where no spare lies ready."""
+
+MAX_NUMBER: Final = 10**10 - 1
+"""The greatest that a segment's name has room for."""
 
 _SPARE_AFTER_BYTES: Final = 1 << 15
 _UPKEEP_WAIT_S: Final = 3.0
@@ -122,8 +126,16 @@ class SegmentWriter:
 
     def _claim(self, number: int) -> str:
         path = self._store.log_path(number)
+        if number > MAX_NUMBER:
+            raise StorageError(
+                f"{self._store.path} holds a segment {MAX_NUMBER}, behind which none can stand. No "
+                "backup comes that far: find out who put it there."
+            )
         built = self._store.spare_path
-        if not os.path.exists(built):
+        if not fsio.is_sole_name(built):
+            # A claim that was cut leaves a spare that is a segment as well; and a link leads
+            # anywhere. What is written to one name must be seen at no other.
+            fsio.remove(built, op="remove unusable spare")
             fd, built = fsio.create_beside(built, "first", op="create segment")
             try:
                 fsio.preallocate(fd, FIRST_SEGMENT_BYTES, op="preallocate segment")
@@ -139,13 +151,17 @@ class SegmentWriter:
         return path
 
     def _require_end(self, prev: LogEnd) -> None:
-        """Makes sure that no other writer went on behind the end, before this one's claim."""
+        """Makes sure that no other writer went on behind the end, before this one's claim.
+
+        What was torn when it was found may have been another writer's record on its way.
+        """
         if not prev.segment:
             return
         path = self._store.log_path(prev.segment)
+        expected = Tail.TORN if prev.torn_bytes else Tail.CLEAN
         fd = fsio.open_existing(path, writable=False, op="open segment")
         try:
-            if not prev.torn_bytes and judge_tail(fd, prev.end_bytes) is not Tail.CLEAN:
+            if judge_tail(fd, prev.end_bytes) is not expected:
                 raise self._conflict(path)
         finally:
             os.close(fd)
@@ -194,17 +210,24 @@ class SegmentWriter:
         )
 
     def _trim_previous(self) -> None:
-        """Cuts off what was never used of the segment before, now that the next one is durable."""
-        prev = self._leftover
-        if prev.segment:
-            path = self._store.log_path(prev.segment)
+        """Cuts off what was never used of the segments before, now that this one is durable.
+
+        Those that were claimed and never begun keep their names: by the name of the one behind
+        its own, a writer of an older epoch learns that there was another.
+        """
+        prev, begun = self._leftover, self._begun.segment
+        numbers: Sequence[int] = (prev.segment,)
+        if not prev.segment or begun > prev.segment + 1:
+            listed = list_files(self._store.path).segments
+            numbers = [number for number in listed if prev.segment <= number < begun]
+        for number in numbers:
+            path = self._store.log_path(number)
             fd = fsio.open_existing(path, writable=True, op="open segment")
             try:
-                fsio.truncate(fd, prev.end_bytes, op="trim segment")
+                end = prev.end_bytes if number == prev.segment else 0
+                fsio.truncate(fd, end, op="trim segment")
             finally:
                 os.close(fd)
-        for number in range(prev.segment + 1, self._begun.segment):
-            fsio.remove(self._store.log_path(number), op="remove unused segment")
 
     def start_upkeep(self) -> None:
         """Starts the process that prepares the next segment and removes what has expired.

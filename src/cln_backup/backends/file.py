@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from cln_backup import fsio
+from cln_backup import fsio, scratch
 from cln_backup.backends import file_rewrite, redacted
 from cln_backup.backends.base import Backend, Staged, check_follows
 from cln_backup.backends.file_scan import Entry, Layout, entries, scan
@@ -48,6 +48,15 @@ def path_of(url: str) -> str:
         )
     if path.endswith("/") or os.path.isdir(path):
         raise BadUrl(f"{redacted(url)!r} is a directory; name the file in it.")
+    return path
+
+
+def _vacant(path: str) -> str:
+    if os.path.lexists(path):
+        raise AlreadyExists(
+            f"A file stands at {path} and is left as it is. If it is a backup, it can be used "
+            "as it is; otherwise choose another name."
+        )
     return path
 
 
@@ -93,13 +102,17 @@ class FileBackend(Backend):
     @classmethod
     def create(cls, url: str, base: Change | None) -> None:
         """See `Backend.create`. The file is built beside, under another name."""
-        path = path_of(url)
-        if os.path.lexists(path):
-            raise AlreadyExists(
-                f"A file stands at {path} and is left as it is. If it is a backup, it can be used "
-                "as it is; otherwise choose another name."
-            )
-        file_rewrite.create(path, base)
+        file_rewrite.create(_vacant(path_of(url)), base)
+
+    @classmethod
+    @contextlib.contextmanager
+    def building(cls, url: str) -> Iterator[str]:
+        """See `Backend.building`."""
+        path = _vacant(path_of(url))
+        with scratch.directory(os.path.dirname(path), op="copy") as directory:
+            built = os.path.join(directory, "copy")
+            yield f"file://{built}"
+            fsio.publish(built, path, op="publish copy")
 
     @classmethod
     def open(cls, url: str, *, writable: bool) -> FileBackend:

@@ -56,8 +56,8 @@ def needs_passphrase(path: str) -> bool:
 
 
 def secret_of_words(words: str, passphrase: str = "") -> Secret:
-    """The node's secret as its words on paper have it."""
-    return Secret(HolderKind.HSM_SECRET, hsm_secret.seed_of(words, passphrase))
+    """The node's secret as its words on paper have it, in capitals or not."""
+    return Secret(HolderKind.HSM_SECRET, hsm_secret.seed_of(words.lower(), passphrase))
 
 
 def read_key(path: str) -> bytes:
@@ -83,7 +83,8 @@ def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secre
     name, path = source
     content = read_key(path)
     if name == "passphrase-file":
-        return passphrase_secret(content.rstrip(b"\r\n").decode("utf-8", "surrogateescape"))
+        line = content.partition(b"\n")[0].rstrip(b"\r")
+        return passphrase_secret(line.decode("utf-8", "surrogateescape"))
     if name == "key-file":
         if not _MIN_KEY_FILE_BYTES <= len(content) <= _MAX_KEY_FILE_BYTES:
             raise Locked(f"{path} is no key file: it must have between 32 and 4096 random bytes.")

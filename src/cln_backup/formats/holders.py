@@ -27,7 +27,10 @@ _MEMORY_KIB: Final = 1 << 18
 _PASSES: Final = 3
 _LANES: Final = 1
 _MAX_MEMORY_KIB: Final = 1 << 21
-_MAX_PASSES: Final = 64
+_MAX_KIB_PASSES: Final = 1 << 24
+"""Memory times passes; some 20 seconds."""
+
+_MIN_LANE_KIB: Final = 8
 _MAX_LANES: Final = 64
 
 
@@ -95,8 +98,12 @@ def unpack_holder(data: bytes) -> Holder:
     _, kind, backup_id, created, name, memory, passes, lanes, salt = _HOLDER.unpack_from(data)
     if kind not in HolderKind.__members__.values():
         raise v2.Malformed("a holder's key of a kind that this program does not know")
-    if memory > _MAX_MEMORY_KIB or passes > _MAX_PASSES or lanes > _MAX_LANES:
+    if memory > _MAX_MEMORY_KIB or memory * passes > _MAX_KIB_PASSES or lanes > _MAX_LANES:
         raise v2.Malformed("a holder's key that asks for more memory or time than is reasonable")
+    if kind == HolderKind.PASSPHRASE and (
+        passes < 1 or lanes < 1 or memory < _MIN_LANE_KIB * lanes
+    ):
+        raise v2.Malformed("a holder's key with a cost that Argon2id does not know")
     label = name.rstrip(b"\x00").decode("utf-8", "replace")
     wrapped = data[_HOLDER.size : -_CHECK_BYTES]
     opened = data[: _HOLDER.size]

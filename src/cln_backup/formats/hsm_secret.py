@@ -59,9 +59,12 @@ def secret_of(content: bytes, passphrase: str | None = None) -> bytes:
 
 
 def seed_of(words: str, passphrase: str = "") -> bytes:
-    """The seed that BIP39 makes of the words on paper."""
+    """The seed that BIP39 makes of the words.
+
+    The passphrase counts as the bytes that were typed, since lightningd does not normalize it.
+    """
     normal = " ".join(words.split())
-    salt = b"mnemonic" + passphrase.encode()
+    salt = b"mnemonic" + passphrase.encode("utf-8", "surrogateescape")
     return hashlib.pbkdf2_hmac("sha512", normal.encode(), salt, 2048)
 
 
@@ -72,7 +75,7 @@ def _decrypted(content: bytes, passphrase: str) -> bytes:
     from cryptography.hazmat.primitives.poly1305 import Poly1305
 
     key = Argon2id(salt=_SALT, length=32, iterations=3, lanes=1, memory_cost=1 << 18).derive(
-        passphrase.encode()
+        passphrase.encode("utf-8", "surrogateescape")
     )
     header, sealed = content[:_HEADER_BYTES], content[_HEADER_BYTES:]
     key = _hchacha20(key, header[:16])

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 _LEVEL: Final = 1  # on this text higher levels come out larger: docs/design.md has the figures
 _WINDOW_LOG: Final = 21
 _MAX_WINDOW_BYTES: Final = 1 << 23
-_PIECE_BYTES: Final = 1 << 20
+_MAX_RATIO: Final = 1 << 15
+"""zstd makes no more of a byte: the shortest block has 4 bytes and stands for 128 KiB."""
+
 _RAW = struct.Struct("!I")
 RAW_BYTES: Final = _RAW.size
 
@@ -148,20 +150,14 @@ class Inflater:
         if len(payload) < RAW_BYTES:
             raise v2.Malformed("a compressed record without its length")
         (wanted,) = _RAW.unpack_from(payload)
-        if wanted > v2.MAX_TRANSACTION_BYTES:
+        packed = payload[RAW_BYTES:]
+        if wanted > min(v2.MAX_TRANSACTION_BYTES, len(packed) * _MAX_RATIO):
             raise v2.Malformed(f"a record that claims to hold {wanted} bytes")
-        self._pending.add(payload[RAW_BYTES:])
+        self._pending.add(packed)
         try:
-            content = self._reader.read(min(wanted, _PIECE_BYTES)) if wanted else b""
-            if len(content) < wanted and content:
-                pieces = [content]
-                got = len(content)
-                while got < wanted and (
-                    piece := self._reader.read(min(wanted - got, _PIECE_BYTES))
-                ):
-                    pieces.append(piece)
-                    got += len(piece)
-                content = b"".join(pieces)
+            # In one go: asked again, the reader takes the end of its input for the end of all,
+            # also where it still holds a part of the last block.
+            content = self._reader.read(wanted) if wanted else b""
         except self._error as error:
             if "not enough memory" in str(error):  # zstandard has one type for all that it says
                 raise MemoryError(str(error)) from None

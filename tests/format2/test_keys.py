@@ -1,0 +1,125 @@
+"""Holders' files as others may leave them, and what becomes of keys."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import struct
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends.dir_upkeep import remove_expired
+from cln_backup.backends.secrets import Secret, passphrase_secret, secret_from, unlocking_with
+from cln_backup.change import Change
+from cln_backup.errors import Damaged
+from cln_backup.formats.holders import HolderKind, pack_holder, unpack_holder
+from cln_backup.formats.v2 import Malformed
+from tests.format2.small import SNAPSHOT, url_of
+from tests.histories import append, payments, started_node, told, told_by
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [(0, 0, 0), (1 << 18, 0, 1), (1 << 18, 3, 0), (7, 1, 1), (1 << 21, 64, 1), (1 << 31, 1, 1)],
+)
+def test_cost_of_a_passphrase_that_no_program_writes_is_damage(cost: tuple[int, ...]) -> None:
+    whole = pack_holder(HolderKind.KEY_FILE, "one", bytes(16), 0, bytes(32), bytes(32), bytes(32))
+    kind = bytes([HolderKind.PASSPHRASE])
+    opened = whole[:8] + kind + whole[9:72] + struct.pack("!III", *cost) + whole[84:164]
+    with pytest.raises(Malformed, match="holder's key"):
+        unpack_holder(opened + hashlib.sha256(opened).digest())
+
+
+def test_passphrase_is_the_first_line_of_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "passphrase"
+    for end in (b"", b"\n", b"\r\n", b"\n\nanother line\n"):
+        file.write_bytes(b"four words on paper" + end)
+        found = secret_from(("passphrase-file", str(file)))
+        assert found == passphrase_secret("four words on paper")
+
+
+def test_keys_of_a_backup_that_was_moved_away_are_not_removed(tmp_path: Path) -> None:
+    url = url_of("encrypted", tmp_path)
+    create_backend(url, None)
+    append(url, started_node())
+    node, safe = tmp_path / "node", tmp_path / "safe"
+    safe.mkdir()
+    for path in (*node.glob("base-*"), *node.glob("log-*")):
+        path.rename(safe / path.name)
+    (node / "spare").unlink(missing_ok=True)
+    create_backend(url, None)
+    (node / "unused.key-key-file").rename(safe / "key-key-file")
+    assert told_by(url.replace("/node?", "/safe?")) == told(started_node())
+    append(url, started_node())
+
+
+def test_init_says_that_only_the_nodes_own_key_file_unlocks(tmp_path: Path) -> None:
+    for name, secret in (("bare", None), ("whole", bytes(range(32)))):
+        node = tmp_path / name
+        node.mkdir()
+        if secret is not None:
+            (node / "hsm_secret").write_bytes(secret)
+        command = [sys.executable, "-m", "cln_backup.cli", "init", "--encrypt", "--lightning-dir"]
+        done = subprocess.run(
+            [*command, str(node), str(tmp_path / f"{name}-backup")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert ("NOBODY CAN READ THE BACKUP" in done.stderr) is (secret is None)
+        assert json.loads((node / "backup.lock").read_text())
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EBADF, errno.EWOULDBLOCK])
+def test_nothing_expires_where_it_cannot_be_locked(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = url_of("plain", tmp_path)
+    create_backend(url, None)
+    append(url, [*started_node(), *payments(4, 9)])
+    flock = fcntl.flock
+
+    def refuse(fd: int, operation: int) -> None:
+        if operation == fcntl.LOCK_EX | fcntl.LOCK_NB:
+            raise OSError(error, "no locks")
+        flock(fd, operation)
+
+    with open_backend(url, writable=True) as writer:
+        with open_backend(url) as reader:
+            staged = reader.stage(Change(7, SNAPSHOT, None), foreign_keys=True)
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        writer.replace(staged)
+        remove_expired(str(tmp_path / "node"), 0, 0)
+        monkeypatch.undo()
+        assert (tmp_path / "node" / "base-0000000001-0000000001").exists()
+        remove_expired(str(tmp_path / "node"), 0, 0)
+        assert not (tmp_path / "node" / "base-0000000001-0000000001").exists()
+
+
+def test_single_plain_file_in_an_encrypted_backup_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    encrypted, plain = url_of("encrypted", tmp_path), url_of("plain", tmp_path / "other")
+    for url in (encrypted, plain):
+        create_backend(url, None)
+        append(url, started_node())
+    log = tmp_path / "node" / "log-0000000001"
+    backup_id = log.read_bytes()[16:32]
+    forged = bytearray((tmp_path / "other" / "node" / "log-0000000001").read_bytes())
+    forged[16:32] = backup_id
+    log.write_bytes(forged)
+    with pytest.raises(Damaged, match="encrypted in another way"):
+        told_by(encrypted)
+    with (
+        unlocking_with(Secret(HolderKind.KEY_FILE, bytes(32))),
+        pytest.raises(Damaged, match="not encrypted, but a key was given"),
+    ):
+        open_backend(plain)

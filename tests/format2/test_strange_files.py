@@ -1,0 +1,80 @@
+"""Files in a backup's directory that do not belong there, or are missing, or have two names."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cln_backup.backends import create_backend, open_backend
+from cln_backup.change import Change
+from cln_backup.errors import BackupError, Damaged, StorageError
+from tests.format2.small import SNAPSHOT, url_of
+from tests.histories import append, payment, payments, started_node, told, told_by
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    url = url_of("plain", tmp_path)
+    create_backend(url, None)
+    append(url, started_node())
+    return url
+
+
+@pytest.mark.parametrize("name", ["spare", "backup.writer"])
+def test_nothing_is_written_through_a_link(url: str, name: str, tmp_path: Path) -> None:
+    secret = tmp_path / "hsm_secret"
+    secret.write_bytes(b"secret" * 1_000)
+    link = tmp_path / "node" / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(secret)
+    with contextlib.suppress(StorageError):
+        append(url, [payment(4)])
+    assert secret.read_bytes() == b"secret" * 1_000
+    if name == "spare":
+        assert told_by(url) == told([*started_node(), payment(4)])
+
+
+def test_spare_that_is_a_segment_since_its_claim_was_cut_becomes_no_second_one(
+    url: str, tmp_path: Path
+) -> None:
+    node = tmp_path / "node"
+    (node / "spare").write_bytes(bytes(1 << 18))
+    os.link(node / "spare", node / "log-0000000002")  # as a kill leaves it, before the unlink
+    with open_backend(url, writable=True) as backend:
+        backend.add_change(payment(4))
+        assert (node / "log-0000000003").stat().st_nlink == 1
+    assert told_by(url) == told([*started_node(), payment(4)])
+    with open_backend(url) as backend:
+        backend.read_through()
+
+
+def test_segment_of_the_greatest_number_ends_the_backup_and_is_said(
+    url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "node" / "log-9999999999").write_bytes(bytes(512))
+    with pytest.raises(StorageError, match="9999999999"):
+        append(url, [payment(4)])
+    assert told_by(url) == told(started_node())
+
+
+def test_log_is_not_begun_anew_where_the_segment_behind_the_base_is_lost(
+    url: str, tmp_path: Path
+) -> None:
+    append(url, payments(4, 5))
+    with open_backend(url, writable=True) as writer:
+        with open_backend(url) as reader:
+            staged = reader.stage(Change(4, SNAPSHOT, None), foreign_keys=True)
+        writer.replace(staged)
+    for path in (tmp_path / "node").glob("log-*"):
+        path.unlink()
+    for writable in (False, True):
+        with pytest.raises(Damaged, match="in segment 2, which is missing"):
+            open_backend(url, writable=writable)
+    with pytest.raises(BackupError):
+        append(url, [payment(5)])
