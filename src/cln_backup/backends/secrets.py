@@ -24,6 +24,12 @@ _MAX_KEY_FILE_BYTES: Final = 4096
 _MAX_PASSPHRASE_BYTES: Final = 1024
 _READ: Final = "read key"
 
+KEY_FOR_A_NODE: Final = (
+    "A node starts by itself and needs a key file: `backup-cli key add --new-key-file PATH URL` "
+    "makes one; name it in backup.lock, after the URL: ?key-file=PATH"
+)
+"""What to do where a plugin cannot unlock its backup."""
+
 
 class Secret(NamedTuple):
     """What a holder has: a passphrase, a key file's bytes, or the node's own secret."""
@@ -56,8 +62,8 @@ def needs_passphrase(path: str) -> bool:
 
 
 def secret_of_words(words: str, passphrase: str = "") -> Secret:
-    """The node's secret as its words on paper have it."""
-    return Secret(HolderKind.HSM_SECRET, hsm_secret.seed_of(words, passphrase))
+    """The node's secret as its words on paper have it, in capitals or not."""
+    return Secret(HolderKind.HSM_SECRET, hsm_secret.seed_of(words.lower(), passphrase))
 
 
 def read_key(path: str) -> bytes:
@@ -83,7 +89,8 @@ def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secre
     name, path = source
     content = read_key(path)
     if name == "passphrase-file":
-        return passphrase_secret(content.rstrip(b"\r\n").decode("utf-8", "surrogateescape"))
+        line = content.partition(b"\n")[0].rstrip(b"\r")
+        return passphrase_secret(line.decode("utf-8", "surrogateescape"))
     if name == "key-file":
         if not _MIN_KEY_FILE_BYTES <= len(content) <= _MAX_KEY_FILE_BYTES:
             raise Locked(f"{path} is no key file: it must have between 32 and 4096 random bytes.")
@@ -91,10 +98,8 @@ def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secre
     try:
         return Secret(HolderKind.HSM_SECRET, hsm_secret.secret_of(content, passphrase))
     except hsm_secret.NoSecret as error:
-        raise Locked(
-            f"{path} cannot be used to unlock the backup: {error}. A node that starts by itself "
-            "needs a key that nobody has to type: see `backup-cli key add --help`."
-        ) from None
+        hint = f" {KEY_FOR_A_NODE}" if isinstance(error, hsm_secret.NeedsPassphrase) else ""
+        raise Locked(f"{path} cannot be used to unlock the backup: {error}.{hint}") from None
 
 
 def passphrase_secret(passphrase: str) -> Secret:
