@@ -11,7 +11,7 @@ from cln_backup import keyring
 from cln_backup.backends import redacted, url_of
 from cln_backup.copy import copy as copy_backup
 from cln_backup.errors import Interrupted, Locked
-from cln_backup.presentation import changes
+from cln_backup.presentation import changes, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,6 +117,11 @@ def register(cli: click.Group, command: Command) -> None:
         encrypted, and what unlocks it, is said by the options in its URL.
         """
         done = copy_backup(url_of(source), url_of(target))
+        if keyring.is_encrypted(url_of(source)) and not keyring.is_encrypted(url_of(target)):
+            warn(
+                "The copy is not encrypted: whoever reads it reads the node's database. For one "
+                "that is, name a key in the URL of the copy: dir:///the/copy?key-file=PATH"
+            )
         if not as_json:
             click.echo(
                 f"Copied {changes(done.version_count)} up to data version {done.version} to "
@@ -144,6 +149,8 @@ def register(cli: click.Group, command: Command) -> None:
         if not as_json:
             for found in keys:
                 click.echo(f"{found.label:<34}{found.kind}")
+            if not keys:
+                click.echo("The backup is not encrypted, so it has no keys.")
         return {"keys": [found._asdict() for found in keys]}
 
     @command(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import create_backend, open_backend, redacted
 from cln_backup.backends.secrets import unlocking_with
-from cln_backup.errors import Damaged, NotFound
+from cln_backup.errors import BackupError, Damaged, Interrupted, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,8 @@ def copy(source_url: str, target_url: str) -> Copied:
     """Copies every change, then reads the copy back and compares.
 
     Each change is on stable storage in the copy before the next one is read. When this fails in
-    the middle, the copy is a true backup of an older version, and the source is as it was.
+    the middle, the copy is a backup of an older version, which the error says, and the source is
+    as it was.
 
     Raises:
         AlreadyExists: something stands at the target; it was left as it is.
@@ -52,21 +54,40 @@ def copy(source_url: str, target_url: str) -> Copied:
                 create_backend(target_url, _noted(first, digest))
             else:
                 create_backend(target_url, None)
-            with open_backend(target_url, writable=True) as target:
-                if first.snapshot is None:
-                    target.add_change(_noted(first, digest))
-                for change in changes:
-                    target.add_change(_noted(change, digest))
-    with unlocking_with(None), open_backend(target_url) as target:
-        read_back = hashlib.sha256()
+            with _whole_or_said(target_url):
+                with open_backend(target_url, writable=True) as target:
+                    if first.snapshot is None:
+                        target.add_change(_noted(first, digest))
+                    for change in changes:
+                        target.add_change(_noted(change, digest))
+                return _read_back(target_url, digest)
+
+
+@contextmanager
+def _whole_or_said(url: str) -> Iterator[None]:
+    """Adds to an error that what was copied so far must not be taken for the backup."""
+    try:
+        yield
+    except BackupError as error:
+        said = "Stopped." if isinstance(error, Interrupted) else str(error)
+        text = (
+            f"{said} THE COPY AT {redacted(url)} IS NOT WHOLE: a node that is restored from it "
+            "loses its funds. Remove it. The backup that was copied is as it was."
+        )
+        error.args = (text,)
+        raise
+
+
+def _read_back(url: str, expected: hashlib._Hash) -> Copied:
+    with open_backend(url) as target:
+        digest = hashlib.sha256()
         for change in target.stream_changes():
-            noted = _noted(change, read_back)
+            noted = _noted(change, digest)
             for _ in noted.snapshot.chunks() if noted.snapshot is not None else ():
                 pass
-        if read_back.digest() != digest.digest():
+        if digest.digest() != expected.digest():
             raise Damaged(
-                f"Read back, {redacted(target_url)} is not what was copied. Keep the source, and "
-                "look for faults of that disk."
+                f"Read back, {redacted(url)} is not what was copied. Look for faults of that disk."
             )
         return Copied(target.version, target.version_count, digest.hexdigest())
 

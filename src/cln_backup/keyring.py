@@ -32,6 +32,7 @@ __all__ = [
     "add_keys_at_init",
     "encrypted",
     "given_secret",
+    "is_encrypted",
     "key_file",
     "list_keys",
     "needs_passphrase",
@@ -54,6 +55,15 @@ def list_keys(url: str) -> list[Key]:
         NotFound, Damaged, BadUrl, StorageError.
     """
     return backend_class(url).list_keys(url)
+
+
+def is_encrypted(url: str) -> bool:
+    """Whether a backup is encrypted; nothing needs to be unlocked for it.
+
+    Raises:
+        NotFound, Damaged, BadUrl, StorageError.
+    """
+    return backend_class(url).can_encrypt and bool(list_keys(url))
 
 
 def add_key(url: str, secret: Secret, label: str | None = None) -> str:

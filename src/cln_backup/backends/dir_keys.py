@@ -167,6 +167,8 @@ def remove_holder(path: str, backup_id: bytes, label: str) -> None:
         Locked: it is the last one, without which nobody could read the backup.
     """
     labels = [holder.label for holder in holders(path, backup_id)]
+    if not labels:
+        raise Locked("This backup is not encrypted, so it has no keys.")
     if label not in labels:
         raise NotFound(f"There is no key {label!r}; there are: {', '.join(labels)}.")
     if len(labels) == 1:
