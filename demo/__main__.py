@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import apsw
+
 from simulator import client, content
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -43,15 +45,22 @@ def _cli_json(*arguments: str) -> dict[str, Any]:
     return fields
 
 
-def _wait_for_version(directory: Path, version: int) -> None:
+def _wait_for_version(directory: Path, version: int, simulator: subprocess.Popen[bytes]) -> None:
     """Waits until the node has come to a data version, across its crashes."""
-    while True:
+    while simulator.poll() is None:
         try:
             if client.call(directory, "simulator")["data_version"] >= version:
                 return
         except OSError:  # between two lives
             pass
         time.sleep(0.02)
+
+
+def _data_version(database: Path) -> int:
+    found = apsw.Connection(str(database)).execute(
+        "SELECT intval FROM vars WHERE name = 'data_version'"
+    )
+    return int(found.get)
 
 
 def _same(name: str, one: Path, other: Path) -> bool:
@@ -63,10 +72,13 @@ def _same(name: str, one: Path, other: Path) -> bool:
 
 
 def _run(work: Path) -> bool:
-    node, backup = work / "node" / "regtest", work / "another-disk" / "node.bkp"
+    node, backup = work / "node" / "regtest", work / "another-disk" / "node"
     node.mkdir(parents=True)
     backup.parent.mkdir()
-    url = f"file://{backup}"
+    url = str(backup)
+    recorded = work / "recorded.sqlite3"
+    with lzma.open(_CAPTURES / "router.sqlite3.xz") as file:
+        recorded.write_bytes(file.read())
 
     _say("A new node gets a backup before its first start")
     _cli("init", "--lightning-dir", str(node), url)
@@ -84,17 +96,21 @@ def _run(work: Path) -> bool:
             *("--capture", str(_CAPTURES / "router.jsonl.xz"), "--rate", str(_CALLS_A_SECOND)),
             *("--important-plugin", str(_BIN / "cln-backup"), "--quiet"),
             *("--supervise", "--crash", "after-answer@200", "--crash", "in-commit@450"),
-            *("--report", str(report)),
+            *("--hold", "--report", str(report)),
         ],
         cwd=_ROOT,
     )
-    _wait_for_version(node, _COMPACT_AT)
-
-    _say("The backup is compacted while the node goes on writing")
-    statistics = client.call(node, "backup-compact", timeout_s=60)
-    status = client.call(node, "backup-status")
-    print(json.dumps(statistics))
-    if simulator.wait() != 0:
+    try:
+        _wait_for_version(node, _COMPACT_AT, simulator)
+        _say("The backup is compacted while the node goes on writing")
+        statistics = client.call(node, "backup-compact", timeout_s=60)
+        print(json.dumps(statistics))
+        _wait_for_version(node, _data_version(recorded), simulator)
+        status = client.call(node, "backup-status")
+    finally:
+        simulator.terminate()
+        simulator.wait()
+    if simulator.returncode != 0:
         print("the simulated node failed")
         return False
     log = (node / "lightningd.log").read_text(encoding="utf-8")
@@ -113,9 +129,6 @@ def _run(work: Path) -> bool:
     restored_s = time.perf_counter() - started
 
     _say("Is it the node?")
-    recorded = work / "recorded.sqlite3"
-    with lzma.open(_CAPTURES / "router.sqlite3.xz") as file:
-        recorded.write_bytes(file.read())
     restored = node / "lightningd.sqlite3"
     same = _same("the database that was lost    ", restored, own)
     same &= _same("the recorded node's database  ", restored, recorded)
@@ -123,7 +136,7 @@ def _run(work: Path) -> bool:
     _say("Figures")
     processes = json.loads(report.read_text(encoding="utf-8"))["processes"]
     before, after = statistics["before"], statistics["after"]
-    dropped = sorted(path.name.rpartition("-")[2] for path in backup.parent.glob("*.dropped-*"))
+    dropped = sorted(path.name.rpartition("-")[2].lstrip("0") for path in backup.glob("dropped-*"))
     for name, value in (
         ("changes answered", sum(process["answered"] for process in processes)),
         ("lives of the node", len(processes)),

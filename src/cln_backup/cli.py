@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 import click
 
 from cln_backup import __version__, history
-from cln_backup.backends import open_backend, redacted, url_of
+from cln_backup.backends import backend_class, open_backend, redacted, url_of
 from cln_backup.cli_secrets import register, unlocked, with_secrets
 from cln_backup.compact import compact as compact_backup
-from cln_backup.errors import BackupError, Interrupted
+from cln_backup.errors import BackupError, BadUrl, Interrupted
 from cln_backup.initialize import Initialized, initialize, take_snapshot
-from cln_backup.keyring import KEY_NAME, add_keys_at_init, encrypted
+from cln_backup.keyring import add_keys_at_init, encrypted, given_secret, list_keys
 from cln_backup.presentation import (
     Fields,
     age,
+    changes,
     moment,
     progress,
     report,
@@ -48,15 +49,18 @@ _REMIND_OF_HSM = (
 
 
 def _command(
-    example: str, group: click.Group | None = None
+    example: str, group: click.Group | None = None, *, begins: bool = False
 ) -> Callable[[Callable[..., Fields]], click.Command]:
-    """A command that returns what it found as fields, printed as JSON where asked for."""
+    """A command that returns what it found as fields, printed as JSON where asked for.
+
+    One that begins a backup takes secrets that are new.
+    """
 
     def decorate(function: Callable[..., Fields]) -> click.Command:
         @functools.wraps(function)
         def run(*args: object, as_json: bool, **options: object) -> None:
             try:
-                with unlocked(options):
+                with unlocked(options, new=begins):
                     fields = function(*args, as_json=as_json, **options)
             except BackupError as error:
                 report(error, as_json=as_json)
@@ -92,7 +96,8 @@ for _server_command in (server, token, takeover):
     "backup-cli init --lightning-dir ~/.lightning/bitcoin /mnt/backup/node\n"
     "backup-cli init --encrypt --lightning-dir ~/.lightning/bitcoin /mnt/backup/node\n"
     "backup-cli init --lightning-dir ~/.lightning/bitcoin file:///mnt/backup/node.bkp\n"
-    "backup-cli init /mnt/backup/node"
+    "backup-cli init /mnt/backup/node",
+    begins=True,
 )
 @click.option(
     "--lightning-dir",
@@ -109,7 +114,8 @@ for _server_command in (server, token, takeover):
     "--encrypt",
     is_flag=True,
     help="Encrypt the backup. The node unlocks it with a key file that is made in its directory, "
-    "backup.key; its hsm_secret and what else is named here unlock it as well.",
+    "backup.key; its hsm_secret and what else is named here unlock it as well. To name a secret "
+    "here means --encrypt.",
 )
 @_url
 def init(
@@ -121,19 +127,24 @@ def init(
     """
     if wallet is not None and lightning_dir is None:
         raise click.UsageError("--wallet needs --lightning-dir.")
-    keys: list[str] = []
+    given = given_secret() is not None
+    if given and not backend_class(url).can_encrypt:
+        raise BadUrl("Only a dir: backup can be encrypted; formats of other schemes cannot.")
     with working("Taking a snapshot of the database", as_json=as_json):
-        if encrypt:
-            if lightning_dir is None:
+        if lightning_dir is None:
+            if encrypt and not given:
                 raise click.UsageError(
                     "--encrypt needs --lightning-dir. Without a node, name what unlocks the "
                     "backup: --key-file, --hsm-secret, --passphrase-file or --passphrase."
                 )
+            done = initialize(url, None)
+        elif encrypt or given:
             with encrypted(url, lightning_dir) as url:
                 done = initialize(url, lightning_dir, wallet)
-            keys = add_keys_at_init(url, lightning_dir)
+            add_keys_at_init(url, lightning_dir)
         else:
             done = initialize(url, lightning_dir, wallet)
+    keys = [key.label for key in list_keys(url)] if backend_class(url).can_encrypt else []
     if not as_json:
         shown = redacted(url)
         if done.database is not None:
@@ -151,15 +162,16 @@ def init(
         click.echo(f"Initialized backup backend {shown}, you can now start Core-Lightning")
         if keys:
             click.echo(f"The backup is encrypted. It is unlocked by each of: {', '.join(keys)}")
-    if keys == ["key-file"] and not as_json:
-        warn(
-            f"Only the key file {KEY_NAME} in {lightning_dir} unlocks this backup. If it is lost "
-            "with that machine, NOBODY CAN READ THE BACKUP. Let the node's hsm_secret or a "
-            "passphrase unlock it as well (backup-cli key add), or keep a copy of the file "
-            "elsewhere."
-        )
     _warn_of_disk(done, lightning_dir, as_json=as_json)
-    return {"backend_url": redacted(url), **done._asdict()}
+    if lightning_dir is not None and keys == ["key-file"] and not as_json:
+        bare = url.partition("?")[0]
+        warn(
+            "Only the key file unlocks the backup. If it is lost with the node's disk, NOBODY CAN "
+            "READ THE BACKUP: copy it to a place of its own, or let the node's hsm_secret unlock "
+            "the backup too, once the node has made it: backup-cli key add --key-file "
+            f"{lightning_dir}/backup.key --new-hsm-secret {lightning_dir}/hsm_secret {bare}"
+        )
+    return {"backend_url": redacted(url), **done._asdict(), "keys": keys}
 
 
 @_command("backup-cli snapshot --lightning-dir ~/.lightning/bitcoin")
@@ -211,7 +223,7 @@ def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fie
         )
     if not as_json:
         click.echo(
-            f"Restored {done.path} at data version {done.version}: {done.version_count} changes, "
+            f"Restored {done.path} at data version {done.version}: {changes(done.version_count)}, "
             f"{size(done.size_bytes)}. Its checks have passed."
         )
         warn_of_foreign_keys(done.foreign_key_faults)
@@ -264,10 +276,9 @@ def verify(url: str, no_replay: bool, *, as_json: bool) -> Fields:
         found = verify_backup(backend, replayed=not no_replay, progress=step)
     if not as_json:
         how = "replayed and checked" if found.replayed else "read"
-        click.echo(
-            f"Good up to data version {found.version}: all {found.version_count} changes were "
-            f"{how}."
-        )
+        one = found.version_count == 1
+        which = "its 1 change was" if one else f"all {found.version_count} changes were"
+        click.echo(f"Good up to data version {found.version}: {which} {how}.")
         warn_of_foreign_keys(found.foreign_key_faults)
     show_notices(notices)
     return found._asdict() | {"good": True, "notices": notices}
@@ -287,8 +298,8 @@ def compact(url: str, *, as_json: bool) -> Fields:
     if not as_json:
         before, after = done["before"], done["after"]
         show_table(
-            ("before", f"{size(before['backupsize'])} in {before['version_count']} changes"),
-            ("after", f"{size(after['backupsize'])} in {after['version_count']} changes"),
+            ("before", f"{size(before['backupsize'])} in {changes(before['version_count'])}"),
+            ("after", f"{size(after['backupsize'])} in {changes(after['version_count'])}"),
         )
     return dict(done)
 

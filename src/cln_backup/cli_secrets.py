@@ -10,7 +10,8 @@ import click
 from cln_backup import keyring
 from cln_backup.backends import redacted, url_of
 from cln_backup.copy import copy as copy_backup
-from cln_backup.errors import Locked
+from cln_backup.errors import Interrupted, Locked
+from cln_backup.presentation import changes, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,10 +51,30 @@ def with_secrets(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextlib.contextmanager
-def unlocked(options: dict[str, Any]) -> Iterator[None]:
-    """Takes these options away from the others; inside, backups are unlocked with them."""
-    with keyring.unlocking_with(_secret(options)):
+def unlocked(options: dict[str, Any], *, new: bool = False) -> Iterator[None]:
+    """Takes these options away from the others; inside, backups are unlocked with them.
+
+    With `new`, what is typed is to unlock a new backup, and is asked for twice.
+    """
+    with keyring.unlocking_with(_secret(options, new=new)):
         yield
+
+
+def _ask(what: str, *, twice: bool = False, **options: Any) -> str:  # noqa: ANN401 - click's own
+    """What is typed on the terminal, which does not show it.
+
+    Raises:
+        Locked: the input ended.
+    """
+    try:
+        return str(
+            click.prompt(what, hide_input=True, confirmation_prompt=twice, err=True, **options)
+        )
+    except Interrupted:
+        click.echo(err=True)  # the cursor stands behind the question
+        raise
+    except click.Abort:
+        raise Locked("There is nobody to ask: the input ended.") from None
 
 
 def _secret(options: dict[str, Any], *, new: bool = False) -> keyring.Secret | None:
@@ -65,15 +86,11 @@ def _secret(options: dict[str, Any], *, new: bool = False) -> keyring.Secret | N
     if not given:
         return None
     if asked["passphrase"]:
-        text = click.prompt("Passphrase", hide_input=True, confirmation_prompt=new)
-        return keyring.passphrase_secret(text)
+        return keyring.passphrase_secret(_ask("Passphrase", twice=new))
     if asked["words"]:
-        words = click.prompt("Words of the node's secret", hide_input=True)
-        text = click.prompt(
-            "Passphrase of the words (empty if none)",
-            hide_input=True,
-            default="",
-            show_default=False,
+        words = _ask("Words of the node's secret", twice=new)
+        text = _ask(
+            "Passphrase of the words (empty if none)", twice=new, default="", show_default=False
         )
         return keyring.secret_of_words(words, text)
     name = given[0]
@@ -83,8 +100,7 @@ def _secret(options: dict[str, Any], *, new: bool = False) -> keyring.Secret | N
     except Locked:
         if name != "hsm_secret" or not keyring.needs_passphrase(paths[name]):
             raise
-        text = click.prompt("Passphrase of hsm_secret", hide_input=True)
-        return keyring.secret_from(source, text)
+        return keyring.secret_from(source, _ask("Passphrase of hsm_secret"))
 
 
 def register(cli: click.Group, command: Command) -> None:
@@ -101,9 +117,14 @@ def register(cli: click.Group, command: Command) -> None:
         encrypted, and what unlocks it, is said by the options in its URL.
         """
         done = copy_backup(url_of(source), url_of(target))
+        if keyring.is_encrypted(url_of(source)) and not keyring.is_encrypted(url_of(target)):
+            warn(
+                "The copy is not encrypted: whoever reads it reads the node's database. For one "
+                "that is, name a key in the URL of the copy: dir:///the/copy?key-file=PATH"
+            )
         if not as_json:
             click.echo(
-                f"Copied {done.version_count} changes up to data version {done.version} to "
+                f"Copied {changes(done.version_count)} up to data version {done.version} to "
                 f"{redacted(url_of(target))}; read back, they are the same."
             )
         return done._asdict()
@@ -128,6 +149,8 @@ def register(cli: click.Group, command: Command) -> None:
         if not as_json:
             for found in keys:
                 click.echo(f"{found.label:<34}{found.kind}")
+            if not keys:
+                click.echo("The backup is not encrypted, so it has no keys.")
         return {"keys": [found._asdict() for found in keys]}
 
     @command(
@@ -145,13 +168,13 @@ def register(cli: click.Group, command: Command) -> None:
     @url
     def add(url: str, name: str | None, *, as_json: bool, **options: Any) -> Fields:  # noqa: ANN401
         """Let one more secret unlock a backup. One that unlocks it now must be given as well."""
-        if options["new_key_file"]:
-            keyring.make_key_file(options["new_key_file"])
         new = {name.removeprefix("new_"): value for name, value in options.items()}
-        secret = _secret(new | {"words": False}, new=True)
-        if secret is None:
-            raise click.UsageError("Name the secret to add.")
-        label = keyring.add_key(url, secret, name)
+        path = options["new_key_file"]
+        with keyring.key_file(path) if path else contextlib.nullcontext():
+            secret = _secret(new | {"words": False}, new=True)
+            if secret is None:
+                raise click.UsageError("Name the secret to add.")
+            label = keyring.add_key(url, secret, name)
         if not as_json:
             click.echo(f"Added {label}.")
         return {"added": label}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import backend_class, create_backend, open_backend, redacted
 from cln_backup.backends.secrets import unlocking_with
-from cln_backup.errors import Damaged, NotFound
+from cln_backup.errors import AlreadyExists, BackupError, Damaged, Interrupted, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,15 +47,38 @@ def copy(source_url: str, target_url: str) -> Copied:
     with open_backend(source_url) as source:
         if source.head is None:
             raise NotFound(f"The backup {redacted(source_url)} is empty; there is nothing to copy.")
-        with unlocking_with(None), backend_class(target_url).building(target_url) as built_url:
+        with (
+            unlocking_with(None),
+            backend_class(target_url).building(target_url) as built_url,
+            _said_where_it_stays(target_url, stays=built_url == target_url),
+        ):
             digest = _fill(source, built_url)
             with open_backend(built_url) as built:
                 if _digest_of(built) != digest:
                     raise Damaged(
-                        f"Read back, the copy to {redacted(target_url)} is not what was copied, "
-                        "and was not kept. Look for faults of that disk."
+                        f"Read back, the copy to {redacted(target_url)} is not what was copied. "
+                        "Look for faults of that disk."
                     )
                 return Copied(built.version, built.version_count, digest.hex())
+
+
+@contextmanager
+def _said_where_it_stays(url: str, *, stays: bool) -> Iterator[None]:
+    """Adds to an error that what was copied so far must not be taken for the backup."""
+    try:
+        yield
+    except AlreadyExists:
+        raise
+    except BackupError as error:
+        if not stays:
+            raise
+        said = "Stopped." if isinstance(error, Interrupted) else str(error)
+        text = (
+            f"{said} THE COPY AT {redacted(url)} IS NOT WHOLE: a node that is restored from it "
+            "loses its funds. Remove it. The backup that was copied is as it was."
+        )
+        error.args = (text,)
+        raise
 
 
 def _fill(source: Backend, url: str) -> bytes:

@@ -31,8 +31,10 @@ __all__ = [
     "add_key",
     "add_keys_at_init",
     "encrypted",
+    "given_secret",
+    "is_encrypted",
+    "key_file",
     "list_keys",
-    "make_key_file",
     "needs_passphrase",
     "passphrase_secret",
     "remove_key",
@@ -53,6 +55,15 @@ def list_keys(url: str) -> list[Key]:
         NotFound, Damaged, BadUrl, StorageError.
     """
     return backend_class(url).list_keys(url)
+
+
+def is_encrypted(url: str) -> bool:
+    """Whether a backup is encrypted; nothing needs to be unlocked for it.
+
+    Raises:
+        NotFound, Damaged, BadUrl, StorageError.
+    """
+    return backend_class(url).can_encrypt and bool(list_keys(url))
 
 
 def add_key(url: str, secret: Secret, label: str | None = None) -> str:
@@ -86,10 +97,24 @@ def remove_key(url: str, label: str) -> None:
     backend_class(url).remove_key(url, label)
 
 
-def make_key_file(path: str) -> None:
-    """Makes a key file of 32 random bytes that only its owner may read, if there is none."""
+@contextmanager
+def key_file(path: str) -> Iterator[None]:
+    """Makes a key file of 32 random bytes that only its owner may read, if there is none.
+
+    It is taken away again where what runs inside fails.
+    """
     if os.path.lexists(path):
+        yield
         return
+    _make_key_file(path)
+    try:
+        yield
+    except BaseException:
+        fsio.remove(path, op="remove unused key file")
+        raise
+
+
+def _make_key_file(path: str) -> None:
     fd, built = fsio.create_beside(path, "new", op="create key file")
     try:
         fsio.write_at(fd, [os.urandom(_KEY_BYTES)], 0, op="write key file")
@@ -117,18 +142,13 @@ def encrypted(url: str, directory: str) -> Iterator[str]:
             f"{path} exists: it unlocks another backup, and is left as it is. Name it in the URL "
             "(?key-file=…) to use it, or move it away."
         )
-    make_key_file(path)
-    try:
-        joint = "&" if "?" in url else "?"
-        with unlocking_with(None):
-            yield f"{url}{joint}key-file={quote(path)}"
-    except BaseException:
-        fsio.remove(path, op="remove unused key file")
-        raise
+    joint = "&" if "?" in url else "?"
+    with key_file(path), unlocking_with(None):
+        yield f"{url}{joint}key-file={quote(path)}"
 
 
-def add_keys_at_init(url: str, directory: str) -> list[str]:
-    """Adds what a person gave, and the node's own secret where it can be read; returns all names.
+def add_keys_at_init(url: str, directory: str) -> None:
+    """Adds what a person gave, and the node's own secret where it can be read.
 
     An `hsm_secret` with a passphrase is left out: `backup-cli key add` asks for it.
     """
@@ -140,4 +160,3 @@ def add_keys_at_init(url: str, directory: str) -> list[str]:
         own = given is not None and kind_name(given.kind) == "hsm-secret"
         if os.path.exists(path) and not own and not needs_passphrase(path):
             add_key(url, secret_from(("hsm-secret", path)))
-        return [key.label for key in list_keys(url)]

@@ -113,6 +113,11 @@ def size(size_bytes: float) -> str:
     return f"{size_bytes:.1f} TB"
 
 
+def changes(number: int) -> str:
+    """How many there are."""
+    return "1 change" if number == 1 else f"{number} changes"
+
+
 def moment(at: float) -> str:
     """A time since 1970, as the clock on the wall has it."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
@@ -124,4 +129,4 @@ def age(at: float) -> str:
     for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds // length} {unit} ago"
-    return f"{seconds} seconds ago"
+    return "1 second ago" if seconds == 1 else f"{seconds} seconds ago"

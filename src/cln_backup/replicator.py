@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from cln_backup.backends import open_backend, redacted
@@ -158,14 +159,14 @@ class Replicator:
         database = database_path(self._directory, self._wallet)
         restore = (
             f"move {database} away (with -journal and -wal; keep it), then run: "
-            f"backup-cli restore {redacted(backend.url)} {database}"
+            f"backup-cli restore {quote(redacted(backend.url))} {quote(database)}"
         )
         if decision is Decision.GAP:
             return (
                 f"Backup is out of date: {where}. The node ran without its backup, or made a last "
                 "commit while it shut down. The database is the newer one and is safe; the node "
                 "stays down until the backup has it too. Run: "
-                f"backup-cli snapshot --lightning-dir {self._directory}"
+                f"backup-cli snapshot --lightning-dir {quote(self._directory)}"
             )
         if decision is Decision.ROLL_FORWARD:
             return (

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
 
+from cln_backup.backends import redacted
 from cln_backup.backends.token_file import create_token
 from cln_backup.errors import BackupError
+from cln_backup.presentation import report
 from cln_backup.server.admission import MAX_CONNECTIONS
 from cln_backup.server.logs import LEVELS, MODES
 
 
-def _fail(error: BackupError) -> click.exceptions.Exit:
-    click.echo(f"Error: {error}", err=True)
+def _fail(error: BackupError, *, as_json: bool = False) -> click.exceptions.Exit:
+    report(error, as_json=as_json)
     return click.exceptions.Exit(error.exit_code)
 
 
@@ -82,20 +85,25 @@ def server(places: tuple[str, ...], nodes_file: str | None, **options: Any) -> N
         raise _fail(error) from None
 
 
+_asks_for_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
 @click.command(epilog="\b\nExamples:\n  backup-cli token ~/.lightning/bitcoin/backup.token")
+@_asks_for_json
 @click.argument("path", metavar="FILE", type=click.Path(dir_okay=False))
-def token(path: str) -> None:
+def token(path: str, *, as_json: bool) -> None:
     """Make a token for a node in a new FILE, and show its hash for the server's list."""
     try:
         shown = create_token(path)
     except BackupError as error:
-        raise _fail(error) from None
-    click.echo(shown)
+        raise _fail(error, as_json=as_json) from None
+    click.echo(json.dumps({"hash": shown}) if as_json else shown)
 
 
 @click.command(epilog="\b\nExamples:\n  backup-cli takeover socket:backup.example:8700")
+@_asks_for_json
 @click.argument("url", metavar="URL")
-def takeover(url: str) -> None:
+def takeover(url: str, *, as_json: bool) -> None:
     """Have a server refuse whoever writes to a backup now, so that another node can begin.
 
     Make sure before that the old node is gone for good: two running copies of one node lose funds.
@@ -105,5 +113,8 @@ def takeover(url: str) -> None:
     try:
         take_over(url)
     except BackupError as error:
-        raise _fail(error) from None
+        raise _fail(error, as_json=as_json) from None
+    if as_json:
+        click.echo(json.dumps({"backend_url": redacted(url)}))
+        return
     click.echo("The writer of before is refused from now on; the next one may begin.")

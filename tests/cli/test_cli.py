@@ -131,6 +131,7 @@ def test_init_json(node: Place) -> None:
         "version": 19,
         "snapshot_bytes": node.database.stat().st_size,
         "same_disk": True,
+        "keys": [],
     }
 
 

@@ -121,7 +121,7 @@ def test_every_field_of_the_json_is_documented(command: str) -> None:
     from cln_backup.verify import Verified
 
     fields = {
-        "init": ("backend_url", *Initialized._fields),
+        "init": ("backend_url", *Initialized._fields, "keys"),
         "snapshot": Initialized._fields,
         "restore": Restored._fields,
         "status": (*Status._fields, "notices"),

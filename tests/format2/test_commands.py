@@ -8,13 +8,14 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import backend_class, create_backend, open_backend
 from cln_backup.change import Change
-from cln_backup.errors import Discontinuity
+from cln_backup.copy import copy
+from cln_backup.errors import AlreadyExists, Discontinuity, Interrupted
 from tests.format2.small import KINDS, SNAPSHOT, url_of
 from tests.histories import (
     append,
@@ -27,6 +28,9 @@ from tests.histories import (
     told_by,
 )
 from tests.socket.serving import server_here
+
+if TYPE_CHECKING:
+    from cln_backup.backends.base import Backend
 
 
 def _cli(*arguments: str, code: int = 0) -> dict[str, Any]:
@@ -229,3 +233,61 @@ def test_copies_through_every_scheme(tmp_path: Path) -> None:
         for source, target in itertools.pairwise([*places, f"file://{tmp_path}/back"]):
             assert _cli("copy", source, target)["version"] == 29
     assert (tmp_path / "back").read_bytes() == (tmp_path / "old").read_bytes()
+
+
+def test_copy_to_a_server_that_was_stopped_says_that_it_is_not_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there opens as a backup of an older version, and nothing else would tell."""
+    source = f"dir://{tmp_path}/backup"
+    create_backend(source, None)
+    append(source, [*started_node(), *payments(4, 30)])
+    kind = backend_class("socket:127.0.0.1:1")
+    add = kind.add_change
+
+    def stopped(self: Backend, change: Change) -> None:
+        if change.version == 20:
+            raise Interrupted("Stopped. What was being built is removed.")
+        add(self, change)
+
+    monkeypatch.setattr(kind, "add_change", stopped)
+    with server_here() as server:
+        target = server.add(f"dir://{tmp_path}/copy")
+        with pytest.raises(Interrupted, match=r"Stopped\. THE COPY AT .* IS NOT WHOLE") as found:
+            copy(source, target)
+        assert "removed" not in str(found.value)
+        assert told_by(target)[-1].version == 19
+
+
+def test_copy_at_a_place_that_is_taken_says_nothing_of_a_copy(tmp_path: Path) -> None:
+    source = f"dir://{tmp_path}/backup"
+    create_backend(source, None)
+    append(source, started_node())
+    with pytest.raises(AlreadyExists) as found:
+        copy(source, source)
+    assert "NOT WHOLE" not in str(found.value)
+
+
+def test_copy_that_is_not_encrypted_is_noted(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(bytes(range(32)))
+    sealed = f"dir://{tmp_path}/backup?key-file={key}"
+    create_backend(sealed, None)
+    append(sealed, started_node())
+    for target, noted in (
+        (f"dir://{tmp_path}/plain", True),
+        (f"file://{tmp_path}/file", True),
+        (f"dir://{tmp_path}/sealed?key-file={key}", False),
+    ):
+        command = [sys.executable, "-m", "cln_backup.cli", "copy", sealed, target]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert ("The copy is not encrypted" in done.stderr) == noted
+
+
+def test_keys_of_a_backup_that_has_none(tmp_path: Path) -> None:
+    create_backend(f"dir://{tmp_path}/backup", None)
+    command = [sys.executable, "-m", "cln_backup.cli", "key", "list", f"{tmp_path}/backup"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "The backup is not encrypted, so it has no keys.\n"
+    said = _cli("key", "remove", f"{tmp_path}/backup", "key-file", code=17)["error"]["message"]
+    assert "not encrypted" in said

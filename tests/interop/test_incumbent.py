@@ -18,6 +18,7 @@ import pytest
 from cln_backup.backends import create_backend, open_backend
 from cln_backup.change import Change, Kind
 from cln_backup.compact import compact
+from cln_backup.copy import copy
 from cln_backup.errors import Damaged, ReplayFailed
 from cln_backup.initialize import initialize
 from cln_backup.restore import restore
@@ -179,6 +180,32 @@ def test_it_restores_what_we_wrote(url: str, incumbent: Incumbent, tmp_path: Pat
     append(url, HISTORY)
     expected = build_database(tmp_path / "expected", HISTORY)
     assert_same_database(incumbent.restores(tmp_path / "restored"), expected)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_it_restores_a_directory_that_was_copied_to_a_file_and_goes_on(
+    encrypted: bool, url: str, incumbent: Incumbent, tmp_path: Path
+) -> None:
+    """With what a node's directory has seen: a dropped head, a compaction, a rider."""
+    (tmp_path / "key").write_bytes(bytes(range(32)))
+    directory = f"dir://{tmp_path}/backup" + (f"?key-file={tmp_path}/key" if encrypted else "")
+    create_backend(directory, None)
+    append(directory, HISTORY[:5])
+    with open_backend(directory, writable=True) as backend:
+        backend.rewind()
+    append(directory, HISTORY[4:10])
+    compact(directory)
+    append(directory, HISTORY[10:])
+    copy(directory, url)
+    expected = build_database(tmp_path / "expected", HISTORY)
+    assert_same_database(incumbent.restores(tmp_path / "restored"), expected)
+    last = HISTORY[-1].version
+    more = payments(last + 1, last + 4)
+    incumbent.adds(more)
+    expected = build_database(tmp_path / "more", [*HISTORY, *more])
+    assert_same_database(incumbent.restores(tmp_path / "again"), expected)
+    copy(url, f"dir://{tmp_path}/back")
+    assert_same_database(_ours(f"dir://{tmp_path}/back", tmp_path / "ours"), expected)
 
 
 def test_we_restore_what_it_wrote(url: str, incumbent: Incumbent, tmp_path: Path) -> None:

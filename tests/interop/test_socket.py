@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
+from cln_backup.change import FOREIGN_KEYS_ON, Change
 from cln_backup.compact import compact
 from tests.histories import add_all, payment, payments, started_node, told, told_by
 from tests.socket.proxies import DOWN, UP, cut_after, proxy
@@ -126,6 +127,27 @@ def test_our_client_on_the_old_server(tmp_path: Path, old_server: int) -> None:
         backend.add_change(payment(12))
     assert told_by(url)[-1] == told([payment(12)])[0]
     assert told_by(f"file://{tmp_path}/node.bkp")[-1] == told([payment(12)])[0]
+
+
+def test_node_that_crashed_on_the_old_server_leaves_what_can_be_restored(
+    tmp_path: Path, old_server: int
+) -> None:
+    """An ON rider stood between the dropped transaction and the one in its place."""
+    url = f"socket:127.0.0.1:{old_server}"
+    history = [*started_node(), *payments(4, 12)]
+    with open_backend(url, writable=True) as backend:
+        add_all(backend, history)
+    with open_backend(url, writable=True) as backend:  # as the plugin starts after a crash
+        backend.rewind()
+        assert backend.head is not None
+        assert backend.head.kind is history[-2].kind
+        if not backend.head.foreign_keys:
+            backend.add_change(Change(backend.version, None, [FOREIGN_KEYS_ON]))
+        add_all(backend, history[-1:])
+        add_all(backend, payments(12, 14))
+    expected = told([*history, *payments(12, 14)])
+    assert told_by(url) == expected
+    assert told_by(f"file://{tmp_path}/node.bkp") == expected
 
 
 @pytest.mark.parametrize("direction", [UP, DOWN], ids=["request", "answer"])

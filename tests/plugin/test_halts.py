@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import pytest
@@ -118,7 +119,7 @@ def test_changes_lost_with_the_power_are_not_dropped(
     for path in home.directory.glob("lightningd.sqlite3*"):
         path.unlink()
     home.cli("restore", home.url, str(home.database))
-    assert f"backup-cli restore {home.url} {home.database}" in said
+    assert f"backup-cli restore {quote(home.url)} {quote(str(home.database))}" in said
     home.require_same(newer)
     home.run(*_ROUTER, "--first", str(60 + behind), "--calls", "5")
 

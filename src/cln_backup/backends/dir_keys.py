@@ -13,7 +13,14 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from cln_backup import fsio
-from cln_backup.backends.secrets import Secret, given_secret, kind_name, read_key, secret_from
+from cln_backup.backends.secrets import (
+    KEY_FOR_A_NODE,
+    Secret,
+    given_secret,
+    kind_name,
+    read_key,
+    secret_from,
+)
 from cln_backup.errors import AlreadyExists, BadUrl, Damaged, Locked, NotFound
 from cln_backup.formats import v2
 from cln_backup.formats.holders import (
@@ -61,19 +68,27 @@ def unlock(place: Place, backup_id: bytes) -> bytes:
     """The master key of the backup. Raises `Locked`, `Damaged`, `StorageError`."""
     secret = given_secret()
     if secret is None and place.key_source is not None:
+        kind, path = place.key_source
+        if not os.path.lexists(path):
+            raise Locked(
+                f"The backup in {place.path} is encrypted, and there is no {path}, which is named "
+                f"as its {kind}. Put it back. If it is lost: {KEY_FOR_A_NODE}"
+            )
         secret = secret_from(place.key_source)
     if secret is None:
         raise Locked(
             f"The backup in {place.path} is encrypted. Say what unlocks it: --key-file, "
-            "--hsm-secret or --passphrase-file, or --passphrase to be asked."
+            "--hsm-secret or --passphrase-file; --words or --passphrase, to be asked. "
+            f"{KEY_FOR_A_NODE}"
         )
     for holder in holders(place.path, backup_id):
         if holder.kind is secret.kind and (key := unwrap(holder, secret.content)) is not None:
             return key
     what = secret.kind.name.lower().replace("_", " ")
     raise Locked(
-        f"The backup in {place.path} is not unlocked by this {what}. Either it belongs to another "
-        "backup or node, or it was never added (`backup-cli key list` says what was)."
+        f"The backup in {place.path} is not unlocked by this {what}. Either it was mistyped, or it "
+        "belongs to another backup or node, or it was never added (`backup-cli key list` says what "
+        "was)."
     )
 
 
@@ -152,6 +167,8 @@ def remove_holder(path: str, backup_id: bytes, label: str) -> None:
         Locked: it is the last one, without which nobody could read the backup.
     """
     labels = [holder.label for holder in holders(path, backup_id)]
+    if not labels:
+        raise Locked("This backup is not encrypted, so it has no keys.")
     if label not in labels:
         raise NotFound(f"There is no key {label!r}; there are: {', '.join(labels)}.")
     if len(labels) == 1:

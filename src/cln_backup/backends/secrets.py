@@ -24,6 +24,12 @@ _MAX_KEY_FILE_BYTES: Final = 4096
 _MAX_PASSPHRASE_BYTES: Final = 1024
 _READ: Final = "read key"
 
+KEY_FOR_A_NODE: Final = (
+    "A node starts by itself and needs a key file: `backup-cli key add --new-key-file PATH URL` "
+    "makes one; name it in backup.lock, after the URL: ?key-file=PATH"
+)
+"""What to do where a plugin cannot unlock its backup."""
+
 
 class Secret(NamedTuple):
     """What a holder has: a passphrase, a key file's bytes, or the node's own secret."""
@@ -92,10 +98,8 @@ def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secre
     try:
         return Secret(HolderKind.HSM_SECRET, hsm_secret.secret_of(content, passphrase))
     except hsm_secret.NoSecret as error:
-        raise Locked(
-            f"{path} cannot be used to unlock the backup: {error}. A node that starts by itself "
-            "needs a key that nobody has to type: see `backup-cli key add --help`."
-        ) from None
+        hint = f" {KEY_FOR_A_NODE}" if isinstance(error, hsm_secret.NeedsPassphrase) else ""
+        raise Locked(f"{path} cannot be used to unlock the backup: {error}.{hint}") from None
 
 
 def passphrase_secret(passphrase: str) -> Secret:

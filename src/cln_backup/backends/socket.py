@@ -260,8 +260,7 @@ class SocketBackend(Backend):
         head = self.head
         if head is None:
             raise Discontinuity("There is no change that could be dropped; nothing was changed.")
-        if not self._extended:
-            self._require_transaction()
+        known = None if self._extended else self._require_transaction()
         to_version = before.prev_version
 
         def attempt(session: Session) -> wire.Standing:
@@ -274,20 +273,32 @@ class SocketBackend(Backend):
 
         with self._last_request():
             standing = self._link.until(self._limit_s(), attempt)
-        self._learned = False
+        self._learned = known is not None
+        if known is not None:
+            standing = standing._replace(head=known.kind, foreign_keys=known.foreign_keys)
         self._stand(standing)
 
-    def _require_transaction(self) -> None:
+    def _require_transaction(self) -> Head | None:
         """Looks, where protocol 1 is spoken, what the head is before it is dropped.
 
-        It must all be streamed for that; it happens only after a crash of the node.
+        It must all be streamed for that; it happens only after a crash of the node. What stood
+        before the head is returned where it was seen: the community's server appends behind what
+        was dropped, and an ON rider that need not be there would then stand between the dropped
+        transaction and the one that takes its place, where no reader can tell them apart.
         """
-        if self._learned:
-            kind = self._standing.head
-        else:
-            kind = None
+        from cln_backup.statements import foreign_keys_after
+
+        kind = self._standing.head if self._learned else None
+        head = before = None
+        if not self._learned:
+            foreign_keys = True
             for change in PlainDownload(self._link, self._limit_s(), 0, head=True).changes():
-                kind = change.kind
+                before, kind = head, change.kind
+                if kind is Kind.RIDER and change.transaction is not None:
+                    foreign_keys = foreign_keys_after(change.transaction, foreign_keys)
+                elif kind is Kind.SNAPSHOT:
+                    foreign_keys = True
+                head = Head(change.version, kind, foreign_keys)
         if kind is not Kind.TRANSACTION or self._standing.prev_version != self.version - 1:
             raise Discontinuity(
                 f"The last change of the backup, at version {self.version}, is no transaction of "
@@ -295,6 +306,7 @@ class SocketBackend(Backend):
                 "not commit. Core Lightning seems to have lost some state (failed restore?). "
                 "Nothing was dropped."
             )
+        return before
 
     def stream_changes(self, start: int = 0, *, head: bool = True) -> Iterator[Change]:
         """See `Backend.stream_changes`. A lost connection is made anew, and the stream goes on.

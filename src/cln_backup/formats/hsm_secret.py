@@ -28,6 +28,10 @@ class NoSecret(Exception):
     """The file cannot be used; the text says why, and holds nothing secret."""
 
 
+class NeedsPassphrase(NoSecret):
+    """The file can be used with its passphrase only, and none was given."""
+
+
 def needs_passphrase(content: bytes) -> bool:
     """Whether the secret can be had with a passphrase only."""
     if len(content) == ENCRYPTED_BYTES:
@@ -46,7 +50,7 @@ def secret_of(content: bytes, passphrase: str | None = None) -> bytes:
     if len(content) == PLAIN_BYTES:
         return content
     if needs_passphrase(content) and passphrase is None:
-        raise NoSecret("it is protected by a passphrase")
+        raise NeedsPassphrase("it is protected by a passphrase")
     if len(content) == ENCRYPTED_BYTES:
         return _decrypted(content, passphrase or "")
     words = content[PLAIN_BYTES:].split(b"\x00")[0]

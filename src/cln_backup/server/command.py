@@ -7,7 +7,7 @@ import resource
 import signal
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup.backends import redacted
+from cln_backup.backends import redacted, url_of
 from cln_backup.backends.socket_url import Address, parse_address
 from cln_backup.errors import BackupError, BadSettings, NotFound
 from cln_backup.server import certificate, listener, logs, systemd
@@ -110,7 +110,7 @@ def _nodes(url: str | None, options: Options) -> dict[str, Served]:
     if options.nodes_file is not None:
         return read_nodes(options.nodes_file)
     assert url is not None
-    return {"": Served("", url, None)}
+    return {"": Served("", url_of(url), None)}
 
 
 def _certificate(options: Options) -> tuple[str, str] | None:

@@ -1,0 +1,29 @@
+"""The demo that the README promises."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import demo.__main__ as demo
+from simulator import client
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def test_demo_waits_for_its_compaction_on_a_busy_machine(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    call = client.call
+
+    def late(directory: str, method: str, params: object = None, **options: float) -> Any:
+        if method == "backup-compact":
+            time.sleep(2)  # by then the node has made its last call
+        return call(directory, method, params, **options)
+
+    monkeypatch.setattr(client, "call", late)
+    assert demo.main() == 0, capfd.readouterr().out
+    shown = capfd.readouterr().out
+    assert "differences                         none" in shown
+    assert "dropped and set aside, at version   199, 449" in shown
