@@ -147,9 +147,16 @@ def test_recorded_node_that_was_killed_three_times(kind: str, url: str, memory_p
     assert len(kept_aside(memory_path / "backup", kind)) == 3
 
 
-def _migration(directory: Path, name: str) -> tuple[Sequence[Change], Path, Path]:
-    place = directory / "migrations" / name
-    return list(captured.changes(place / "writes.jsonl.xz")), place, place / "after.sqlite3.xz"
+def _taken_over(
+    captures: Path, name: str, url: str, memory_path: Path
+) -> tuple[Sequence[Change], Path]:
+    """A backup of the old release's database; what the new one does, and what it comes to."""
+    place = captures / "migrations" / name
+    directory = memory_path / "regtest"
+    directory.mkdir()
+    captured.unpacked(place / "before.sqlite3.xz", directory / "lightningd.sqlite3")
+    initialize(url, str(directory))
+    return list(captured.changes(place / "writes.jsonl.xz")), place / "after.sqlite3.xz"
 
 
 @pytest.mark.parametrize("name", MIGRATIONS)
@@ -157,11 +164,7 @@ def test_old_node_is_taken_over_and_migrates(
     name: str, large_captures: Path, url: str, memory_path: Path
 ) -> None:
     """`init` on the old release's database; then the new release starts."""
-    history, place, packed_after = _migration(large_captures, name)
-    directory = memory_path / "regtest"
-    directory.mkdir()
-    captured.unpacked(place / "before.sqlite3.xz", directory / "lightningd.sqlite3")
-    initialize(url, str(directory))
+    history, packed_after = _taken_over(large_captures, name, url, memory_path)
     append(url, history)
     after = captured.unpacked(packed_after, memory_path / "after.sqlite3")
     assert_same_database(_restored(url, memory_path / "restored.sqlite3"), after)
@@ -173,11 +176,7 @@ def test_old_node_is_taken_over_and_migrates(
 def test_migration_is_compacted_after_each_change(
     name: str, large_captures: Path, url: str, memory_path: Path
 ) -> None:
-    history, place, packed_after = _migration(large_captures, name)
-    directory = memory_path / "regtest"
-    directory.mkdir()
-    captured.unpacked(place / "before.sqlite3.xz", directory / "lightningd.sqlite3")
-    initialize(url, str(directory))
+    history, packed_after = _taken_over(large_captures, name, url, memory_path)
     for change in history:
         append(url, [change])
         compact(url)

@@ -333,6 +333,14 @@ def size_of(backend: Backend) -> Size:
     return {"backupsize": backend.size_bytes, "version_count": backend.version_count}
 
 
+def nothing_to_drop() -> Discontinuity:
+    """What `rewind` raises where the head is not in doubt."""
+    return Discontinuity(
+        "There is no change that could be dropped: only the last one can be in doubt, and it was "
+        "dropped already or there is none. Nothing was changed."
+    )
+
+
 def check_follows(change: Change, version: int, *, empty: bool) -> None:
     """Checks that a change may be appended to a backup that stands at `version`.
 

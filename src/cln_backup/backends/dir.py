@@ -8,7 +8,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from cln_backup import fsio
-from cln_backup.backends.base import Backend, Key, Staged, check_follows
+from cln_backup.backends.base import Backend, Key, Staged, check_follows, nothing_to_drop
 from cln_backup.backends.dir_base import (
     LOCK_NAME,
     build_inside,
@@ -27,10 +27,9 @@ from cln_backup.backends.dir_upkeep import expired, removal_takes_long, remove_e
 from cln_backup.backends.dir_url import Place, place_of
 from cln_backup.backends.dir_writer import SegmentWriter
 from cln_backup.backends.secrets import kind_name
-from cln_backup.backends.writer import WriterLock
+from cln_backup.backends.writer import LastWrite, WriterLock
 from cln_backup.change import Change, Head, Kind
 from cln_backup.errors import (
-    Discontinuity,
     Locked,
     StorageError,
 )
@@ -63,7 +62,7 @@ class DirBackend(Backend):
         self._lock: WriterLock | None = None
         self._writer: SegmentWriter | None = None
         self._base_fd = -1
-        self._finished = False
+        self._last_write = LastWrite()
 
     @classmethod
     def create(cls, url: str, base: Change | None) -> None:
@@ -159,11 +158,7 @@ class DirBackend(Backend):
 
     def _require_writer(self) -> SegmentWriter:
         assert self._writer is not None, "opened for reading"
-        if self._finished:
-            raise StorageError(
-                f"A write to {self._place.path} failed before, and what reached the disk is not "
-                "known; nothing more is written until the backup is opened anew."
-            )
+        self._last_write.require_none_failed(self._place.path)
         return self._writer
 
     @property
@@ -214,8 +209,8 @@ class DirBackend(Backend):
         """See `Backend.add_change`. A snapshot is published in a file of its own before."""
         writer = self._require_writer()
         check_follows(change, self.version, empty=self._head is None)
-        v2.pack_body(v2.Type.SNAPSHOT, change.version)
         if change.transaction is None:
+            v2.pack_body(v2.Type.SNAPSHOT, change.version)
             record_type, content = v2.Type.SNAPSHOT, b""
             room_bytes = v2.HEADER_BYTES
         else:
@@ -227,7 +222,7 @@ class DirBackend(Backend):
                 record_type = v2.Type.RIDER if enforced else v2.Type.RIDER_WITHOUT_KEYS
             # More than the worst that compression makes of it.
             room_bytes = len(content) + len(content) // 128 + v2.HEADER_BYTES
-        with self._last_write():
+        with self._last_write:
             segment = writer.prepare(self._tracker, room_bytes)
             if change.transaction is None:
                 content = self._write_snapshot(writer, segment, change)
@@ -252,23 +247,13 @@ class DirBackend(Backend):
         fsio.publish(built, self._store.snapshot_path(segment, number), op="publish snapshot")
         return v2.pack_reference(v2.Reference(number, change.snapshot.size_bytes, seal))
 
-    @contextlib.contextmanager
-    def _last_write(self) -> Iterator[None]:
-        """Whatever stops in here, an error or a signal, makes it this writer's last write."""
-        self._finished = True
-        yield
-        self._finished = False
-
     def rewind(self) -> None:
         """See `Backend.rewind`. The dropped change is set aside first; then a record drops it."""
         writer = self._require_writer()
         head = self._head
         if head is None or not self._tracker.may_rewind:
-            raise Discontinuity(
-                "There is no change that could be dropped: only the last one can be in doubt, "
-                "and it was dropped already or there is none. Nothing was changed."
-            )
-        with self._last_write():
+            raise nothing_to_drop()
+        with self._last_write:
             kept = set_aside(self._store, self._change_at(head.at), writer.end.epoch)
             writer.prepare(self._tracker, _DROP_BYTES)
             start = writer.append(v2.Type.DROP, head.version, b"")
@@ -373,7 +358,7 @@ class DirBackend(Backend):
         assert header is not None
         state = v2.unpack_base_state(header.state)
         path = self._store.base_path(generation, state.start.segment)
-        with self._last_write():
+        with self._last_write:
             fsio.publish(staged.name, path, op="publish compacted backup")
         self._base = Base(generation, path, state)
         self._set_position()

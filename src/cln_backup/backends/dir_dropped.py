@@ -11,7 +11,8 @@ from cln_backup.backends.dir_snapshots import StoredSnapshot, write_snapshot_fil
 from cln_backup.backends.dir_store import damaged
 from cln_backup.change import Change
 from cln_backup.formats import v2
-from cln_backup.formats.v2_stream import pack_transaction, unpack_transaction
+from cln_backup.formats.v1 import unpack_transaction
+from cln_backup.formats.v2_stream import pack_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,8 @@ from cln_backup.backends.dir_snapshots import StoredSnapshot, check_snapshot, la
 from cln_backup.backends.dir_store import READ, damaged, list_files
 from cln_backup.change import FOREIGN_KEYS_OFF, Change, Kind
 from cln_backup.formats import v2
-from cln_backup.formats.v2_stream import Inflater, unpack_transaction
+from cln_backup.formats.v1 import unpack_transaction
+from cln_backup.formats.v2_stream import Inflater
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 from cln_backup import fsio, scratch
 from cln_backup.backends import file_rewrite, redacted
-from cln_backup.backends.base import Backend, Staged, check_follows
+from cln_backup.backends.base import Backend, Staged, check_follows, nothing_to_drop
 from cln_backup.backends.file_scan import Entry, Layout, entries, scan
-from cln_backup.backends.writer import WriterLock
+from cln_backup.backends.writer import LastWrite, WriterLock
 from cln_backup.change import Change, Head, Kind
 from cln_backup.errors import (
     AlreadyExists,
     BadUrl,
     Damaged,
-    Discontinuity,
     NotFound,
     StorageError,
 )
@@ -97,7 +96,7 @@ class FileBackend(Backend):
         self._path = path
         self._fd = fd
         self._lock = lock
-        self._finished = False
+        self._last_write = LastWrite()
 
     @classmethod
     def create(cls, url: str, base: Change | None) -> None:
@@ -218,13 +217,9 @@ class FileBackend(Backend):
 
     def _require_writer(self) -> None:
         assert self._lock is not None, "opened for reading"
-        if self._finished:
-            raise StorageError(
-                f"A write to {self._path} failed before, and what reached the disk is not known; "
-                "nothing more is written until the backup is opened anew."
-            )
+        self._last_write.require_none_failed(self._path)
         if not fsio.same_file(self._path, self._fd) or not self._lock.is_held():
-            self._finished = True
+            self._last_write.failed = True
             raise StorageError(
                 f"{self._path}, or {self._path}.writer, was moved, removed or replaced while the "
                 "node was writing to it. Nothing is written to a place that nobody would find. "
@@ -269,7 +264,7 @@ class FileBackend(Backend):
         if change.transaction is None:
             assert change.snapshot is not None
             v1.pack_entry_head(change.snapshot.size_bytes, change.version, v1.SNAPSHOT)
-            with self._last_write():
+            with self._last_write:
                 end = file_rewrite.write_snapshot(self._fd, change, start)
                 fsio.sync(self._fd, op="sync snapshot")
             foreign_keys = True
@@ -278,34 +273,24 @@ class FileBackend(Backend):
             if kind is Kind.RIDER:
                 foreign_keys = foreign_keys_after(change.transaction, foreign_keys)
             head = v1.pack_entry_head(len(payload), change.version, v1.TRANSACTION)
-            with self._last_write():
+            with self._last_write:
                 end = fsio.write_at(self._fd, (head, payload), start, op="append entry")
         entry = Entry(start, end - start - v1.ENTRY_BYTES, change.version, kind, foreign_keys)
         count = self.version_count + 1
-        with self._last_write():
+        with self._last_write:
             header = v1.Header(change.version, end, self.version, start, count)
             self._write_header(header, op="write header")
             fsio.sync(self._fd, op="sync change")
         self._before, self._head, self._end, self._may_rewind = self._head, entry, end, True
         self._set_position(count)
 
-    @contextlib.contextmanager
-    def _last_write(self) -> Iterator[None]:
-        """Whatever stops in here, an error or a signal, makes it this writer's last write."""
-        self._finished = True
-        yield
-        self._finished = False
-
     def rewind(self) -> None:
         """See `Backend.rewind`. The dropped change becomes `PATH.dropped-VERSION`, in format 1."""
         self._require_writer()
         if self._head is None or not self._may_rewind:
-            raise Discontinuity(
-                "There is no change that could be dropped: only the last one can be in doubt, "
-                "and it was dropped already or there is none. Nothing was changed."
-            )
+            raise nothing_to_drop()
         self.discard()  # a replacement holds the head as it was
-        with self._last_write():
+        with self._last_write:
             kept = file_rewrite.set_aside(self._fd, self._path, self._head)
             self.notices.append(f"The dropped change is kept as {kept}.")
             self._end = self._head.offset_bytes
@@ -364,7 +349,7 @@ class FileBackend(Backend):
             fsio.sync(fd, op="sync compacted backup")
             assert self._lock is not None
             self._lock.lock_too(fd, staged.name)
-            with self._last_write():
+            with self._last_write:
                 fsio.replace(staged.name, self._path, op="publish compacted backup")
         except BaseException:
             os.close(fd)

@@ -129,3 +129,28 @@ class WriterLock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+class LastWrite:
+    """Whatever stops in its block, an error or a signal, makes that a writer's last write.
+
+    Attributes:
+        failed: whether one did.
+    """
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def require_none_failed(self, path: str) -> None:
+        """Raises `StorageError` where a write to the backup at this path has failed before."""
+        if self.failed:
+            raise StorageError(
+                f"A write to {path} failed before, and what reached the disk is not known; "
+                "nothing more is written until the backup is opened anew."
+            )
+
+    def __enter__(self) -> None:
+        self.failed = True
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        self.failed = kind is not None

@@ -85,11 +85,14 @@ def unpack_entry_head(data: bytes) -> EntryHead:
 
 
 def pack_transaction(transaction: Sequence[str]) -> bytes:
-    """Statements joined by NUL bytes. Raises `BadChange` for what could not be read back."""
+    """Statements joined by NUL bytes, as every format and the wire have them.
+
+    Raises `BadChange` for what could not be read back.
+    """
     text = "\x00".join(transaction)
     if not transaction or "" in transaction or text.count("\x00") != len(transaction) - 1:
         raise BadChange(
-            "A statement is empty or holds a NUL byte, which format 1 cannot hold; "
+            "A statement is empty or holds a NUL byte, which a backup cannot hold; "
             "nothing was written."
         )
     try:

@@ -10,7 +10,7 @@ import struct
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, cast
 
 from cln_backup.errors import BadChange
-from cln_backup.formats import v2
+from cln_backup.formats import v1, v2
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -168,27 +168,11 @@ class Inflater:
 
 
 def pack_transaction(transaction: Sequence[str]) -> bytes:
-    """Statements joined by NUL bytes. Raises `BadChange` for what could not be read back."""
-    text = "\x00".join(transaction)
-    if not transaction or "" in transaction or text.count("\x00") != len(transaction) - 1:
-        raise BadChange(
-            "A statement is empty or holds a NUL byte, which a backup cannot hold; nothing was "
-            "written."
-        )
-    try:
-        content = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raise BadChange(
-            "A statement holds a character that is no Unicode text; nothing was written."
-        ) from None
+    """As `v1.pack_transaction`, and also refuses what is larger than a record holds."""
+    content = v1.pack_transaction(transaction)
     if len(content) > v2.MAX_TRANSACTION_BYTES:
         raise BadChange(
             f"A transaction of {len(content)} bytes is too large for the backup (at most 1 GiB); "
             "nothing was written."
         )
     return content
-
-
-def unpack_transaction(content: bytes) -> tuple[str, ...]:
-    """The statements of a transaction; bytes that are no UTF-8 come as lone surrogates."""
-    return tuple(content.decode("utf-8", "surrogateescape").split("\x00"))
