@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup import statements
 
@@ -56,8 +56,7 @@ class Change:
         object.__setattr__(self, "kind", kind)
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """The last change of a backup, as far as continuity needs to know it.
 
     Attributes:

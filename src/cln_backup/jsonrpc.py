@@ -36,6 +36,13 @@ class DbWrite(msgspec.Struct):
     writes: list[str]
 
 
+class Call(msgspec.Struct, tag_field="method", tag="db_write"):
+    """A `db_write` whose text is valid UTF-8, taken apart with its parameters."""
+
+    params: DbWrite
+    id: msgspec.Raw = msgspec.Raw(b"")
+
+
 class InitConfiguration(msgspec.Struct, frozen=True):
     """What `init` says of the node."""
 
@@ -51,34 +58,36 @@ class Init(msgspec.Struct):
     configuration: InitConfiguration = InitConfiguration()
 
 
+_call = msgspec.json.Decoder(Call)
 _message = msgspec.json.Decoder(Message)
-_db_write = msgspec.json.Decoder(DbWrite)
 _init = msgspec.json.Decoder(Init)
 
 
-def decode(text: bytes) -> Message:
-    """Takes a message apart, down to its parameters.
+def decode(text: bytes) -> Call | Message:
+    """Takes a message apart: a `db_write` wholly, any other down to its parameters.
 
     Raises:
         BadChange: it is no request and no notification.
     """
+    try:
+        return _call.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
     try:
         return _message.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise BadChange("lightningd sent a message that cannot be understood.") from None
 
 
-def decode_db_write(raw: msgspec.Raw) -> DbWrite:
+def decode_db_write(message: Call | Message) -> DbWrite:
     """The parameters of `db_write`; bytes that are no UTF-8 come as lone surrogates (PEP 383).
 
     Raises:
         BadChange: they are not of the form that lightningd sends.
     """
-    try:
-        return _db_write.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        pass
-    params = bytes(raw)
+    if isinstance(message, Call):
+        return message.params
+    params = bytes(message.params)
     try:
         if _ESCAPED_SURROGATE.search(params):  # could not be told from a stray byte
             raise ValueError
@@ -176,7 +185,9 @@ class Reader:
         """The next whole message, if there is one; it stays in the mailbox until `drop`."""
         source = self._memory if self._large is None else self._large
         used = self._used if self._large is None else len(self._large)
-        end = source.find(_END, max(0, self._searched - 1), used)
+        end = source.find(b"\n", max(0, self._searched - 1), used)
+        if end >= 0 and source[end + 1 : end + 2] != b"\n":  # lightningd writes no such message
+            end = source.find(_END, end, used)
         if end < 0:
             self._searched = used
             return None

@@ -25,7 +25,7 @@ from cln_backup.replicator import Replicator
 
 if TYPE_CHECKING:
     from cln_backup.compactor import Compactor
-    from cln_backup.jsonrpc import Message
+    from cln_backup.jsonrpc import Call, Message
 
 MANIFEST = {
     "dynamic": False,
@@ -129,7 +129,7 @@ class Plugin:
 
     def _serve(self, text: bytes) -> None:
         message = jsonrpc.decode(text)
-        if message.method == "db_write":
+        if isinstance(message, jsonrpc.Call) or message.method == "db_write":
             self._db_write(message)
             return
         try:
@@ -161,13 +161,13 @@ class Plugin:
         else:
             jsonrpc.write(jsonrpc.error(bytes(message.id), f"cln-backup has no command {method}."))
 
-    def _answer(self, message: Message, result: object) -> None:
+    def _answer(self, message: Call | Message, result: object) -> None:
         jsonrpc.write(jsonrpc.answer(bytes(message.id), result))
 
     def _log(self, level: str, message: str) -> None:
         jsonrpc.write(jsonrpc.log(level, message))
 
-    def _db_write(self, message: Message) -> None:
+    def _db_write(self, message: Call | Message) -> None:
         if not self._asked:
             from cln_backup import logbridge
 
@@ -175,7 +175,7 @@ class Plugin:
         self._asked = True
         if self._halted is None:
             try:
-                call = jsonrpc.decode_db_write(message.params)
+                call = jsonrpc.decode_db_write(message)
                 self._replicator.db_write(call.data_version, call.writes)
             except BackupError as error:
                 self._halted = str(error)

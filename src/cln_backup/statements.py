@@ -55,7 +55,10 @@ def is_rider(statements: Sequence[str]) -> bool:
     lightningd runs such statements at once, outside a transaction, and reports them with the
     version at which the database already stands (db/db_sqlite3.c, `prepare_table_manip`).
     """
-    return len(statements) > 0 and all(is_pragma(statement) for statement in statements)
+    for statement in statements:
+        if not is_pragma(statement):
+            return False
+    return len(statements) > 0
 
 
 def foreign_keys_after(statements: Sequence[str], before: bool) -> bool:

@@ -228,7 +228,9 @@ class DirBackend(Backend):
                 content = self._write_snapshot(writer, segment, change)
             start = writer.append(record_type, change.version, content)
             self._tracker.apply(record_type, change.version, start)
-        self._set_position()
+        self.prev_version, self.version = self.version, change.version
+        self.version_count += 1
+        self._head = self._tracker.head
 
     def _write_snapshot(self, writer: SegmentWriter, segment: int, change: Change) -> bytes:
         assert change.snapshot is not None

@@ -31,7 +31,7 @@ class BlockFile:
         self.fd = fsio.open_direct(path, op=op)
         self.end_bytes = 0
         self.identity = fsio.identity(self.fd)
-        self._memory = mmap.mmap(-1, _MEMORY_BYTES)
+        self._memory = memoryview(mmap.mmap(-1, _MEMORY_BYTES))
 
     def append(self, data: bytes, *, op: str) -> None:
         """Writes bytes behind those before; durable after `fsio.sync`."""
@@ -40,12 +40,11 @@ class BlockFile:
         whole = -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
         memory = self._memory
         if whole > len(memory):
-            memory = mmap.mmap(-1, whole)
+            memory = memoryview(mmap.mmap(-1, whole))
             memory[:held] = self._memory[:held]
         memory[held:size] = data
         memory[size:whole] = bytes(whole - size)
-        with memoryview(memory) as view, view[:whole] as blocks:
-            fsio.write_at(self.fd, [blocks], self.end_bytes - held, op=op)
+        fsio.write_at(self.fd, [memory[:whole]], self.end_bytes - held, op=op)
         self.end_bytes += len(data)
         held = self.end_bytes % _BLOCK_BYTES
         self._memory[:held] = memory[size - held : size]
