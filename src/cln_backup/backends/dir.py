@@ -25,7 +25,6 @@ from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_s
 from cln_backup.backends.dir_store import BUILDING, damaged, list_files
 from cln_backup.backends.dir_upkeep import expired, removal_takes_long, remove_expired
 from cln_backup.backends.dir_url import Place, place_of
-from cln_backup.backends.dir_writer import SegmentWriter
 from cln_backup.backends.secrets import kind_name
 from cln_backup.backends.writer import LastWrite, WriterLock
 from cln_backup.change import Change, Head, Kind
@@ -40,6 +39,7 @@ from cln_backup.statements import foreign_keys_after
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cln_backup.backends.dir_writer import SegmentWriter
     from cln_backup.backends.secrets import Secret
 
 _STAGED = "compaction"
@@ -138,6 +138,8 @@ class DirBackend(Backend):
                 f"backup is at version {self._tracker.version}."
             )
         if self._lock is not None:
+            from cln_backup.backends.dir_writer import SegmentWriter
+
             seal = last_seal(self._base.path)
             keep = (str(self._place.keep), str(self._place.keep_days))
             self._writer = SegmentWriter(self._store, self._end, seal, keep)

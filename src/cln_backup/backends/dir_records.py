@@ -35,24 +35,60 @@ def records(
 ) -> Iterator[Record]:
     """The records from one offset up to another. Memory: the largest record that stands there.
 
+    They are unsealed a window at a time: a processor is faster at the same work over and over.
+
     Raises:
         Unreadable: what stands there is not the next record.
     """
-    window, window_at = b"", 0
+    needed = 0
     while offset < end_bytes:
-        at = offset - window_at
-        if len(window) - at < v2.HEAD_BYTES:
-            window, window_at, at = _window(fd, offset, end_bytes, 0), offset, 0
-        if len(window) - at < v2.HEAD_BYTES:
-            raise Unreadable(offset, "less than a record has")
-        length = v2.unpack_head(window[at : at + v2.HEAD_BYTES])
+        wanted = min(end_bytes - offset, max(_WINDOW_BYTES, needed))
+        window = fsio.read_at(fd, wanted, offset, op=READ)
+        if len(window) < wanted:
+            end_bytes = offset + len(window)
+        batch: list[Record] = []
+        unreadable = None
+        try:
+            needed = _unseal(window, decoder, segment, offset, end_bytes, batch)
+        except Unreadable as error:
+            unreadable = error
+        yield from batch
+        if unreadable is not None:
+            raise unreadable
+        offset = batch[-1].end_bytes if batch else offset
+
+
+def _unseal(
+    window: bytes,
+    decoder: Decoder,
+    segment: int,
+    window_at: int,
+    end_bytes: int,
+    batch: list[Record],
+) -> int:
+    """Adds the records that stand whole in a window; returns how many bytes the next one needs.
+
+    Raises:
+        Unreadable: what stands behind them is not the next record.
+    """
+    at = 0
+    while True:
+        offset = window_at + at
+        if at and offset == end_bytes:
+            return 0
+        head = window[at : at + v2.HEAD_BYTES]
+        if len(head) < v2.HEAD_BYTES:
+            if offset + v2.HEAD_BYTES > end_bytes:
+                raise Unreadable(offset, "less than a record has")
+            return v2.HEAD_BYTES
+        length = v2.unpack_head(head)
         if length is None:
             raise Unreadable(offset, "no start of a record")
         whole = length + v2.FRAME_BYTES
         if offset + whole > end_bytes:
             raise Unreadable(offset, f"a record of {whole} bytes, which the file does not hold")
         if len(window) - at < whole:
-            window, window_at, at = _window(fd, offset, end_bytes, whole), offset, 0
+            return whole
         try:
             position = v2.Position(segment, offset, decoder.seal)
             record = decoder.decode(window[at : at + whole], position)
@@ -60,12 +96,8 @@ def records(
             raise Unreadable(offset, str(error)) from None
         if record is None:
             raise Unreadable(offset, "a record that is not what was written")
-        yield record
-        offset = record.end_bytes
-
-
-def _window(fd: int, offset: int, end: int, at_least: int) -> bytes:
-    return fsio.read_at(fd, min(end - offset, max(_WINDOW_BYTES, at_least)), offset, op=READ)
+        batch.append(record)
+        at += whole
 
 
 class Tail(Enum):

@@ -14,9 +14,9 @@ import time
 
 from cln_backup import fsio
 from cln_backup.backends.dir_store import SPARE, list_files
-from cln_backup.backends.dir_writer import SEGMENT_BYTES
 from cln_backup.errors import StorageError
 
+_SEGMENT_BYTES = 1 << 20
 _DAY_S = 86_400
 _FEW_FILES = 8
 _FEW_BYTES = 4 << 20
@@ -34,7 +34,7 @@ def make_spare(path: str) -> None:
     built = f"{spare}.new-{os.getpid()}"
     fd = fsio.create(built, op="create spare")
     try:
-        fsio.preallocate(fd, SEGMENT_BYTES, op="preallocate spare")
+        fsio.preallocate(fd, _SEGMENT_BYTES, op="preallocate spare")
         fsio.replace(built, spare, op="publish spare")
     except BaseException:
         fsio.remove(built, op="remove unfinished spare")

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from cln_backup.backends.dir_log import LogEnd, Tracker
     from cln_backup.backends.dir_store import Store
 
-SEGMENT_BYTES: Final = 1 << 20
 FIRST_SEGMENT_BYTES: Final = 1 << 18
 """Zeros written while the node waits, where no spare lies ready."""
 

@@ -87,6 +87,9 @@ class Type(IntEnum):
 COMPRESSED: Final = frozenset((Type.TRANSACTION, Type.RIDER, Type.RIDER_WITHOUT_KEYS, Type.CHUNK))
 
 
+_TYPES: Final = {int(known): known for known in Type}
+
+
 class Malformed(Exception):
     """Bytes that no program of this format writes; the reader says where they stand."""
 
@@ -334,9 +337,10 @@ def pack_body(record_type: Type, version: int) -> bytes:
 def unpack_body(body: bytes) -> tuple[Type, int]:
     """What a body starts with. Raises `Malformed`."""
     record_type, version = _BODY.unpack_from(body)
-    if record_type not in Type.__members__.values():
+    known = _TYPES.get(record_type)
+    if known is None:
         raise Malformed(f"a record of type {record_type}")
-    return Type(record_type), version
+    return known, version
 
 
 def pack_reference(reference: Reference) -> bytes:
