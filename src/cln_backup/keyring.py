@@ -20,10 +20,10 @@ from cln_backup.backends.secrets import (
     secret_of_words,
     unlocking_with,
 )
-from cln_backup.errors import AlreadyExists, BadUrl
+from cln_backup.errors import AlreadyExists, BackupError, BadUrl, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "Key",
@@ -98,10 +98,10 @@ def remove_key(url: str, label: str) -> None:
 
 
 @contextmanager
-def key_file(path: str) -> Iterator[None]:
+def key_file(path: str, needed: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Makes a key file of 32 random bytes that only its owner may read, if there is none.
 
-    It is taken away again where what runs inside fails.
+    It is taken away again where what runs inside fails, unless it is `needed` all the same.
     """
     if os.path.lexists(path):
         yield
@@ -110,7 +110,8 @@ def key_file(path: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        fsio.remove(path, op="remove unused key file")
+        if not needed():
+            fsio.remove(path, op="remove unused key file")
         raise
 
 
@@ -129,7 +130,7 @@ def _make_key_file(path: str) -> None:
 def encrypted(url: str, directory: str) -> Iterator[str]:
     """The URL with a key file in the node's directory, which the node unlocks the backup with.
 
-    The file is made here, and taken away again where what runs inside fails.
+    The file is made here, and taken away again where what runs inside makes no backup.
     """
     if not backend_class(url).can_encrypt:
         raise BadUrl("Only a dir: backup can be encrypted; formats of other schemes cannot.")
@@ -143,8 +144,19 @@ def encrypted(url: str, directory: str) -> Iterator[str]:
             "(?key-file=…) to use it, or move it away."
         )
     joint = "&" if "?" in url else "?"
-    with key_file(path), unlocking_with(None):
+    with key_file(path, needed=lambda: _stands(url)), unlocking_with(None):
         yield f"{url}{joint}key-file={quote(path)}"
+
+
+def _stands(url: str) -> bool:
+    """Whether there is a backup, which the node's key file may be the only one to unlock."""
+    try:
+        list_keys(url)
+    except NotFound:
+        return False
+    except BackupError:
+        return True
+    return True
 
 
 def add_keys_at_init(url: str, directory: str) -> None:

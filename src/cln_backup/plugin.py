@@ -24,6 +24,7 @@ from cln_backup.node import lightningd_above, other_plugins_live
 from cln_backup.replicator import Replicator
 
 if TYPE_CHECKING:
+    from cln_backup.backends.base import Statistics
     from cln_backup.compactor import Compactor
     from cln_backup.jsonrpc import Call, Message
 
@@ -275,6 +276,17 @@ class Plugin:
         from cln_backup.compactor import Compactor
 
         try:
+            if backend.exclusive:
+                self._log(
+                    "warn",
+                    "The backup's server serves one program at a time: should the node write to "
+                    "its database now, it waits until the server has compacted.",
+                )
+                statistics = backend.compact()
+                assert statistics is not None
+                self._note_compaction(statistics)
+                self._answer(message, statistics)
+                return
             self._compactor = Compactor(backend)
         except BackupError as error:
             jsonrpc.write(jsonrpc.error(bytes(message.id), str(error)))
@@ -290,9 +302,7 @@ class Plugin:
             statistics = self._compactor.step()
             if statistics is None:
                 return
-            self._replicator.compacted()
-            self._noted = True
-            self._log("info", f"Compaction finished: stats={json.dumps(statistics)}")
+            self._note_compaction(statistics)
             if self._compact_id is not None:
                 answer = jsonrpc.answer(self._compact_id, statistics)
         except BackupError as error:
@@ -304,6 +314,11 @@ class Plugin:
         self._compactor = None
         self._compact_id = None
         jsonrpc.write(answer)
+
+    def _note_compaction(self, statistics: Statistics) -> None:
+        self._replicator.compacted()
+        self._noted = True
+        self._log("info", f"Compaction finished: stats={json.dumps(statistics)}")
 
     def _wait_for_children(self) -> None:
         """Some child has ended; if it was the guard, starts another."""

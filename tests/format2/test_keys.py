@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cln_backup import fsio
 from cln_backup.backends import create_backend, open_backend
 from cln_backup.backends.dir_upkeep import remove_expired
 from cln_backup.backends.secrets import Secret, passphrase_secret, secret_from, unlocking_with
 from cln_backup.change import Change
-from cln_backup.errors import Damaged
+from cln_backup.errors import AlreadyExists, BackupError, Damaged, StorageError
 from cln_backup.formats.holders import HolderKind, pack_holder, unpack_holder
 from cln_backup.formats.v2 import Malformed
+from cln_backup.initialize import initialize
+from cln_backup.keyring import encrypted
 from tests.format2.small import SNAPSHOT, url_of
 from tests.histories import append, payments, started_node, told, told_by
 
@@ -45,6 +48,41 @@ def test_passphrase_is_the_first_line_of_its_file(tmp_path: Path) -> None:
         file.write_bytes(b"four words on paper" + end)
         found = secret_from(("passphrase-file", str(file)))
         assert found == passphrase_secret("four words on paper")
+
+
+def test_passphrase_is_the_same_from_every_keyboard(tmp_path: Path) -> None:
+    """One system sends an accent with its letter, another behind it."""
+    place, file = tmp_path / "backup", tmp_path / "passphrase"
+    file.write_bytes("cafe\u0301 \u212bngstro\u0308m\n".encode())
+    create_backend(f"dir://{place}?passphrase-file={file}", None)
+    with unlocking_with(passphrase_secret("caf\u00e9 \u00c5ngstr\u00f6m")):
+        assert open_backend(f"dir://{place}").head is None
+
+
+def test_init_that_fails_at_its_last_step_leaves_the_key_of_what_it_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key file was taken away, and nobody could read the backup that stayed."""
+    node, url = tmp_path / "regtest", f"dir://{tmp_path}/backup"
+    node.mkdir()
+    write_file = fsio.write_file
+
+    def full_disk(path: str, content: bytes, *, op: str, new: bool = False) -> None:
+        if op == "write backup.lock":
+            raise StorageError(f"Cannot {op}: no space left")
+        write_file(path, content, op=op, new=new)
+
+    monkeypatch.setattr(fsio, "write_file", full_disk)
+    with pytest.raises(StorageError, match=r"backup\.lock"), encrypted(url, str(node)) as unlocked:
+        initialize(unlocked, str(node))
+    assert open_backend(f"{url}?key-file={node}/backup.key").head is None
+    with pytest.raises(AlreadyExists), encrypted(f"{url}-2", str(node)) as unlocked:
+        initialize(unlocked, str(node))
+    (node / "backup.key").unlink()
+    (tmp_path / "taken").touch()
+    with pytest.raises(BackupError), encrypted(f"dir://{tmp_path}/taken/x", str(node)) as unlocked:
+        initialize(unlocked, str(node))
+    assert not (node / "backup.key").exists()
 
 
 def test_keys_of_a_backup_that_was_moved_away_are_not_removed(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from cln_backup.compact import compact
 from tests.histories import add_all, payment, payments, started_node, told, told_by
 from tests.socket.proxies import DOWN, UP, cut_after, proxy
 from tests.socket.serving import server_process
+from tests.socket.test_plugin import Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,6 +149,28 @@ def test_node_that_crashed_on_the_old_server_leaves_what_can_be_restored(
     expected = told([*history, *payments(12, 14)])
     assert told_by(url) == expected
     assert told_by(f"file://{tmp_path}/node.bkp") == expected
+
+
+def test_our_plugin_has_the_old_server_compact(tmp_path: Path, old_server: int) -> None:
+    """It serves one connection at a time, which is the node's."""
+    home = tmp_path / "regtest"
+    home.mkdir()
+    (home / "backup.lock").write_text(f'{{"backend_url": "socket:127.0.0.1:{old_server}"}}')
+    node = Node(home)
+    history = [*started_node(), *payments(4, 40)]
+    for change in history:
+        assert node.write(change) == {"result": "continue"}
+    figures = node.call("backup-compact", {})
+    assert figures["before"]["version_count"] == len(history)
+    assert figures["after"]["version_count"] == 2
+    for change in payments(40, 44):
+        assert node.write(change) == {"result": "continue"}
+    node.close()
+    node = Node(home)
+    assert node.write(payments(43, 44)[0]) == {"result": "continue"}
+    assert any("Last changes not applied" in line for line in node.logged)
+    node.close()
+    assert told_by(f"file://{tmp_path}/node.bkp")[-1] == told(payments(43, 44))[0]
 
 
 @pytest.mark.parametrize("direction", [UP, DOWN], ids=["request", "answer"])

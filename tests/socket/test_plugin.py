@@ -16,9 +16,11 @@ from cln_backup.backends import create_backend
 from cln_backup.errors import Unreachable
 from cln_backup.replicator import Replicator
 from tests.histories import OFF, append, payments, rider, started_node, told, told_by
+from tests.socket.proxies import Cut, proxy
 from tests.socket.serving import server_process
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from cln_backup.change import Change
@@ -159,6 +161,67 @@ def test_server_compacts_while_the_node_writes(tmp_path: Path, home: Path) -> No
         assert status["backend_url"] == server.url
         node.close()
     assert told_by(url)[-1] == told(payments(43, 44))[0]
+
+
+def test_server_of_one_connection_compacts_over_that_of_the_node(
+    tmp_path: Path, home: Path
+) -> None:
+    """The community's server lets nobody in beside the node; a second process waited in vain."""
+    url = f"file://{tmp_path}/node.bkp"
+    create_backend(url, None)
+    history = [*started_node(), *payments(4, 40)]
+    with server_process(url) as server, proxy(server.port, _as_it_is) as between:
+        _point(home, f"socket:127.0.0.1:{between.port}?protocol=1")
+        node = Node(home)
+        for change in history:
+            node.write(change)
+        opened = between.connections
+        figures = node.call("backup-compact", {})
+        assert figures["before"]["version_count"] == len(history)
+        assert figures["after"]["version_count"] == 2
+        assert any("serves one program at a time" in line for line in node.logged)
+        for change in payments(40, 44):
+            assert node.write(change) == {"result": "continue"}
+        assert node.call("backup-compact", {})["after"]["version_count"] == 2
+        assert between.connections == opened
+        node.close()
+        node = Node(home)  # killed before it committed
+        assert node.write(payments(43, 44)[0]) == {"result": "continue"}
+        assert any("Last changes not applied" in line for line in node.logged)
+        node.close()
+    assert told_by(url)[-1] == told(payments(43, 44))[0]
+
+
+def test_compaction_that_an_old_server_fails_at_does_no_harm(tmp_path: Path, home: Path) -> None:
+    url = f"file://{tmp_path}/node.bkp"
+    create_backend(url, None)
+    with server_process(url) as server:
+        cut = threading.Event()
+        with proxy(server.port, lambda _: _cut_at(cut)) as between:
+            _point(home, f"socket:127.0.0.1:{between.port}?protocol=1")
+            node = Node(home)
+            for change in [*started_node(), *payments(4, 9)]:
+                node.write(change)
+            cut.set()
+            assert "its log tells" in node.call("backup-compact", {})["message"]
+            cut.clear()
+            for change in payments(9, 12):
+                assert node.write(change) == {"result": "continue"}
+            node.close()
+    assert told_by(url) == told([*started_node(), *payments(4, 12)])
+
+
+def _as_it_is(_: int) -> Callable[[int, bytes], bytes]:
+    return lambda _, data: data
+
+
+def _cut_at(cut: threading.Event) -> Callable[[int, bytes], bytes]:
+    def treat(_: int, data: bytes) -> bytes:
+        if cut.is_set():
+            raise Cut(b"")
+        return data
+
+    return treat
 
 
 @pytest.mark.parametrize("call", ["the first", "a later"])

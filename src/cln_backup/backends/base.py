@@ -89,6 +89,8 @@ class Backend(ABC):
         patience_s: how long a call may wait for a storage that is out of reach; `None` for as
             long as the URL says. A storage of this machine is never waited for.
         remote: whether the storage is reached over a network.
+        exclusive: whether nobody else can read while this is open, so that the writer itself has
+            to ask for a compaction (`compact`), and wait for it.
         can_encrypt: whether the format can; otherwise nothing about keys works.
     """
 
@@ -99,6 +101,7 @@ class Backend(ABC):
     notices: list[str]
     patience_s: float | None = None
     remote: ClassVar[bool] = False
+    exclusive: bool = False
     can_encrypt: ClassVar[bool] = False
 
     @classmethod

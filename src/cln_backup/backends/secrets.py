@@ -103,8 +103,14 @@ def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secre
 
 
 def passphrase_secret(passphrase: str) -> Secret:
-    """A passphrase as a secret. Raises `Locked` where it is empty or too long."""
-    content = passphrase.encode("utf-8", "surrogateescape")
+    """A passphrase as a secret. Raises `Locked` where it is empty or too long.
+
+    Keyboards of one system send a letter and its accent as one character, those of another as two:
+    the same passphrase comes to the same bytes (Unicode's normal form C).
+    """
+    import unicodedata
+
+    content = unicodedata.normalize("NFC", passphrase).encode("utf-8", "surrogateescape")
     if not 0 < len(content) <= _MAX_PASSPHRASE_BYTES:
         raise Locked("A passphrase must have between 1 and 1024 bytes.")
     return Secret(HolderKind.PASSPHRASE, content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
@@ -117,10 +116,10 @@ class Session(ABC):
         payload = self._expect(wire.METADATA, wire.MAX_HELLO_BYTES)
         self.standing = wire.unpack_standing(payload)[1]
 
-    def compact(self) -> Statistics:
-        """Has the server compact the backup, which may take long."""
+    def compact(self, limit_s: float) -> Statistics:
+        """Has the server compact the backup, which may take so long."""
         self._channel.send(wire.COMPACT)
-        payload = self._expect(wire.COMPACT_RES, wire.MAX_STATISTICS_BYTES, math.inf)
+        payload = self._expect(wire.COMPACT_RES, wire.MAX_STATISTICS_BYTES, limit_s)
         try:
             return msgspec.json.decode(payload, type=Statistics)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -8,6 +8,7 @@ is. The extension knows the two apart by the head's digest, protocol 1 by versio
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 from typing import TYPE_CHECKING, ClassVar
@@ -105,6 +106,7 @@ class SocketBackend(Backend):
         limit_s = min(backend._url.deadline_s, OPEN_WRITER_S if writable else OPEN_READER_S)
         session = backend._link.until(limit_s, lambda session: session)
         backend._extended = session.extended
+        backend.exclusive = not session.extended  # the community's server has one client at a time
         backend._stand(session.standing)
         return backend
 
@@ -331,15 +333,20 @@ class SocketBackend(Backend):
         """See `Backend.compact`; the server does it."""
         session = self._link.until(self._limit_s(), lambda session: session)
         try:
-            statistics = session.compact()
+            # A writer waits for its connection to come back no longer either.
+            statistics = session.compact(self._url.deadline_s if self._writable else math.inf)
             session.refresh()
         except OSError as error:
             self._link.close()
             raise StorageError(
-                "The connection was lost while the server compacted. It may have finished; "
-                "`backup-cli status` shows it. The backup is whole either way."
+                "The connection was lost while the server compacted. It may have finished, or have "
+                "failed: its log tells. The backup is whole either way."
             ) from error
-        self._stand(session.standing)
+        known = self._standing  # protocol 1 does not tell what the head is; it stays what it was
+        standing = session.standing
+        if not self._extended:
+            standing = standing._replace(head=known.head, foreign_keys=known.foreign_keys)
+        self._stand(standing)
         return statistics
 
     def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:
