@@ -66,22 +66,17 @@ def test_a_decompressor_that_is_no_longer_needed_gives_its_window_back() -> None
 
 _BOMB = """
 import resource, struct, zstandard
-from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import Inflater
 bomb = zstandard.ZstdCompressor().compressobj()
 zeros = bytes(1 << 20)
 packed = b"".join(bomb.compress(zeros) for _ in range(2048)) + bomb.flush()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-try:
-    Inflater().inflate(struct.pack("!I", 10) + packed)
-except v2.Malformed as error:
-    print(error, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+assert len(Inflater().inflate(struct.pack("!I", 10) + packed)) == 10
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts in KiB elsewhere")
 def test_record_that_holds_far_more_than_it_says_takes_little_memory() -> None:
     run = subprocess.run([sys.executable, "-c", _BOMB], check=True, capture_output=True, text=True)
-    why, _, grown_mib = run.stdout.strip().rpartition(" ")
-    assert why == "a record that is not as long as it says"
-    assert int(grown_mib) < 3 * 32
+    assert int(run.stdout) < _MORE_MB

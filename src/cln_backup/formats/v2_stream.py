@@ -7,7 +7,7 @@ makes the next ones small is shared, and what was written can be read without wh
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Final, NamedTuple, cast
 
 from cln_backup.errors import BadChange
 from cln_backup.formats import v1, v2
@@ -22,11 +22,6 @@ _WINDOW_LOG: Final = 19
 _MAX_WINDOW_BYTES: Final = 1 << 23
 _MAX_RATIO: Final = 1 << 15
 """zstd makes no more of a byte: the shortest block has 4 bytes and stands for 128 KiB."""
-
-_FED_BYTES: Final = 1 << 10
-"""Decompressed at once, so that a record made to explode takes 32 MiB before it is seen through."""
-
-_PIECE_BYTES: Final = 1 << 16
 
 _RAW = struct.Struct("!I")
 RAW_BYTES: Final = _RAW.size
@@ -115,15 +110,35 @@ class Decoder:
         return Record(record_type, version, body[v2.BODY_BYTES :], position, end, self.seal)
 
 
+class _Pending:
+    """Compressed bytes that were not taken yet: what the decompressor reads from.
+
+    An object of its own, because zstandard's readers are not seen by Python's garbage collector: a
+    reader that led back to the one who holds it would be kept for ever, with its window.
+    """
+
+    def __init__(self) -> None:
+        self._data = b""
+
+    def add(self, data: bytes) -> None:
+        self._data += data
+
+    def read(self, size_bytes: int) -> bytes:
+        data, self._data = self._data[:size_bytes], self._data[size_bytes:]
+        return data
+
+
 class Inflater:
     """Decompresses the records of one file; it must be given each compressed one, in order."""
 
     def __init__(self) -> None:
         from zstandard import ZstdDecompressor, ZstdError
 
+        self._pending = _Pending()
         self._error = ZstdError
         decompressor = ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
-        self._decompress = decompressor.decompressobj(write_size=_PIECE_BYTES).decompress
+        source = cast("IO[bytes]", self._pending)
+        self._reader = decompressor.stream_reader(source, read_size=1 << 17)
 
     def inflate(self, payload: bytes) -> bytes:
         """The content of a record. Memory grows with what is there, not with what it claims.
@@ -135,29 +150,21 @@ class Inflater:
         if len(payload) < RAW_BYTES:
             raise v2.Malformed("a compressed record without its length")
         (wanted,) = _RAW.unpack_from(payload)
-        size = len(payload)
-        if wanted > v2.MAX_TRANSACTION_BYTES or wanted > (size - RAW_BYTES) * _MAX_RATIO:
+        packed = payload[RAW_BYTES:]
+        if wanted > min(v2.MAX_TRANSACTION_BYTES, len(packed) * _MAX_RATIO):
             raise v2.Malformed(f"a record that claims to hold {wanted} bytes")
+        self._pending.add(packed)
         try:
-            content = self._decompress(payload[RAW_BYTES : RAW_BYTES + _FED_BYTES])
-            if size > RAW_BYTES + _FED_BYTES:
-                content = self._inflate_rest(payload, content, wanted)
+            # In one go: asked again, the reader takes the end of its input for the end of all,
+            # also where it still holds a part of the last block.
+            content = self._reader.read(wanted) if wanted else b""
         except self._error as error:
             if "not enough memory" in str(error):  # zstandard has one type for all that it says
                 raise MemoryError(str(error)) from None
             raise v2.Malformed("a record that cannot be decompressed") from None
         if len(content) != wanted:
-            raise v2.Malformed("a record that is not as long as it says")
+            raise v2.Malformed("a record that is shorter than it says")
         return content
-
-    def _inflate_rest(self, payload: bytes, start: bytes, wanted: int) -> bytes:
-        pieces, length = [start], len(start)
-        for at in range(RAW_BYTES + _FED_BYTES, len(payload), _FED_BYTES):
-            if length > wanted:
-                break
-            pieces.append(self._decompress(payload[at : at + _FED_BYTES]))
-            length += len(pieces[-1])
-        return b"".join(pieces)
 
 
 def pack_transaction(transaction: Sequence[str]) -> bytes:
