@@ -65,7 +65,8 @@ class Replicator:
                     f"{self.backend.version}. Another program may write to the node's database or "
                     "to its backup. Nothing was stored; find it before you start the node again."
                 )
-        self.backend.patience_s = self._patience_s()
+        if self.backend.remote:
+            self.backend.patience_s = self._patience_s()
         self.backend.add_change(change)
         self._last_answer_at = time.time()
         self._answer_times_s.append(time.perf_counter() - started)

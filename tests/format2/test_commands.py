@@ -15,7 +15,7 @@ import pytest
 from cln_backup.backends import backend_class, create_backend, open_backend
 from cln_backup.change import Change
 from cln_backup.copy import copy
-from cln_backup.errors import AlreadyExists, Discontinuity, Interrupted
+from cln_backup.errors import AlreadyExists, Discontinuity, Interrupted, WriterConflict
 from tests.format2.small import KINDS, SNAPSHOT, url_of
 from tests.histories import (
     append,
@@ -93,6 +93,26 @@ def test_dropped_change_is_listed(tmp_path: Path) -> None:
         backend.rewind()
     line = _cli("log", "--dropped", url)
     assert (line["version"], line["kind"]) == (3, "transaction")
+
+
+def test_dropped_changes_that_lie_elsewhere_are_not_said_to_be_none(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/node.bkp"
+    create_backend(url, None)
+    append(url, started_node())
+    with open_backend(url, writable=True) as backend:
+        backend.rewind()
+    error = _cli("log", "--dropped", url, code=3)["error"]
+    assert "NAME.dropped-VERSION" in error["message"]
+    assert (tmp_path / "node.bkp.dropped-3").exists()
+
+
+def test_backup_that_is_written_to_is_called_by_its_own_path(tmp_path: Path) -> None:
+    """The message named a file that does not exist."""
+    url = f"dir://{tmp_path}/node"
+    create_backend(url, None)
+    with open_backend(url, writable=True), pytest.raises(WriterConflict) as found:
+        open_backend(url, writable=True)
+    assert str(found.value).startswith(f"{tmp_path}/node is being written by process")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -234,9 +234,14 @@ class Backend(ABC):
         """The changes that `rewind` dropped, where they stay in the backup and not beside it.
 
         Raises:
+            BadUrl: this backend keeps them elsewhere; the message says where.
             Damaged, StorageError.
         """
-        return iter(())
+        raise BadUrl(
+            "Only a dir: backup lists what was dropped from it. Beside a file: backup each dropped "
+            "change lies in a file of its own, NAME.dropped-VERSION; behind a server, beside the "
+            "backup there."
+        )
 
     @classmethod
     def list_keys(cls, url: str) -> list[Key]:

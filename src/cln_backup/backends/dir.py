@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from cln_backup import fsio
 from cln_backup.backends.base import Backend, Key, Staged, check_follows, nothing_to_drop
 from cln_backup.backends.dir_base import (
-    LOCK_NAME,
     build_inside,
     create_backup,
     identity,
     is_encrypted,
+    lock_path,
     open_base,
 )
 from cln_backup.backends.dir_dropped import check_dropped, dropped, set_aside
@@ -84,8 +84,9 @@ class DirBackend(Backend):
         backend = cls(url, place)
         try:
             if writable:
-                lock = os.path.join(place.path, LOCK_NAME)
-                backend._lock = WriterLock(lock, discreet=is_encrypted(place))
+                backend._lock = WriterLock(
+                    place.path, lock_path(place), discreet=is_encrypted(place)
+                )
             backend._take_stock()
         except BaseException:
             backend.close()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cln_backup.change import Change
 
 
-LOCK_NAME: Final = "backup"
+_LOCK_NAME: Final = "backup.writer"
 _FIRST_BASE: Final = "base-0000000001-0000000001"
 _UNFINISHED: Final = (f"{BUILDING}.", "adding.", "key-")
 """What a cut `create_backup` leaves behind: nothing of it is of use without a base."""
@@ -46,6 +46,11 @@ class Opened(NamedTuple):
     listing: Listing
 
 
+def lock_path(place: Place) -> str:
+    """The file that the one writer has locked."""
+    return os.path.join(place.path, _LOCK_NAME)
+
+
 def create_backup(place: Place, base: Change | None) -> None:
     """See `Backend.create`. A backup is there as soon as its first base is.
 
@@ -58,7 +63,7 @@ def create_backup(place: Place, base: Change | None) -> None:
     try:
         _require_vacant(place.path)
         encrypted = (place.key_source or given_secret()) is not None
-        lock = WriterLock(os.path.join(place.path, LOCK_NAME), discreet=encrypted)
+        lock = WriterLock(place.path, lock_path(place), discreet=encrypted)
         _require_vacant(place.path)
         _keep_keys(place.path)
         begun = True
@@ -68,7 +73,7 @@ def create_backup(place: Place, base: Change | None) -> None:
         raise  # what stands there is somebody else's
     except BaseException:
         # The base first: without it, what is left is no backup that nobody could unlock.
-        for name in (_FIRST_BASE, f"{LOCK_NAME}.writer"):
+        for name in (_FIRST_BASE, _LOCK_NAME):
             fsio.remove(os.path.join(place.path, name), op="remove unfinished backup")
         if begun:
             _remove_unfinished(place.path)
@@ -107,7 +112,7 @@ def build_inside(path: str) -> Iterator[str]:
 
 def _require_vacant(path: str, besides: str = "") -> None:
     found = fsio.list_directory(path, op="list backup")
-    allowed = (*_UNFINISHED, _KEPT, f"{LOCK_NAME}.writer", *filter(None, (besides,)))
+    allowed = (*_UNFINISHED, _KEPT, _LOCK_NAME, *filter(None, (besides,)))
     if any(not name.startswith(allowed) for name in found):
         raise AlreadyExists(
             f"{path} is not empty, and is left as it is. If it is a backup, it can be used as it "
@@ -181,8 +186,8 @@ def _newest_base(path: str) -> tuple[str, Listing]:
     if listing.segments:
         damaged(path, 0, 0, "no base is left in it, where the history starts")
     raise NotFound(
-        f"There is no backup at {path}. `backup-cli init` makes one; if there was one, look "
-        "whether its disk is mounted."
+        f"There is no backup at {path}. If there was one, look whether its disk is mounted before "
+        "anything else; a first one is made by `backup-cli init`."
     )
 
 

@@ -120,10 +120,10 @@ class FileBackend(Backend):
         path = os.path.realpath(path_of(url))
         if not os.path.exists(path):
             raise NotFound(
-                f"There is no backup at {path}. `backup-cli init` makes one; if there was one, "
-                "look whether its disk is mounted."
+                f"There is no backup at {path}. If there was one, look whether its disk is mounted "
+                "before anything else; a first one is made by `backup-cli init`."
             )
-        lock = WriterLock(path) if writable else None
+        lock = WriterLock(path, f"{path}.writer") if writable else None
         fd = -1
         try:
             fd = fsio.open_existing(path, writable=writable, op="open backup")

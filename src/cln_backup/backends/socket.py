@@ -276,7 +276,11 @@ class SocketBackend(Backend):
         with self._last_request():
             standing = self._link.until(self._limit_s(), attempt)
         self._learned = known is not None
-        if known is not None:
+        if known is None:
+            self.notices.append(
+                "The dropped change is kept on the server, whose log names the file."
+            )
+        else:
             standing = standing._replace(head=known.kind, foreign_keys=known.foreign_keys)
         self._stand(standing)
 

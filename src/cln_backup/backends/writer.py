@@ -25,20 +25,20 @@ class Veil(Protocol):
 
 
 class WriterLock:
-    """A lock of the operating system on `PATH.writer`; it dies with the process that holds it.
+    """A lock of the operating system on a file of its own; it dies with the process that holds it.
 
     The file stays, and names the last holder. Children of the process must not keep the
     descriptor, or the lock lives on in them.
     """
 
-    def __init__(self, path: str, *, discreet: bool = False) -> None:
+    def __init__(self, path: str, lock_path: str, *, discreet: bool = False) -> None:
         """Takes the lock for the backup at `path`; `discreet` notes neither host nor program.
 
         Raises:
             WriterConflict: another process has it; the message says which.
             StorageError: the lock file cannot be made, or the file system knows no locks.
         """
-        self._path = lock_path = f"{path}.writer"
+        self._path = lock_path
         self._fd = fsio.open_lock(lock_path, op="open writer lock")
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -105,7 +105,10 @@ class Served:
 
     def _say_notices(self) -> None:
         while self._backend is not None and self._backend.notices:
-            _log.warning("%s: %s", self.name, self._backend.notices.pop(0))
+            self._say(self._backend.notices.pop(0))
+
+    def _say(self, text: str) -> None:
+        _log.warning("%s%s", f"{self.name}: " if self.name else "", text)
 
     def _stand(self, backend: Backend) -> wire.Standing:
         if self._digest is None:
@@ -184,7 +187,7 @@ class Served:
                 backend = self._opened()
             except NotFound:
                 create_backend(self.url, base)
-                _log.warning("%s: a new backup was made at %s", self.name, redacted(self.url))
+                self._say(f"a new backup was made at {redacted(self.url)}")
                 return self._stand(self._opened())
             if backend.version_count:
                 raise AlreadyExists("The backup has changes in it already; it is left as it is.")
