@@ -211,6 +211,19 @@ def sync_directory(path: str, *, op: str) -> None:
             os.close(fd)
 
 
+@contextlib.contextmanager
+def locked_directory(path: str, *, op: str) -> Iterator[None]:
+    """Inside, no other process is; where the file system locks no directories, nothing is done."""
+    with storage_errors(op, path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
 def publish(built: str, path: str, *, op: str) -> None:
     """Gives a file that was built and synced beside its name; never replaces anything.
 

@@ -10,7 +10,7 @@ import json
 import mmap
 import os
 import re
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -36,9 +36,10 @@ class DbWrite(msgspec.Struct):
     writes: list[str]
 
 
-class Call(msgspec.Struct, tag_field="method", tag="db_write"):
+class Call(msgspec.Struct):
     """A `db_write` whose text is valid UTF-8, taken apart with its parameters."""
 
+    method: Literal["db_write"]
     params: DbWrite
     id: msgspec.Raw = msgspec.Raw(b"")
 

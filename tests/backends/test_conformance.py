@@ -376,15 +376,30 @@ def test_class_is_found_by_the_scheme(url: str, scheme: str) -> None:
 
 def test_backup_that_one_node_claimed_is_no_other_nodes(started: str) -> None:
     one, other = "02" + "11" * 32, "03" + "22" * 32
-    for _ in range(2):
+    for version in (4, 5):
         with open_backend(started, writable=True) as backend:
             backend.claim(one)
+            backend.add_change(payment(version))
             backend.claim(one)
             with pytest.raises(Discontinuity, match=one):
                 backend.claim(other)
     with open_backend(started, writable=True) as backend, pytest.raises(Discontinuity):
         backend.claim(other)
-    assert told_by(started) == told(started_node())
+    assert told_by(started) == told([*started_node(), payment(4), payment(5)])
+
+
+def test_node_that_was_refused_does_not_keep_the_right_one_out(started: str) -> None:
+    """It came with another node's backup.lock, and its claim stayed though it wrote nothing."""
+    one, other = "02" + "11" * 32, "03" + "22" * 32
+    with open_backend(started, writable=True) as backend:
+        backend.claim(other)
+        with pytest.raises(Discontinuity):
+            backend.add_change(payment(9))
+    with open_backend(started, writable=True) as backend:
+        backend.claim(one)
+        backend.add_change(payment(4))
+    with open_backend(started, writable=True) as backend, pytest.raises(Discontinuity, match=one):
+        backend.claim(other)
 
 
 @pytest.mark.usefixtures("stages")

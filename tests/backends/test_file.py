@@ -324,6 +324,7 @@ def test_claim_outlives_a_writer_that_is_killed_while_it_notes_itself(
     monkeypatch.setattr(sys, "argv", ["a-program-with-a-long-name"])
     with FileBackend.open(url, writable=True) as backend:
         backend.claim("02")
+        backend.add_change(started_node()[0])
     killed = subprocess.run([sys.executable, "-c", _DIES_WHILE_IT_NOTES_ITSELF, url], check=False)
     assert killed.returncode < 0
     with FileBackend.open(url, writable=True) as backend, pytest.raises(Discontinuity):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -9,20 +10,22 @@ import json
 import struct
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cln_backup import fsio
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, dir_keys, open_backend
+from cln_backup.backends.dir_keys import holders
 from cln_backup.backends.dir_upkeep import remove_expired
 from cln_backup.backends.secrets import Secret, passphrase_secret, secret_from, unlocking_with
 from cln_backup.change import Change
-from cln_backup.errors import AlreadyExists, BackupError, Damaged, StorageError
-from cln_backup.formats.holders import HolderKind, pack_holder, unpack_holder
+from cln_backup.errors import AlreadyExists, BackupError, Damaged, Locked, StorageError
+from cln_backup.formats.holders import Holder, HolderKind, pack_holder, unpack_holder
 from cln_backup.formats.v2 import Malformed
 from cln_backup.initialize import initialize
-from cln_backup.keyring import encrypted
+from cln_backup.keyring import add_key, encrypted, list_keys, remove_key
 from tests.format2.small import SNAPSHOT, url_of
 from tests.histories import append, payments, started_node, told, told_by
 
@@ -83,6 +86,41 @@ def test_init_that_fails_at_its_last_step_leaves_the_key_of_what_it_made(
     with pytest.raises(BackupError), encrypted(f"dir://{tmp_path}/taken/x", str(node)) as unlocked:
         initialize(unlocked, str(node))
     assert not (node / "backup.key").exists()
+
+
+def test_two_keys_that_are_removed_at_once_are_not_the_last_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / name for name in ("first", "second")]
+    for file in files:
+        file.write_bytes(file.name.ljust(32).encode())
+    url = f"dir://{tmp_path}/backup?key-file={files[0]}"
+    create_backend(url, None)
+    add_key(url, secret_from(("key-file", str(files[1]))), "second")
+    listed = threading.Barrier(2)
+
+    def all_holders(path: str, backup_id: bytes) -> list[Holder]:
+        found = holders(path, backup_id)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            listed.wait(0.5)  # for the other one, which must not come as far
+        return found
+
+    monkeypatch.setattr(dir_keys, "holders", all_holders)
+    refused = []
+
+    def remove(label: str) -> None:
+        try:
+            remove_key(url, label)
+        except Locked:
+            refused.append(label)
+
+    threads = [threading.Thread(target=remove, args=(name,)) for name in ("key-file", "second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 1
+    assert [key.label for key in list_keys(url)] == refused
 
 
 def test_keys_of_a_backup_that_was_moved_away_are_not_removed(tmp_path: Path) -> None:

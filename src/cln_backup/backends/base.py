@@ -169,9 +169,9 @@ class Backend(ABC):
 
     @abstractmethod
     def claim(self, node_id: str) -> None:
-        """Makes sure that the backup is this node's, and remembers it where that is possible.
+        """Makes sure that the backup is this node's.
 
-        For the writer, before its first change.
+        For the writer, before its first change, with which it is remembered where that is possible.
 
         Raises:
             Discontinuity: it is another node's.

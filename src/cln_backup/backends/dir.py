@@ -208,10 +208,15 @@ class DirBackend(Backend):
         key = self._store.master_key
         self._lock.claim(node_id, self._place.path, None if key is None else NodeVeil(key))
 
+    def _sign(self) -> None:
+        assert self._lock is not None
+        self._lock.sign()
+
     def add_change(self, change: Change) -> None:
         """See `Backend.add_change`. A snapshot is published in a file of its own before."""
         writer = self._require_writer()
         check_follows(change, self.version, empty=self._head is None)
+        self._sign()
         if change.transaction is None:
             v2.pack_body(v2.Type.SNAPSHOT, change.version)
             record_type, content = v2.Type.SNAPSHOT, b""
@@ -258,6 +263,7 @@ class DirBackend(Backend):
         head = self._head
         if head is None or not self._tracker.may_rewind:
             raise nothing_to_drop()
+        self._sign()
         with self._last_write:
             kept = set_aside(self._store, self._change_at(head.at), writer.end.epoch)
             writer.prepare(self._tracker, _DROP_BYTES)

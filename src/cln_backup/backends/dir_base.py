@@ -57,9 +57,9 @@ def create_backup(place: Place, base: Change | None) -> None:
     What an attempt that was cut left behind, which holds nothing, is removed. Keys are kept under
     another name: they may be those of a backup whose other files were moved away.
     """
-    made = fsio.make_directory(place.path, op="create backup")
+    made = begun = fsio.make_directory(place.path, op="create backup")
     lock: WriterLock | None = None
-    begun = False
+    backup_id = os.urandom(v2.ID_BYTES)
     try:
         _require_vacant(place.path)
         encrypted = (place.key_source or given_secret()) is not None
@@ -68,21 +68,36 @@ def create_backup(place: Place, base: Change | None) -> None:
         _keep_keys(place.path)
         begun = True
         _remove_unfinished(place.path)
-        _create_first_base(place, base)
+        _create_first_base(place, backup_id, base)
     except (AlreadyExists, WriterConflict):
         raise  # what stands there is somebody else's
     except BaseException:
-        # The base first: without it, what is left is no backup that nobody could unlock.
-        for name in (_FIRST_BASE, _LOCK_NAME):
-            fsio.remove(os.path.join(place.path, name), op="remove unfinished backup")
-        if begun:
-            _remove_unfinished(place.path)
-        if made:
-            fsio.remove_directory(place.path, op="remove unfinished backup")
+        if begun and _withdraw(place.path, backup_id) and made:
+            with contextlib.suppress(StorageError):  # somebody put something there
+                fsio.remove_directory(place.path, op="remove unfinished backup")
         raise
     finally:
         if lock is not None:
             lock.release()
+
+
+def _withdraw(path: str, backup_id: bytes) -> bool:
+    """Removes what was made of a backup, unless another one stands there; returns whether it did.
+
+    The base first: without it, what is left is no backup that nobody could unlock.
+    """
+    base = os.path.join(path, _FIRST_BASE)
+    if os.path.lexists(base):
+        fd = fsio.open_existing(base, writable=False, op="open base")
+        try:
+            if read_open(fd, base).backup_id != backup_id:
+                return False
+        finally:
+            os.close(fd)
+        fsio.remove(base, op="remove unfinished backup")
+    fsio.remove(os.path.join(path, _LOCK_NAME), op="remove unfinished backup")
+    _remove_unfinished(path)
+    return True
 
 
 @contextlib.contextmanager
@@ -134,8 +149,7 @@ def _remove_unfinished(path: str) -> None:
             fsio.remove(os.path.join(path, name), op="remove unfinished backup")
 
 
-def _create_first_base(place: Place, base: Change | None) -> None:
-    backup_id = os.urandom(v2.ID_BYTES)
+def _create_first_base(place: Place, backup_id: bytes, base: Change | None) -> None:
     store = Store(place.path, backup_id, create_keys(place, backup_id))
     size = 0
     if base is not None:

@@ -166,12 +166,13 @@ def remove_holder(path: str, backup_id: bytes, label: str) -> None:
         NotFound: there is no such holder.
         Locked: it is the last one, without which nobody could read the backup.
     """
-    labels = [holder.label for holder in holders(path, backup_id)]
-    if not labels:
-        raise Locked("This backup is not encrypted, so it has no keys.")
-    if label not in labels:
-        raise NotFound(f"There is no key {label!r}; there are: {', '.join(labels)}.")
-    if len(labels) == 1:
-        raise Locked(f"{label} is the only key, and nobody could read the backup without it.")
-    fsio.remove(os.path.join(path, _PREFIX + label), op="remove key")
-    fsio.sync_directory(path, op="remove key")
+    with fsio.locked_directory(path, op="remove key"):  # two at once would remove the last two
+        labels = [holder.label for holder in holders(path, backup_id)]
+        if not labels:
+            raise Locked("This backup is not encrypted, so it has no keys.")
+        if label not in labels:
+            raise NotFound(f"There is no key {label!r}; there are: {', '.join(labels)}.")
+        if len(labels) == 1:
+            raise Locked(f"{label} is the only key, and nobody could read the backup without it.")
+        fsio.remove(os.path.join(path, _PREFIX + label), op="remove key")
+        fsio.sync_directory(path, op="remove key")

@@ -13,6 +13,7 @@ from cln_backup.backends.dir_records import (
     Unreadable,
     is_torn_drop,
     judge_tail,
+    last_byte,
     records,
 )
 from cln_backup.backends.dir_store import READ, damaged
@@ -200,7 +201,7 @@ def _walk(
             break
         tail = judge_tail(fd, end)
         if tail is Tail.TORN:
-            torn_bytes = size - end
+            torn_bytes = (last_byte(fd, end, size) or end) + 1 - end
             # The node sent what is torn, so it had committed the head; unless it is a drop of it.
             tracker.may_rewind = tracker.may_rewind and is_torn_drop(fd, end)
         if tail is not Tail.DAMAGED:

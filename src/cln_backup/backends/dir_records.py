@@ -41,6 +41,7 @@ def records(
         Unreadable: what stands there is not the next record.
     """
     needed = 0
+    asked_bytes = end_bytes
     while offset < end_bytes:
         wanted = min(end_bytes - offset, max(_WINDOW_BYTES, needed))
         window = fsio.read_at(fd, wanted, offset, op=READ)
@@ -56,6 +57,8 @@ def records(
         if unreadable is not None:
             raise unreadable
         offset = batch[-1].end_bytes if batch else offset
+    if offset < asked_bytes:
+        raise Unreadable(offset, "the end of the file, which was longer before")
 
 
 def _unseal(
@@ -116,7 +119,7 @@ def judge_tail(fd: int, offset: int, *, cut_before: bool = False) -> Tail:
     explains all that stands here, and at least one of its sectors is missing (`cut_before`: the
     one before, with the header, is). Everything else is damage.
     """
-    last = _last_byte(fd, offset, fsio.size_bytes(fd))
+    last = last_byte(fd, offset, fsio.size_bytes(fd))
     if last is None:
         return Tail.CLEAN
     end = last + 1
@@ -199,7 +202,7 @@ def is_torn_drop(fd: int, offset: int) -> bool:
     head = fsio.read_at(fd, v2.HEAD_BYTES, offset, op=READ).ljust(v2.HEAD_BYTES, b"\x00")
     if head[0] == v2.MARK:
         return v2.unpack_head(head) == v2.BODY_BYTES
-    last = _last_byte(fd, offset, fsio.size_bytes(fd))
+    last = last_byte(fd, offset, fsio.size_bytes(fd))
     whole = v2.BODY_BYTES + v2.FRAME_BYTES
     return last == offset + whole - 1 and _ends_there(fd, offset, offset + whole)
 
@@ -226,7 +229,7 @@ def _misses_a_sector(fd: int, start: int, end: int) -> bool:
     return False
 
 
-def _last_byte(fd: int, start: int, size: int) -> int | None:
+def last_byte(fd: int, start: int, size: int) -> int | None:
     """Where the last byte stands that is not zero."""
     while size > start:
         chunk_at = max(start, size - _WINDOW_BYTES)

@@ -254,10 +254,15 @@ class FileBackend(Backend):
         assert self._lock is not None
         self._lock.claim(node_id, self._path)
 
+    def _sign(self) -> None:
+        assert self._lock is not None
+        self._lock.sign()
+
     def add_change(self, change: Change) -> None:
         """See `Backend.add_change`. One write of the entry, one of the header, one sync."""
         self._require_writer()
         check_follows(change, self.version, empty=self._head is None)
+        self._sign()
         start = self._end
         kind = change.kind
         foreign_keys = self._head is None or self._head.foreign_keys
@@ -289,6 +294,7 @@ class FileBackend(Backend):
         self._require_writer()
         if self._head is None or not self._may_rewind:
             raise nothing_to_drop()
+        self._sign()
         self.discard()  # a replacement holds the head as it was
         with self._last_write:
             kept = file_rewrite.set_aside(self._fd, self._path, self._head)

@@ -39,6 +39,7 @@ class WriterLock:
             StorageError: the lock file cannot be made, or the file system knows no locks.
         """
         self._path = lock_path
+        self._unsigned: str | None = None
         self._fd = fsio.open_lock(lock_path, op="open writer lock")
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,7 +85,10 @@ class WriterLock:
             raise StorageError(f"Cannot lock {path}: {error.strerror}") from error
 
     def claim(self, node_id: str, path: str, veil: Veil | None = None) -> None:
-        """Notes which node's backup this is. Raises `Discontinuity` if it is another's."""
+        """Makes sure that this is the node's backup; what is not noted yet, `sign` notes.
+
+        Raises `Discontinuity` if it is another's.
+        """
         noted = self._note["node_id"]
         if noted is not None and veil is not None:
             noted = veil.reveal(str(noted)) or "that another key has noted there"
@@ -95,9 +99,17 @@ class WriterLock:
                 f"{path} is the backup of the node {noted}, and this node is {node_id}. Nothing "
                 "was stored. Look at backup.lock: it must name this node's own backup."
             )
-        self._note["node_id"] = node_id if veil is None else veil.hide(node_id)
-        self._write_note()
-        fsio.sync(self._fd, op="sync writer lock")
+        self._unsigned = node_id if veil is None else veil.hide(node_id)
+
+    def sign(self) -> None:
+        """Notes whose backup this is, before the first change of the one who claimed it.
+
+        Not earlier: a node that is refused would keep the right one out.
+        """
+        if self._unsigned is not None:
+            self._note["node_id"], self._unsigned = self._unsigned, None
+            self._write_note()
+            fsio.sync(self._fd, op="sync writer lock")
 
     def _write_note(self) -> None:
         note = json.dumps(self._note).encode() + b"\n"
