@@ -57,11 +57,12 @@ def create_backup(place: Place, base: Change | None) -> None:
     What an attempt that was cut left behind, which holds nothing, is removed. Keys are kept under
     another name: they may be those of a backup whose other files were moved away.
     """
-    made = begun = fsio.make_directory(place.path, op="create backup")
+    made = vacant = begun = fsio.make_directory(place.path, op="create backup")
     lock: WriterLock | None = None
     backup_id = os.urandom(v2.ID_BYTES)
     try:
         _require_vacant(place.path)
+        vacant = True
         encrypted = (place.key_source or given_secret()) is not None
         lock = WriterLock(place.path, lock_path(place), discreet=encrypted)
         _require_vacant(place.path)
@@ -72,7 +73,7 @@ def create_backup(place: Place, base: Change | None) -> None:
     except (AlreadyExists, WriterConflict):
         raise  # what stands there is somebody else's
     except BaseException:
-        if begun and _withdraw(place.path, backup_id) and made:
+        if vacant and _withdraw(place.path, backup_id, begun=begun) and made:
             with contextlib.suppress(StorageError):  # somebody put something there
                 fsio.remove_directory(place.path, op="remove unfinished backup")
         raise
@@ -81,10 +82,11 @@ def create_backup(place: Place, base: Change | None) -> None:
             lock.release()
 
 
-def _withdraw(path: str, backup_id: bytes) -> bool:
+def _withdraw(path: str, backup_id: bytes, *, begun: bool) -> bool:
     """Removes what was made of a backup, unless another one stands there; returns whether it did.
 
-    The base first: without it, what is left is no backup that nobody could unlock.
+    The base first: without it, what is left is no backup that nobody could unlock. Before it was
+    `begun`, under the lock, unfinished files may be those of another process at work.
     """
     base = os.path.join(path, _FIRST_BASE)
     if os.path.lexists(base):
@@ -96,7 +98,8 @@ def _withdraw(path: str, backup_id: bytes) -> bool:
             os.close(fd)
         fsio.remove(base, op="remove unfinished backup")
     fsio.remove(os.path.join(path, _LOCK_NAME), op="remove unfinished backup")
-    _remove_unfinished(path)
+    if begun:
+        _remove_unfinished(path)
     return True
 
 
