@@ -184,7 +184,7 @@ def test_who_may_not_write_fills_no_disk(server: ServerProcess, role: str) -> No
         answers = _send(server.port, _hello(role) + begin + piece)
         assert wire.ACK not in answers[:1]
         answers = _send(server.port, _hello(role) + _packet(wire.APPEND, bytes(1 << 20)))
-        assert answers[0] == wire.METADATA
+        assert answers[:1] in ([], [wire.METADATA])  # what is refused unread may overtake it
         writer.add_change(payment(4))
     assert told_by(server.url) == told([*started_node(), payment(4)])
 
