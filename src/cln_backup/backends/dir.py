@@ -283,9 +283,8 @@ class DirBackend(Backend):
     def stream_changes(self, start: int = 0, *, head: bool = True) -> Iterator[Change]:
         """See `Backend.stream_changes`."""
         stop = None if head or self._head is None else self._head.at
-        for change in self._history().changes(stop):
-            if change.version >= start:
-                yield change
+        changes = self._history().changes(stop)
+        yield from changes if start == 0 else (c for c in changes if c.version >= start)
 
     def dropped_changes(self) -> Iterator[Change]:
         """See `Backend.dropped_changes`. Each has its own file, which no compaction removes."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup import fsio
 from cln_backup.backends.dir_log import LogEnd, check_tail_of_closed, pieces, read_piece
 from cln_backup.backends.dir_snapshots import StoredSnapshot, check_snapshot, last_seal
 from cln_backup.backends.dir_store import READ, damaged, list_files
 from cln_backup.change import FOREIGN_KEYS_OFF, Change, Kind
+from cln_backup.errors import BackupError
 from cln_backup.formats import v2
 from cln_backup.formats.v1 import unpack_transaction
 from cln_backup.formats.v2_stream import Inflater
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from cln_backup.backends.dir_log import Piece
     from cln_backup.backends.dir_store import Store
     from cln_backup.formats.v2_stream import Record
+
+_AHEAD_BYTES: Final = 1 << 19
 
 
 class Base(NamedTuple):
@@ -73,13 +76,33 @@ class History(NamedTuple):
     def changes(self, stop: v2.Position | None) -> Iterator[Change]:
         """The changes that were not dropped; with `stop`, those before that place only.
 
-        `NOWHERE` as a stop leaves out the last change of the base itself.
+        `NOWHERE` as a stop leaves out the last change of the base itself. The changes are read
+        some at a time: a processor is faster at the same work over and over.
         """
-        in_base = self.base.changes(self.store)
-        if stop == v2.NOWHERE:
-            yield from in_base[:-1]
-            return
+        changes = self._one_by_one(stop)
+        ahead_bytes = _AHEAD_BYTES
+        while ahead_bytes >= _AHEAD_BYTES:
+            ahead: list[Change] = []
+            ahead_bytes = 0
+            fault = None
+            try:
+                for change, size_bytes in changes:
+                    ahead.append(change)
+                    ahead_bytes += size_bytes
+                    if ahead_bytes >= _AHEAD_BYTES:
+                        break
+            except BackupError as error:
+                fault = error
+            yield from ahead
+            if fault is not None:
+                raise fault
+
+    def _one_by_one(self, stop: v2.Position | None) -> Iterator[tuple[Change, int]]:
+        """Each change, with the bytes of memory that its statements take."""
+        in_base = [(change, 0) for change in self.base.changes(self.store)]
         yield from in_base[:-1]
+        if stop == v2.NOWHERE:
+            return
         # A change can be given out only when the next record does not drop it.
         held = in_base[-1] if in_base else None
         for record, piece, inflater in self.records():
@@ -101,7 +124,7 @@ class History(NamedTuple):
             inflater = Inflater()
             for record in read_piece(self.store, piece):
                 if record.start[:2] == start[:2]:
-                    return self._change(record, piece, inflater)
+                    return self._change(record, piece, inflater)[0]
                 if record.type in v2.COMPRESSED:
                     self._inflate(record, piece, inflater)
         path = self.store.log_path(start.segment)
@@ -180,10 +203,10 @@ class History(NamedTuple):
             path = self.store.log_path(piece.segment.number)
             damaged(path, 0, 0, f"it does not go on from {self.base.path}; a segment is missing")
 
-    def _change(self, record: Record, piece: Piece, inflater: Inflater) -> Change:
+    def _change(self, record: Record, piece: Piece, inflater: Inflater) -> tuple[Change, int]:
         if record.type in v2.COMPRESSED:
             content = self._inflate(record, piece, inflater)
-            return Change(record.version, None, unpack_transaction(content))
+            return Change(record.version, None, unpack_transaction(content)), len(content)
         segment = piece.segment.number
         path = self.store.log_path(segment)
         try:
@@ -201,7 +224,7 @@ class History(NamedTuple):
             size,
             seal,
         )
-        return Change(record.version, stored, None)
+        return Change(record.version, stored, None), 0
 
     def _inflate(self, record: Record, piece: Piece, inflater: Inflater) -> bytes:
         try:

@@ -35,8 +35,6 @@ def records(
 ) -> Iterator[Record]:
     """The records from one offset up to another. Memory: the largest record that stands there.
 
-    They are unsealed a window at a time: a processor is faster at the same work over and over.
-
     Raises:
         Unreadable: what stands there is not the next record.
     """
@@ -47,60 +45,39 @@ def records(
         window = fsio.read_at(fd, wanted, offset, op=READ)
         if len(window) < wanted:
             end_bytes = offset + len(window)
-        batch: list[Record] = []
-        unreadable = None
-        try:
-            needed = _unseal(window, decoder, segment, offset, end_bytes, batch)
-        except Unreadable as error:
-            unreadable = error
-        yield from batch
-        if unreadable is not None:
-            raise unreadable
-        offset = batch[-1].end_bytes if batch else offset
+        at = 0
+        while offset < end_bytes:
+            needed = _needed_bytes(window, at, offset, end_bytes)
+            if len(window) - at < needed:
+                break
+            data = window[at : at + needed]
+            try:
+                record = decoder.decode(data, v2.Position(segment, offset, decoder.seal))
+            except v2.Malformed as error:
+                raise Unreadable(offset, str(error)) from None
+            if record is None:
+                raise Unreadable(offset, "a record that is not what was written")
+            yield record
+            at += needed
+            offset += needed
     if offset < asked_bytes:
         raise Unreadable(offset, "the end of the file, which was longer before")
 
 
-def _unseal(
-    window: bytes,
-    decoder: Decoder,
-    segment: int,
-    window_at: int,
-    end_bytes: int,
-    batch: list[Record],
-) -> int:
-    """Adds the records that stand whole in a window; returns how many bytes the next one needs.
-
-    Raises:
-        Unreadable: what stands behind them is not the next record.
-    """
-    at = 0
-    while True:
-        offset = window_at + at
-        if at and offset == end_bytes:
-            return 0
-        head = window[at : at + v2.HEAD_BYTES]
-        if len(head) < v2.HEAD_BYTES:
-            if offset + v2.HEAD_BYTES > end_bytes:
-                raise Unreadable(offset, "less than a record has")
-            return v2.HEAD_BYTES
-        length = v2.unpack_head(head)
-        if length is None:
-            raise Unreadable(offset, "no start of a record")
-        whole = length + v2.FRAME_BYTES
-        if offset + whole > end_bytes:
-            raise Unreadable(offset, f"a record of {whole} bytes, which the file does not hold")
-        if len(window) - at < whole:
-            return whole
-        try:
-            position = v2.Position(segment, offset, decoder.seal)
-            record = decoder.decode(window[at : at + whole], position)
-        except v2.Malformed as error:
-            raise Unreadable(offset, str(error)) from None
-        if record is None:
-            raise Unreadable(offset, "a record that is not what was written")
-        batch.append(record)
-        at += whole
+def _needed_bytes(window: bytes, at: int, offset: int, end_bytes: int) -> int:
+    """How many bytes must be there for the record at a place in the window to be read."""
+    head = window[at : at + v2.HEAD_BYTES]
+    if len(head) < v2.HEAD_BYTES:
+        if offset + v2.HEAD_BYTES > end_bytes:
+            raise Unreadable(offset, "less than a record has")
+        return v2.HEAD_BYTES
+    length = v2.unpack_head(head)
+    if length is None:
+        raise Unreadable(offset, "no start of a record")
+    whole = length + v2.FRAME_BYTES
+    if offset + whole > end_bytes:
+        raise Unreadable(offset, f"a record of {whole} bytes, which the file does not hold")
+    return whole
 
 
 class Tail(Enum):
