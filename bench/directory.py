@@ -124,15 +124,19 @@ def dir_size_and_restore(directory: str, capture: str) -> Iterator[Row]:
     """The whole command `restore`, in turn with the same from `file:`; sizes of both streams."""
     router = os.path.join(os.path.dirname(os.path.dirname(capture)), "small", "router.jsonl.xz")
     kinds = ("file:", *_TO_REACH)
-    for name, least in {capture: "≥ 6×", router: "≥ 10×"}.items():
-        stream = "/".join(name.split("/")[-2:]).partition(".")[0]
+    streams: dict[str, tuple[Callable[[], Iterator[tuple[int, list[str]]]], str]] = {
+        "/".join(name.split("/")[-2:]).partition(".")[0]: (partial(_recorded, name), least)
+        for name, least in {capture: "≥ 6×", router: "≥ 10×"}.items()
+    }
+    streams["generated"] = _generated, ""
+    for stream, (calls, least) in streams.items():
         opened_by, sizes = {}, {}
         for kind in kinds:
             home = os.path.join(directory, f"{stream.replace('/', '-')}-{kinds.index(kind)}")
             opened_by[kind] = _new(home, kind)
             plugin = drive.Program([drive.PLUGIN], home)
             sizes[kind] = 0
-            for number, (version, writes) in enumerate(_recorded(name)):
+            for number, (version, writes) in enumerate(calls()):
                 plugin.answer_time_s(drive.request(number, version, writes))
                 sizes[kind] += sum(len(text.encode("utf-8", "surrogateescape")) for text in writes)
             plugin.close()
