@@ -19,6 +19,8 @@ from simulator.load import Load, generate
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    _Load = Callable[[], Iterator[tuple[int, list[str]]]]
+
 _GENERATED = 4_000
 _LARGE_BYTES = 400_000_000
 _PIECE_BYTES = 1_000_000
@@ -59,7 +61,7 @@ def dir_answer_time(directory: str, capture: str) -> Iterator[Row]:
     floor_program = build_floor(directory)
     numbers = itertools.count()
     name = os.path.basename(capture).partition(".")[0]
-    loads: dict[str, Callable[[], Iterator[tuple[int, list[str]]]]] = {
+    loads: dict[str, _Load] = {
         name: partial(_recorded, capture),
         "generated": _generated,
     }
@@ -120,23 +122,27 @@ def dir_first_answer(directory: str, capture: str) -> Iterator[Row]:
         yield Row(f"first answer, median of 15: {kind}", f"{_p50(times_s) * 1e3:.0f} ms", to_reach)
 
 
+def _name(capture: str) -> str:
+    return "/".join(capture.split("/")[-2:]).partition(".")[0]
+
+
 def dir_size_and_restore(directory: str, capture: str) -> Iterator[Row]:
     """The whole command `restore`, in turn with the same from `file:`; sizes of both streams."""
     router = os.path.join(os.path.dirname(os.path.dirname(capture)), "small", "router.jsonl.xz")
     kinds = ("file:", *_TO_REACH)
-    streams: dict[str, tuple[Callable[[], Iterator[tuple[int, list[str]]]], str]] = {
-        "/".join(name.split("/")[-2:]).partition(".")[0]: (partial(_recorded, name), least)
-        for name, least in {capture: "≥ 6×", router: "≥ 10×"}.items()
-    }
-    streams["generated"] = _generated, ""
-    for stream, (calls, least) in streams.items():
+    streams: list[tuple[str, _Load, str]] = [
+        (_name(capture), partial(_recorded, capture), "≥ 6×"),
+        (_name(router), partial(_recorded, router), "≥ 10×"),
+        ("generated", _generated, ""),
+    ]
+    for stream, load, least in streams:
         opened_by, sizes = {}, {}
         for kind in kinds:
             home = os.path.join(directory, f"{stream.replace('/', '-')}-{kinds.index(kind)}")
             opened_by[kind] = _new(home, kind)
             plugin = drive.Program([drive.PLUGIN], home)
             sizes[kind] = 0
-            for number, (version, writes) in enumerate(calls()):
+            for number, (version, writes) in enumerate(load()):
                 plugin.answer_time_s(drive.request(number, version, writes))
                 sizes[kind] += sum(len(text.encode("utf-8", "surrogateescape")) for text in writes)
             plugin.close()

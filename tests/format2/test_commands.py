@@ -85,22 +85,23 @@ def test_copy_between_the_formats(tmp_path: Path) -> None:
     assert _cli("copy", f"{tmp_path}/old", f"{tmp_path}/new", code=5)
 
 
-def test_dropped_change_is_listed(tmp_path: Path) -> None:
-    url = f"dir://{tmp_path}/backup"
+def _drop_head_of_new(url: str) -> None:
     create_backend(url, None)
     append(url, started_node())
     with open_backend(url, writable=True) as backend:
         backend.rewind()
+
+
+def test_dropped_change_is_listed(tmp_path: Path) -> None:
+    url = f"dir://{tmp_path}/backup"
+    _drop_head_of_new(url)
     line = _cli("log", "--dropped", url)
     assert (line["version"], line["kind"]) == (3, "transaction")
 
 
 def test_dropped_changes_that_lie_elsewhere_are_not_said_to_be_none(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/node.bkp"
-    create_backend(url, None)
-    append(url, started_node())
-    with open_backend(url, writable=True) as backend:
-        backend.rewind()
+    _drop_head_of_new(url)
     error = _cli("log", "--dropped", url, code=3)["error"]
     assert "NAME.dropped-VERSION" in error["message"]
     assert (tmp_path / "node.bkp.dropped-3").exists()
