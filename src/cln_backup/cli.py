@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import signal
 from typing import TYPE_CHECKING
@@ -354,6 +355,7 @@ register(cli, _command)
 
 def main() -> None:
     """The command line."""
+    gc.freeze()  # what was imported lives to the end, and is not searched for garbage there
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, _interrupt)
     cli()

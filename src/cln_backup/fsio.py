@@ -395,22 +395,11 @@ def is_sole_name(path: str) -> bool:
     return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
 
-def identity(fd: int) -> tuple[int, int]:
-    """What no other file of this machine has as long as this one is open."""
-    with storage_errors("look at", fd):
-        status = os.fstat(fd)
-    return status.st_ino, status.st_dev
-
-
 def same_file(path: str, fd: int) -> bool:
     """Whether the path still leads to the open file."""
-    return leads_to(path, identity(fd))
-
-
-def leads_to(path: str, identity: tuple[int, int]) -> bool:
-    """Whether the path still leads to the open file of this identity."""
     try:
         found = os.stat(path)
     except OSError:
         return False
-    return (found.st_ino, found.st_dev) == identity
+    with storage_errors("look at", fd):
+        return os.path.samestat(found, os.fstat(fd))

@@ -29,9 +29,10 @@ def _decoded(records: list[bytes], sealer: DigestSealer | KeySealer) -> list[obj
     decoder, inflater = Decoder(sealer, START), Inflater()
     found: list[object] = []
     for data in records:
-        record = decoder.decode(data, v2.Position(1, 512, decoder.seal))
-        if record is None:
+        decoded = decoder.decode(data, 1, 512)
+        if not decoded:
             break
+        (record,) = decoded
         content = record.payload
         if record.type in v2.COMPRESSED:
             content = inflater.inflate(content)

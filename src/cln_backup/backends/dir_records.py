@@ -38,40 +38,32 @@ def records(
     Raises:
         Unreadable: what stands there is not the next record.
     """
-    needed = 0
     asked_bytes = end_bytes
+    wanted = _WINDOW_BYTES
     while offset < end_bytes:
-        wanted = min(end_bytes - offset, max(_WINDOW_BYTES, needed))
+        wanted = min(end_bytes - offset, wanted)
         window = fsio.read_at(fd, wanted, offset, op=READ)
-        if len(window) < wanted:
-            end_bytes = offset + len(window)
-        at = 0
-        while offset < end_bytes:
-            needed = _needed_bytes(window, at, offset, end_bytes)
-            if len(window) - at < needed:
-                break
-            data = window[at : at + needed]
-            try:
-                record = decoder.decode(data, v2.Position(segment, offset, decoder.seal))
-            except v2.Malformed as error:
-                raise Unreadable(offset, str(error)) from None
-            if record is None:
+        end_bytes = end_bytes if len(window) == wanted else offset + len(window)
+        try:
+            found = decoder.decode(window, segment, offset)
+        except v2.Malformed as error:
+            raise Unreadable(offset, str(error)) from None
+        yield from found
+        if found:
+            offset, wanted = found[-1].end_bytes, _WINDOW_BYTES
+        else:
+            wanted = _whole_bytes(window, offset, end_bytes)
+            if wanted <= len(window):
                 raise Unreadable(offset, "a record that is not what was written")
-            yield record
-            at += needed
-            offset += needed
     if offset < asked_bytes:
         raise Unreadable(offset, "the end of the file, which was longer before")
 
 
-def _needed_bytes(window: bytes, at: int, offset: int, end_bytes: int) -> int:
-    """How many bytes must be there for the record at a place in the window to be read."""
-    head = window[at : at + v2.HEAD_BYTES]
-    if len(head) < v2.HEAD_BYTES:
-        if offset + v2.HEAD_BYTES > end_bytes:
-            raise Unreadable(offset, "less than a record has")
-        return v2.HEAD_BYTES
-    length = v2.unpack_head(head)
+def _whole_bytes(window: bytes, offset: int, end_bytes: int) -> int:
+    """How many bytes the record takes that starts with the window."""
+    if offset + v2.HEAD_BYTES > end_bytes:
+        raise Unreadable(offset, "less than a record has")
+    length = v2.unpack_head(window)
     if length is None:
         raise Unreadable(offset, "no start of a record")
     whole = length + v2.FRAME_BYTES

@@ -53,7 +53,6 @@ class SegmentWriter:
         self._begun = end if end.segment else end._replace(seal=seal)
         self._epoch = end.epoch + 1
         self._file: BlockFile | None = None
-        self._path = ""
         self._capacity_bytes = 0
         self._encoder: Encoder | None = None
         self._digest = hashlib.sha256()
@@ -113,7 +112,7 @@ class SegmentWriter:
             raise
         if self._file is not None:
             self._file.close()
-        self._file, self._path = file, path
+        self._file = file
         self._encoder = Encoder(sealer, header[-v2.SEAL_BYTES :])
         self._digest = hashlib.sha256(header)
         self._next_path = self._store.log_path(number + 1)
@@ -175,7 +174,7 @@ class SegmentWriter:
         encoder, file = self._encoder, self._file
         assert encoder is not None, "no segment is prepared"
         assert file is not None
-        if not fsio.leads_to(self._path, file.identity):
+        if not file.is_in_place():
             raise self._moved()
         self._require_no_later_writer()
         start = v2.Position(self._begun.segment, file.end_bytes, encoder.seal)

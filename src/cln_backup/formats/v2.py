@@ -309,9 +309,11 @@ def pack_head(body_bytes: int) -> bytes:
     return _HEAD.pack(MARK, body_bytes)
 
 
-def unpack_head(data: bytes) -> int | None:
+def unpack_head(data: bytes, at: int = 0) -> int | None:
     """The length of the body, or `None` where no record starts."""
-    mark, length = _HEAD.unpack_from(data)
+    if len(data) < at + HEAD_BYTES:
+        return None
+    mark, length = _HEAD.unpack_from(data, at)
     good = mark == MARK and BODY_BYTES <= length <= MAX_BODY_BYTES
     return length if good else None
 
@@ -321,9 +323,11 @@ def pack_foot(body_bytes: int) -> bytes:
     return _FOOT.pack(body_bytes, END_MARK)
 
 
-def unpack_foot(data: bytes) -> int | None:
+def unpack_foot(data: bytes, at: int = 0) -> int | None:
     """The length of the body as the end of a record has it, or `None` where no record ends."""
-    length, mark = _FOOT.unpack(data)
+    if len(data) < at + FOOT_BYTES:
+        return None
+    length, mark = _FOOT.unpack_from(data, at)
     return length if mark == END_MARK and BODY_BYTES <= length <= MAX_BODY_BYTES else None
 
 

@@ -91,23 +91,40 @@ class Decoder:
         self._index = 0
         self.seal = seal
 
-    def decode(self, data: bytes, position: v2.Position) -> Record | None:
-        """The record whose bytes, from head to foot, are given; `None` where it does not hold.
+    def decode(self, window: bytes, segment: int, offset_bytes: int) -> list[Record]:
+        """The records that stand at the start of a window, up to where none stands that holds.
+
+        The window starts where the last record ended; `segment` and `offset_bytes` say where.
 
         Raises:
-            Malformed: it holds, and is nothing that this format has.
+            Malformed: the first one holds, and is nothing that this format has.
         """
-        sealed = data[v2.HEAD_BYTES : -v2.FOOT_BYTES]
-        if data[-v2.FOOT_BYTES :] != v2.pack_foot(len(sealed) - v2.SEAL_BYTES):
-            return None
-        body = self._unseal(self._index + 1, self.seal + data[: v2.HEAD_BYTES], sealed)
-        if body is None:
-            return None
-        record_type, version = v2.unpack_body(body)
-        self._index += 1
-        self.seal = sealed[-v2.SEAL_BYTES :]
-        end = position.offset_bytes + len(data)
-        return Record(record_type, version, body[v2.BODY_BYTES :], position, end, self.seal)
+        found: list[Record] = []
+        at = 0
+        while (length := v2.unpack_head(window, at)) is not None:
+            body_at = at + v2.HEAD_BYTES
+            foot_at = body_at + length + v2.SEAL_BYTES
+            if v2.unpack_foot(window, foot_at) != length:
+                break
+            sealed = window[body_at:foot_at]
+            body = self._unseal(self._index + 1, self.seal + window[at:body_at], sealed)
+            if body is None:
+                break
+            try:
+                record_type, version = v2.unpack_body(body)
+            except v2.Malformed:
+                if found:
+                    break
+                raise
+            start = v2.Position(segment, offset_bytes + at, self.seal)
+            self._index += 1
+            self.seal = sealed[-v2.SEAL_BYTES :]
+            at = foot_at + v2.FOOT_BYTES
+            payload = body[v2.BODY_BYTES :]
+            found.append(
+                Record(record_type, version, payload, start, offset_bytes + at, self.seal)
+            )
+        return found
 
 
 class _Pending:

@@ -1,0 +1,102 @@
+"""A segment's file, and whether its path still leads to it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cln_backup.backends.dir_blocks import BlockFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SETTLED_S = 0.1
+"""After so long without a change in the directory the file itself is not asked any more."""
+
+
+@pytest.fixture(params=[0.0, SETTLED_S])
+def settle_s(request: pytest.FixtureRequest) -> float:
+    """How long the directory is left alone before."""
+    return float(request.param)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Of a file of zeros, in a directory that a link leads to."""
+    (tmp_path / "disk" / "backup").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("disk")
+    path = tmp_path / "link" / "backup" / "log"
+    path.write_bytes(bytes(1 << 16))
+    return path
+
+
+@pytest.fixture
+def file(path: Path, settle_s: float) -> Iterator[BlockFile]:
+    """The file, found in its place once before."""
+    file = BlockFile(str(path), op="open")
+    time.sleep(settle_s)
+    assert file.is_in_place()
+    assert file.is_in_place()
+    yield file
+    file.close()
+
+
+def test_file_that_is_written_to_stays_in_place(file: BlockFile, path: Path) -> None:
+    for number in range(5):
+        file.append(b"x" * 3_000, op="append")
+        (path.parent / f"other-{number}").touch()
+        assert file.is_in_place()
+    assert path.read_bytes()[: file.end_bytes] == b"x" * 15_000
+
+
+def test_file_that_was_removed_is_not_in_place(file: BlockFile, path: Path) -> None:
+    path.unlink()
+    assert not file.is_in_place()
+
+
+def test_file_that_was_replaced_is_not_in_place(file: BlockFile, path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    other.replace(path)
+    assert not file.is_in_place()
+    assert not file.is_in_place()
+
+
+@pytest.mark.parametrize("moved", ["link/backup", "disk", "link"])
+def test_file_whose_directory_was_moved_is_not_in_place(
+    file: BlockFile, tmp_path: Path, moved: str
+) -> None:
+    (tmp_path / moved).rename(tmp_path / "moved")
+    assert not file.is_in_place()
+
+
+def test_file_whose_path_leads_elsewhere_now_is_not_in_place(
+    file: BlockFile, path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other" / "backup").mkdir(parents=True)
+    (tmp_path / "other" / "backup" / "log").write_bytes(path.read_bytes())
+    (tmp_path / "new").symlink_to("other")
+    (tmp_path / "new").rename(tmp_path / "link")
+    assert not file.is_in_place()
+
+
+def test_file_that_came_back_is_in_place_again(file: BlockFile, path: Path) -> None:
+    path.rename(path.with_name("moved"))
+    assert not file.is_in_place()
+    path.with_name("moved").rename(path)
+    assert file.is_in_place()
+
+
+def test_replacement_right_after_a_look_is_always_seen(path: Path) -> None:
+    """Two changes of a directory within one tick of the clock may leave it the same time."""
+    for _ in range(300):
+        file = BlockFile(str(path), op="open")
+        assert file.is_in_place()
+        os.rename(path, path.with_name("old"))
+        path.write_bytes(bytes(4_096))
+        assert not file.is_in_place()
+        file.close()
