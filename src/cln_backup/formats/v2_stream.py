@@ -121,9 +121,7 @@ class Decoder:
             self.seal = sealed[-v2.SEAL_BYTES :]
             at = foot_at + v2.FOOT_BYTES
             payload = body[v2.BODY_BYTES :]
-            found.append(
-                Record(record_type, version, payload, start, offset_bytes + at, self.seal)
-            )
+            found.append(Record(record_type, version, payload, start, offset_bytes + at, self.seal))
         return found
 
 
