@@ -203,6 +203,32 @@ def test_lost_connection_of_a_writer_does_not_keep_it_out(tmp_path: Path) -> Non
         assert told_by(there) == told([*started_node(), payment(4)])
 
 
+@pytest.mark.parametrize("scheme", ["file", "dir"])
+def test_client_of_protocol_1_cannot_drop_a_snapshot(tmp_path: Path, scheme: str) -> None:
+    url = f"{scheme}://{tmp_path}/backup"
+    create_backend(url, None)
+    kept = [*started_node(), Change(4, SnapshotBytes(b"SQLite format 3\x00" + bytes(5_000)), None)]
+    append(url, kept)
+    with server_process(url) as server:
+        assert _rewound(server.port, 3) == wire.NACK
+        assert told_by(server.url) == told(kept)
+        append(server.url, [payment(5)])
+        assert _rewound(server.port, 4) == wire.ACK
+        assert told_by(server.url) == told(kept)
+        assert _rewound(server.port, 3) == wire.NACK
+        assert told_by(server.url) == told(kept)
+
+
+def _rewound(port: int, to_version: int) -> int:
+    """Asks for a rewind as a client of protocol 1 does; returns the type of the answer."""
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.settimeout(20)
+        sock.sendall(_packet(wire.REQ_METADATA, b""))
+        sock.recv(25, socket.MSG_WAITALL)
+        sock.sendall(_packet(wire.REWIND, wire.pack_version(to_version)))
+        return sock.recv(1)[0]
+
+
 # Nodes and tokens
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cln_backup.backends import create_backend, open_backend, redacted
 from cln_backup.backends.base import size_of
+from cln_backup.change import Kind
 from cln_backup.compactor import Compactor
 from cln_backup.errors import (
     AlreadyExists,
@@ -285,13 +286,18 @@ class Served:
     ) -> wire.Standing:
         """Drops the head, which must have this digest if one is given. As `append` otherwise.
 
+        Without a digest, as in protocol 1, a client cannot tell what it drops: a snapshot, which
+        is taken of what the node had committed, stays.
+
         Raises:
             Discontinuity: another change is the head, or it cannot be dropped.
         """
         with self._changed:
             backend = self._writable(writer, writes)
             head = self._stand(backend)
-            if to_version != head.prev_version or digest not in (None, head.digest):
+            unseen_snapshot = digest is None and head.head is Kind.SNAPSHOT
+            same = to_version == head.prev_version and digest in (None, head.digest)
+            if unseen_snapshot or not same:
                 raise Discontinuity(
                     f"The backup is at version {head.version} and cannot go back to {to_version}; "
                     "nothing was dropped."
