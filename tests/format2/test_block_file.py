@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import time
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from cln_backup import path_watch
 from cln_backup.backends.dir_blocks import BlockFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SETTLED_S = 0.1
-"""After so long without a change in the directory the file itself is not asked any more."""
 
-
-@pytest.fixture(params=[0.0, SETTLED_S])
-def settle_s(request: pytest.FixtureRequest) -> float:
-    """How long the directory is left alone before."""
-    return float(request.param)
+@pytest.fixture(autouse=True, params=["statx", "stat"])
+def call(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's call that looks at the path; not every system has the first."""
+    if request.param == "stat":
+        monkeypatch.setattr(path_watch, "_statx", None)
 
 
 @pytest.fixture
@@ -35,11 +33,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def file(path: Path, settle_s: float) -> Iterator[BlockFile]:
+def file(path: Path) -> Iterator[BlockFile]:
     """The file, found in its place once before."""
     file = BlockFile(str(path), op="open")
-    time.sleep(settle_s)
-    assert file.is_in_place()
     assert file.is_in_place()
     yield file
     file.close()
@@ -91,12 +87,6 @@ def test_file_that_came_back_is_in_place_again(file: BlockFile, path: Path) -> N
     assert file.is_in_place()
 
 
-def test_replacement_right_after_a_look_is_always_seen(path: Path) -> None:
-    """Two changes of a directory within one tick of the clock may leave it the same time."""
-    for _ in range(300):
-        file = BlockFile(str(path), op="open")
-        assert file.is_in_place()
-        os.rename(path, path.with_name("old"))
-        path.write_bytes(bytes(4_096))
-        assert not file.is_in_place()
-        file.close()
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has statx")
+def test_linux_looks_without_the_times() -> None:
+    assert path_watch._find_statx() is not None

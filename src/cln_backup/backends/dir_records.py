@@ -43,7 +43,10 @@ def records(
     while offset < end_bytes:
         wanted = min(end_bytes - offset, wanted)
         window = fsio.read_at(fd, wanted, offset, op=READ)
-        end_bytes = end_bytes if len(window) == wanted else offset + len(window)
+        if len(window) < wanted:
+            end_bytes = offset + len(window)
+        if not window:
+            break
         try:
             found = decoder.decode(window, segment, offset)
         except v2.Malformed as error:
