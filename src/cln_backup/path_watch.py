@@ -7,7 +7,7 @@ one block then takes twice as long. Python's `os.stat` always looks at them; sta
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import os
 import struct
 import sys
@@ -23,26 +23,39 @@ _STATX: Final = struct.Struct("=I28xQ96xII")
 _STATX_BYTES: Final = 256
 
 
-def _find_statx() -> Callable[..., int] | None:
-    """The C library's `statx`, where there is one."""
+@functools.cache
+def _statx() -> Callable[..., int] | None:
+    """The C library's `statx`, where there is one, and a Python that can call it."""
     if sys.platform != "linux":
         return None
     try:
-        function = ctypes.CDLL(None).statx
-    except (OSError, AttributeError):
+        from ctypes import CDLL, c_char_p, c_int, c_uint, c_void_p
+
+        function = CDLL(None).statx
+    except (ImportError, OSError, AttributeError):
         return None
-    function.argtypes = (
-        ctypes.c_int,
-        ctypes.c_char_p,
-        ctypes.c_int,
-        ctypes.c_uint,
-        ctypes.c_char_p,
-    )
-    function.restype = ctypes.c_int
+    function.argtypes = (c_int, c_char_p, c_int, c_uint, c_void_p)
+    function.restype = c_int
     return function
 
 
-_statx = _find_statx()
+def _watched(path: str) -> Callable[[], tuple[int, int] | None]:
+    """What tells the device and the inode that the path leads to, or `None`."""
+    statx = _statx()
+    if statx is None:
+        return lambda: None
+    from ctypes import create_string_buffer
+
+    encoded = os.fsencode(path)
+    buffer = create_string_buffer(_STATX_BYTES)
+
+    def look() -> tuple[int, int] | None:
+        if statx(_AT_FDCWD, encoded, 0, _STATX_INO, buffer) != 0:
+            return None
+        held, inode, major, minor = _STATX.unpack_from(buffer)
+        return (os.makedev(major, minor), inode) if held & _STATX_INO else None
+
+    return look
 
 
 class PathWatch:
@@ -52,20 +65,15 @@ class PathWatch:
         status = os.fstat(fd)
         self._file = status.st_dev, status.st_ino
         self._path = path
-        self._encoded = os.fsencode(path)
-        self._buffer = ctypes.create_string_buffer(_STATX_BYTES)
+        self._look = _watched(path)
 
     def leads_to_file(self) -> bool:
         """Whether the path leads to the file now."""
-        if (
-            _statx is not None
-            and _statx(_AT_FDCWD, self._encoded, 0, _STATX_INO, self._buffer) == 0
-        ):
-            held, inode, major, minor = _STATX.unpack_from(self._buffer)
-            if held & _STATX_INO:
-                return (os.makedev(major, minor), inode) == self._file
-        try:  # also where a sandbox lets no statx through
-            found = os.stat(self._path)
-        except OSError:
-            return False
-        return (found.st_dev, found.st_ino) == self._file
+        found = self._look()
+        if found is None:  # nothing stands there, or the system has no statx for us
+            try:
+                status = os.stat(self._path)
+            except OSError:
+                return False
+            found = status.st_dev, status.st_ino
+        return found == self._file
