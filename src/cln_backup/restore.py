@@ -7,6 +7,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup import fsio
+from cln_backup.ahead import read_ahead
 from cln_backup.errors import AlreadyExists, NotFound
 from cln_backup.node import DATABASE_NAME
 from cln_backup.replica import replay
@@ -66,10 +67,9 @@ def restore(
         )
     built = f"{path}.restoring-{os.getpid()}"
     try:
-        changes = backend.stream_changes()
-        if to is not None:
-            changes = takewhile(lambda change: change.version <= to, changes)
-        replica = replay(changes, built, progress)
+        with read_ahead(backend) as changes:
+            wanted = takewhile(lambda change: to is None or change.version <= to, changes)
+            replica = replay(wanted, built, progress)
         try:
             if not replica.changes or (to is not None and replica.applied != to):
                 raise NotFound(

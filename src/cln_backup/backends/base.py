@@ -92,6 +92,8 @@ class Backend(ABC):
         exclusive: whether nobody else can read while this is open, so that the writer itself has
             to ask for a compaction (`compact`), and wait for it.
         can_encrypt: whether the format can; otherwise nothing about keys works.
+        slow_to_read: whether to read the changes is work for a processor. Then a second process,
+            forked from the one that opened the backup, may read them for it.
     """
 
     url: str
@@ -103,6 +105,7 @@ class Backend(ABC):
     remote: ClassVar[bool] = False
     exclusive: bool = False
     can_encrypt: ClassVar[bool] = False
+    slow_to_read: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

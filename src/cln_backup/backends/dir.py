@@ -54,6 +54,7 @@ class DirBackend(Backend):
     """
 
     can_encrypt = True
+    slow_to_read = True
 
     def __init__(self, url: str, place: Place) -> None:
         self.url = url
