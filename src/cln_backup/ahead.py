@@ -27,6 +27,7 @@ _RUN_CHARACTERS: Final = 1 << 17
 
 _PIPE_BYTES: Final = 1 << 20
 _LENGTH: Final = struct.Struct("!Q")
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
@@ -44,39 +45,42 @@ def read_ahead(backend: Backend) -> Iterator[Iterator[Change]]:
         yield changes
         return
     readable, writable = os.pipe()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # while there are two of us here
     try:
         pid = os.fork()
     except OSError:
-        os.close(readable)
-        os.close(writable)
-        yield changes
-        return
+        pid = -1
     if pid == 0:
-        os.close(readable)
-        _send_all(changes, writable)
+        _send_all(changes, readable, writable)
     os.close(writable)
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         with contextlib.suppress(OSError, AttributeError):  # a larger pipe is no more than faster
             fcntl.fcntl(readable, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        yield _received(readable)
+        yield changes if pid < 0 else _received(readable)
     finally:
         os.close(readable)  # which ends the other process, wherever it is
-        with contextlib.suppress(ChildProcessError):  # where the system reaps by itself
-            os.waitpid(pid, 0)
+        if pid > 0:
+            with contextlib.suppress(ChildProcessError):  # where the system reaps by itself
+                os.waitpid(pid, 0)
 
 
-def _send_all(changes: Iterator[Change], fd: int) -> NoReturn:
-    """The second process: sends runs of changes, then `None` or an error, and ends."""
+def _send_all(changes: Iterator[Change], readable: int, writable: int) -> NoReturn:
+    """The second process: sends runs of changes, then `None` or an error, and ends.
+
+    The first one says when it ends, by closing the pipe; what else would end it stays blocked.
+    """
     try:
-        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(name, signal.SIG_IGN)  # the first one says when this one ends
-        last: BaseException | None = None
+        os.close(readable)
+        last: Exception | None = None
         try:
             for run in _runs(changes):
-                _send(fd, run)
-        except (BackupError, MemoryError) as error:
+                _send(writable, run)
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the first process must hear it
             last = error
-        _send(fd, last)
+        _send(writable, last)
     finally:
         os._exit(0)  # nothing of the first process's may be flushed or closed here
 
@@ -111,7 +115,7 @@ def _received(fd: int) -> Iterator[Change]:
         message = pickle.loads(_read(fd, length))  # noqa: S301 - from this program itself
         if message is None:
             return
-        if isinstance(message, BaseException):
+        if isinstance(message, Exception):
             raise message
         for version, snapshot, transaction in message:
             yield Change(version, snapshot, transaction)
