@@ -59,16 +59,23 @@ def read_ahead(backend: Backend) -> Iterator[Iterator[Change]]:
             fcntl.fcntl(readable, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         yield changes if pid < 0 else _received(readable)
     finally:
-        os.close(readable)  # which ends the other process, wherever it is
+        os.close(readable)
         if pid > 0:
-            with contextlib.suppress(ChildProcessError):  # where the system reaps by itself
-                os.waitpid(pid, 0)
+            _end(pid)
+
+
+def _end(pid: int) -> None:
+    """Ends the second process, also where somebody stopped it; it has nothing to lose."""
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):  # the system reaped it
+        if os.waitpid(pid, os.WNOHANG) == (0, 0):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _send_all(changes: Iterator[Change], readable: int, writable: int) -> NoReturn:
     """The second process: sends runs of changes, then `None` or an error, and ends.
 
-    The first one says when it ends, by closing the pipe; what else would end it stays blocked.
+    The first one says when it ends; the signals that would end both stay blocked.
     """
     try:
         os.close(readable)
