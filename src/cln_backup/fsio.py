@@ -27,6 +27,14 @@ CHUNK_BYTES = 1 << 20
 
 _PRIVATE = 0o600
 
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
 _GIVEN_BACK_BYTES = 4 << 20
 _GIVE_BACK_PAUSE = 4.0
 
@@ -67,11 +75,52 @@ def open_existing(path: str, *, writable: bool, op: str) -> int:
     """Opens a file and returns its descriptor (closed on exec).
 
     Nothing is written through a symbolic link: whoever may write to the backup's directory could
-    lead the node to a file of its own, such as its secret.
+    lead the node to a file of its own, such as its secret. Nothing but a regular file is opened: a
+    FIFO would be waited for.
     """
     flags = os.O_RDWR | os.O_NOFOLLOW if writable else os.O_RDONLY
     with storage_errors(op, path):
-        return os.open(path, flags | os.O_CLOEXEC)
+        return _open_regular(path, flags, op)
+
+
+def _open_regular(path: str, flags: int, op: str) -> int:
+    flags |= os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        fd = os.open(path, flags | os.O_NONBLOCK, _PRIVATE)
+    except (
+        BlockingIOError
+    ):  # a regular file that a lease has to be taken from, which takes a moment
+        fd = os.open(path, flags, _PRIVATE)
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.EISDIR, errno.ENODEV):
+            raise
+        raise _special(path, os.stat(path).st_mode, op) from error
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        raise _special(path, mode, op)
+    return fd
+
+
+def _special(path: str, mode: int, op: str) -> StorageError:
+    what = _KINDS.get(stat.S_IFMT(mode), "a special file")
+    return StorageError(f"Cannot {op} {path}: it is {what}, not a regular file")
+
+
+def kind_at(path: str, *, op: str) -> str | None:
+    """What is at a path: "file", "directory", "special" or, at a link that leads nowhere, "link".
+
+    `None` where there is nothing. Raises `StorageError` where this user cannot know: what cannot
+    be looked at is not missing.
+    """
+    with storage_errors(op, path):
+        try:
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return "link" if os.path.islink(path) else None
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "file" if stat.S_ISREG(mode) else "special"
 
 
 def open_direct(path: str, *, op: str) -> int:
@@ -120,9 +169,8 @@ def create_beside(path: str, purpose: str, *, op: str) -> tuple[int, str]:
 
 def open_lock(path: str, *, op: str) -> int:
     """Opens a lock file, made if it is not there, that only its owner may read; never a link."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     with storage_errors(op, path):
-        return os.open(path, flags, _PRIVATE)
+        return _open_regular(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, op)
 
 
 def write_at(fd: int, buffers: Sequence[bytes | memoryview], offset_bytes: int, *, op: str) -> int:

@@ -9,10 +9,13 @@ import struct
 import sys
 import time
 
-from cln_backup.errors import NodeRunning, NotFound
+from cln_backup import fsio
+from cln_backup.backends import redacted
+from cln_backup.errors import BadSettings, NodeRunning, NotFound
 
 RPC_SOCKET_NAME = "lightning-rpc"
 DATABASE_NAME = "lightningd.sqlite3"
+_FIND = "read the node's database"
 
 
 def boot_id() -> str | None:
@@ -81,12 +84,21 @@ def other_plugins_live(lightningd: int, besides: int) -> bool:
 def database_path(directory: str, wallet: str | None) -> str:
     """Where the node's database is, or will be: `wallet` if given, else `lightningd.sqlite3`.
 
-    `wallet` may be written as for lightningd: `sqlite3://PATH`, with `:REPLICA` behind it.
+    `wallet` may be written as for lightningd: `sqlite3://PATH`, with `:REPLICA` after it.
+
+    Raises:
+        BadSettings: it names a database that is not SQLite's.
     """
     if wallet is None:
         return os.path.join(directory, DATABASE_NAME)
-    if wallet.startswith("sqlite3://"):
-        wallet = wallet.removeprefix("sqlite3://").partition(":")[0]
+    scheme, slashes, rest = wallet.partition("://")
+    if slashes and scheme == "sqlite3":
+        wallet = rest.partition(":")[0]
+    elif slashes:
+        raise BadSettings(
+            f"The wallet {redacted(wallet)} is not a SQLite database. lightningd reports the "
+            "changes of a SQLite database only, so no other can be backed up by this program."
+        )
     return os.path.join(directory, wallet)
 
 
@@ -97,12 +109,17 @@ def find_database(directory: str, wallet: str | None) -> str | None:
 
     Raises:
         NotFound: there is no such directory, or the directory is the one above.
+        BadSettings: `wallet` names a database that is not SQLite's.
+        StorageError: the database, or its directory, cannot be read by this user.
     """
     path = database_path(directory, wallet)
     for place in (directory, os.path.dirname(path)):
-        if not os.path.isdir(place):
-            raise NotFound(f"There is no directory {place}.")
-    if not os.path.lexists(path):
+        kind = fsio.kind_at(place, op=_FIND)
+        if kind != "directory":
+            what = "is not a directory" if kind else "does not exist"
+            raise NotFound(f"There is no directory {place}: it {what}.")
+    kind = fsio.kind_at(path, op=_FIND)
+    if kind is None:
         if wallet is not None:
             return None
         below = glob.glob(os.path.join(glob.escape(directory), "*", DATABASE_NAME))
@@ -112,9 +129,13 @@ def find_database(directory: str, wallet: str | None) -> str | None:
                 "directory: the plugin is started there and looks for backup.lock there."
             )
         return None
-    if not os.path.isfile(path):
-        raise NotFound(f"{path} is no file, or a link that leads nowhere.")
-    return path if os.path.getsize(path) > 0 else None
+    if kind == "link":
+        raise NotFound(f"{path} is a link that leads nowhere.")
+    fd = fsio.open_existing(path, writable=False, op=_FIND)
+    try:
+        return path if fsio.size_bytes(fd) > 0 else None
+    finally:
+        os.close(fd)
 
 
 def require_stopped(directory: str, database: str | None) -> None:
@@ -176,7 +197,7 @@ def _answers(path: str) -> bool:
 def _lock_holder(path: str) -> int | None:
     """The process that holds a lock on the whole file, without touching the lock."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO is not waited for
     except OSError:
         return None
     try:

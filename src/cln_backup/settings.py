@@ -12,6 +12,7 @@ import os
 from typing import Any, NamedTuple
 
 from cln_backup import fsio
+from cln_backup.backends import SCHEMES, redacted, url_of
 from cln_backup.errors import BadSettings
 
 LOCK_NAME = "backup.lock"
@@ -55,7 +56,7 @@ def read_settings(directory: str) -> Settings:
         BadSettings: it is not there, or cannot be understood.
     """
     path = os.path.join(directory, LOCK_NAME)
-    if not os.path.exists(path):
+    if fsio.kind_at(path, op="read settings") is None:
         raise BadSettings(
             f"Could not find {LOCK_NAME} in the lightning-dir ({os.path.abspath(directory)}). "
             "Without it nobody knows where the backup is, and the node does not run without one. "
@@ -63,9 +64,15 @@ def read_settings(directory: str) -> Settings:
             f"{os.path.abspath(directory)} URL. If the node was restored from its backup, write "
             'the file by hand: {"backend_url": "URL"}'
         )
-    fields = _read_object(path)
+    try:
+        fields = _read_object(path)
+    except _BarePlace as error:
+        raise BadSettings(
+            f"{path} holds a path or a URL alone. Write it as: "
+            f"{json.dumps({'backend_url': redacted(url_of(error.place))})}"
+        ) from None
     url, wallet = fields.get("backend_url"), fields.get("wallet")
-    if not isinstance(url, str) or not isinstance(wallet, str | None):
+    if not isinstance(url, str) or not isinstance(wallet, str | None) or not url or wallet == "":
         raise BadSettings(f'{path} must be of the form {{"backend_url": "file:///the/path"}}.')
     return Settings(url, wallet)
 
@@ -87,7 +94,7 @@ def read_state(directory: str) -> State:
         BadSettings: it cannot be understood.
     """
     path = os.path.join(directory, STATE_NAME)
-    if not os.path.exists(path):
+    if fsio.kind_at(path, op="read settings") is None:
         return State()
     fields = _read_object(path)
     boot_id, compaction = fields.get("boot_id"), fields.get("last_compaction_at")
@@ -112,7 +119,25 @@ def _read_object(path: str) -> dict[str, Any]:
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BadSettings(f"{path} is no JSON ({error}). {_MEND}") from None
+        _refuse_bare_place(content.decode("utf-8", "replace"))
+        raise BadSettings(f"{path} is not valid JSON ({error}). {_MEND}") from None
+    if isinstance(fields, str):
+        _refuse_bare_place(fields)
     if not isinstance(fields, dict):
-        raise BadSettings(f"{path} is no JSON object. {_MEND}")
+        raise BadSettings(f"{path} is not a JSON object. {_MEND}")
     return fields
+
+
+class _BarePlace(Exception):
+    """The file holds a path or a URL, and nothing around it."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)
+        self.place = place
+
+
+def _refuse_bare_place(text: str) -> None:
+    place = text.strip()
+    known = place.startswith(("/", "~", "./", "../")) or place.partition(":")[0] in SCHEMES
+    if known and place.isprintable():
+        raise _BarePlace(place)

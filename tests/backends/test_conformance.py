@@ -12,8 +12,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from cln_backup.backends import _SCHEMES as SCHEMES
-from cln_backup.backends import backend_class, create_backend, open_backend
+from cln_backup.backends import SCHEMES, backend_class, create_backend, open_backend
 from cln_backup.change import Change
 from cln_backup.errors import (
     BackupError,

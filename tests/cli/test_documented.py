@@ -11,7 +11,7 @@ import click
 import pytest
 
 from cln_backup import errors
-from cln_backup.backends import _SCHEMES
+from cln_backup.backends import SCHEMES
 from cln_backup.cli import cli
 from cln_backup.errors import BackupError
 
@@ -109,7 +109,7 @@ def test_no_exit_code_is_documented_that_is_not_there() -> None:
 
 def test_every_scheme_is_documented() -> None:
     urls = DOCUMENT.partition("## URLs")[2].partition("\n## ")[0]
-    for scheme in _SCHEMES:
+    for scheme in SCHEMES:
         assert f"`{scheme}:" in urls
 
 

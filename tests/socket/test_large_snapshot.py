@@ -36,7 +36,7 @@ soak = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _boundless(monkeypatch: pytest.MonkeyPatch) -> None:
     place = ("tests.socket.boundless", "BoundlessBackend")
-    monkeypatch.setitem(cln_backup.backends._SCHEMES, "boundless", place)
+    monkeypatch.setitem(cln_backup.backends.SCHEMES, "boundless", place)
 
 
 def _digest(change: Change) -> str:

@@ -12,11 +12,20 @@ if TYPE_CHECKING:
     from cln_backup.backends.base import Backend
     from cln_backup.change import Change
 
-_SCHEMES = {
+SCHEMES = {
     "dir": ("cln_backup.backends.dir", "DirBackend"),
     "file": ("cln_backup.backends.file", "FileBackend"),
     "socket": ("cln_backup.backends.socket", "SocketBackend"),
 }
+
+_HARMLESS = frozenset(
+    (
+        *("key-file", "hsm-secret", "passphrase-file", "keep", "keep-days"),
+        *("proxy", "node", "token-file", "tls", "fingerprint", "pin", "ca", "deadline", "protocol"),
+        "insecure",
+    )
+)
+"""Options of our own URLs: paths of files that hold secrets, never the secrets themselves."""
 
 
 def backend_class(url: str) -> type[Backend]:
@@ -26,10 +35,10 @@ def backend_class(url: str) -> type[Backend]:
         BadUrl: no backend has this scheme.
     """
     scheme, colon, _ = url.partition(":")
-    if not colon or scheme not in _SCHEMES:
-        known = ", ".join(f"{name}:" for name in _SCHEMES)
+    if not colon or scheme not in SCHEMES:
+        known = ", ".join(f"{name}:" for name in SCHEMES)
         raise BadUrl(f"No backend serves {redacted(url)!r}. Known schemes: {known}")
-    module, name = _SCHEMES[scheme]
+    module, name = SCHEMES[scheme]
     found: type[Backend] = getattr(import_module(module), name)
     return found
 
@@ -57,21 +66,30 @@ def create_backend(url: str, base: Change | None) -> None:
 
 
 def redacted(url: str) -> str:
-    """The URL without what may be secret in it: a user's password, and any query's values.
+    """The URL, of whatever scheme, without what may be secret in it.
 
-    `dir:` and `socket:` URLs have no place for secrets, only for the paths of files that hold some,
-    so they are shown whole, as they can be used again.
+    Left out are what is before an `@`, but for a name without a password, and the values of all
+    options but those that our own URLs have, which hold no secrets.
     """
-    if url.startswith("file:///") and "?" not in url:
-        return url  # a path only, and any other sign may be part of it
-    if url.startswith("dir:") or (url.startswith("socket:") and "@" not in url):
-        return url
     location, question_mark, query = url.partition("?")
-    before, at, after = location.rpartition("@")
-    if at:
-        scheme, slashes, user = before.rpartition("//")
-        location = f"{scheme}{slashes}{user.partition(':')[0]}@{after}"
+    if not location.startswith(("dir:/", "file:/")):  # there, any sign may be part of the path
+        location = _without_password(location)
     if question_mark:
-        names = [pair.partition("=")[0] for pair in query.split("&")]
-        location += "?" + "&".join(f"{name}=…" for name in names)
+        location += "?" + "&".join(_shown(*pair.partition("=")) for pair in query.split("&"))
     return location
+
+
+def _without_password(place: str) -> str:
+    before, at, after = place.rpartition("@")
+    if not at:
+        return place
+    scheme, slashes, user = before.rpartition("//")
+    if not slashes and before.startswith(("socket:", "socks5:")):
+        scheme, slashes, user = before.partition(":")
+    return f"{scheme}{slashes}{user.partition(':')[0]}@{after}"
+
+
+def _shown(name: str, equals: str, value: str) -> str:
+    if not equals:
+        return name
+    return f"{name}={_without_password(value) if name in _HARMLESS else '…'}"

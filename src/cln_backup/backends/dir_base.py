@@ -12,9 +12,10 @@ from cln_backup.backends.dir_history import Base
 from cln_backup.backends.dir_keys import create_keys, unlock
 from cln_backup.backends.dir_snapshots import write_snapshot_file
 from cln_backup.backends.dir_store import BUILDING, Listing, Store, damaged, list_files, read_open
+from cln_backup.backends.places import missing_in, require_backup_directory
 from cln_backup.backends.secrets import given_secret
 from cln_backup.backends.writer import WriterLock
-from cln_backup.errors import AlreadyExists, Damaged, NotFound, StorageError, WriterConflict
+from cln_backup.errors import AlreadyExists, Damaged, StorageError, WriterConflict
 from cln_backup.formats import v2
 
 if TYPE_CHECKING:
@@ -196,16 +197,14 @@ def _newest_header(place: Place) -> v2.Open:
 
 def _newest_base(path: str) -> tuple[str, Listing]:
     """The path of the newest base in a directory, and all that the directory holds."""
-    listing = list_files(path) if os.path.isdir(path) else Listing((), (), ())
+    require_backup_directory(path)
+    listing = list_files(path)
     if listing.bases:
         name = "base-{:010}-{:010}".format(*listing.bases[-1])
         return os.path.join(path, name), listing
     if listing.segments:
         damaged(path, 0, 0, "no base is left in it, where the history starts")
-    raise NotFound(
-        f"There is no backup at {path}. If there was one, look whether its disk is mounted before "
-        "anything else; a first one is made by `backup-cli init`."
-    )
+    raise missing_in(path)
 
 
 def open_base(place: Place, *, writable: bool) -> Opened:

@@ -6,6 +6,7 @@ import os
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from cln_backup.backends import redacted
 from cln_backup.errors import BadUrl
 
 KEY_SOURCES = ("key-file", "hsm-secret", "passphrase-file")
@@ -40,9 +41,13 @@ def place_of(url: str) -> Place:
     rest = url[len("dir:") :].removeprefix("//" if url.startswith("dir://") else "")
     path, _, query = rest.partition("?")
     if not path.startswith("/"):
-        raise BadUrl(f"{url!r} names no absolute path. Write dir:///the/path, with three slashes.")
+        raise BadUrl(
+            f"{redacted(url)!r} names no absolute path. Write dir:///the/path, with three slashes."
+        )
     if any(sign in path for sign in "#\r\n\t\x00"):
-        raise BadUrl(f"{url!r} has a sign in its path (#, tab, line end) that a URL cuts off.")
+        raise BadUrl(
+            f"{redacted(url)!r} has a sign in its path (#, tab, line end) that a URL cuts off."
+        )
     source: tuple[str, str] | None = None
     numbers = {"keep": 0, "keep-days": 0}
     for pair in filter(None, query.split("&")):

@@ -10,13 +10,13 @@ from cln_backup import fsio, scratch
 from cln_backup.backends import file_rewrite, redacted
 from cln_backup.backends.base import Backend, Staged, check_follows, nothing_to_drop
 from cln_backup.backends.file_scan import Entry, Layout, entries, scan
+from cln_backup.backends.places import hint_for_directory, require_backup_file
 from cln_backup.backends.writer import LastWrite, WriterLock
 from cln_backup.change import Change, Head, Kind
 from cln_backup.errors import (
     AlreadyExists,
     BadUrl,
     Damaged,
-    NotFound,
     StorageError,
 )
 from cln_backup.formats import v1
@@ -46,7 +46,7 @@ def path_of(url: str) -> str:
             "cut a URL off at."
         )
     if path.endswith("/") or os.path.isdir(path):
-        raise BadUrl(f"{redacted(url)!r} is a directory; name the file in it.")
+        raise BadUrl(f"{redacted(url)!r} is a directory. {hint_for_directory(path)}")
     return path
 
 
@@ -118,11 +118,7 @@ class FileBackend(Backend):
         """See `Backend.open`."""
         # Through a link, the lock and a compaction's rename must meet the file itself.
         path = os.path.realpath(path_of(url))
-        if not os.path.exists(path):
-            raise NotFound(
-                f"There is no backup at {path}. If there was one, look whether its disk is mounted "
-                "before anything else; a first one is made by `backup-cli init`."
-            )
+        require_backup_file(path)
         lock = WriterLock(path, f"{path}.writer") if writable else None
         fd = -1
         try:

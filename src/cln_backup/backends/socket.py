@@ -13,6 +13,7 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, ClassVar
 
+from cln_backup.backends import redacted
 from cln_backup.backends.base import Backend, check_follows
 from cln_backup.backends.download import Download, PlainDownload
 from cln_backup.backends.link import Link
@@ -74,9 +75,9 @@ class SocketBackend(Backend):
             ours = outgoing is not None and outgoing.digest == now.digest
             if now.version_count and not ours:
                 raise AlreadyExists(
-                    f"The backup behind {url} is at version {now.version} already, and is left "
-                    "as it is. If it is this node's, it can be used as it is; otherwise have the "
-                    "server serve another one."
+                    f"The backup on {redacted(url)} is at version {now.version} already, and "
+                    "is left as it is. If it is this node's, it can be used as it is; otherwise "
+                    "have the server serve another one."
                 )
             if not isinstance(session, ExtendedSession):
                 return False

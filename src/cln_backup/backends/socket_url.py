@@ -7,6 +7,7 @@ import socket
 from typing import NamedTuple, NoReturn
 from urllib.parse import unquote
 
+from cln_backup.backends import redacted
 from cln_backup.errors import BadUrl
 
 _OPTIONS = (
@@ -216,4 +217,4 @@ def _is_ip(family: socket.AddressFamily, host: str) -> bool:
 
 
 def _bad(url: str, why: str) -> NoReturn:
-    raise BadUrl(f"{url!r} cannot be understood: {why}. The form is {FORM}")
+    raise BadUrl(f"{redacted(url)!r} cannot be understood: {why}. The form is {FORM}")

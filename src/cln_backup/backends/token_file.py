@@ -20,7 +20,7 @@ def read_token(path: str) -> str:
     Raises:
         BadSettings: the file cannot be read, or holds none.
     """
-    if not os.path.isfile(path):
+    if fsio.kind_at(path, op="read token file") is None:
         raise BadSettings(f"There is no token file {path}. `backup-cli token` makes one.")
     fd = fsio.open_existing(path, writable=False, op="read token file")
     try:

@@ -34,7 +34,7 @@ def read_nodes(path: str) -> dict[str, Served]:
     Raises:
         BadSettings: the message names the line that cannot be right.
     """
-    if not os.path.isfile(path):
+    if fsio.kind_at(path, op="read list of nodes") is None:
         raise BadSettings(f"There is no list of nodes at {path}.")
     fd = fsio.open_existing(path, writable=False, op="read list of nodes")
     try:
