@@ -14,6 +14,8 @@ from cln_backup.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_TRIES = 5
+
 
 @contextlib.contextmanager
 def directory(place: str, *, op: str) -> Iterator[str]:
@@ -26,13 +28,24 @@ def directory(place: str, *, op: str) -> Iterator[str]:
         for name in os.listdir(place):
             pid = name.removeprefix(prefix).partition("-")[0]
             if name.startswith(prefix) and pid.isdecimal() and not _lives(int(pid)):
-                shutil.rmtree(os.path.join(place, name), ignore_errors=True)
+                _remove_left(os.path.join(place, name))
         made = tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=place)
     try:
         yield made.name
     finally:
         with fsio.storage_errors(op, made.name):
             made.cleanup()
+
+
+def _remove_left(path: str) -> None:
+    """Removes a directory of a process that is gone.
+
+    A process beside that one may be at its last step and put one more file there.
+    """
+    for _ in range(_TRIES):
+        shutil.rmtree(path, ignore_errors=True)
+        if not os.path.lexists(path):
+            return
 
 
 def _lives(pid: int) -> bool:

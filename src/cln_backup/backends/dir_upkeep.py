@@ -1,7 +1,8 @@
-"""Prepares and clears up beside a writer: `python -m …dir_upkeep PATH KEEP KEEP_DAYS`.
+"""Prepares and clears up beside a writer: `python -m …dir_upkeep PATH KEEP KEEP_DAYS WRITER`.
 
 A process of its own at the lowest priority. It needs no key: the names say all that it must know.
-What it leaves undone, or half done when it is killed, the next one does.
+Idempotent: the next one finishes what is left. Where the writer, its parent, has died, it prepares
+nothing more: the directory may be another writer's by then, or be removed as unfinished.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ _FEW_FILES = 8
 _FEW_BYTES = 4 << 20
 
 
-def make_spare(path: str) -> None:
-    """Prepares the file of zeros that becomes the next segment; durable when it returns."""
+def make_spare(path: str, writer: int) -> None:
+    """Prepares the file of zeros that becomes the next segment; durable when it returns.
+
+    `writer` is the process that this one works for, its parent; without it, nothing is done.
+    """
     spare = os.path.join(path, SPARE)
     for name in fsio.list_directory(path, op="list backup"):
-        if name.startswith(f"{SPARE}.") and name != f"{SPARE}.first-{os.getppid()}":
+        if os.getppid() != writer:
+            return
+        if name.startswith(f"{SPARE}.") and name != f"{SPARE}.first-{writer}":
             fsio.remove(os.path.join(path, name), op="remove unfinished spare")
     if os.path.exists(spare):
         return
@@ -35,7 +41,10 @@ def make_spare(path: str) -> None:
     fd = fsio.create(built, op="create spare")
     try:
         fsio.preallocate(fd, _SEGMENT_BYTES, op="preallocate spare")
-        fsio.replace(built, spare, op="publish spare")
+        if os.getppid() == writer:
+            fsio.replace(built, spare, op="publish spare")
+        else:
+            fsio.remove(built, op="remove unfinished spare")
     except BaseException:
         fsio.remove(built, op="remove unfinished spare")
         raise
@@ -99,9 +108,9 @@ def remove_expired(path: str, keep: int, keep_days: int) -> None:
 def main() -> int:
     """The process beside a writer."""
     os.nice(19)
-    path, keep, keep_days = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    path, keep, keep_days, writer = sys.argv[1], *map(int, sys.argv[2:])
     try:
-        make_spare(path)
+        make_spare(path, writer)
         remove_expired(path, keep, keep_days)
     except StorageError:
         return StorageError.exit_code

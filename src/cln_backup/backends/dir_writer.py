@@ -237,7 +237,7 @@ class SegmentWriter:
         if self._upkeep is not None and self._upkeep.poll() is None:
             return
         command = [sys.executable, "-m", "cln_backup.backends.dir_upkeep", self._store.path]
-        command.extend(self._upkeep_arguments)
+        command.extend((*self._upkeep_arguments, str(os.getpid())))
         with contextlib.suppress(OSError):
             self._upkeep = subprocess.Popen(
                 command,
