@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from shlex import quote, split
 
 import pytest
 
 from cln_backup.backends import create_backend
 from cln_backup.backends.token_file import create_token
 from cln_backup.server import certificate
+from cln_backup.server_cli import server
 from tests.socket.serving import CLI, unused_port
 
-_UNITS = Path(__file__).parents[2] / "contrib" / "systemd"
+_ROOT = Path(__file__).parents[2]
+_UNITS = _ROOT / "contrib" / "systemd"
+_CHECKOUT = "/opt/cln-backup"
+"""Where the docs have this project's checkout."""
+
+_PROGRAM = f"{_CHECKOUT}/.venv/bin/backup-cli"
 _SYSTEMD = "/lib/systemd/systemd"
 
 # A user's systemd, with a /run of its own, in which it believes that the system was booted by one.
@@ -64,7 +72,7 @@ ExecMainStatus=0
 def _prepared(text: str, tmp_path: Path, ports: tuple[int, int]) -> str:
     """A unit for this test: other places, and without what a user's systemd cannot do."""
     for here, there in (
-        ("/usr/local/bin/backup-cli", CLI),
+        (_PROGRAM, f'"{CLI}"'),
         ("/etc/cln-backup/nodes", f"{tmp_path}/nodes"),
         ("/var/lib/cln-backup", f"{tmp_path}/tls"),
         ("[::]:8700", f"[::]:{ports[0]}"),
@@ -76,11 +84,57 @@ def _prepared(text: str, tmp_path: Path, ports: tuple[int, int]) -> str:
     return "".join(line for line in text.splitlines(True) if not line.startswith(left_out))
 
 
+def _settings(name: str) -> dict[str, list[str]]:
+    """What a unit says: the values of each setting, in order."""
+    found: dict[str, list[str]] = {}
+    for line in (_UNITS / name).read_text().splitlines():
+        key, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            found.setdefault(key, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in _UNITS.glob("*.service")))
+def test_units_start_the_program_that_the_documented_install_makes(name: str) -> None:
+    """Docs, unit, command line and what `make setup` makes are one."""
+    (started,) = _settings(name)["ExecStart"]
+    program, *arguments = split(started)
+    installed = Path(program).relative_to(_CHECKOUT)
+    assert f"\nBIN := {installed.parent}\n" in (_ROOT / "Makefile").read_text()
+    scripts = (_ROOT / "pyproject.toml").read_text().partition("[project.scripts]\n")[2]
+    assert f"\n{installed.name} = " in f"\n{scripts}"
+    for document in ("README.md", "docs/server.md"):
+        text = (_ROOT / document).read_text()
+        assert f"cd {_CHECKOUT} && make setup" in text
+        assert f'export PATH="{Path(program).parent}:$PATH"' in text
+        assert "/usr/local" not in text
+        assert "pip install" not in text
+    with server.make_context("server", arguments[1:]) as context:
+        assert arguments[0] == context.info_name
+        listed, certificate = context.params["nodes_file"], context.params["tls_dir"]
+    install = (_ROOT / "docs" / "server.md").read_text()
+    assert f"touch {listed}\n" in install
+    assert f"/var/lib/{_settings(name)['StateDirectory'][0]}" == certificate
+    (user,), (writable,) = _settings(name)["User"], _settings(name)["ReadWritePaths"]
+    assert f"useradd --system --no-create-home {user}\n" in install
+    assert f"install -d -m 700 -o {user} -g {user} {writable}\n" in install
+    assert _settings(name)["RequiresMountsFor"] == [writable]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in _UNITS.iterdir()))
+def test_documented_files_are_there(name: str) -> None:
+    install = (_ROOT / "docs" / "server.md").read_text()
+    assert name in install
+    copied = re.findall(rf"cp {_CHECKOUT}/(\S+)", install)
+    assert copied
+    assert all((_ROOT / path).is_file() for path in copied)
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
 @pytest.mark.parametrize("name", sorted(path.name for path in _UNITS.iterdir()))
 def test_unit_as_systemd_checks_it(tmp_path: Path, name: str) -> None:
     for path in _UNITS.iterdir():
-        text = path.read_text().replace("/usr/local/bin/backup-cli", CLI)
+        text = path.read_text().replace(_PROGRAM, f'"{CLI}"')
         (tmp_path / path.name).write_text(text)
     done = subprocess.run(
         ["systemd-analyze", "verify", tmp_path / name], capture_output=True, text=True, check=False
@@ -111,7 +165,7 @@ def test_units_under_systemd(tmp_path: Path) -> None:
     for name, port in zip(("url", "url-activated"), ports, strict=True):
         options = f"node=alice&token-file={tmp_path}/alice.token&fingerprint={shown}"
         (tmp_path / name).write_text(f"socket:127.0.0.1:{port}?{options}")
-    script = _SCRIPT.replace("SYSTEMD", _SYSTEMD).replace("CLI ", f"{CLI} ")
+    script = _SCRIPT.replace("SYSTEMD", _SYSTEMD).replace("CLI ", f"{quote(CLI)} ")
     done = subprocess.run(
         ["unshare", "-m", "bash", "-c", script, "bash", str(tmp_path)],
         capture_output=True,

@@ -56,10 +56,10 @@ def fingerprint(certificate: str) -> str:
 def make(directory: str) -> tuple[str, str]:
     """The paths of a certificate and key in a directory; made now where they are not there yet.
 
-    Durable when it returns. Needs the extra `tls` (the package `cryptography`).
+    Durable when it returns. Needs the package `cryptography`.
 
     Raises:
-        BadSettings: the extra is not installed.
+        BadSettings: the package is not installed.
         StorageError: they cannot be written.
     """
     certificate = os.path.join(directory, "server.crt")
@@ -74,8 +74,8 @@ def make(directory: str) -> tuple[str, str]:
         from cryptography.hazmat.primitives.asymmetric import ec
     except ImportError:
         raise BadSettings(
-            "To make a certificate, the extra tls is needed: pip install 'cln-backup[tls]'. Or "
-            "give one with --tls-cert and --tls-key."
+            "To make a certificate, the Python package cryptography is needed. Run `make setup` "
+            "again in the checkout, or name a certificate with --tls-cert and --tls-key."
         ) from None
     os.makedirs(directory, mode=0o700, exist_ok=True)
     private = ec.generate_private_key(ec.SECP256R1())

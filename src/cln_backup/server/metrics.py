@@ -129,14 +129,15 @@ def serve(address: Address, nodes: Mapping[str, Served], listener: Listener) -> 
     """Serves the figures at an address, in a thread; returns the port.
 
     Raises:
-        BadSettings: the extra is not installed.
+        BadSettings: the package is not installed.
         StorageError: the address cannot be listened at.
     """
     try:
         from prometheus_client import CollectorRegistry, MetricsHandler
     except ImportError:
         raise BadSettings(
-            "For metrics, the extra metrics is needed: pip install 'cln-backup[metrics]'."
+            "For metrics, the Python package prometheus-client is needed. Run `make setup` again "
+            "in the checkout."
         ) from None
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Figures(nodes, listener))
