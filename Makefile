@@ -3,12 +3,28 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+# Says in one line what is missing, to any Python, before anything is made.
+define REQUIRE_PYTHON
+import sys
+if sys.version_info < (3, 10):
+    sys.exit("cln-backup needs Python 3.10 or later, and %s is %d.%d. "
+             "Name a later one: make setup PYTHON=/usr/bin/python3.11"
+             % ((sys.executable,) + tuple(sys.version_info[:2])))
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit("%s cannot make virtual environments: the module venv or ensurepip is missing. "
+             "On Debian and Ubuntu: apt install python3-venv" % sys.executable)
+endef
+export REQUIRE_PYTHON
+
 .PHONY: setup demo test check bench fuzz clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml
-	$(PYTHON) -m venv .venv
+	@"$(PYTHON)" -c "$$REQUIRE_PYTHON"
+	"$(PYTHON)" -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	$(BIN)/python -m compileall -q src
 	touch $@

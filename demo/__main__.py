@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from simulator import client, content
 
 _ROOT = Path(__file__).resolve().parent.parent
 _CAPTURES = _ROOT / "tests" / "data" / "captures" / "small"
-_BIN = _ROOT / ".venv" / "bin"
+_BIN = Path(sys.executable).parent
 _CALLS_A_SECOND = 400
 _COMPACT_AT = 600
 
@@ -32,9 +33,8 @@ def _say(text: str) -> None:
 
 
 def _cli(*arguments: str) -> None:
-    command = ["backup-cli", *arguments]
-    print(f"$ {' '.join(command)}", flush=True)
-    subprocess.run([_BIN / command[0], *arguments], check=True)
+    print(f"$ {shlex.join(['backup-cli', *arguments])}", flush=True)
+    subprocess.run([_BIN / "backup-cli", *arguments], check=True)
 
 
 def _cli_json(*arguments: str) -> dict[str, Any]:

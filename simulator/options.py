@@ -344,8 +344,9 @@ def _plugin(options: argparse.Namespace) -> PluginSettings | None:
     text = options.important_plugin or options.plugin
     if text is None:
         return None
-    # The plugin is started in the network directory: paths are meant from here.
-    words = shlex.split(text)
+    # The plugin is started in the network directory: paths are meant from here. A path alone is
+    # taken as it is, with its spaces, as lightningd takes it.
+    words = [text] if os.path.exists(text) else shlex.split(text)
     command = tuple(os.path.abspath(word) if os.path.exists(word) else word for word in words)
     values: dict[str, list[str]] = {}
     for option in options.option:

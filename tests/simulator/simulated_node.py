@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -42,7 +43,7 @@ class Setup:
     def plugin(self, **arguments: object) -> str:
         """Return the plugin's command; underscores in names stand for hyphens."""
         words = [f"{name.replace('_', '-')}={value}" for name, value in arguments.items()]
-        return " ".join([sys.executable, str(PLUGIN), f"RECORD={self._record}", *words])
+        return shlex.join([sys.executable, str(PLUGIN), f"RECORD={self._record}", *words])
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a node and return at once."""
