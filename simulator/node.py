@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import selectors
 import signal
 import subprocess
@@ -181,6 +182,7 @@ class Node:
 
     def _shut_down(self) -> None:
         """Take leave of the plugin, then of the rest (`shutdown_plugins`)."""
+        shutdown = self.settings.shutdown
         self.host.shutting_down = True
         if self._rpc is not None:
             self._rpc.stop_listening()
@@ -188,10 +190,14 @@ class Node:
         if plugin is not None:
             plugin.forget_requests()
             if plugin.state is State.INIT_COMPLETE and plugin.manifest.subscribed("shutdown"):
-                self._await_plugin_end(plugin)
+                plugin.is_leaving = True
+                if shutdown.storm is None:
+                    self._await_plugin_end(plugin)
+                else:
+                    self._storm(plugin, random.Random(shutdown.storm))
             self.host.leave()
         if self.settings.plugin is not None:
-            for _ in range(self.settings.shutdown.after_plugin):
+            for _ in range(shutdown.after_plugin):
                 call = self._next_call(0)
                 if call is None:
                     break
@@ -233,6 +239,30 @@ class Node:
                 if call is not None:
                     self._make(call)
                     self.report.late_calls += 1
+        self.report.plugin_exit_s = time.monotonic() - started_s
+
+    def _storm(self, plugin: Plugin, chance: random.Random) -> None:
+        """Make calls, some at once and some after a pause, until the plugin has gone."""
+        started_s = time.monotonic()
+        other_until_s = started_s + chance.choice((0.0, chance.uniform(0.0, 0.2)))
+        other: subprocess.Popen[bytes] | None = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+        plugin.notify("shutdown", {"shutdown": {}})
+        while self._has_plugin:
+            now_s = time.monotonic()
+            if other is not None and now_s >= other_until_s:
+                other.communicate()
+                other = None
+            if now_s - started_s >= self.settings.shutdown.timeout_s:
+                break
+            self.host.serve(chance.choice((0.0, 0.0, chance.expovariate(2000), 0.01)))
+            if self.host.plugin is not plugin:
+                break
+            call = self._next_call(self.settings.shutdown.after_plugin)
+            if call is not None:
+                self._make(call)
+                self.report.late_calls += 1
+        if other is not None:
+            other.communicate()
         self.report.plugin_exit_s = time.monotonic() - started_s
 
     @property

@@ -242,6 +242,13 @@ def _add_end(group: argparse._ArgumentGroup) -> None:
         help="seconds between them (%(default)s)",
     )
     group.add_argument(
+        "--storm",
+        metavar="SEED",
+        type=int,
+        help="after the shutdown notification, make calls at random moments until the plugin's"
+        " pipe ends; another child of the node lives for a part of that time",
+    )
+    group.add_argument(
         "--after-plugin",
         metavar="N",
         type=int,
@@ -305,6 +312,7 @@ def _command(options: argparse.Namespace) -> Command:
             timeout_s=options.shutdown_timeout,
             late_calls=options.late_writes,
             late_interval_s=options.late_interval,
+            storm=options.storm,
             after_plugin=options.after_plugin,
             on_sigterm=options.sigterm == "stop",
         ),

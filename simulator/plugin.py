@@ -60,6 +60,7 @@ class Plugin:
 
     Attributes:
         fault: why the plugin has to go, found right behind an answer of it.
+        is_leaving: whether it was told to end.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Plugin:
         self.manifest = Manifest()
         self.spawned_ns = time.perf_counter_ns()
         self.fault: PluginFaultError | None = None
+        self.is_leaving = False
         self._log = log
         self._stream = MessageStream()
         self._waiting: bytes = b""
@@ -190,6 +192,12 @@ class Plugin:
         """Write what is queued as far as the plugin has room for it."""
         if self._waiting:
             self._waiting = self._waiting[self._write_some(self._waiting) :]
+
+    def has_ended(self) -> bool:
+        """Say whether the plugin's stdout has ended; what it said before may still be there."""
+        poll = select.poll()
+        poll.register(self.stdout_fd, 0)
+        return bool(poll.poll(0))
 
     @property
     def has_output(self) -> bool:

@@ -81,6 +81,11 @@ class CallRunner:
             crash.die()
         if point is not None and point.point == crash.KILL_PLUGIN and point.when == "sent":
             sent = _killing(plugin, point.delay_s)
+        if plugin.is_leaving and plugin.has_ended():
+            # Between two looks of the node at its pipes: no plugin can do anything about it.
+            raise FatalError(
+                Exit.PLUGIN_IN_HOOK, f"Plugin '{plugin.name}' had ended before it was asked"
+            )
         try:
             answer_ns, answer = plugin.db_write(params, sent=sent)
         except PluginFaultError as error:

@@ -86,6 +86,8 @@ class ShutdownSettings:
         late_calls: how many calls it still gets in that time; another process stands for the
             plugin that makes the node write them, and ends after them.
         late_interval_s: how much time lies between them.
+        storm: a seed: calls go on while the plugin leaves, at moments that follow from it; `None`
+            for no such calls.
         after_plugin: how many calls follow that no plugin sees.
         on_sigterm: whether SIGTERM and SIGINT stop the node cleanly; lightningd has no handler
             for them and dies.
@@ -94,6 +96,7 @@ class ShutdownSettings:
     timeout_s: float = 30.0
     late_calls: int = 0
     late_interval_s: float = 0.1
+    storm: int | None = None
     after_plugin: int = 0
     on_sigterm: bool = True
 

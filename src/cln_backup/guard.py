@@ -8,6 +8,7 @@ with a halt.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -26,6 +27,7 @@ SHUTDOWN_S = 8.0
 """How long to stay after `shutdown` at most: containers are killed after 10 s."""
 
 SHUTDOWN_POLL_S = 0.05
+_DISMISS_S = 1.0
 
 _ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')
 _METHOD = re.compile(rb'"method"\s*:\s*"(\w[\w-]*)"')
@@ -50,12 +52,21 @@ class Guard(NamedTuple):
     life_fd: int
 
     def dismiss(self) -> None:
-        """Tells the guard to end without a word: the worker is leaving as it should."""
-        try:
+        """Has the guard end without a word: the worker is leaving as it should.
+
+        When this returns it is gone, and no longer holds lightningd's pipes.
+        """
+        with contextlib.suppress(BrokenPipeError):  # it has gone before
             os.write(self.life_fd, _LEAVE)
-        except BrokenPipeError:
-            return  # it has gone before
         os.close(self.life_fd)
+        deadline_s = time.monotonic() + _DISMISS_S
+        with contextlib.suppress(ChildProcessError):  # somebody has waited for it before
+            while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+                if time.monotonic() >= deadline_s:  # somebody has stopped it
+                    os.kill(self.pid, signal.SIGKILL)
+                    os.waitpid(self.pid, 0)
+                    return
+                time.sleep(0.001)
 
 
 def spawn(mailbox: Mailbox, lightningd: int, manifest: object) -> Guard:
@@ -84,6 +95,15 @@ def spawn(mailbox: Mailbox, lightningd: int, manifest: object) -> Guard:
         os._exit(0)
 
 
+def end_pipe() -> None:
+    """Ends what lightningd reads from this process: the last thing that it does.
+
+    The end of the process would do so too, but only after the system has taken back its memory.
+    """
+    with contextlib.suppress(OSError):
+        os.close(1)
+
+
 def _watch(life_fd: int, mailbox: Mailbox, lightningd: int, manifest: object) -> None:
     if os.read(life_fd, len(_LEAVE)) == _LEAVE:
         return
@@ -104,16 +124,20 @@ def _watch(life_fd: int, mailbox: Mailbox, lightningd: int, manifest: object) ->
         elif large:
             pending = b""
         large = False
-        if leave_at is not None:
-            gone = not other_plugins_live(lightningd, os.getpid())
-            if gone or time.monotonic() >= leave_at:
-                return
         timeout_s = None if leave_at is None else SHUTDOWN_POLL_S
-        if select.select([0], [], [], timeout_s)[0]:
+        leaves = (
+            leave_at is not None
+            and not pending
+            and (time.monotonic() >= leave_at or not other_plugins_live(lightningd, os.getpid()))
+        )
+        if select.select([0], [], [], 0 if leaves else timeout_s)[0]:
             data = os.read(0, jsonrpc.MAILBOX_BYTES)
             if not data:
                 return
             pending += data
+        elif leaves:
+            end_pipe()
+            return
 
 
 def _take_over(message: bytes, manifest: object) -> str:

@@ -182,6 +182,10 @@ class Reader:
         self._used += count
         return count > 0
 
+    def has_begun(self) -> bool:
+        """Whether a part of a message was read, whose rest is still to come."""
+        return self._used > 0
+
     def take(self) -> bytes | None:
         """The next whole message, if there is one; it stays in the mailbox until `drop`."""
         source = self._memory if self._large is None else self._large

@@ -8,24 +8,23 @@ starts its plugins for `lightningd --help`.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
 import sys
 import time
+import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from cln_backup import __version__, guard, jsonrpc, rpc
 from cln_backup.backends import redacted
 from cln_backup.backends.base import size_of
+from cln_backup.compact_command import CompactCommand
 from cln_backup.errors import BackupError
 from cln_backup.node import lightningd_above, other_plugins_live
 from cln_backup.replicator import Replicator
 
 if TYPE_CHECKING:
-    from cln_backup.backends.base import Statistics
-    from cln_backup.compactor import Compactor
     from cln_backup.jsonrpc import Call, Message
 
 MANIFEST = {
@@ -68,12 +67,10 @@ class Plugin:
         self._replicator = Replicator(os.getcwd(), lambda message: self._log("info", message))
         self._halted: str | None = None
         self._asked = False
-        self._compactor: Compactor | None = None
-        self._compact_id: bytes | None = None
         self._rpc: rpc.Request | None = None
         self._leave_at: float | None = None
-        self._noted = False
         self._poll = select.poll()
+        self._compaction = CompactCommand(self._replicator, self._log, self._poll)
         self._poll.register(0, select.POLLIN)
         self._child_ended = _wake_on_children()
         self._poll.register(self._child_ended, select.POLLIN)
@@ -81,7 +78,10 @@ class Plugin:
         self._spawn_guard()
 
     def run(self) -> None:
-        """Serves lightningd until it closes the pipe, or has shut its other plugins down."""
+        """Serves lightningd until it closes the pipe, or has shut its other plugins down.
+
+        To be followed by `leave`.
+        """
         while True:
             events = self._poll.poll(self._timeout_ms())
             if not events:
@@ -90,17 +90,14 @@ class Plugin:
                 self._spawn_guard()
             for fd, _ in events:
                 if fd == 0:
-                    if not self._reader.read():
+                    if not self._read():
                         return
-                    while (text := self._reader.take()) is not None:
-                        self._serve(text)
-                        self._reader.drop()
                 elif fd == self._child_ended:
                     self._wait_for_children()
                 elif self._rpc is not None and fd == self._rpc.fileno():
                     self._check_importance()
-                elif self._compactor is not None and fd == self._compactor.fileno():
-                    self._go_on_compacting()
+                elif self._compaction.is_at(fd):
+                    self._compaction.go_on()
             if self._leave_at is not None and (
                 time.monotonic() >= self._leave_at
                 or not other_plugins_live(self._lightningd, os.getpid())
@@ -110,23 +107,47 @@ class Plugin:
     def _timeout_ms(self) -> float | None:
         if self._leave_at is not None:
             return guard.SHUTDOWN_POLL_S * 1000
-        return _IDLE_MS if self._noted or self._guard is None else None
+        return _IDLE_MS if self._compaction.noted or self._guard is None else None
+
+    def _read(self) -> bool:
+        """Reads once, and serves what is whole; `False` when lightningd has closed the pipe."""
+        if not self._reader.read():
+            return False
+        while (text := self._reader.take()) is not None:
+            self._serve(text)
+            self._reader.drop()
+        return True
 
     def _write_notes(self) -> None:
-        self._noted = False
+        self._compaction.noted = False
         try:
             self._replicator.write_notes()
         except BackupError as error:
             self._log("warn", str(error))
 
-    def close(self) -> None:
-        """Lets go of everything, the guard first."""
-        if self._guard is not None:
-            self._guard.dismiss()
-        self._write_notes()
-        if self._compactor is not None:
-            self._compactor.close()
-        self._replicator.close()
+    def leave(self) -> NoReturn:
+        """Ends this process: what takes time first, then the calls that came meanwhile.
+
+        lightningd may write to its database until our pipe ends. It aborts when that happens while
+        it waits for an answer, so nobody else may hold the pipe any more, and nothing may lie
+        between the look that finds no message and the pipe's end.
+        """
+        try:
+            if self._guard is not None:
+                self._guard.dismiss()
+            self._write_notes()
+            self._compaction.close()
+            self._replicator.settle()
+            while self._reader.has_begun() or select.select([0], [], [], 0)[0]:
+                if not self._read():
+                    break
+        except BrokenPipeError:  # lightningd is gone
+            pass
+        except BaseException:  # noqa: BLE001 - told as at the end of any process
+            traceback.print_exc()
+        finally:
+            guard.end_pipe()
+            os._exit(0)
 
     def _serve(self, text: bytes) -> None:
         message = jsonrpc.decode(text)
@@ -146,8 +167,7 @@ class Plugin:
     def _serve_other(self, message: Message) -> None:
         method = message.method
         if method == "shutdown":
-            # lightningd forgets what it asked before: an answer now would be a fault.
-            self._compact_id = None
+            self._compaction.forget_request()
             self._leave_at = time.monotonic() + guard.SHUTDOWN_S
         elif not bytes(message.id):
             return
@@ -158,7 +178,8 @@ class Plugin:
         elif method == "backup-status":
             self._answer(message, self._status())
         elif method == "backup-compact":
-            self._compact(message)
+            backend = None if self._leave_at is not None else self._replicator.backend
+            self._compaction.start(bytes(message.id), backend)
         else:
             jsonrpc.write(jsonrpc.error(bytes(message.id), f"cln-backup has no command {method}."))
 
@@ -228,8 +249,7 @@ class Plugin:
             os.kill(self._lightningd, signal.SIGTERM)
         while os.read(0, jsonrpc.MAILBOX_BYTES):
             pass  # init stays unanswered, so the start does not go on
-        self.close()
-        sys.exit(1)
+        self.leave()
 
     def _check_importance(self) -> None:
         assert self._rpc is not None
@@ -260,65 +280,11 @@ class Plugin:
             **size_of(backend),
             "last_change_age_s": self._replicator.last_change_age_s(),
             "last_compaction_at": self._replicator.last_compaction_at(),
-            "compacting": self._compactor is not None,
+            "compacting": self._compaction.is_under_way(),
             "answer_p50_us": None if times is None else times[0],
             "answer_p99_us": None if times is None else times[1],
             "release": __version__,
         }
-
-    def _compact(self, message: Message) -> None:
-        backend = self._replicator.backend
-        if backend is None or self._compactor is not None or self._leave_at is not None:
-            why = "a compaction is under way" if self._compactor else "the node is not up"
-            jsonrpc.write(jsonrpc.error(bytes(message.id), f"Cannot compact now: {why}."))
-            return
-        self._log("info", f"Starting compaction: stats={json.dumps({'before': size_of(backend)})}")
-        from cln_backup.compactor import Compactor
-
-        try:
-            if backend.exclusive:
-                self._log(
-                    "warn",
-                    "The backup's server serves one program at a time: should the node write to "
-                    "its database now, it waits until the server has compacted.",
-                )
-                statistics = backend.compact()
-                assert statistics is not None
-                self._note_compaction(statistics)
-                self._answer(message, statistics)
-                return
-            self._compactor = Compactor(backend)
-        except BackupError as error:
-            jsonrpc.write(jsonrpc.error(bytes(message.id), str(error)))
-            return
-        self._compact_id = bytes(message.id)
-        self._poll.register(self._compactor.fileno(), select.POLLIN)
-
-    def _go_on_compacting(self) -> None:
-        assert self._compactor is not None
-        answer = b""
-        fd = self._compactor.fileno()
-        try:
-            statistics = self._compactor.step()
-            if statistics is None:
-                return
-            self._note_compaction(statistics)
-            if self._compact_id is not None:
-                answer = jsonrpc.answer(self._compact_id, statistics)
-        except BackupError as error:
-            self._log("warn", f"Compaction failed: {error}")
-            if self._compact_id is not None:
-                answer = jsonrpc.error(self._compact_id, str(error))
-        self._poll.unregister(fd)
-        self._compactor.close()
-        self._compactor = None
-        self._compact_id = None
-        jsonrpc.write(answer)
-
-    def _note_compaction(self, statistics: Statistics) -> None:
-        self._replicator.compacted()
-        self._noted = True
-        self._log("info", f"Compaction finished: stats={json.dumps(statistics)}")
 
     def _wait_for_children(self) -> None:
         """Some child has ended; if it was the guard, starts another."""
@@ -379,7 +345,7 @@ def main() -> None:
     # Whatever else is raised ends this process, and the guard halts the node.
     with contextlib.suppress(BrokenPipeError):  # lightningd is gone
         plugin.run()
-    plugin.close()
+    plugin.leave()
 
 
 if __name__ == "__main__":

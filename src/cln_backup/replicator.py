@@ -219,6 +219,11 @@ class Replicator:
         """When the last compaction was finished, in seconds since 1970."""
         return self._compacted_at or read_state(self._directory).last_compaction_at
 
+    def settle(self) -> None:
+        """Ends what runs beside, before the process ends; calls may still come."""
+        if self.backend is not None:
+            self.backend.settle()
+
     def close(self) -> None:
         """Lets go of the backup."""
         if self.backend is not None:
