@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup import scratch
+from cln_backup import interruption, scratch
 from cln_backup.backends import open_backend
 from cln_backup.backends.base import size_of
 from cln_backup.change import Change, Kind
@@ -21,12 +21,13 @@ def compact(
     url: str,
     progress: Callable[[Change], None] | None = None,
     log: Callable[[str], None] = lambda _notice: None,
+    scratch_dir: str | None = None,
 ) -> Statistics:
     """Compacts a backup that no node writes to; the head stays as it is.
 
     A server compacts by itself, also while a node writes. What was mended when the backup was
-    opened is told to `log`. The compacted backup is on stable storage, in the old one's place, when
-    this returns.
+    opened is told to `log`. The history is replayed in `scratch_dir`, by default where `verify`
+    does it. The compacted backup is on stable storage, in the old one's place, when this returns.
 
     Raises:
         WriterConflict: a node writes to it; let its plugin do it (`lightning-cli backup-compact`).
@@ -36,16 +37,19 @@ def compact(
         statistics = reader.compact()
     if statistics is not None:
         return statistics
-    with open_backend(url, writable=True) as writer:
+    with interruption.deferred(), open_backend(url, writable=True) as writer:
         for notice in writer.notices:
             log(notice)
         before = size_of(writer)
         with open_backend(url) as reader:
             if worth_folding(reader):
-                with scratch.directory(reader.scratch_dir, op="compact") as directory:
+                place = scratch.place(scratch_dir, reader.scratch_dir)
+                with scratch.directory(place, op="compact") as directory:
                     folded = fold(reader, directory, progress)
                     staged = reader.stage(folded.base, foreign_keys=folded.foreign_keys)
-                writer.replace(staged)
+                with interruption.held():
+                    writer.replace(staged)
+                    interruption.finished()
         return {"before": before, "after": size_of(writer)}
 
 
@@ -73,10 +77,11 @@ def fold(
         Damaged, ReplayFailed, StorageError: the directory can be removed.
     """
     assert reader.head is not None
+    assert reader.storage_dir is not None
     path = os.path.join(directory, "replica.sqlite3")
     with_head = reader.head.kind is Kind.SNAPSHOT
     changes = reader.stream_changes(head=with_head)
-    replica = replay(_with_room(changes, reader.scratch_dir), path, progress)
+    replica = replay(_with_room(changes, directory), path, progress)
     try:
         replica.check()
     finally:

@@ -1,8 +1,8 @@
-"""The second process of a compaction: `python -m cln_backup.compact_process URL`.
+"""The second process of a compaction: `python -m cln_backup.compact_process URL [DIR]`.
 
 It does the long part beside a node's writer, which comes first: it folds the history at the lowest
-priority, stages a replacement beside the backup in small pieces with pauses, and gives the room of
-what is no longer needed back in the same way.
+priority (in DIR where one is named), stages a replacement beside the backup in small pieces with
+pauses, and gives the room of what is no longer needed back in the same way.
 
 It speaks lines of JSON with the writer, which has the last word: `{"staged": …}` comes from here,
 `more` lets it copy what came since, `done` lets it go; at the end of its input, what was built is
@@ -65,8 +65,9 @@ class _PacedSnapshot:
 
 
 class _Process:
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, scratch_dir: str | None = None) -> None:
         self._url = url
+        self._scratch_dir = scratch_dir
         self._stopped = False
         self._requests: SimpleQueue[str] = SimpleQueue()
 
@@ -95,7 +96,8 @@ class _Process:
             return
         staged = None
         if worth_folding(reader):
-            with scratch.directory(reader.scratch_dir, op="compact") as directory:
+            place = scratch.place(self._scratch_dir, reader.scratch_dir)
+            with scratch.directory(place, op="compact") as directory:
                 base, foreign_keys = low_priority.submit(
                     fold, reader, directory, self._go_on
                 ).result()
@@ -128,6 +130,7 @@ def _stage(reader: Backend, base: Change | None, *, foreign_keys: bool) -> Stage
 
     if base is not None:
         assert base.snapshot is not None
+        assert reader.storage_dir is not None
         paced = _PacedSnapshot(base.snapshot, reader.storage_dir)
         base = Change(base.version, paced, None)
     return reader.stage(base, foreign_keys=foreign_keys)
@@ -147,4 +150,4 @@ def _say(message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(_Process(sys.argv[1]).run())
+    sys.exit(_Process(*sys.argv[1:3]).run())

@@ -23,8 +23,8 @@ _SWAP_BYTES = 1 << 16
 class Compactor:
     """One compaction that is under way; to be polled by its `fileno`."""
 
-    def __init__(self, backend: Backend) -> None:
-        """Starts the second process.
+    def __init__(self, backend: Backend, scratch_dir: str | None = None) -> None:
+        """Starts the second process, which works in `scratch_dir` if that is given.
 
         Raises:
             StorageError: it cannot be started, or a leftover cannot be removed.
@@ -34,9 +34,10 @@ class Compactor:
         self._said = b""
         self._done = False
         backend.discard()
+        arguments = [backend.url] if scratch_dir is None else [backend.url, scratch_dir]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cln_backup.compact_process", backend.url],
+                [sys.executable, "-m", "cln_backup.compact_process", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -14,10 +14,13 @@ import mmap
 import os
 import stat
 import sys
-import time
 from typing import TYPE_CHECKING
 
+from cln_backup import interruption, ownership
 from cln_backup.errors import AlreadyExists, StorageError
+from cln_backup.os_errors import storage_errors
+from cln_backup.regular import kind_at as kind_at
+from cln_backup.regular import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,48 +30,10 @@ CHUNK_BYTES = 1 << 20
 
 _PRIVATE = 0o600
 
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-
-_GIVEN_BACK_BYTES = 4 << 20
-_GIVE_BACK_PAUSE = 4.0
-
-
-class storage_errors:  # noqa: N801 - a context manager; a generator would cost the node more
-    """Turns the operating system's errors into `StorageError`."""
-
-    __slots__ = ("_op", "_path")
-
-    def __init__(self, op: str, path: str | int) -> None:
-        self._op = op
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if error is None or not isinstance(error, OSError):
-            return
-        path = self._path
-        where = f" {path if isinstance(path, str) else _name_of(path)}".rstrip()
-        hint = ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = ". Make room on that disk; what was answered before is safe"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            hint = ". Check the owner and the permissions"
-        why = error.strerror or error
-        raise StorageError(f"Cannot {self._op}{where}: {why}{hint}") from error
-
-
-def _name_of(fd: int) -> str:
-    with contextlib.suppress(OSError):
-        return os.readlink(f"/proc/self/fd/{fd}")
-    return ""
+_SYNCS_NO_DIRECTORIES = frozenset(
+    (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+)
+"""What fsync says of a directory where a file system, such as CIFS and some of FUSE, has none."""
 
 
 def open_existing(path: str, *, writable: bool, op: str) -> int:
@@ -80,47 +45,7 @@ def open_existing(path: str, *, writable: bool, op: str) -> int:
     """
     flags = os.O_RDWR | os.O_NOFOLLOW if writable else os.O_RDONLY
     with storage_errors(op, path):
-        return _open_regular(path, flags, op)
-
-
-def _open_regular(path: str, flags: int, op: str) -> int:
-    flags |= os.O_CLOEXEC | os.O_NOCTTY
-    try:
-        fd = os.open(path, flags | os.O_NONBLOCK, _PRIVATE)
-    except (
-        BlockingIOError
-    ):  # a regular file that a lease has to be taken from, which takes a moment
-        fd = os.open(path, flags, _PRIVATE)
-    except OSError as error:
-        if error.errno not in (errno.ENXIO, errno.EISDIR, errno.ENODEV):
-            raise
-        raise _special(path, os.stat(path).st_mode, op) from error
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(fd)
-        raise _special(path, mode, op)
-    return fd
-
-
-def _special(path: str, mode: int, op: str) -> StorageError:
-    what = _KINDS.get(stat.S_IFMT(mode), "a special file")
-    return StorageError(f"Cannot {op} {path}: it is {what}, not a regular file")
-
-
-def kind_at(path: str, *, op: str) -> str | None:
-    """What is at a path: "file", "directory", "special" or, at a link that leads nowhere, "link".
-
-    `None` where there is nothing. Raises `StorageError` where this user cannot know: what cannot
-    be looked at is not missing.
-    """
-    with storage_errors(op, path):
-        try:
-            mode = os.stat(path).st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            return "link" if os.path.islink(path) else None
-    if stat.S_ISDIR(mode):
-        return "directory"
-    return "file" if stat.S_ISREG(mode) else "special"
+        return open_regular(path, flags, op)
 
 
 def open_direct(path: str, *, op: str) -> int:
@@ -143,41 +68,49 @@ def open_direct(path: str, *, op: str) -> int:
     return fd
 
 
-def create(path: str, *, op: str) -> int:
+def create(path: str, *, op: str, like: str | None = None) -> int:
     """Creates a file that only its owner may read; returns its descriptor, open for both ways.
 
+    The owner is that of `like`, otherwise of the directory, where this process may do that.
     Raises `AlreadyExists` when the path is taken, also by a link; nothing durable yet.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with storage_errors(op, path):
         try:
-            return os.open(path, flags, _PRIVATE)
+            fd = os.open(path, flags, _PRIVATE)
         except FileExistsError:
             raise AlreadyExists(f"{path} exists and is left as it is.") from None
+    ownership.give(fd, path, like)
+    return fd
 
 
-def create_beside(path: str, purpose: str, *, op: str) -> tuple[int, str]:
+def create_beside(path: str, purpose: str, *, op: str, like: str | None = None) -> tuple[int, str]:
     """Creates a file of this process's own beside a path, as `create`; returns its name too."""
     number = 0
     while True:
         name = f"{path}.{purpose}-{os.getpid()}" + (f"-{number}" if number else "")
         try:
-            return create(name, op=op), name
+            return create(name, op=op, like=like), name
         except AlreadyExists:  # left by a process that had the same id
             number += 1
 
 
-def open_lock(path: str, *, op: str) -> int:
-    """Opens a lock file, made if it is not there, that only its owner may read; never a link."""
-    with storage_errors(op, path):
-        return _open_regular(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, op)
+def open_lock(path: str, *, op: str, like: str | None = None) -> int:
+    """Opens a lock file, made as `create` does if it is not there; never a link."""
+    while True:
+        with contextlib.suppress(AlreadyExists):
+            return create(path, op=op, like=like)
+        with storage_errors(op, path), contextlib.suppress(FileNotFoundError):
+            return open_regular(path, os.O_RDWR | os.O_NOFOLLOW, op)
 
 
 def write_at(fd: int, buffers: Sequence[bytes | memoryview], offset_bytes: int, *, op: str) -> int:
     """Writes all buffers in a row at the offset; returns the offset behind them.
 
-    In the kernel's hands when it returns, not durable.
+    In the kernel's hands when it returns, not durable. A safe point (`interruption`).
     """
+    if interruption.state.pending:
+        interruption.check()
     with storage_errors(op, fd):
         length = sum(map(len, buffers))
         written = os.pwritev(fd, buffers, offset_bytes)
@@ -189,7 +122,9 @@ def write_at(fd: int, buffers: Sequence[bytes | memoryview], offset_bytes: int, 
 
 
 def read_at(fd: int, length_bytes: int, offset_bytes: int, *, op: str) -> bytes:
-    """Reads up to that many bytes; fewer only where the file ends."""
+    """Reads up to that many bytes; fewer only where the file ends. A safe point."""
+    if interruption.state.pending:
+        interruption.check()
     with storage_errors(op, fd):
         data = os.pread(fd, length_bytes, offset_bytes)
         if len(data) == length_bytes or not data:
@@ -249,14 +184,23 @@ def truncate(fd: int, length_bytes: int, *, op: str) -> None:
         os.ftruncate(fd, length_bytes)
 
 
-def sync_directory(path: str, *, op: str) -> None:
-    """Makes the names in a directory durable, as files were created, renamed or removed in it."""
+def sync_directory(path: str, *, op: str) -> bool:
+    """Makes the names in a directory durable, as files were created, renamed or removed in it.
+
+    Returns `False` where the file system syncs no directories: it promises nothing for names, and
+    what can be done was done.
+    """
     with storage_errors(op, path):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
+        except OSError as error:
+            if error.errno not in _SYNCS_NO_DIRECTORIES:
+                raise
+            return False
         finally:
             os.close(fd)
+    return True
 
 
 @contextlib.contextmanager
@@ -272,10 +216,15 @@ def locked_directory(path: str, *, op: str) -> Iterator[None]:
         os.close(fd)
 
 
-def publish(built: str, path: str, *, op: str) -> None:
+def publish(built: str, path: str, *, op: str, withdraws: bool = True) -> None:
     """Gives a file that was built and synced beside its name; never replaces anything.
 
-    Durable when it returns. Raises `AlreadyExists` when the name was taken meanwhile.
+    Durable when it returns. Where that fails, the name is taken away again, so that the next try
+    does not find it taken; unless other processes go by it (`withdraws`).
+
+    Raises:
+        AlreadyExists: the name was taken meanwhile.
+        StorageError.
     """
     with storage_errors(op, path):
         try:
@@ -288,7 +237,18 @@ def publish(built: str, path: str, *, op: str) -> None:
             os.rename(built, path)
         else:
             os.unlink(built)
-    sync_directory(os.path.dirname(path) or ".", op=op)
+    try:
+        sync_directory(os.path.dirname(path) or ".", op=op)
+    except StorageError as error:
+        if withdraws:
+            try:
+                os.unlink(path)
+            except OSError:
+                raise StorageError(
+                    f"{error}. {path} is complete, but a loss of power may take its name. Remove "
+                    "it before you try again."
+                ) from error
+        raise
 
 
 def replace(built: str, path: str, *, op: str) -> None:
@@ -326,7 +286,7 @@ def keep(path: str, name: str, *, op: str) -> str:
 def _copy_whole(path: str, name: str) -> None:
     source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        target = create(name, op="keep a copy")
+        target = create(name, op="keep a copy", like=path)
         try:
             offset = 0
             while chunk := os.pread(source, CHUNK_BYTES, offset):
@@ -341,7 +301,7 @@ def _copy_whole(path: str, name: str) -> None:
 def make_directory(path: str, *, op: str) -> bool:
     """Makes a directory that only its owner may enter, durable with its name when it returns.
 
-    Returns whether it was made; `False` where there is one.
+    Returns whether it was made; `False` where there is one. Its owner is as `create` has it.
     """
     with storage_errors(op, path):
         try:
@@ -350,7 +310,17 @@ def make_directory(path: str, *, op: str) -> bool:
             if os.path.isdir(path):
                 return False
             raise AlreadyExists(f"{path} exists and is left as it is.") from None
-    sync_directory(os.path.dirname(path.rstrip("/")) or ".", op=op)
+    try:
+        with storage_errors(op, path):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                ownership.give(fd, path.rstrip("/"))
+            finally:
+                os.close(fd)
+        sync_directory(os.path.dirname(path.rstrip("/")) or ".", op=op)
+    except StorageError:
+        remove_directory(path, op=op)
+        raise
     return True
 
 
@@ -385,37 +355,12 @@ def remove(path: str, *, op: str) -> None:
         os.unlink(path)
 
 
-def close_reader(fd: int) -> None:
-    """Closes a file that was open for reading.
-
-    Where that frees its room, since it has lost its name and nobody else has it open (only then is
-    a lease granted, fcntl(2)), the room is given back piece by piece.
-    """
-    with contextlib.suppress(OSError):
-        if sys.platform == "linux" and os.fstat(fd).st_nlink == 0:
-            writable = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-            os.close(fd)
-            fd = writable
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-            give_back(fd)
-    os.close(fd)
-
-
-def give_back(fd: int) -> None:
-    """Shortens a file in steps: freed at once, a large one holds up every sync on its disk."""
-    for length_bytes in range(os.fstat(fd).st_size, 0, -_GIVEN_BACK_BYTES):
-        started = time.monotonic()
-        os.ftruncate(fd, length_bytes)
-        time.sleep((time.monotonic() - started) * _GIVE_BACK_PAUSE)
-
-
 def write_file(path: str, content: bytes, *, op: str, new: bool = False) -> None:
     """Writes a small file whole, in the place of what stood there; durable when it returns.
 
     With `new`, raises `AlreadyExists` where something stands there, and leaves it.
     """
-    fd, built = create_beside(path, "unfinished", op=op)
+    fd, built = create_beside(path, "unfinished", op=op, like=None if new else path)
     try:
         write_at(fd, [content], 0, op=op)
         sync(fd, op=op)

@@ -132,7 +132,7 @@ def _refuse_existing(url: str) -> None:
 
 
 def _same_disk(backend: Backend, path: str) -> bool:
-    if backend.remote:
+    if backend.storage_dir is None:
         return False
     return os.stat(backend.storage_dir).st_dev == os.stat(path).st_dev
 

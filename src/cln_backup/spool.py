@@ -26,7 +26,7 @@ class Spool:
 
     def __init__(self, directory: str | None = None) -> None:
         """Opens the file in a directory; by default in the one for temporary files."""
-        self._directory = directory or tempfile.gettempdir()
+        self._directory = directory or scratch.temporary()
         try:
             self._fd, path = tempfile.mkstemp(prefix=".spool-", dir=self._directory)
         except OSError as error:

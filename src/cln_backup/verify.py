@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup import scratch
+from cln_backup import interruption, scratch
 from cln_backup.replica import replay
 
 if TYPE_CHECKING:
@@ -32,20 +32,27 @@ class Verified(NamedTuple):
 
 
 def verify(
-    backend: Backend, *, replayed: bool, progress: Callable[[Change], None] | None = None
+    backend: Backend,
+    *,
+    replayed: bool,
+    progress: Callable[[Change], None] | None = None,
+    scratch_dir: str | None = None,
 ) -> Verified:
     """Reads every change; if asked for, replays them into a database that is removed again.
 
     Opening the backend has judged its structure already. A format without checksums can be proved
-    by a replay only.
+    by a replay only. The database is built in `scratch_dir`; by default beside the backup, and for
+    one that is encrypted or a server's in the directory for temporary files.
 
     Raises:
+        NotFound: there is no such directory to work in.
         Damaged, ReplayFailed: the message says up to which version the backup is good.
         StorageError.
     """
     faults = 0
     if replayed and backend.head is not None:
-        with scratch.directory(backend.scratch_dir, op="verify") as directory:
+        place = scratch.place(scratch_dir, backend.scratch_dir)
+        with interruption.deferred(), scratch.directory(place, op="verify") as directory:
             path = os.path.join(directory, "replica.sqlite3")
             replica = replay(backend.stream_changes(), path, progress)
             try:

@@ -419,4 +419,5 @@ def test_claim_outlives_compaction_rewind_and_a_killed_writer(started: str) -> N
 
 def test_scratch_directory_is_there(started: str) -> None:
     with open_backend(started) as backend:
-        assert Path(backend.scratch_dir).is_dir()
+        for place in (backend.scratch_dir, backend.storage_dir):
+            assert place is None or Path(place).is_dir()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import fsio, scratch
+from cln_backup import fsio, giving_back, scratch
 from cln_backup.errors import AlreadyExists, StorageError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def test_remove_of_what_is_not_there(path: str) -> None:
         (errno.ENOSPC, "Make room"),
         (errno.EDQUOT, "Make room"),
         (errno.EACCES, "permissions"),
-        (errno.EROFS, "permissions"),
+        (errno.EROFS, "ReadWritePaths"),
         (errno.EIO, "Input/output error"),
     ],
 )
@@ -238,10 +238,10 @@ def test_last_reader_of_a_file_without_a_name_gives_its_room_back_in_steps(
     path.write_bytes(_LARGE)
     one, other = _opened(path), _opened(path)
     path.unlink()
-    fsio.close_reader(one)
+    giving_back.close_reader(one)
     assert cuts == [], "the other still reads it"
     assert os.pread(other, len(_LARGE), 0) == _LARGE
-    fsio.close_reader(other)
+    giving_back.close_reader(other)
     assert len(cuts) > 1
     assert cuts == sorted(cuts, reverse=True)
 
@@ -254,7 +254,7 @@ def test_file_that_has_a_name_is_never_cut_by_its_reader(
     path.write_bytes(_LARGE)
     fd = _opened(path)
     path.rename(tmp_path / name)
-    fsio.close_reader(fd)
+    giving_back.close_reader(fd)
     assert cuts == []
     assert (tmp_path / name).read_bytes() == _LARGE
 

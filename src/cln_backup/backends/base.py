@@ -161,14 +161,17 @@ class Backend(ABC):
         """When the head was stored, in seconds since 1970; `None` when that is not known."""
 
     @property
-    @abstractmethod
-    def scratch_dir(self) -> str:
-        """A directory with room for a copy of the database, for work on this backup."""
+    def storage_dir(self) -> str | None:
+        """A directory on the disk that holds the backup; `None` where a server has it."""
+        return None
 
     @property
-    def storage_dir(self) -> str:
-        """A directory on the disk that holds the backup."""
-        return self.scratch_dir
+    def scratch_dir(self) -> str | None:
+        """A directory beside the backup where a plain copy of the database may lie for a while.
+
+        `None` where there is none: a server's backup, and one that is encrypted.
+        """
+        return self.storage_dir
 
     @abstractmethod
     def claim(self, node_id: str) -> None:

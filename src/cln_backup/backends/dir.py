@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from typing import TYPE_CHECKING
 
 from cln_backup import fsio
@@ -188,14 +187,9 @@ class DirBackend(Backend):
         return os.stat(path).st_mtime
 
     @property
-    def scratch_dir(self) -> str:
-        """The directory itself; for an encrypted backup, the system's own for temporary files.
-
-        What is worked on there is not encrypted, and must not lie where the backup lies.
-        """
-        if self._store.master_key is not None:
-            return tempfile.gettempdir()
-        return self._place.path
+    def scratch_dir(self) -> str | None:
+        """See `Backend.scratch_dir`."""
+        return self._place.path if self._store.master_key is None else None
 
     @property
     def storage_dir(self) -> str:

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 
-from cln_backup import fsio
+from cln_backup import fsio, giving_back
 from cln_backup.backends.dir_store import SPARE, list_files
 from cln_backup.errors import StorageError
 
@@ -102,7 +102,7 @@ def remove_expired(path: str, keep: int, keep_days: int) -> None:
         except OSError:
             return
         finally:
-            fsio.close_reader(fd)
+            giving_back.close_reader(fd)
 
 
 def main() -> int:

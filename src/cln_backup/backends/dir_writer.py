@@ -144,7 +144,7 @@ class SegmentWriter:
             finally:
                 os.close(fd)
         try:
-            fsio.publish(built, path, op="claim segment")
+            fsio.publish(built, path, op="claim segment", withdraws=False)
         except AlreadyExists:
             raise self._conflict(path) from None
         return path

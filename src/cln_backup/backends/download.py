@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -215,7 +214,7 @@ class PlainDownload:
 
 
 def _receive_snapshot(pieces: Iterator[bytes]) -> tuple[_Item, bytes]:
-    room = scratch.room_bytes(tempfile.gettempdir(), op="receive a snapshot")
+    room = scratch.room_bytes(scratch.temporary(), op="receive a snapshot")
     spool = Spool()
     try:
         version, digest = unpack_snapshot(pieces, spool, room)

@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from cln_backup import fsio, scratch
+from cln_backup import fsio, giving_back, scratch
 from cln_backup.backends import file_rewrite, redacted
 from cln_backup.backends.base import Backend, Staged, check_follows, nothing_to_drop
 from cln_backup.backends.file_scan import Entry, Layout, entries, scan
@@ -240,8 +240,8 @@ class FileBackend(Backend):
         return os.fstat(self._fd).st_mtime if self.version_count else None
 
     @property
-    def scratch_dir(self) -> str:
-        """The directory that holds the file."""
+    def storage_dir(self) -> str:
+        """See `Backend.storage_dir`."""
         return os.path.dirname(self._path)
 
     def claim(self, node_id: str) -> None:
@@ -376,7 +376,7 @@ class FileBackend(Backend):
         """See `Backend.close`."""
         if self._fd >= 0:
             if self._lock is None:
-                fsio.close_reader(self._fd)
+                giving_back.close_reader(self._fd)
             else:
                 os.close(self._fd)
             self._fd = -1

@@ -67,7 +67,7 @@ def repair(fd: int, path: str, layout: Layout) -> tuple[int, str]:
     Returns the new file's descriptor, and the name of the one that is kept. Durable when it
     returns.
     """
-    new_fd, built = fsio.create_beside(path, "unfinished", op="create repaired backup")
+    new_fd, built = fsio.create_beside(path, "unfinished", op="create repaired backup", like=path)
     try:
         header = _EMPTY
         _write_blank_header(new_fd)
@@ -106,7 +106,7 @@ def keep_torn(fd: int, path: str, layout: Layout) -> str:
 
 
 def _keep_part(fd: int, start: int, end: int, path: str, name: str, header: bytes) -> str:
-    new_fd, built = fsio.create_beside(path, "unfinished", op="create set-aside file")
+    new_fd, built = fsio.create_beside(path, "unfinished", op="create set-aside file", like=path)
     try:
         fsio.write_at(new_fd, [header], 0, op="set aside")
         _copy(fd, start, end, new_fd, len(header), op="set aside")
@@ -121,7 +121,7 @@ def stage(
     fd: int, path: str, head: Entry, version_count: int, base: Change | None, *, foreign_keys: bool
 ) -> Staged:
     """See `Backend.stage`; `head` is the backup's, `version_count` its number of changes."""
-    new_fd, built = fsio.create_beside(path, "compacting", op="create compacted backup")
+    new_fd, built = fsio.create_beside(path, "compacting", op="create compacted backup", like=path)
     try:
         _write_blank_header(new_fd)
         end = v1.HEADER_BYTES

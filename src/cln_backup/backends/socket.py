@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import tempfile
 from typing import TYPE_CHECKING, ClassVar
 
 from cln_backup.backends import redacted
@@ -146,11 +145,6 @@ class SocketBackend(Backend):
         """See `Backend.last_change_at`."""
         changed_at_ms = self._standing.changed_at_ms
         return changed_at_ms / 1000 if changed_at_ms else None
-
-    @property
-    def scratch_dir(self) -> str:
-        """The directory for temporary files, on this machine (`TMPDIR`)."""
-        return tempfile.gettempdir()
 
     def _limit_s(self) -> float:
         if self.patience_s is None:

@@ -40,7 +40,7 @@ class WriterLock:
         """
         self._path = lock_path
         self._unsigned: str | None = None
-        self._fd = fsio.open_lock(lock_path, op="open writer lock")
+        self._fd = fsio.open_lock(lock_path, op="open writer lock", like=path)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

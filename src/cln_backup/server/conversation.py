@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
@@ -261,7 +260,7 @@ class Conversation:
         try:
             return self._node.scratch_dir()
         except NotFound:  # it is being made
-            return tempfile.gettempdir()
+            return scratch.temporary()
 
     def _stream(self, position: wire.Position) -> None:
         assert self._node is not None

@@ -7,6 +7,7 @@ import select
 import threading
 from typing import TYPE_CHECKING, Protocol
 
+from cln_backup import scratch
 from cln_backup.backends import create_backend, open_backend, redacted
 from cln_backup.backends.base import size_of
 from cln_backup.change import Kind
@@ -134,7 +135,7 @@ class Served:
     def scratch_dir(self) -> str:
         """Where there is room for a snapshot that is on its way."""
         with self._changed:
-            return self._opened().scratch_dir
+            return scratch.place(None, self._opened().scratch_dir)
 
     def claim(self, writer: Client, session: str, *, resume: bool) -> wire.Standing:
         """Gives a connection the right to write.

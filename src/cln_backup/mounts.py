@@ -1,0 +1,48 @@
+"""Which file system a path lies on, as the kernel lists what is mounted."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final, NamedTuple
+
+_TABLE: Final = "/proc/self/mountinfo"
+_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
+
+
+class Mount(NamedTuple):
+    """One mounted file system.
+
+    Attributes:
+        point: the directory that it is mounted at.
+        kind: as the kernel calls it, such as `ext4`, `nfs4` or `fuse.sshfs`.
+        read_only: whether nothing can be written there.
+    """
+
+    point: str
+    kind: str
+    read_only: bool
+
+
+def mount_of(path: str) -> Mount | None:
+    """The file system that a path lies on; `None` where the system has no such list."""
+    try:
+        with open(_TABLE, encoding="utf-8", errors="surrogateescape") as table:
+            lines = table.readlines()
+    except OSError:  # no Linux
+        return None
+    return _longest(lines, os.path.realpath(path))
+
+
+def _longest(lines: list[str], path: str) -> Mount | None:
+    found: Mount | None = None
+    for line in lines:
+        # See proc_pid_mountinfo(5): ID PARENT DEVICE ROOT POINT OPTIONS … - KIND SOURCE OPTIONS
+        own, _, file_system = line.rstrip("\n").partition(" - ")
+        fields, (kind, _, options) = own.split(" "), file_system.split(" ", 2)
+        point = _ESCAPE.sub(lambda code: chr(int(code[1], 8)), fields[4])
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and (found is None or len(point) >= len(found.point)):  # the last one is on top
+            read_only = "ro" in (*fields[5].split(","), *options.split(","))
+            found = Mount(point, kind, read_only)
+    return found

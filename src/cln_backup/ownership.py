@@ -1,0 +1,126 @@
+"""Whose the files are that this program makes: where root runs it, the node must read them too.
+
+What root makes is given to the owner of the file that it replaces, otherwise to the owner of the
+directory that it was made in. It is private when it is given away, and by its descriptor: a name
+could lead elsewhere meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_node: ContextVar[os.stat_result | None] = ContextVar("node", default=None)
+_said: set[str] = set()
+
+
+@contextlib.contextmanager
+def of_node(directory: str) -> Iterator[None]:
+    """Inside, what root makes in a directory of root's goes to the owner of this one, a node's."""
+    found = None
+    with contextlib.suppress(OSError):
+        found = os.stat(directory)
+    token = _node.set(found)
+    try:
+        yield
+    finally:
+        _node.reset(token)
+
+
+def give(fd: int, path: str, like: str | None = None) -> None:
+    """Gives a file or directory, just made at `path`, to the owner of `like` or of its directory.
+
+    Only root can; where it cannot be done and somebody else has to read it, that is logged.
+    """
+    root = os.geteuid() == 0
+    if not root and like is None:
+        return
+    made = os.fstat(fd)
+    wanted = None if like is None else _look_at(like)
+    if wanted is None:
+        wanted = _directory_of(made, path) if root else None
+    if wanted is None or wanted.st_uid == made.st_uid:
+        return
+    why = "only root can do that"
+    if root:
+        try:
+            os.fchown(fd, wanted.st_uid, wanted.st_gid)
+        except OSError as error:
+            why = error.strerror or str(error)
+        else:
+            return
+    _say(os.path.dirname(os.path.abspath(path)), name_of_user(wanted.st_uid), why)
+
+
+def may_write(directory: str, node_directory: str) -> str | None:
+    """Why a node, whose network directory this is, cannot make files in another; `None` if it can.
+
+    Goes by the owner, the group and the mode alone. Asked by root, who could write anywhere.
+    """
+    node, found = os.stat(node_directory), os.stat(directory)
+    if os.geteuid() != 0 or node.st_uid in (0, found.st_uid) or found.st_mode & stat.S_IWOTH:
+        return None
+    if found.st_mode & stat.S_IWGRP and node.st_gid == found.st_gid:
+        return None
+    user = name_of_user(node.st_uid)
+    return (
+        f"{directory} belongs to {name_of_user(found.st_uid)}. The node's directory belongs to "
+        f"{user}, who cannot make files there, as the node must after a crash: "
+        f"chown {user} {directory}"
+    )
+
+
+def name_of_user(uid: int) -> str:
+    """What a user is called; the number where it has no name."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _look_at(path: str) -> os.stat_result | None:
+    with contextlib.suppress(OSError):
+        found = os.lstat(path)
+        if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode):
+            return found
+    return None
+
+
+def _directory_of(made: os.stat_result, path: str) -> os.stat_result | None:
+    """The directory that holds what was made; `None` where a name was changed meanwhile."""
+    directory, name = os.path.split(os.path.abspath(path))
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(fd)
+        if not os.path.samestat(made, os.stat(name, dir_fd=fd, follow_symlinks=False)):
+            return None
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    node = _node.get()
+    return node if found.st_uid == 0 and node is not None else found
+
+
+def _say(directory: str, user: str, why: str) -> None:
+    if directory in _said:
+        return
+    _said.add(directory)
+    import logging
+
+    logging.getLogger(__name__).warning(
+        "What was made in %s could not be given to %s: %s. It can be read by the user alone that "
+        "runs this program. If the node runs as another one, give it the files: chown %s",
+        *(directory, user, why, user),
+    )

@@ -1,0 +1,60 @@
+"""Opens regular files and nothing else, and says what is at a path."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+from cln_backup.errors import StorageError
+from cln_backup.os_errors import storage_errors
+
+PRIVATE: Final = 0o600
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: str, flags: int, op: str) -> int:
+    """Opens a file with these flags; anything but a regular file is refused, and never waited for."""
+    flags |= os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        fd = os.open(path, flags | os.O_NONBLOCK, PRIVATE)
+    except BlockingIOError:  # a lease has to be taken from the file, which takes a moment
+        fd = os.open(path, flags, PRIVATE)
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.EISDIR, errno.ENODEV):
+            raise
+        raise _special(path, os.stat(path).st_mode, op) from error
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        raise _special(path, mode, op)
+    return fd
+
+
+def _special(path: str, mode: int, op: str) -> StorageError:
+    what = _KINDS.get(stat.S_IFMT(mode), "a special file")
+    return StorageError(f"Cannot {op} {path}: it is {what}, not a regular file")
+
+
+def kind_at(path: str, *, op: str) -> str | None:
+    """What is at a path: "file", "directory", "special" or, at a link that leads nowhere, "link".
+
+    `None` where there is nothing. Raises `StorageError` where this user cannot know: what cannot
+    be looked at is not missing.
+    """
+    with storage_errors(op, path):
+        try:
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return "link" if os.path.islink(path) else None
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "file" if stat.S_ISREG(mode) else "special"
