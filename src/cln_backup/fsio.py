@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from cln_backup import interruption, ownership
 from cln_backup.errors import AlreadyExists, StorageError
 from cln_backup.os_errors import storage_errors
-from cln_backup.regular import kind_at as kind_at
 from cln_backup.regular import open_regular
 
 if TYPE_CHECKING:
@@ -46,6 +45,22 @@ def open_existing(path: str, *, writable: bool, op: str) -> int:
     flags = os.O_RDWR | os.O_NOFOLLOW if writable else os.O_RDONLY
     with storage_errors(op, path):
         return open_regular(path, flags, op)
+
+
+def kind_at(path: str, *, op: str) -> str | None:
+    """What is at a path: "file", "directory", "special" or, at a link that leads nowhere, "link".
+
+    `None` where there is nothing. Raises `StorageError` where this user cannot know: what cannot
+    be looked at is not missing.
+    """
+    with storage_errors(op, path):
+        try:
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return "link" if os.path.islink(path) else None
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "file" if stat.S_ISREG(mode) else "special"
 
 
 def open_direct(path: str, *, op: str) -> int:

@@ -1,4 +1,4 @@
-"""Opens regular files and nothing else, and says what is at a path."""
+"""Opens regular files and nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import stat
 from typing import Final
 
 from cln_backup.errors import StorageError
-from cln_backup.os_errors import storage_errors
 
 PRIVATE: Final = 0o600
 
@@ -22,7 +21,7 @@ _KINDS = {
 
 
 def open_regular(path: str, flags: int, op: str) -> int:
-    """Opens a file with these flags; anything but a regular file is refused, and never waited for."""
+    """Opens a file with these flags. Refuses what is no regular file, and never waits for it."""
     flags |= os.O_CLOEXEC | os.O_NOCTTY
     try:
         fd = os.open(path, flags | os.O_NONBLOCK, PRIVATE)
@@ -42,19 +41,3 @@ def open_regular(path: str, flags: int, op: str) -> int:
 def _special(path: str, mode: int, op: str) -> StorageError:
     what = _KINDS.get(stat.S_IFMT(mode), "a special file")
     return StorageError(f"Cannot {op} {path}: it is {what}, not a regular file")
-
-
-def kind_at(path: str, *, op: str) -> str | None:
-    """What is at a path: "file", "directory", "special" or, at a link that leads nowhere, "link".
-
-    `None` where there is nothing. Raises `StorageError` where this user cannot know: what cannot
-    be looked at is not missing.
-    """
-    with storage_errors(op, path):
-        try:
-            mode = os.stat(path).st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            return "link" if os.path.islink(path) else None
-    if stat.S_ISDIR(mode):
-        return "directory"
-    return "file" if stat.S_ISREG(mode) else "special"
