@@ -5,25 +5,27 @@ from __future__ import annotations
 import functools
 import gc
 import json
-import signal
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from cln_backup import __version__, history
 from cln_backup.backends import backend_class, open_backend, redacted, url_of
+from cln_backup.boundary import speak, told
 from cln_backup.cli_secrets import register, unlocked, with_secrets
 from cln_backup.compact import compact as compact_backup
-from cln_backup.errors import BackupError, BadUrl, Interrupted
+from cln_backup.entry import stop_by
+from cln_backup.errors import BadUrl, Interrupted
 from cln_backup.initialize import Initialized, initialize, take_snapshot
 from cln_backup.keyring import add_keys_at_init, encrypted, given_secret, list_keys
+from cln_backup.parameters import Group
 from cln_backup.presentation import (
     Fields,
     age,
     changes,
     moment,
     progress,
-    report,
     show_notices,
     show_table,
     size,
@@ -60,14 +62,11 @@ def _command(
     def decorate(function: Callable[..., Fields]) -> click.Command:
         @functools.wraps(function)
         def run(*args: object, as_json: bool, **options: object) -> None:
-            try:
+            with told(as_json=as_json):
                 with unlocked(options, new=begins):
                     fields = function(*args, as_json=as_json, **options)
-            except BackupError as error:
-                report(error, as_json=as_json)
-                raise click.exceptions.Exit(error.exit_code) from None
-            if as_json and fields:
-                click.echo(json.dumps(fields))
+                if as_json and fields:
+                    click.echo(json.dumps(fields))
 
         asks_for_json = click.option(
             "--json", "as_json", is_flag=True, help="Print JSON instead of text."
@@ -78,7 +77,7 @@ def _command(
     return decorate
 
 
-@click.group(epilog="Exit codes and all options with examples: docs/cli.md")
+@click.group(cls=Group, epilog="Exit codes and all options with examples: docs/cli.md")
 @click.version_option(__version__, prog_name="backup-cli")
 def cli() -> None:
     """Keep a Core Lightning node's database safe, and bring the node back.
@@ -356,9 +355,8 @@ register(cli, _command)
 def main() -> None:
     """The command line."""
     gc.freeze()  # what was imported lives to the end, and is not searched for garbage there
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, _interrupt)
-    cli()
+    stop_by(_interrupt)
+    sys.exit(speak(cli))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -61,20 +63,47 @@ def unlocked(options: dict[str, Any], *, new: bool = False) -> Iterator[None]:
 
 
 def _ask(what: str, *, twice: bool = False, **options: Any) -> str:  # noqa: ANN401 - click's own
-    """What is typed on the terminal, which does not show it.
+    """What is typed on the terminal, which does not show it; without one, a line of the input.
 
     Raises:
         Locked: the input ended.
     """
+    if not _has_terminal():
+        return _line_of_input(what)
     try:
         return str(
             click.prompt(what, hide_input=True, confirmation_prompt=twice, err=True, **options)
         )
     except Interrupted:
-        click.echo(err=True)  # the cursor stands behind the question
+        click.echo(err=True)  # the cursor is after the question
         raise
     except click.Abort:
-        raise Locked("There is nobody to ask: the input ended.") from None
+        raise _nobody(what) from None
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return sys.stdin.isatty()
+    return True
+
+
+def _line_of_input(what: str) -> str:
+    try:
+        line = sys.stdin.readline()
+    except (OSError, UnicodeDecodeError):
+        line = ""
+    if not line:
+        raise _nobody(what)
+    return line.rstrip("\r\n")
+
+
+def _nobody(what: str) -> Locked:
+    return Locked(
+        f"There is nobody to ask for this: {what}. There is no terminal, or the input ended. A "
+        "program names a file: --key-file, --hsm-secret or --passphrase-file."
+    )
 
 
 def _secret(options: dict[str, Any], *, new: bool = False) -> keyring.Secret | None:

@@ -16,6 +16,8 @@
     ├── BadPacket         14   the other side of a connection sent what cannot be right
     ├── AccessDenied      16   a server and its client do not trust each other
     ├── Locked            17   the backup is encrypted, and was not unlocked
+    ├── OutputLost        18   the work is done; what there is to say could not be written
+    ├── BrokenInstallation 19  a part of this program is missing
     └── Interrupted      130   stopped by the operator
 
 Code 2 is a wrong command line. Each message says what happened, what is safe and what to do next,
@@ -142,7 +144,35 @@ class Locked(BackupError):
     exit_code = 17
 
 
+class OutputLost(BackupError):
+    """What was asked for is done, and standard output cannot be written to.
+
+    Attributes:
+        reader_is_gone: the other end of a pipe was closed, which is no error.
+    """
+
+    exit_code = 18
+
+    def __init__(self, message: str, *, reader_is_gone: bool = False) -> None:
+        super().__init__(message)
+        self.reader_is_gone = reader_is_gone
+
+
+class BrokenInstallation(BackupError):
+    """A part of this program is missing, or of another release."""
+
+    exit_code = 19
+
+
 class Interrupted(BackupError):
     """Stopped by the operator; what was being built was removed."""
 
     exit_code = 130
+
+
+def broken_installation(error: ImportError) -> BrokenInstallation:
+    """What an error of an import means to an operator."""
+    return BrokenInstallation(
+        f"The installation of cln-backup is incomplete, or was changed while it ran ({error}). "
+        "Start the program again; if that does not help, install it again (make setup)."
+    )

@@ -9,21 +9,17 @@ import click
 
 from cln_backup.backends import redacted
 from cln_backup.backends.token_file import create_token
-from cln_backup.errors import BackupError
-from cln_backup.presentation import report
+from cln_backup.boundary import told
+from cln_backup.parameters import Command
 from cln_backup.server.admission import MAX_CONNECTIONS
 from cln_backup.server.logs import LEVELS, MODES
 
 
-def _fail(error: BackupError, *, as_json: bool = False) -> click.exceptions.Exit:
-    report(error, as_json=as_json)
-    return click.exceptions.Exit(error.exit_code)
-
-
 @click.command(
+    cls=Command,
     epilog="\b\nExamples:\n"
     "  backup-cli server file:///srv/backup/node.bkp 127.0.0.1:8700\n"
-    "  backup-cli server --nodes /etc/cln-backup/nodes --tls-dir /var/lib/cln-backup [::]:8700"
+    "  backup-cli server --nodes /etc/cln-backup/nodes --tls-dir /var/lib/cln-backup [::]:8700",
 )
 @click.argument("places", metavar="[URL] [HOST:PORT]", nargs=-1)
 @click.option(
@@ -79,28 +75,28 @@ def server(places: tuple[str, ...], nodes_file: str | None, **options: Any) -> N
     if not 1 <= len(urls) <= 2:
         raise click.UsageError("Give URL and HOST:PORT; with --nodes, HOST:PORT alone.")
     address = urls[1] if len(urls) == 2 else None
-    try:
+    with told(as_json=False):
         serve(urls[0] or None, address, Options(nodes_file, **options))
-    except BackupError as error:
-        raise _fail(error) from None
 
 
 _asks_for_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
-@click.command(epilog="\b\nExamples:\n  backup-cli token ~/.lightning/bitcoin/backup.token")
+@click.command(
+    cls=Command, epilog="\b\nExamples:\n  backup-cli token ~/.lightning/bitcoin/backup.token"
+)
 @_asks_for_json
 @click.argument("path", metavar="FILE", type=click.Path(dir_okay=False))
 def token(path: str, *, as_json: bool) -> None:
     """Make a token for a node in a new FILE, and show its hash for the server's list."""
-    try:
+    with told(as_json=as_json):
         shown = create_token(path)
-    except BackupError as error:
-        raise _fail(error, as_json=as_json) from None
-    click.echo(json.dumps({"hash": shown}) if as_json else shown)
+        click.echo(json.dumps({"hash": shown}) if as_json else shown)
 
 
-@click.command(epilog="\b\nExamples:\n  backup-cli takeover socket:backup.example:8700")
+@click.command(
+    cls=Command, epilog="\b\nExamples:\n  backup-cli takeover socket:backup.example:8700"
+)
 @_asks_for_json
 @click.argument("url", metavar="URL")
 def takeover(url: str, *, as_json: bool) -> None:
@@ -110,11 +106,9 @@ def takeover(url: str, *, as_json: bool) -> None:
     """
     from cln_backup.backends.socket import take_over
 
-    try:
+    with told(as_json=as_json):
         take_over(url)
-    except BackupError as error:
-        raise _fail(error, as_json=as_json) from None
-    if as_json:
-        click.echo(json.dumps({"backend_url": redacted(url)}))
-        return
-    click.echo("The writer of before is refused from now on; the next one may begin.")
+        if as_json:
+            click.echo(json.dumps({"backend_url": redacted(url)}))
+            return
+        click.echo("The writer of before is refused from now on; the next one may begin.")

@@ -1,0 +1,29 @@
+"""What every command of `backup-cli` refuses in its arguments and options, whatever they mean."""
+
+from __future__ import annotations
+
+import click
+
+
+class Command(click.Command):
+    """A command that takes no empty argument or option: the shell made it of an unset variable."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click has it, after the look. Raises `click.UsageError`."""
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        for parameter in self.get_params(ctx):
+            value = given.get(parameter.name or "")
+            if value == "" or (isinstance(value, tuple | list) and "" in value):
+                raise click.BadParameter(
+                    "is empty. If it came from a variable of the shell, that is not set.",
+                    ctx,
+                    parameter,
+                )
+        return super().parse_args(ctx, args)
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+    group_class = type
