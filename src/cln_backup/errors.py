@@ -68,7 +68,7 @@ class Damaged(BackupError):
 
     Attributes:
         offset_bytes: where in the file the first wrong byte may be.
-        good_version: the last data version that can be trusted.
+        good_version: the last data version that can be trusted; 0 where it is not known.
     """
 
     exit_code = 8
@@ -76,7 +76,14 @@ class Damaged(BackupError):
     def __init__(self, message: str, *, offset_bytes: int = 0, good_version: int = 0) -> None:
         super().__init__(message)
         self.offset_bytes = offset_bytes
-        self.good_version = good_version
+        self.good_version = 0
+        self.good_up_to(good_version)
+
+    def good_up_to(self, version: int) -> None:
+        """Adds which data version is the last good one, once, where it is known (not 0)."""
+        if version > 0 and self.good_version == 0:
+            self.good_version = version
+            self.args = (f"{self} All up to version {version} can be read.",)
 
 
 class ReplayFailed(BackupError):

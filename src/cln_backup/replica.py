@@ -10,7 +10,7 @@ import apsw
 
 from cln_backup import fsio, statements
 from cln_backup.change import Kind
-from cln_backup.errors import NotFound, ReplayFailed, StorageError
+from cln_backup.errors import Damaged, NotFound, ReplayFailed, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -220,11 +220,17 @@ def replay(
         ReplayFailed, Damaged, StorageError: the file at `path` is for the caller to remove.
     """
     replica = Replica(path)
+    good = 0
     try:
         for change in changes:
             replica.apply(change)
+            good = change.version
             if progress is not None:
                 progress(change)
+    except Damaged as error:
+        error.good_up_to(good)
+        replica.close()
+        raise
     except BaseException:
         replica.close()
         raise

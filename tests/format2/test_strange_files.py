@@ -11,8 +11,9 @@ import pytest
 from cln_backup.backends import create_backend, open_backend
 from cln_backup.change import Change
 from cln_backup.errors import BackupError, Damaged, StorageError
-from tests.format2.small import SNAPSHOT, url_of
-from tests.histories import append, payment, payments, started_node, told, told_by
+from cln_backup.restore import restore
+from tests.format2.small import KINDS, SNAPSHOT, make_every_kind_of_file, url_of
+from tests.histories import append, payment, payments, snapshot_of, started_node, told, told_by
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,3 +79,37 @@ def test_log_is_not_begun_anew_where_the_segment_behind_the_base_is_lost(
             open_backend(url, writable=writable)
     with pytest.raises(BackupError):
         append(url, [payment(5)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_in_a_later_snapshot_says_up_to_where_all_can_be_read(
+    kind: str, tmp_path: Path
+) -> None:
+    """It said "All up to version 0", where everything before the snapshot could be read."""
+    url = url_of(kind, tmp_path)
+    create_backend(url, None)
+    history = [*started_node(), *payments(4, 70)]
+    append(url, history)
+    append(url, [snapshot_of(history, tmp_path / "database"), payment(70)])
+    (snapshot,) = (tmp_path / "node").glob("snapshot-*")
+    content = bytearray(snapshot.read_bytes())
+    content[len(content) // 2] ^= 1
+    snapshot.write_bytes(content)
+    with open_backend(url) as backend:
+        with pytest.raises(Damaged, match="All up to version 69 can be read") as failed:
+            restore(backend, str(tmp_path / "restored"))
+        assert failed.value.good_version == 69
+        with pytest.raises(Damaged) as found:
+            backend.read_through()
+        assert "up to version 0" not in str(found.value)
+        restore(backend, str(tmp_path / "restored"), to=68)
+
+
+def test_damage_before_which_nothing_is_good_says_nothing_of_a_version(tmp_path: Path) -> None:
+    url = url_of("plain", tmp_path)
+    make_every_kind_of_file(url)
+    (base,) = (tmp_path / "node").glob("base-*")
+    base.write_bytes(base.read_bytes()[:100])
+    with pytest.raises(Damaged) as failed, open_backend(url):
+        pass
+    assert "up to version" not in str(failed.value)

@@ -10,7 +10,7 @@ from cln_backup.backends.dir_log import LogEnd, check_tail_of_closed, pieces, re
 from cln_backup.backends.dir_snapshots import StoredSnapshot, check_snapshot, last_seal
 from cln_backup.backends.dir_store import READ, damaged, list_files
 from cln_backup.change import FOREIGN_KEYS_OFF, Change, Kind
-from cln_backup.errors import BackupError
+from cln_backup.errors import BackupError, Damaged
 from cln_backup.formats import v2
 from cln_backup.formats.v1 import unpack_transaction
 from cln_backup.formats.v2_stream import Inflater
@@ -150,21 +150,29 @@ class History(NamedTuple):
             for _ in empty.chunks():
                 pass
         first = True
+        good_before: dict[int, int] = {}
         for piece in pieces(self.store, self.segments, self.end):
             if first:
                 self._check_first(piece)
                 first = False
+            head = piece.segment.state.head
+            good = self.base.state.version if head is None else head.version
+            good_before[piece.segment.number] = good
             if piece.digest is not None and _digest(piece) == piece.digest:
-                check_tail_of_closed(self.store, piece, 0)
+                check_tail_of_closed(self.store, piece, good)
                 continue
             for _ in read_piece(self.store, piece):
                 pass
             if piece.digest is not None:
                 path = self.store.log_path(piece.segment.number)
-                damaged(path, 0, 0, "its digest is not the one that the next segment has of it")
+                damaged(path, 0, good, "its digest is not the one that the next segment has of it")
         for segment, number in list_files(self.store.path).snapshots:
             if segment >= self.base.state.start.segment:
-                check_snapshot(self.store, segment, number)
+                try:
+                    check_snapshot(self.store, segment, number)
+                except Damaged as error:
+                    error.good_up_to(good_before.get(segment, 0))
+                    raise
 
     def records(self) -> Iterator[tuple[Record, Piece, Inflater]]:
         """The records from the base on, each with what is needed to inflate it.
@@ -191,17 +199,22 @@ class History(NamedTuple):
             if not found:
                 break
         if not found:
-            damaged(self.base.path, 0, 0, "the place where the log goes on from it is not there")
+            version = self.base.state.version
+            damaged(
+                self.base.path, 0, version, "the place where the log goes on from it is not there"
+            )
 
     def _check_first(self, piece: Piece) -> None:
-        start, state = self.base.state.start, piece.segment.state
+        state_of_base, state = self.base.state, piece.segment.state
+        start = state_of_base.start
         if start.offset_bytes:
             good = piece.segment.number == start.segment
         else:
             good = state.prev_segment == 0 and state.prev_seal == last_seal(self.base.path)
         if not good:
             path = self.store.log_path(piece.segment.number)
-            damaged(path, 0, 0, f"it does not go on from {self.base.path}; a segment is missing")
+            what = f"it does not go on from {self.base.path}; a segment is missing"
+            damaged(path, 0, state_of_base.version, what)
 
     def _change(self, record: Record, piece: Piece, inflater: Inflater) -> tuple[Change, int]:
         if record.type in v2.COMPRESSED:

@@ -72,10 +72,13 @@ def list_files(path: str) -> Listing:
 
 
 def damaged(path: str, offset_bytes: int, version: int, what: str) -> NoReturn:
-    """Raises `Damaged` for a place in a file, behind which `version` is the last that is good."""
+    """Raises `Damaged` for a place in a file.
+
+    `version` is the last one before it that is good; 0 where it is not known.
+    """
     raise Damaged(
-        f"{path} is damaged at byte {offset_bytes}: {what}. All up to version {version} can be "
-        "read. Nothing was changed; keep the directory as it is. `backup-cli verify` says more.",
+        f"{path} is damaged at byte {offset_bytes}: {what}. "
+        "Nothing was changed; keep the directory as it is. `backup-cli verify` says more.",
         offset_bytes=offset_bytes,
         good_version=version,
     )

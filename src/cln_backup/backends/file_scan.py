@@ -393,8 +393,8 @@ def _has_hole(fd: int, header: v1.Header, start: int, end: int) -> bool:
 
 def _damaged(path: str, offset_bytes: int, version: int, what: str) -> NoReturn:
     raise Damaged(
-        f"{path} is damaged at byte {offset_bytes}: {what}. All up to version {version} can be "
-        "read. Nothing was changed; keep the file as it is.",
+        f"{path} is damaged at byte {offset_bytes}: {what}. "
+        "Nothing was changed; keep the file as it is.",
         offset_bytes=offset_bytes,
         good_version=version,
     )

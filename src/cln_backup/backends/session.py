@@ -345,5 +345,7 @@ def error_of(refusal: wire.Refusal) -> BackupError:
     """What a server refused with, as the error that it is here."""
     message = refusal.message
     if refusal.code == Damaged.exit_code:
-        return Damaged(message, offset_bytes=refusal.offset_bytes, good_version=refusal.version)
+        error = Damaged(message, offset_bytes=refusal.offset_bytes)
+        error.good_version = refusal.version  # its message says so already
+        return error
     return _ERRORS.get(refusal.code, BackupError)(message)
