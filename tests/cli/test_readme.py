@@ -54,8 +54,8 @@ def test_restoring_ends_with_the_node_and_without_the_key_of_the_lost_machine(
 
     url = json.loads((new / "backup.lock").read_text())["backend_url"]
     for unlocking, code in ([url], 0), (["--key-file", lost / "backup.key", backup], 17):
-        done = subprocess.run([_CLI, "status", *unlocking], check=False)
-        assert done.returncode == code
+        found = subprocess.run([_CLI, "status", *unlocking], check=False)
+        assert found.returncode == code
 
 
 def test_what_one_searches_for_is_there() -> None:
