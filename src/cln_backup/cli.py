@@ -16,7 +16,7 @@ from cln_backup.boundary import speak, told
 from cln_backup.cli_secrets import register, unlocked, with_secrets
 from cln_backup.compact import compact as compact_backup
 from cln_backup.entry import stop_by
-from cln_backup.errors import BadUrl, Interrupted
+from cln_backup.errors import BadUrl, Interrupted, Locked
 from cln_backup.initialize import Initialized, initialize, take_snapshot
 from cln_backup.keyring import add_keys_at_init, encrypted, given_secret, list_keys
 from cln_backup.parameters import Group
@@ -26,6 +26,8 @@ from cln_backup.presentation import (
     changes,
     moment,
     progress,
+    report,
+    rows_of,
     show_notices,
     show_table,
     size,
@@ -237,10 +239,20 @@ def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fie
 @_command("backup-cli status file:///mnt/backup/node.bkp")
 @_url
 def status(url: str, *, as_json: bool) -> Fields:
-    """Say where a backup stands. A running node may write to it meanwhile."""
-    with open_backend(url) as backend:
-        found = history.status(backend)
-        notices = list(backend.notices)
+    """Say where a backup stands. A running node may write to it meanwhile.
+
+    Of an encrypted backup that nothing unlocks, it says what can be known.
+    """
+    held = history.holdings(url)
+    try:
+        with open_backend(url) as backend:
+            found = history.status(backend)
+            notices = list(backend.notices)
+    except Locked as error:
+        if not as_json:
+            show_table(("backup", redacted(url)), *rows_of(held))
+        report(error, as_json=as_json, known=held._asdict())
+        raise click.exceptions.Exit(error.exit_code) from None
     if not as_json:
         changed = found.last_change_at
         show_table(
@@ -250,9 +262,11 @@ def status(url: str, *, as_json: bool) -> Fields:
             ("size", size(found.backupsize)),
             ("last change", found.head or "none: the backup is empty"),
             ("stored", "unknown" if changed is None else f"{moment(changed)} ({age(changed)})"),
+            ("node", found.node_id or "unknown"),
+            *rows_of(held),
         )
     show_notices(notices)
-    return found._asdict() | {"notices": notices}
+    return found._asdict() | held._asdict() | {"notices": notices}
 
 
 @_command(

@@ -5,12 +5,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup import statements
-from cln_backup.backends import redacted
+from cln_backup.backends import backend_class, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cln_backup.backends.base import Backend
+
+
+class Holdings(NamedTuple):
+    """What a backup consists of; nothing needs to be unlocked to know it. `None` is unknown.
+
+    Attributes:
+        encrypted: whether it is.
+        cipher: what it is encrypted with.
+        keys: the label, the kind and the time of each key slot.
+        generations: how many are kept, with the current one.
+        oldest_generation_at: when the oldest one was made, in seconds since 1970.
+        space_bytes: what all files take on the disk; see `Inventory`.
+    """
+
+    encrypted: bool | None
+    cipher: str | None
+    keys: list[dict[str, str | float]] | None
+    generations: int | None
+    oldest_generation_at: float | None
+    space_bytes: int | None
 
 
 class Status(NamedTuple):
@@ -23,6 +43,7 @@ class Status(NamedTuple):
         backupsize: bytes on its storage.
         head: kind of the last change; `None` when the backup is empty.
         last_change_at: seconds since 1970, where that is known.
+        node_id: the node whose backup it is, where that is known.
     """
 
     backend_url: str
@@ -31,6 +52,7 @@ class Status(NamedTuple):
     backupsize: int
     head: str | None
     last_change_at: float | None
+    node_id: str | None
 
 
 class LogLine(NamedTuple):
@@ -59,7 +81,21 @@ def status(backend: Backend) -> Status:
         backend.size_bytes,
         None if head is None else head.kind.value,
         backend.last_change_at,
+        backend.node_id,
     )
+
+
+def holdings(url: str) -> Holdings:
+    """What the backup at a URL consists of; it need not be unlocked.
+
+    Raises:
+        NotFound, Damaged, BadUrl, StorageError.
+    """
+    found = backend_class(url).inventory(url)
+    if found is None:
+        return Holdings(None, None, None, None, None, None)
+    keys = [key._asdict() for key in found.keys]
+    return Holdings(found.cipher is not None, found.cipher, keys, *found[2:])
 
 
 def log(backend: Backend, start: int = 0, *, dropped: bool = False) -> Iterator[LogLine]:

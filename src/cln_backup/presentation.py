@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from cln_backup.change import Change
+    from cln_backup.history import Holdings
 
 Fields = dict[str, Any]
 
 
-def report(error: BackupError, *, as_json: bool) -> None:
-    """Says what went wrong, as text or as JSON."""
+def report(error: BackupError, *, as_json: bool, known: Fields | None = None) -> None:
+    """Says what went wrong, as text or as JSON; there, with what is known all the same."""
     if not as_json:
         click.echo(f"Error: {error}", err=True)
         return
@@ -30,7 +31,7 @@ def report(error: BackupError, *, as_json: bool) -> None:
         fields["offset_bytes"] = error.offset_bytes
     if isinstance(error, Damaged | ReplayFailed):
         fields["good_version"] = error.good_version
-    click.echo(json.dumps({"error": fields}))
+    click.echo(json.dumps({"error": fields} | (known or {})))
 
 
 def warn_of_foreign_keys(faults: int) -> None:
@@ -102,6 +103,26 @@ def show_table(*rows: tuple[str, str]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         click.echo(f"{name:<{width}}  {value}")
+
+
+def rows_of(held: Holdings) -> list[tuple[str, str]]:
+    """What a backup consists of, as rows of a table; what is unknown is left out."""
+    rows = []
+    if held.encrypted is not None:
+        rows.append(("encryption", held.cipher or "none"))
+    if held.encrypted:
+        slots = [
+            str(key["label"]) if key["label"] == key["kind"] else f"{key['label']} ({key['kind']})"
+            for key in held.keys or ()
+        ]
+        rows.append(("key slots", ", ".join(slots) or "none: nothing unlocks it"))
+    if held.generations is not None and held.oldest_generation_at is not None:
+        which = "" if held.generations == 1 else "the oldest "
+        made = f"{which}made {moment(held.oldest_generation_at)}"
+        rows.append(("generations", f"{held.generations}, {made}"))
+    if held.space_bytes is not None:
+        rows.append(("space used", f"{size(held.space_bytes)} of the disk"))
+    return rows
 
 
 def size(size_bytes: float) -> str:

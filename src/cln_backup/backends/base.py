@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from cln_backup.backends.inventory import Inventory
     from cln_backup.backends.secrets import Secret
     from cln_backup.change import Change, Head
 
@@ -159,6 +160,22 @@ class Backend(ABC):
     @abstractmethod
     def last_change_at(self) -> float | None:
         """When the head was stored, in seconds since 1970; `None` when that is not known."""
+
+    @property
+    def node_id(self) -> str | None:
+        """The node whose backup this is; `None` when that is not known."""
+        return None
+
+    @classmethod
+    def inventory(cls, url: str) -> Inventory | None:  # noqa: ARG003
+        """What belongs to the backup; nothing needs to be unlocked for it.
+
+        `None` where the storage is a server, which does not tell.
+
+        Raises:
+            NotFound, Damaged, BadUrl, StorageError.
+        """
+        return None
 
     @property
     def storage_dir(self) -> str | None:

@@ -15,6 +15,7 @@ from cln_backup.backends.dir_base import (
     is_encrypted,
     lock_path,
     open_base,
+    take_inventory,
 )
 from cln_backup.backends.dir_dropped import check_dropped, dropped, set_aside
 from cln_backup.backends.dir_history import Base, History
@@ -24,6 +25,7 @@ from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_s
 from cln_backup.backends.dir_store import BUILDING, damaged, list_files
 from cln_backup.backends.dir_upkeep import expired, removal_takes_long, remove_expired
 from cln_backup.backends.dir_url import Place, place_of
+from cln_backup.backends.inventory import Inventory, noted_node
 from cln_backup.backends.secrets import kind_name
 from cln_backup.backends.writer import LastWrite, WriterLock
 from cln_backup.change import Change, Head, Kind
@@ -92,6 +94,18 @@ class DirBackend(Backend):
             backend.close()
             raise
         return backend
+
+    @classmethod
+    def inventory(cls, url: str) -> Inventory:
+        """See `Backend.inventory`."""
+        place = place_of(url)
+        return take_inventory(place, cls.list_keys(url) if is_encrypted(place) else [])
+
+    @property
+    def node_id(self) -> str | None:
+        """See `Backend.node_id`."""
+        key = self._store.master_key
+        return noted_node(lock_path(self._place), None if key is None else NodeVeil(key))
 
     @classmethod
     def list_keys(cls, url: str) -> list[Key]:

@@ -12,15 +12,17 @@ from cln_backup.backends.dir_history import Base
 from cln_backup.backends.dir_keys import create_keys, unlock
 from cln_backup.backends.dir_snapshots import write_snapshot_file
 from cln_backup.backends.dir_store import BUILDING, Listing, Store, damaged, list_files, read_open
+from cln_backup.backends.inventory import Inventory, space_bytes
 from cln_backup.backends.places import missing_in, require_backup_directory
 from cln_backup.backends.secrets import given_secret
 from cln_backup.backends.writer import WriterLock
-from cln_backup.errors import AlreadyExists, Damaged, StorageError, WriterConflict
+from cln_backup.errors import AlreadyExists, Damaged, NotFound, StorageError, WriterConflict
 from cln_backup.formats import v2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from cln_backup.backends.base import Key
     from cln_backup.backends.dir_url import Place
     from cln_backup.change import Change
 
@@ -186,8 +188,22 @@ def is_encrypted(place: Place) -> bool:
     return _newest_header(place).cipher != v2.PLAIN
 
 
+def take_inventory(place: Place, keys: Sequence[Key]) -> Inventory:
+    """What belongs to a backup. Raises `NotFound`, `Damaged`, `StorageError`."""
+    path, listing = _newest_base(place.path)
+    found = newest = _header(path)
+    with contextlib.suppress(NotFound, StorageError):  # it may expire at this moment
+        found = _header(os.path.join(place.path, "base-{:010}-{:010}".format(*listing.bases[0])))
+    cipher = None if newest.cipher == v2.PLAIN else "AES-256-GCM"
+    oldest_at, space = found.created_ms / 1000, space_bytes([place.path])
+    return Inventory(cipher, tuple(keys), len(listing.bases), oldest_at, space)
+
+
 def _newest_header(place: Place) -> v2.Open:
-    path, _ = _newest_base(place.path)
+    return _header(_newest_base(place.path)[0])
+
+
+def _header(path: str) -> v2.Open:
     fd = fsio.open_existing(path, writable=False, op="open base")
     try:
         return read_open(fd, path)

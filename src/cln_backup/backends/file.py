@@ -10,6 +10,7 @@ from cln_backup import fsio, giving_back, scratch
 from cln_backup.backends import file_rewrite, redacted
 from cln_backup.backends.base import Backend, Staged, check_follows, nothing_to_drop
 from cln_backup.backends.file_scan import Entry, Layout, entries, scan
+from cln_backup.backends.inventory import Inventory, noted_node, space_bytes
 from cln_backup.backends.places import hint_for_directory, require_backup_file
 from cln_backup.backends.writer import LastWrite, WriterLock
 from cln_backup.change import Change, Head, Kind
@@ -243,6 +244,22 @@ class FileBackend(Backend):
     def storage_dir(self) -> str:
         """See `Backend.storage_dir`."""
         return os.path.dirname(self._path)
+
+    @property
+    def node_id(self) -> str | None:
+        """See `Backend.node_id`."""
+        return noted_node(f"{self._path}.writer")
+
+    @classmethod
+    def inventory(cls, url: str) -> Inventory:
+        """See `Backend.inventory`. All whose name starts with the backup's belongs to it."""
+        path = os.path.realpath(path_of(url))
+        require_backup_file(path)
+        directory, name = os.path.split(path)
+        beside = fsio.list_directory(directory, op="list backup")
+        names = [name, *(found for found in beside if found.startswith(f"{name}."))]
+        space = space_bytes(os.path.join(directory, found) for found in names)
+        return Inventory(None, (), None, None, space)
 
     def claim(self, node_id: str) -> None:
         """See `Backend.claim`. It is noted in `PATH.writer`."""
