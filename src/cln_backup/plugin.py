@@ -27,13 +27,15 @@ from cln_backup.replicator import Replicator
 if TYPE_CHECKING:
     from cln_backup.jsonrpc import Call, Message
 
+_OPTION = "backup-destination"
 MANIFEST = {
     "dynamic": False,
     "nonnumericids": True,
     "options": [
         {
-            "name": "backup-destination",
+            "name": _OPTION,
             "type": "string",
+            "default": "",  # so that listconfigs shows it, and with it how we were loaded
             "description": "UNUSED. The destination is what backup.lock in the network directory "
             "says.",
         }
@@ -95,7 +97,7 @@ class Plugin:
                 elif fd == self._child_ended:
                     self._wait_for_children()
                 elif self._rpc is not None and fd == self._rpc.fileno():
-                    self._check_importance()
+                    self._take_configuration()
                 elif self._compaction.is_at(fd):
                     self._compaction.go_on()
             if self._leave_at is not None and (
@@ -137,7 +139,6 @@ class Plugin:
                 self._guard.dismiss()
             self._write_notes()
             self._compaction.close()
-            self._replicator.settle()
             while self._reader.has_begun() or select.select([0], [], [], 0)[0]:
                 if not self._read():
                     break
@@ -214,7 +215,7 @@ class Plugin:
 
     def _init(self, message: Message) -> None:
         init = jsonrpc.decode_init(message.params)
-        if "backup-destination" in init.options:
+        if init.options.get(_OPTION):
             self._log(
                 "warn",
                 "The `--backup-destination` option is deprecated and will be removed in future "
@@ -251,11 +252,16 @@ class Plugin:
             pass  # init stays unanswered, so the start does not go on
         self.leave()
 
-    def _check_importance(self) -> None:
+    def _take_configuration(self) -> None:
+        """Learns by lightningd's answer that the node is up, and how this plugin was loaded."""
         assert self._rpc is not None
-        important = self._rpc.is_important(sys.argv[0])
-        if important is None:
-            return
+        important = True
+        with contextlib.suppress(ConnectionError):  # then there is nobody to be warned
+            configuration = self._rpc.answer()
+            if configuration is None:
+                return
+            self._replicator.patience.node_is_up()
+            important = rpc.is_important(configuration, sys.argv[0], _OPTION)
         self._poll.unregister(self._rpc.fileno())
         self._rpc.close()
         self._rpc = None

@@ -13,6 +13,7 @@ from cln_backup.change import FOREIGN_KEYS_ON, Change, Kind
 from cln_backup.continuity import Decision, database_version, decide
 from cln_backup.errors import Discontinuity, WriterConflict
 from cln_backup.node import boot_id, booted_at, database_path
+from cln_backup.patience import Patience
 from cln_backup.settings import read_settings, read_state, write_state
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from cln_backup.backends.base import Backend
 
 _REMEMBERED_ANSWERS = 10_000
-_START_S = 120.0
-_START_PATIENCE_S = 80.0
-_LEAST_PATIENCE_S = 5.0
 _WAIT_FOR_WRITER_S = 10
 
 
@@ -32,13 +30,19 @@ class Replicator:
 
     Nothing is opened before the first call: lightningd also starts its plugins to ask for their
     options, next to a node that runs.
+
+    Attributes:
+        backend: the backup, from the first call on.
+        patience: how long a server may be waited for.
     """
 
-    def __init__(self, directory: str, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, directory: str, log: Callable[[str], None], patience: Patience | None = None
+    ) -> None:
+        self.patience = patience or Patience()
         self._directory = os.path.abspath(directory)
         self._log = log
         self.backend: Backend | None = None
-        self._made_at = time.monotonic()
         self._wallet: str | None = None
         self._last_answer_at: float | None = None
         self._compacted_at: float | None = None
@@ -66,21 +70,10 @@ class Replicator:
                     "to its backup. Nothing was stored; find it before you start the node again."
                 )
         if self.backend.remote:
-            self.backend.patience_s = self._patience_s()
+            self.backend.patience_s = self.patience.bound_s()
         self.backend.add_change(change)
         self._last_answer_at = time.time()
         self._answer_times_s.append(time.perf_counter() - started)
-
-    def _patience_s(self) -> float | None:
-        """How long a storage that is out of reach may be waited for now.
-
-        While the node starts, its other plugins give up some 120 s after they were asked, and take
-        it down; later nothing ends a wait but the backend's own deadline.
-        """
-        age_s = time.monotonic() - self._made_at
-        if age_s > _START_S:
-            return None
-        return max(_LEAST_PATIENCE_S, _START_PATIENCE_S - age_s)
 
     def _open(self, change: Change) -> Backend:
         settings = read_settings(self._directory)
@@ -92,7 +85,7 @@ class Replicator:
         try:
             node_id = _node_id_of(database_path(self._directory, settings.wallet))
             if node_id is not None:
-                backend.patience_s = self._patience_s()
+                backend.patience_s = self.patience.bound_s()
                 backend.claim(node_id)
             self._log_notices(backend)
             self._log(
@@ -121,12 +114,12 @@ class Replicator:
                 # Before the first answer of this boot: nothing is in doubt at this moment.
                 write_state(self._directory, state._replace(boot_id=boot))
             if decision is Decision.DROP_HEAD:
-                backend.patience_s = self._patience_s()
+                backend.patience_s = self.patience.bound_s()
                 backend.rewind()
                 self._log_notices(backend)
             if backend.head is not None and not backend.head.foreign_keys:
                 # The process that switched them off is gone; this one has them on.
-                backend.patience_s = self._patience_s()
+                backend.patience_s = self.patience.bound_s()
                 backend.add_change(Change(stands_at, None, [FOREIGN_KEYS_ON]))
         except BaseException:
             backend.close()
@@ -218,11 +211,6 @@ class Replicator:
     def last_compaction_at(self) -> float | None:
         """When the last compaction was finished, in seconds since 1970."""
         return self._compacted_at or read_state(self._directory).last_compaction_at
-
-    def settle(self) -> None:
-        """Ends what runs beside, before the process ends; calls may still come."""
-        if self.backend is not None:
-            self.backend.settle()
 
     def close(self) -> None:
         """Lets go of the backup."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from typing import Any
 
 import msgspec
 
@@ -34,31 +35,46 @@ class Request:
         """Becomes readable when some of the answer has come."""
         return self._socket.fileno()
 
-    def is_important(self, program: str) -> bool | None:
-        """Reads on; says whether `listconfigs` names the program as an important plugin.
+    def answer(self) -> Any | None:  # noqa: ANN401 - any JSON value
+        """Reads on; the whole answer when it is there, before that `None`.
 
-        `None` while the answer is not complete. `True` where lightningd has gone: then there is
-        nobody to be warned.
+        Raises:
+            ConnectionError: there will be none.
         """
-        try:
-            data = self._socket.recv(1 << 16)
-        except ConnectionError:
-            return True
+        data = self._socket.recv(1 << 16)
         self._said += data
         if not data or len(self._said) > _MAX_ANSWER_BYTES:
-            return True
+            raise ConnectionResetError("lightningd closed its RPC connection")
         try:
-            said = json.loads(self._said.decode("utf-8", "replace"))
+            return json.loads(self._said.decode("utf-8", "replace"))
         except ValueError:
             return None
-        try:
-            configured = said["result"]["configs"]["important-plugin"]["values_str"]
-            paths = msgspec.convert(configured, list[str])
-        except (KeyError, TypeError, msgspec.ValidationError):
-            return False
-        ours = os.path.realpath(program)
-        return any(os.path.realpath(path) == ours for path in paths)
 
     def close(self) -> None:
         """Lets go of the socket."""
         self._socket.close()
+
+
+class _Config(msgspec.Struct):
+    """One entry of `listconfigs`, as far as it is of use here."""
+
+    values_str: list[str] = []
+    plugin: str | None = None
+
+
+def is_important(listconfigs: object, program: str, option: str) -> bool:
+    """Whether lightningd has this plugin as important, by what it said to `listconfigs`.
+
+    Args:
+        listconfigs: its whole answer.
+        program: this plugin's path, for releases of lightningd that do not name it.
+        option: one that this plugin registers and that has a default: its entry names the plugin
+            as lightningd knows it, which is a wrapper's path where there is one.
+    """
+    try:
+        configs = listconfigs["result"]["configs"]  # type: ignore[index]
+        important = msgspec.convert(configs["important-plugin"], _Config).values_str
+        ours = msgspec.convert(configs.get(option, {}), _Config).plugin or program
+    except (KeyError, TypeError, msgspec.ValidationError):
+        return False
+    return os.path.realpath(ours) in map(os.path.realpath, important)

@@ -35,6 +35,7 @@ class Home:
         self.backup = base / ("backup.dbak" if kind == "file" else "backup")
         self.url = f"{kind.partition('-')[0]}://{self.backup}"
         self.report = base / "report.json"
+        self.plugin = PLUGIN
 
     def cli(self, *arguments: str, code: int = 0) -> str:
         """Runs `backup-cli`; returns what it printed."""
@@ -72,7 +73,7 @@ class Home:
             # a crash at a sync needs one
             *("--synchronous", "full" if "in-commit" in " ".join(arguments) else "off"),
             *("--report", str(self.report), "--quiet"),
-            *(option, str(PLUGIN), *arguments),
+            *(option, str(self.plugin), *arguments),
         ]
 
     def start(

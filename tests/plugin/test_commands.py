@@ -170,6 +170,25 @@ def test_a_plugin_that_is_not_important_says_so_loudly(tmp_path: Path, important
     assert ("NOT LOADED AS IMPORTANT" in home.log()) is not important
 
 
+@pytest.mark.parametrize("important", [True, False])
+@pytest.mark.parametrize("call", ["", "exec "])
+def test_wrapper_script_is_told_from_a_plugin_that_is_not_important(
+    tmp_path: Path, call: str, important: bool
+) -> None:
+    """It was told NOT LOADED AS IMPORTANT: lightningd knows the wrapper's path, not ours."""
+    home = Home(tmp_path)
+    home.init()
+    home.plugin = tmp_path / "wrapper"
+    home.plugin.write_text(f'#!/bin/sh\n{call}"{PLUGIN}"\n')
+    home.plugin.chmod(0o755)
+    node = home.start(*_ROUTER, "--calls", "30", "--hold", important=important)
+    home.wait_for_calls(30)
+    home.call("backup-status")  # by then listconfigs is answered
+    home.call("stop")
+    home.end(node)
+    assert ("NOT LOADED AS IMPORTANT" in home.log()) is not important
+
+
 def test_a_wallet_in_postgresql_is_told_and_does_not_come_up(home: Home) -> None:
     """The hook is never called then: `init` comes with no `db_write` before it."""
     home.init()

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cln_backup.backends import create_backend
-from cln_backup.errors import Unreachable
-from cln_backup.replicator import Replicator
-from tests.histories import OFF, append, payments, rider, started_node, told, told_by
+from tests.histories import payments, started_node, told, told_by
 from tests.socket.proxies import Cut, proxy
 from tests.socket.serving import server_process
 
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cln_backup.change import Change
-    from tests.socket.serving import ServerProcess
 
 PLUGIN = os.path.join(os.path.dirname(sys.executable), "cln-backup")
 
@@ -222,42 +219,3 @@ def _cut_at(cut: threading.Event) -> Callable[[int, bytes], bytes]:
         return data
 
     return treat
-
-
-@pytest.mark.parametrize("call", ["the first", "a later"])
-def test_wait_for_a_server_is_short_while_the_node_starts(
-    tmp_path: Path, home: Path, call: str
-) -> None:
-    """Whatever is asked of the server then: other plugins give up some 120 s after the start."""
-    url = f"file://{tmp_path}/node.bkp"
-    create_backend(url, None)
-    append(url, [*started_node(), rider(3, OFF)])  # so the first call writes a rider by itself
-    with server_process(url) as server:
-        _point(home, server.url)
-        replicator = Replicator(str(home), lambda _: None)
-        replicator._made_at -= 77  # what is left is what is always left
-        transactions = [change.transaction for change in payments(4, 6)]
-        assert transactions[0] is not None
-        assert transactions[1] is not None
-        if call == "the first":
-            replicator._log = _Stop(server, "Versions match up")
-            with pytest.raises(Unreachable, match="for 5 seconds"):
-                replicator.db_write(4, transactions[0])
-        else:
-            replicator.db_write(4, transactions[0])
-            server.kill()
-            with pytest.raises(Unreachable, match="for 5 seconds"):
-                replicator.db_write(5, transactions[1])
-        replicator.close()
-
-
-class _Stop:
-    """Kills a server when something is logged."""
-
-    def __init__(self, server: ServerProcess, when: str) -> None:
-        self._server = server
-        self._when = when
-
-    def __call__(self, message: str) -> None:
-        if message == self._when:
-            self._server.kill()

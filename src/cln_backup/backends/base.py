@@ -338,12 +338,6 @@ class Backend(ABC):
         """
         return None
 
-    def settle(self) -> None:  # noqa: B027 - most have nothing that runs beside them
-        """Ends what runs beside the writer and starts nothing more; changes may still be added.
-
-        For a process that ends soon, and has then no time to wait for anything.
-        """
-
     @abstractmethod
     def close(self) -> None:
         """Lets go of the backup, and of the right to write. Nothing is written."""

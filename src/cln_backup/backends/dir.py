@@ -399,11 +399,6 @@ class DirBackend(Backend):
             if name.startswith(start):
                 fsio.remove(os.path.join(self._place.path, name), op="remove unfinished file")
 
-    def settle(self) -> None:
-        """See `Backend.settle`."""
-        if self._writer is not None:
-            self._writer.settle()
-
     def close(self) -> None:
         """See `Backend.close`."""
         if self._writer is not None:

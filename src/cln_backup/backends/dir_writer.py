@@ -60,7 +60,6 @@ class SegmentWriter:
         self._leftover = end
         self._upkeep: subprocess.Popen[bytes] | None = None
         self._spare_wanted = True
-        self._settled = False
 
     @property
     def end(self) -> LogEnd:
@@ -235,7 +234,7 @@ class SegmentWriter:
         started is no fault of the backup: the next segment is then prepared while the node waits.
         """
         self._spare_wanted = False
-        if self._settled or (self._upkeep is not None and self._upkeep.poll() is None):
+        if self._upkeep is not None and self._upkeep.poll() is None:
             return
         command = [sys.executable, "-m", "cln_backup.backends.dir_upkeep", self._store.path]
         command.extend((*self._upkeep_arguments, str(os.getpid())))
@@ -246,14 +245,6 @@ class SegmentWriter:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-
-    def settle(self) -> None:
-        """Stops the process beside, whose work the next one finishes, and starts no other."""
-        self._settled = True
-        if self._upkeep is not None:
-            self._upkeep.kill()
-            self._upkeep.wait()
-            self._upkeep = None
 
     def close(self) -> None:
         """Lets go of the segment, and waits for the process beside."""

@@ -83,7 +83,8 @@ class Link:
 
         A connection that says nothing counts as lost from when it was asked, or `STALL_S` before
         that is found out. No wait takes more than half of what is left, so that there is always
-        time for another connection, and all together take hardly longer than the limit.
+        time for another connection. It is tried for the limit, the last time when it is reached,
+        and for hardly longer.
 
         Args:
             limit_s: how long after the loss is tried.
@@ -109,19 +110,19 @@ class Link:
                 self.close()
                 now = time.monotonic()
                 lost_at = max(began_at, now - STALL_S) if lost_at is None else lost_at
-                gone_s = now - lost_at
-                if gone_s + pause_s > limit_s:
+                left_s = lost_at + limit_s - now
+                if left_s <= 0:
                     raise Unreachable(self._explain(error, limit_s)) from error
                 if (pause_s and said_at == 0.0) or now - max(said_at, lost_at) >= _SAY_EVERY_S:
                     said_at = now
                     _log.warning(
                         "No connection to the backup server %s (%s). The node waits; trying again "
-                        "for %.0f seconds more.",
+                        "for %d seconds more.",
                         self.url.server,
                         _reason(error),
-                        limit_s - gone_s,
+                        int(left_s),
                     )
-                time.sleep(pause_s)
+                time.sleep(min(pause_s, left_s))
                 pause_s = min(max(_FIRST_PAUSE_S, 2 * pause_s), _LONGEST_PAUSE_S)
             else:
                 if said_at:
@@ -140,8 +141,16 @@ class Link:
         return (
             f"The backup server {self.url.server} could not be reached for {limit_s:.0f} seconds: "
             f"{_reason(error)}.{hint} What was answered before is safe there. Look whether the "
-            "server runs and the network is there; then start again. How long to wait can be set "
-            "in the URL: deadline=SECONDS."
+            f"server runs and the network is there; then start again. {self._advice(limit_s)}"
+        )
+
+    def _advice(self, limit_s: float) -> str:
+        """What makes such a wait longer, if anything does."""
+        if limit_s >= self.url.deadline_s:
+            return "How long to wait can be set in the URL: deadline=SECONDS."
+        return (
+            "The URL's deadline counts only when the node is up: while it starts, its other "
+            "plugins would give up, and a command waits no longer either. Start the server first."
         )
 
     def close(self) -> None:
