@@ -6,7 +6,13 @@ import hashlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup.backends import backend_class, create_backend, open_backend, redacted
+from cln_backup.backends import (
+    backend_class,
+    create_backend,
+    open_backend,
+    redacted,
+    require_outside_backups,
+)
 from cln_backup.backends.secrets import unlocking_with
 from cln_backup.errors import AlreadyExists, BackupError, Damaged, Interrupted, NotFound
 
@@ -39,11 +45,12 @@ def copy(source_url: str, target_url: str) -> Copied:
     place for what is unfinished; there it must be removed by hand. The source is as it was.
 
     Raises:
-        AlreadyExists: something stands at the target; it was left as it is.
+        AlreadyExists: there is something at the target, or it is inside a backup; nothing was made.
         Damaged: the source cannot be read to its end, or the copy is not the same.
         BadChange: the target's format cannot hold a change.
         BackupError: as the two backends have it.
     """
+    require_outside_backups(target_url)
     with open_backend(source_url) as source:
         if source.head is None:
             raise NotFound(f"The backup {redacted(source_url)} is empty; there is nothing to copy.")

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from cln_backup import fsio
 from cln_backup.backends import backend_class, open_backend
 from cln_backup.backends.base import Key
+from cln_backup.backends.places import require_outside
 from cln_backup.backends.secrets import (
     Secret,
     given_secret,
@@ -106,6 +107,7 @@ def key_file(path: str, needed: Callable[[], bool] = lambda: False) -> Iterator[
     if os.path.lexists(path):
         yield
         return
+    require_outside(os.path.dirname(os.path.abspath(path)))
     _make_key_file(path)
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import glob
 import os
@@ -15,6 +16,19 @@ from cln_backup.errors import BadSettings, NodeRunning, NotFound
 
 RPC_SOCKET_NAME = "lightning-rpc"
 DATABASE_NAME = "lightningd.sqlite3"
+_IN_NETWORK_DIRECTORY = frozenset(
+    (
+        DATABASE_NAME,
+        "hsm_secret",
+        RPC_SOCKET_NAME,
+        "gossip_store",
+        "emergency.recover",
+        "backup.lock",
+    )
+)
+_NETWORKS = frozenset(
+    ("bitcoin", "testnet", "testnet4", "signet", "regtest", "liquid", "liquid-regtest")
+)
 _FIND = "read the node's database"
 
 
@@ -102,6 +116,23 @@ def database_path(directory: str, wallet: str | None) -> str:
     return os.path.join(directory, wallet)
 
 
+def network_directories_in(directory: str) -> list[str]:
+    """Names of a node's network directories in a directory, where that is none itself."""
+    names = fsio.list_directory(directory, op=_FIND)
+    if not _IN_NETWORK_DIRECTORY.isdisjoint(names):
+        return []
+    return [name for name in names if _is_network_directory(os.path.join(directory, name))]
+
+
+def _is_network_directory(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        known = os.path.basename(path) in _NETWORKS
+        return os.path.isdir(path) and (
+            known or not _IN_NETWORK_DIRECTORY.isdisjoint(os.listdir(path))
+        )
+    return False
+
+
 def find_database(directory: str, wallet: str | None) -> str | None:
     """The path of the node's database, `None` where it has none yet.
 
@@ -122,11 +153,12 @@ def find_database(directory: str, wallet: str | None) -> str | None:
     if kind is None:
         if wallet is not None:
             return None
-        below = glob.glob(os.path.join(glob.escape(directory), "*", DATABASE_NAME))
+        below = network_directories_in(directory)
         if below:
             raise NotFound(
-                f"{directory} has no database, but {os.path.dirname(below[0])} has. Name that "
-                "directory: the plugin is started there and looks for backup.lock there."
+                f"{directory} is not a network directory: it has no database, and "
+                f"{os.path.join(directory, below[0])} is there. Name that one: the plugin is "
+                "started there and looks for backup.lock there."
             )
         return None
     if kind == "link":

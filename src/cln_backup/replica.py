@@ -32,6 +32,16 @@ _PRAGMAS = frozenset(
 _CONSTRAINT = re.compile(
     r"(?:UNIQUE|NOT NULL|CHECK|FOREIGN KEY|PRIMARY KEY) constraint failed(?:: [\w.]+(?:, [\w.]+)*)?"
 )
+_REASONS: dict[type[apsw.Error], str] = {
+    apsw.BusyError: "another program has it locked; stop that",
+    apsw.LockedError: "another program has it locked; stop that",
+    apsw.CantOpenError: "it, or its journal, cannot be opened; look at the owner and permissions",
+    apsw.PermissionsError: "this user may not read it",
+    apsw.ReadOnlyError: "this user may not write to it, which its journal needs",
+    apsw.IOError: "its disk fails a read",
+    apsw.FullError: "the disk is full",
+    apsw.CorruptError: "it is damaged",
+}
 _FOREIGN_KEYS = "PRAGMA foreign_keys = ON"
 
 
@@ -250,8 +260,9 @@ def copy_database(source: str, path: str) -> int:
         origin = apsw.Connection(source, flags=apsw.SQLITE_OPEN_READWRITE)
         copy = apsw.Connection(path)
     except apsw.Error as error:
-        raise NotFound(f"Cannot open the database {source}: {error}") from error
+        raise StorageError(f"Cannot open the database {source}: {_reason(error)}") from error
     try:
+        _require_lightningds(origin, source)
         for pragma in ("journal_mode = OFF", "synchronous = OFF"):
             copy.execute(f"PRAGMA {pragma}").fetchall()
         with copy.backup("main", origin, "main") as backup:
@@ -266,10 +277,31 @@ def copy_database(source: str, path: str) -> int:
     except apsw.NotADBError as error:
         raise NotFound(f"{source} is no SQLite database ({error}).") from error
     except apsw.Error as error:
-        raise StorageError(f"Cannot copy the database {source}: {error}") from error
+        raise StorageError(f"Cannot copy the database {source}: {_reason(error)}") from error
     finally:
         copy.close()
         origin.close()
+
+
+def _require_lightningds(connection: apsw.Connection, path: str) -> None:
+    """Makes sure that a database is lightningd's, of whatever age, or holds no table yet."""
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    tables = {name for (name,) in rows}
+    bookkeepers = "chain_events" in tables and "outputs" not in tables
+    if tables and (bookkeepers or tables.isdisjoint(("vars", "outputs"))):
+        raise NotFound(
+            f"{path} is a SQLite database, but not lightningd's. Name the one that lightningd "
+            "uses: lightningd.sqlite3, if its option wallet names no other."
+        )
+
+
+def _reason(error: apsw.Error) -> str:
+    """What SQLite says, or, where it names the other of two databases, the kind of the error."""
+    text = str(error)
+    if text not in ("not an error", ""):
+        return text
+    code = apsw.mapping_result_codes.get(getattr(error, "result", -1), type(error).__name__)
+    return f"{_REASONS.get(type(error), 'SQLite reports')} ({code})"
 
 
 def node_id_of(path: str) -> str | None:

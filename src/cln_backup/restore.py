@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup import fsio
 from cln_backup.ahead import read_ahead
+from cln_backup.backends.places import require_outside
 from cln_backup.errors import AlreadyExists, NotFound
-from cln_backup.node import DATABASE_NAME
+from cln_backup.node import DATABASE_NAME, network_directories_in
 from cln_backup.replica import replay
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.base import Backend
     from cln_backup.change import Change
 
+_LOOK = "look at the destination"
 _COMPANIONS = ("-journal", "-wal", "-shm")
 
 
@@ -93,6 +95,16 @@ def restore(
     return Restored(path, replica.applied, replica.changes, size, faults)
 
 
+def _refuse_directory_above(path: str) -> None:
+    below = network_directories_in(path)
+    if below:
+        raise NotFound(
+            f"{path} is not a network directory: lightningd looks for its database in one below "
+            f"it, such as {os.path.join(path, below[0])}. Name that one; or name the file, if "
+            f"it is to be here all the same: {os.path.join(path, DATABASE_NAME)}"
+        )
+
+
 def target_path(destination: str) -> str:
     """Where the database will stand, if nothing stands there.
 
@@ -100,12 +112,14 @@ def target_path(destination: str) -> str:
         AlreadyExists, NotFound: as `restore`.
     """
     path = os.path.abspath(destination)
-    if os.path.isdir(path):
+    if fsio.kind_at(path, op=_LOOK) == "directory":
+        _refuse_directory_above(path)
         path = os.path.join(path, DATABASE_NAME)
     elif destination.endswith("/"):
         raise NotFound(f"There is no directory {destination}.")
-    if not os.path.isdir(os.path.dirname(path)):
+    if fsio.kind_at(os.path.dirname(path), op=_LOOK) != "directory":
         raise NotFound(f"There is no directory {os.path.dirname(path)}.")
+    require_outside(os.path.dirname(path))
     for name in (path, *(path + companion for companion in _COMPANIONS)):
         if os.path.lexists(name):
             raise AlreadyExists(

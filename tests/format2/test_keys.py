@@ -25,7 +25,7 @@ from cln_backup.errors import AlreadyExists, BackupError, Damaged, Locked, Stora
 from cln_backup.formats.holders import Holder, HolderKind, pack_holder, unpack_holder
 from cln_backup.formats.v2 import Malformed
 from cln_backup.initialize import initialize
-from cln_backup.keyring import add_key, encrypted, list_keys, remove_key
+from cln_backup.keyring import add_key, encrypted, is_encrypted, list_keys, remove_key
 from tests.format2.small import SNAPSHOT, url_of
 from tests.histories import append, payments, started_node, told, told_by
 
@@ -199,3 +199,21 @@ def test_single_plain_file_in_an_encrypted_backup_is_refused(tmp_path: Path) -> 
         pytest.raises(Damaged, match="not encrypted, but a key was given"),
     ):
         open_backend(plain)
+
+
+def test_encrypted_backup_without_key_files_is_not_said_to_be_plain(tmp_path: Path) -> None:
+    """`key list` said "not encrypted", with exit code 0."""
+    url = url_of("encrypted", tmp_path)
+    create_backend(url, None)
+    bare = f"dir://{tmp_path}/node"
+    assert is_encrypted(bare)
+    for key in (tmp_path / "node").glob("key-*"):
+        key.unlink()
+    for ask in (
+        lambda: list_keys(bare),
+        lambda: is_encrypted(bare),
+        lambda: remove_key(bare, "key-file"),
+        lambda: open_backend(url),
+    ):
+        with pytest.raises(Locked, match="is encrypted and has no key files"):
+            ask()

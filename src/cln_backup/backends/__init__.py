@@ -62,7 +62,17 @@ def open_backend(url: str, *, writable: bool = False) -> Backend:
 
 def create_backend(url: str, base: Change | None) -> None:
     """Makes a new backup at a URL; `Backend.create` says what is durable and what it raises."""
+    require_outside_backups(url)
     backend_class(url).create(url, base)
+
+
+def require_outside_backups(url: str) -> None:
+    """Makes sure that a new backup is made in no other one. Raises `AlreadyExists`, `BadUrl`."""
+    path = backend_class(url).path_at(url)
+    if path is not None:
+        from cln_backup.backends.places import require_outside
+
+        require_outside(os.path.dirname(path))
 
 
 def redacted(url: str) -> str:

@@ -109,6 +109,11 @@ class Backend(ABC):
     slow_to_read: ClassVar[bool] = False
 
     @classmethod
+    def path_at(cls, url: str) -> str | None:  # noqa: ARG003
+        """The path in a URL of files on this machine. Raises `BadUrl`."""
+        return None
+
+    @classmethod
     @abstractmethod
     def create(cls, url: str, base: Change | None) -> None:
         """Makes a new backup, empty or with a first snapshot.

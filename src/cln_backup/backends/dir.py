@@ -19,7 +19,7 @@ from cln_backup.backends.dir_base import (
 )
 from cln_backup.backends.dir_dropped import check_dropped, dropped, set_aside
 from cln_backup.backends.dir_history import Base, History
-from cln_backup.backends.dir_keys import NodeVeil, add_holder, holders, remove_holder
+from cln_backup.backends.dir_keys import NodeVeil, add_holder, holders, remove_holder, without_keys
 from cln_backup.backends.dir_log import Tracker, find_end
 from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_snapshot_file
 from cln_backup.backends.dir_store import BUILDING, damaged, list_files
@@ -67,6 +67,11 @@ class DirBackend(Backend):
         self._last_write = LastWrite()
 
     @classmethod
+    def path_at(cls, url: str) -> str:
+        """See `Backend.path_at`."""
+        return place_of(url).path
+
+    @classmethod
     def create(cls, url: str, base: Change | None) -> None:
         """See `Backend.create`."""
         create_backup(place_of(url), base)
@@ -110,9 +115,12 @@ class DirBackend(Backend):
     @classmethod
     def list_keys(cls, url: str) -> list[Key]:
         """See `Backend.list_keys`."""
+        place = place_of(url)
+        found = holders(*identity(place))
+        if not found and is_encrypted(place):
+            raise without_keys(place.path)
         return [
-            Key(holder.label, kind_name(holder.kind), holder.created_ms / 1000)
-            for holder in holders(*identity(place_of(url)))
+            Key(holder.label, kind_name(holder.kind), holder.created_ms / 1000) for holder in found
         ]
 
     def add_key(self, secret: Secret, label: str) -> None:
@@ -125,6 +133,7 @@ class DirBackend(Backend):
     @classmethod
     def remove_key(cls, url: str, label: str) -> None:
         """See `Backend.remove_key`."""
+        cls.list_keys(url)  # none at all is an error of its own
         remove_holder(*identity(place_of(url)), label)
 
     def _take_stock(self) -> None:

@@ -81,7 +81,10 @@ def unlock(place: Place, backup_id: bytes) -> bytes:
             "--hsm-secret or --passphrase-file; --words or --passphrase, to be asked. "
             f"{KEY_FOR_A_NODE}"
         )
-    for holder in holders(place.path, backup_id):
+    found = holders(place.path, backup_id)
+    if not found:
+        raise without_keys(place.path)
+    for holder in found:
         if holder.kind is secret.kind and (key := unwrap(holder, secret.content)) is not None:
             return key
     what = secret.kind.name.lower().replace("_", " ")
@@ -89,6 +92,15 @@ def unlock(place: Place, backup_id: bytes) -> bytes:
         f"The backup in {place.path} is not unlocked by this {what}. Either it was mistyped, or it "
         "belongs to another backup or node, or it was never added (`backup-cli key list` says what "
         "was)."
+    )
+
+
+def without_keys(path: str) -> Locked:
+    """What to raise where a backup is encrypted, and the files of those who unlock it are gone."""
+    return Locked(
+        f"The backup in {path} is encrypted and has no key files (key-…): without one nobody can "
+        "unlock it, whatever secret they have. Look for them where the backup was copied from, or "
+        "in an older copy of it: each key file of this backup unlocks all of it."
     )
 
 

@@ -100,6 +100,11 @@ class FileBackend(Backend):
         self._last_write = LastWrite()
 
     @classmethod
+    def path_at(cls, url: str) -> str:
+        """See `Backend.path_at`."""
+        return path_of(url)
+
+    @classmethod
     def create(cls, url: str, base: Change | None) -> None:
         """See `Backend.create`. The file is built beside, under another name."""
         file_rewrite.create(_vacant(path_of(url)), base)

@@ -116,8 +116,8 @@ class Link:
                 if (pause_s and said_at == 0.0) or now - max(said_at, lost_at) >= _SAY_EVERY_S:
                     said_at = now
                     _log.warning(
-                        "No connection to the backup server %s (%s). The node waits; trying again "
-                        "for %d seconds more.",
+                        "No connection to the backup server %s (%s). Trying again for %d "
+                        "seconds more.",
                         self.url.server,
                         _reason(error),
                         int(left_s),

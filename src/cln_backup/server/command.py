@@ -12,7 +12,7 @@ from cln_backup.backends.socket_url import Address, parse_address
 from cln_backup.errors import BackupError, BadSettings, NotFound
 from cln_backup.server import certificate, listener, logs, systemd
 from cln_backup.server.admission import MAX_CONNECTIONS
-from cln_backup.server.nodes import open_nodes, read_nodes, renew, say_not_found
+from cln_backup.server.nodes import of_this_machine, open_nodes, read_nodes, renew, say_not_found
 from cln_backup.server.served import Served
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _nodes(url: str | None, options: Options) -> dict[str, Served]:
     if options.nodes_file is not None:
         return read_nodes(options.nodes_file)
     assert url is not None
-    return {"": Served("", url_of(url), None)}
+    return {"": Served("", of_this_machine(url_of(url)), None)}
 
 
 def _certificate(options: Options) -> tuple[str, str] | None:

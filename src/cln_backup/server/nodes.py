@@ -13,8 +13,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from cln_backup import fsio
-from cln_backup.backends import redacted
-from cln_backup.errors import BackupError, BadSettings, NotFound
+from cln_backup.backends import backend_class, redacted
+from cln_backup.errors import BackupError, BadSettings, BadUrl, NotFound
 from cln_backup.server.served import Served
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def read_nodes(path: str) -> dict[str, Served]:
 
     Raises:
         BadSettings: the message names the line that cannot be right.
+        BadUrl: a backup that this server cannot serve.
     """
     if fsio.kind_at(path, op="read list of nodes") is None:
         raise BadSettings(f"There is no list of nodes at {path}.")
@@ -60,11 +61,21 @@ def read_nodes(path: str) -> dict[str, Served]:
             )
         if name in nodes or url in urls:
             raise BadSettings(f"{where}: this name or this backup is listed before.")
-        nodes[name] = Served(name, url, token_hash)
+        nodes[name] = Served(name, of_this_machine(url), token_hash)
         urls.add(url)
     if not nodes:
         raise BadSettings(f"{path} lists no node.")
     return nodes
+
+
+def of_this_machine(url: str) -> str:
+    """The URL of a backup that can be served. Raises `BadUrl` where it is on a server itself."""
+    if backend_class(url).remote:
+        raise BadUrl(
+            f"A server serves a file: or dir: backup of its own machine, not {redacted(url)}. To "
+            "listen there, name the backup first: backup-cli server dir:///the/backup HOST:PORT"
+        )
+    return url
 
 
 def open_nodes(nodes: Iterable[Served]) -> None:
