@@ -97,7 +97,7 @@ def _runs(changes: Iterator[Change]) -> Iterator[list[tuple[object, ...]]]:
     characters = 0
     try:
         for change in changes:
-            run.append((change.version, change.snapshot, change.transaction))
+            run.append((change.version, change.snapshot, change.transaction, change.stored_ms))
             characters += 0 if change.transaction is None else sum(map(len, change.transaction))
             if characters >= _RUN_CHARACTERS or change.transaction is None:
                 yield run
@@ -124,8 +124,8 @@ def _received(fd: int) -> Iterator[Change]:
             return
         if isinstance(message, Exception):
             raise message
-        for version, snapshot, transaction in message:
-            yield Change(version, snapshot, transaction)
+        for fields in message:
+            yield Change(*fields)
 
 
 def _read(fd: int, length_bytes: int) -> bytearray:

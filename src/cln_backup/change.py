@@ -44,6 +44,9 @@ class Change:
     version: int
     snapshot: Snapshot | None
     transaction: Sequence[str] | None
+    stored_ms: int | None = field(default=None, compare=False)
+    """When it was stored, in milliseconds since 1970; 0 where that is not known. `None` for a
+    change that was not stored yet: who stores it takes the time of that moment."""
     kind: Kind = field(init=False)
     """Whether this is a snapshot, a transaction or a rider."""
 

@@ -6,12 +6,19 @@ import functools
 import gc
 import json
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import click
 
 from cln_backup import __version__, history
-from cln_backup.backends import backend_class, open_backend, redacted, url_of
+from cln_backup.backends import (
+    accepting_incomplete_copies,
+    backend_class,
+    open_backend,
+    redacted,
+    url_of,
+)
 from cln_backup.boundary import speak, told
 from cln_backup.cli_secrets import register, unlocked, with_secrets
 from cln_backup.compact import compact as compact_backup
@@ -201,8 +208,9 @@ def snapshot(lightning_dir: str, *, as_json: bool) -> Fields:
     "--to",
     type=click.IntRange(min=0),
     metavar="VERSION",
-    help="Stop at this data version, for a migration that was cut in the middle and cannot go on. "
-    "In any other case an old database loses money.",
+    help="Stop at this data version, for a migration that was cut in the middle and cannot go on, "
+    "or where nothing but an incomplete copy is left. In any other case an old database loses "
+    "money.",
 )
 @_url
 @click.argument("destination", metavar="DESTINATION")
@@ -213,7 +221,13 @@ def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fie
     then it gets its name.
     """
     target_path(destination)
-    with open_backend(url) as backend, progress(backend.version_count, as_json=as_json) as step:
+    # Whoever names a version asks for what is there; without one, nothing may be missing.
+    accepting = nullcontext() if to is None else accepting_incomplete_copies()
+    with (
+        accepting,
+        open_backend(url) as backend,
+        progress(backend.version_count, as_json=as_json) as step,
+    ):
         show_notices(backend.notices)
         done = restore_database(backend, destination, step, to)
         newest = backend.version
@@ -261,7 +275,10 @@ def status(url: str, *, as_json: bool) -> Fields:
             ("changes", str(found.version_count)),
             ("size", size(found.backupsize)),
             ("last change", found.head or "none: the backup is empty"),
-            ("stored", "unknown" if changed is None else f"{moment(changed)} ({age(changed)})"),
+            (
+                "file written" if found.dated_by_file else "stored",
+                "unknown" if changed is None else f"{moment(changed)} ({age(changed)})",
+            ),
             ("node", found.node_id or "unknown"),
             *rows_of(held),
         )
@@ -330,19 +347,23 @@ def compact(url: str, *, as_json: bool) -> Fields:
 def log(url: str, start: int, dropped: bool, *, as_json: bool) -> Fields:
     """List the changes, one a line, without their contents.
 
-    Shown are data version, kind, size in bytes, number of statements and the tables touched; with
-    --json, one object a line.
+    Shown are data version, when it was stored, kind, size in bytes, number of statements and the
+    tables touched; with --json, one object a line. A file: backup has no room for times.
     """
     with open_backend(url) as backend:
         if not as_json:
-            click.echo(f"{'version':>10}  {'kind':<11}  {'bytes':>12}  {'statements':>10}  tables")
+            click.echo(
+                f"{'version':>10}  {'kind':<11}  {'bytes':>12}  {'statements':>10}  "
+                f"{'stored':<19}  tables"
+            )
         for line in history.log(backend, start, dropped=dropped):
             if as_json:
                 click.echo(json.dumps(line._asdict()))
             else:
+                stored = "-" if line.stored_at is None else moment(line.stored_at)
                 click.echo(
                     f"{line.version:>10}  {line.kind:<11}  {line.size_bytes:>12}  "
-                    f"{line.statements:>10}  {', '.join(line.tables)}"
+                    f"{line.statements:>10}  {stored:<19}  {', '.join(line.tables)}"
                 )
         show_notices(backend.notices)
     return {}

@@ -90,7 +90,8 @@ def fold(
         return Folded(None, foreign_keys=True)
     snapshot = DatabaseFile(path)
     scratch.require_room(reader.storage_dir, op="compact", needed_bytes=snapshot.size_bytes)
-    return Folded(Change(replica.applied, snapshot, None), replica.foreign_keys)
+    base = Change(replica.applied, snapshot, None, replica.stored_ms)
+    return Folded(base, replica.foreign_keys)
 
 
 def _with_room(changes: Iterator[Change], place: str) -> Iterator[Change]:

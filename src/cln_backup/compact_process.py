@@ -132,7 +132,7 @@ def _stage(reader: Backend, base: Change | None, *, foreign_keys: bool) -> Stage
         assert base.snapshot is not None
         assert reader.storage_dir is not None
         paced = _PacedSnapshot(base.snapshot, reader.storage_dir)
-        base = Change(base.version, paced, None)
+        base = Change(base.version, paced, None, base.stored_ms)
     return reader.stage(base, foreign_keys=foreign_keys)
 
 

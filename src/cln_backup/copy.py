@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import (
@@ -39,6 +40,10 @@ class Copied(NamedTuple):
 
 def copy(source_url: str, target_url: str) -> Copied:
     """Copies every change, then reads the copy back and compares.
+
+    Each change keeps the time at which it was stored, where both formats have room for it; the
+    last one also where one is `file:`, whose time is then the file's. What a node's start makes of
+    a loss of power depends on that. A server takes the time of the copy.
 
     The copy gets its name when it was read back: before, or where this fails in the middle, there
     is nothing that could be taken for a backup, which would be an older one. Only a server has no
@@ -91,7 +96,7 @@ def _said_where_it_stays(url: str, *, stays: bool) -> Iterator[None]:
 def _fill(source: Backend, url: str) -> bytes:
     """Makes a new backup of all changes of another one; returns their digest."""
     digest = hashlib.sha256()
-    changes = source.stream_changes()
+    changes = _dated(source)
     first = next(changes)
     if first.snapshot is not None:
         create_backend(url, _noted(first, digest))
@@ -103,6 +108,16 @@ def _fill(source: Backend, url: str) -> bytes:
         for change in changes:
             target.add_change(_noted(change, digest))
     return digest.digest()
+
+
+def _dated(source: Backend) -> Iterator[Change]:
+    """All changes; the last one has at least the time that the backup has as a whole."""
+    head_ms = int((source.last_change_at or 0) * 1000)
+    for number, change in enumerate(source.stream_changes(), 1):
+        if number == source.version_count and not change.stored_ms:
+            yield replace(change, stored_ms=head_ms)
+        else:
+            yield change
 
 
 def _digest_of(backend: Backend) -> bytes:
@@ -134,7 +149,7 @@ def _noted(change: Change, digest: hashlib._Hash) -> Change:
     """The same change, which goes into the digest: a snapshot when it is read."""
     digest.update(f"{change.version} {change.kind.value} ".encode())
     if change.transaction is None:
-        return type(change)(change.version, _NotedSnapshot(change, digest), None)
+        return replace(change, snapshot=_NotedSnapshot(change, digest))
     for statement in change.transaction:
         text = statement.encode("utf-8", "surrogateescape")
         digest.update(len(text).to_bytes(8, "big") + text)

@@ -7,6 +7,7 @@
     ├── NodeRunning        6   lightningd runs on the directory
     ├── WriterConflict     7   another process writes to this backup
     ├── Damaged            8   the backup holds bytes that cannot be right
+    │   └── IncompleteCopy 20  the end of the backup is missing
     ├── ReplayFailed       9   the changes do not make a database
     ├── StorageError      10   the operating system failed a read, write or sync
     │   └── Unreachable   15   a server did not answer in the time that is given to it
@@ -84,6 +85,15 @@ class Damaged(BackupError):
         if version > 0 and self.good_version == 0:
             self.good_version = version
             self.args = (f"{self} All up to version {version} can be read.",)
+
+
+class IncompleteCopy(Damaged):
+    """The end of the backup is missing, as in a copy that stopped early; nothing was changed.
+
+    `good_version` is the last data version that is there; newer changes may have been answered.
+    """
+
+    exit_code = 20
 
 
 class ReplayFailed(BackupError):

@@ -394,6 +394,12 @@ def keep_times(fd: int, like_fd: int) -> None:
         os.utime(fd, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+def set_time(fd: int, at_ms: int) -> None:
+    """Gives a file the time of its last change, in milliseconds since 1970."""
+    with storage_errors("set the time of", fd):
+        os.utime(fd, ns=(at_ms * 1_000_000, at_ms * 1_000_000))
+
+
 def is_sole_name(path: str) -> bool:
     """Whether a regular file stands at the path, no link, that has no other name beside it."""
     try:

@@ -43,6 +43,7 @@ class Status(NamedTuple):
         backupsize: bytes on its storage.
         head: kind of the last change; `None` when the backup is empty.
         last_change_at: seconds since 1970, where that is known.
+        dated_by_file: whether that is only when a file was last written.
         node_id: the node whose backup it is, where that is known.
     """
 
@@ -52,6 +53,7 @@ class Status(NamedTuple):
     backupsize: int
     head: str | None
     last_change_at: float | None
+    dated_by_file: bool
     node_id: str | None
 
 
@@ -62,6 +64,7 @@ class LogLine(NamedTuple):
         size_bytes: of its statements or of its database file.
         statements: how many it has.
         tables: those that its statements touch, each once, in order.
+        stored_at: when it was stored, in seconds since 1970; `None` where that is not known.
     """
 
     version: int
@@ -69,6 +72,7 @@ class LogLine(NamedTuple):
     size_bytes: int
     statements: int
     tables: tuple[str, ...]
+    stored_at: float | None
 
 
 def status(backend: Backend) -> Status:
@@ -81,6 +85,7 @@ def status(backend: Backend) -> Status:
         backend.size_bytes,
         None if head is None else head.kind.value,
         backend.last_change_at,
+        backend.dated_by_file,
         backend.node_id,
     )
 
@@ -108,9 +113,10 @@ def log(backend: Backend, start: int = 0, *, dropped: bool = False) -> Iterator[
         if change.version < start:
             continue
         kind = change.kind.value
+        stored_at = change.stored_ms / 1000 if change.stored_ms else None
         if change.transaction is None:
             assert change.snapshot is not None
-            yield LogLine(change.version, kind, change.snapshot.size_bytes, 0, ())
+            yield LogLine(change.version, kind, change.snapshot.size_bytes, 0, (), stored_at)
             continue
         touched = map(statements.table, change.transaction)
         yield LogLine(
@@ -119,4 +125,5 @@ def log(backend: Backend, start: int = 0, *, dropped: bool = False) -> Iterator[
             sum(len(text.encode("utf-8", "surrogateescape")) for text in change.transaction),
             len(change.transaction),
             tuple(dict.fromkeys(name for name in touched if name is not None)),
+            stored_at,
         )

@@ -145,9 +145,15 @@ def moment(at: float) -> str:
 
 
 def age(at: float) -> str:
-    """How long ago that was."""
-    seconds = max(0, int(time.time() - at))
+    """How long ago that was, or how far in the future it is."""
+    seconds = int(time.time() - at)
+    if seconds < 0:
+        return f"{_length(-seconds)} in the future: this machine's clock is or was wrong"
+    return f"{_length(seconds)} ago"
+
+
+def _length(seconds: int) -> str:
     for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= 2 * length:
-            return f"{seconds // length} {unit} ago"
-    return "1 second ago" if seconds == 1 else f"{seconds} seconds ago"
+            return f"{seconds // length} {unit}"
+    return "1 second" if seconds == 1 else f"{seconds} seconds"

@@ -71,6 +71,7 @@ class Replica:
     Attributes:
         foreign_keys: whether they are enforced now.
         applied: data version of the last change applied.
+        stored_ms: when that was stored, as `Change.stored_ms`.
         changes: how many were applied.
     """
 
@@ -82,6 +83,7 @@ class Replica:
         self._execute = self._connection.cursor().execute
         self.foreign_keys = True
         self.applied = 0
+        self.stored_ms: int | None = None
         self.changes = 0
 
     def _connect(self) -> apsw.Connection:
@@ -105,7 +107,7 @@ class Replica:
             StorageError: the disk is full or failed.
         """
         kind = change.kind
-        self.applied = change.version
+        self.applied, self.stored_ms = change.version, change.stored_ms
         self.changes += 1
         if kind is Kind.SNAPSHOT:
             self._load(change)

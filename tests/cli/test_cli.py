@@ -264,6 +264,7 @@ def test_status_json(made: Place) -> None:
         "version_count": len(HISTORY),
         "backupsize": made.path.stat().st_size,
         "head": "transaction",
+        "dated_by_file": True,
         "notices": [],
     }
 
@@ -357,7 +358,7 @@ def test_compact(made: Place) -> None:
 def test_log(made: Place) -> None:
     ended = run("log", made.url)
     head, *lines = ended.out.splitlines()
-    assert head.split() == ["version", "kind", "bytes", "statements", "tables"]
+    assert head.split() == ["version", "kind", "bytes", "statements", "stored", "tables"]
     assert len(lines) == len(HISTORY)
     assert lines[1].split()[:2] == ["1", "rider"]
     assert lines[-1].split()[:2] == ["19", "transaction"]
@@ -374,6 +375,7 @@ def test_log_json(made: Place) -> None:
         "size_bytes": sum(len(text) for text in HISTORY[-2].transaction or ()),
         "statements": 3,
         "tables": ["payments", "vars"],
+        "stored_at": None,
     }
     assert run("log", "--from", "-1", made.url).code == 2
 

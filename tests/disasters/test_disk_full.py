@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, dir_writer, open_backend
+from cln_backup.backends import create_backend, dir_store, open_backend
 from cln_backup.change import Change
 from cln_backup.compact import compact
 from cln_backup.errors import BackupError, StorageError
@@ -45,7 +45,7 @@ SIZE_KIB = 160
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(dir_writer, "FIRST_SEGMENT_BYTES", 16 << 10)
+    monkeypatch.setattr(dir_store, "FIRST_SEGMENT_BYTES", 16 << 10)
     return str(request.param)
 
 

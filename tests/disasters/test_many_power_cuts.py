@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, dir_writer, open_backend
+from cln_backup.backends import create_backend, dir_store, open_backend
 from cln_backup.change import Change, Kind
 from cln_backup.compact import compact
 from cln_backup.errors import Discontinuity
@@ -158,7 +158,7 @@ def _rewound(backend: Backend) -> bool:
 def test_power_is_cut_again_and_again(
     kind: str, part: int, memory_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dir_writer, "FIRST_SEGMENT_BYTES", 2_048)
+    monkeypatch.setattr(dir_store, "FIRST_SEGMENT_BYTES", 2_048)
     for number in range(LIVES):
         life = Life(memory_path / str(number), kind, f"{part} {number}", monkeypatch)
         for _ in range(ROUNDS):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cln_backup.backends import create_backend, dir_writer, open_backend
+from cln_backup.backends import create_backend, dir_store, open_backend
 from cln_backup.errors import Discontinuity, NotFound
 from cln_backup.restore import restore
 from tests.disasters.disk import Recorder, place
@@ -164,7 +164,7 @@ def _short(seen: Sequence[Told]) -> str:
 def _cut_everywhere(
     scenario: Scenario, kind: str, place: Path, monkeypatch: pytest.MonkeyPatch, least: int
 ) -> Judge:
-    monkeypatch.setattr(dir_writer, "FIRST_SEGMENT_BYTES", 2_048)
+    monkeypatch.setattr(dir_store, "FIRST_SEGMENT_BYTES", 2_048)
     work = place / "work"
     work.mkdir()
     scenario.prepare(work)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cln_backup.backends import dir_log, dir_writer
+from cln_backup.backends import dir_log, dir_store
 from cln_backup.errors import BackupError
 from cln_backup.formats import seals, v2
 from tests.format2.small import KINDS, make_every_kind_of_file, read_all, url_of
@@ -118,9 +118,9 @@ class Fuzzer:
 def run(kind: str, rounds: int, seed: int, until: float | None = None) -> int:
     """Fuzzes for so many rounds, or until a moment of the monotonic clock; returns the rounds."""
     directory = Path(tempfile.mkdtemp(prefix="cln-backup-fuzz-"))
-    settled, first = dir_log._SETTLE_TRIES, dir_writer.FIRST_SEGMENT_BYTES
+    settled, first = dir_log._SETTLE_TRIES, dir_store.FIRST_SEGMENT_BYTES
     dir_log._SETTLE_TRIES = 0  # type: ignore[misc]
-    dir_writer.FIRST_SEGMENT_BYTES = 2048  # type: ignore[misc]
+    dir_store.FIRST_SEGMENT_BYTES = 2048  # type: ignore[misc]
     done = 0
     try:
         fuzzer = Fuzzer(kind, directory, seed)
@@ -129,7 +129,7 @@ def run(kind: str, rounds: int, seed: int, until: float | None = None) -> int:
             done += 1
     finally:
         dir_log._SETTLE_TRIES = settled  # type: ignore[misc]
-        dir_writer.FIRST_SEGMENT_BYTES = first  # type: ignore[misc]
+        dir_store.FIRST_SEGMENT_BYTES = first  # type: ignore[misc]
         shutil.rmtree(directory)
     return done
 

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from cln_backup.backends import dir_writer
+from cln_backup.backends import dir_store
 from cln_backup.keyring import add_key, secret_from
 from tests.format2.small import KINDS, make_every_kind_of_file, url_of
 from tests.format2.test_hsm_secret import MNEMONIC
@@ -18,7 +18,7 @@ from tests.histories import told_by
 
 
 def main() -> None:
-    dir_writer.FIRST_SEGMENT_BYTES = 2048  # type: ignore[misc]
+    dir_store.FIRST_SEGMENT_BYTES = 2048  # type: ignore[misc]
     for kind in KINDS:
         place = Path(sys.argv[1]) / f"format2-{kind}"
         place.mkdir()

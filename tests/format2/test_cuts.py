@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cln_backup.backends import create_backend, dir_log, dir_writer, open_backend
+from cln_backup.backends import create_backend, dir_log, dir_store, open_backend
 from cln_backup.change import Change
 from tests.disasters.disk import Recorder, place
 from tests.format2.small import KINDS, SNAPSHOT, url_of
@@ -102,7 +102,7 @@ def recorded(
 ) -> Recorded:
     url = url_of(kind, memory_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dir_writer, "FIRST_SEGMENT_BYTES", 2048)
+        patch.setattr(dir_store, "FIRST_SEGMENT_BYTES", 2048)
         create_backend(url, None)
         append(url, started_node())
         recorder = Recorder(memory_path / "node")
@@ -145,7 +145,7 @@ def _check(files: Files, after: int, recorded: Recorded, url: str, directory: Pa
 def test_kill_at_every_call(
     kind: str, recorded: Recorded, memory_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dir_writer, "FIRST_SEGMENT_BYTES", 2048)
+    monkeypatch.setattr(dir_store, "FIRST_SEGMENT_BYTES", 2048)
     monkeypatch.setattr(dir_log, "_SETTLE_TRIES", 0)
     url = url_of(kind, memory_path)
     for after in range(len(recorded.recorder.steps) + 1):
@@ -156,7 +156,7 @@ def test_kill_at_every_call(
 def test_loss_of_power_at_every_call(
     kind: str, recorded: Recorded, memory_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dir_writer, "FIRST_SEGMENT_BYTES", 2048)
+    monkeypatch.setattr(dir_store, "FIRST_SEGMENT_BYTES", 2048)
     monkeypatch.setattr(dir_log, "_SETTLE_TRIES", 0)
     url = url_of(kind, memory_path)
     for after in range(len(recorded.recorder.steps) + 1):

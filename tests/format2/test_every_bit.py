@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import dir_log, dir_writer
+from cln_backup.backends import dir_log, dir_store
 from cln_backup.errors import Damaged, Locked
 from tests.format2.small import KINDS, make_every_kind_of_file, read_all, url_of
 
@@ -21,7 +21,7 @@ _PARTS = 4
 def test_every_flipped_bit_is_found(
     kind: str, part: int, memory_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dir_writer, "FIRST_SEGMENT_BYTES", 2048)
+    monkeypatch.setattr(dir_store, "FIRST_SEGMENT_BYTES", 2048)
     monkeypatch.setattr(dir_log, "_SETTLE_TRIES", 0)
     url = url_of(kind, memory_path)
     make_every_kind_of_file(url)

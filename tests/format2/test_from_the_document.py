@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 VECTORS = Path(__file__).parent.parent / "vectors"
-LOG_FILE, BASE_FILE, SNAPSHOT_FILE = 1, 2, 3
+LOG_FILE, BASE_FILE, SNAPSHOT_FILE, TIMED_LOG_FILE = 1, 2, 3, 5
 Told = tuple[int, str, tuple[bytes, ...]]
 
 
@@ -56,6 +56,7 @@ class Record(NamedTuple):
     version: int
     rest: bytes
     seal: bytes
+    at_ms: int
 
 
 class File:
@@ -64,7 +65,9 @@ class File:
         magic, found, cipher, self.backup_id, number, self.epoch, _, salt = struct.unpack_from(
             ">8sBB6x16sQQQ32s", self.raw
         )
-        assert (magic, found) == (b"CLNBKP2\n", kind)
+        assert magic == b"CLNBKP2\n"
+        assert found == kind or (kind, found) == (LOG_FILE, TIMED_LOG_FILE)
+        self.timed = found == TIMED_LOG_FILE
         assert cipher == (0 if master is None else 1)
         assert number == int(path.name.split("-")[2 if kind == SNAPSHOT_FILE else 1])
         self.key = master and derived(master, salt, b"cln-backup file" + self.backup_id)
@@ -95,14 +98,16 @@ class File:
             assert struct.unpack_from(">IB", self.raw, at + 21 + size) == (size, 0x3C)
             plain = self.opened(part, self.seals[at] + self.raw[at : at + 5], body, seal)
             kind, version = struct.unpack_from(">BQ", plain)
-            rest = plain[9:]
+            rest, at_ms = plain[9:], 0
+            if self.timed and kind in {1, 2, 3, 4}:
+                at_ms, rest = int.from_bytes(rest[:6], "big"), rest[6:]
             if kind in {1, 2, 3, 6}:
                 (length,) = struct.unpack_from(">I", rest)
                 rest = inflater.decompress(rest[4:])
                 assert len(rest) == length
             start, at = at, at + size + 26
             self.seals[at] = seal
-            yield Record(start, at, kind, version, rest, seal)
+            yield Record(start, at, kind, version, rest, seal, at_ms)
 
     def content(self) -> tuple[bytes, bytes]:
         """What its chunks hold, and its last seal."""
@@ -192,7 +197,7 @@ def test_what_the_program_writes_is_read_from_the_document_alone(kind: str, tmp_
     make_every_kind_of_file(url)
     # Large ones, a segment that was claimed and not begun, and a base amid a segment.
     append(url, [payment(9, "x" * 3_000_000), Change(9, None, [FOREIGN_KEYS_OFF])])
-    (tmp_path / "node" / "log-0000000004").write_bytes(bytes(4096))
+    (tmp_path / "node" / "log-0000000004").write_bytes(bytes(1 << 18))
     for version in (10, 20):
         append(url, payments(version, version + 10))
         told = shortened(read(tmp_path / "node", KEY if kind == "encrypted" else None))

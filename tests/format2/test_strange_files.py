@@ -58,7 +58,7 @@ def test_spare_that_is_a_segment_since_its_claim_was_cut_becomes_no_second_one(
 def test_segment_of_the_greatest_number_ends_the_backup_and_is_said(
     url: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "node" / "log-9999999999").write_bytes(bytes(512))
+    (tmp_path / "node" / "log-9999999999").write_bytes(bytes(1 << 18))
     with pytest.raises(StorageError, match="9999999999"):
         append(url, [payment(4)])
     assert told_by(url) == told(started_node())

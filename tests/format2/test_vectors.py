@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cln_backup.backends import open_backend
+from cln_backup.backends import dir_store, open_backend
 from tests.format2.small import read_all
 from tests.histories import append, payment, told, told_by
 
@@ -23,7 +23,10 @@ UNLOCKED_BY = (
 
 
 @pytest.mark.parametrize(("kind", "query"), UNLOCKED_BY)
-def test_frozen_backup_is_read_and_continued(kind: str, query: str, tmp_path: Path) -> None:
+def test_frozen_backup_is_read_and_continued(
+    kind: str, query: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dir_store, "FIRST_SEGMENT_BYTES", 2048)  # as they were made with
     place = tmp_path / "vector"
     shutil.copytree(VECTORS / f"format2-{kind}", place)
     expected = [

@@ -138,13 +138,14 @@ def test_log(url: str, tmp_path: Path) -> None:
         assert list(log(backend, 5)) == []
     assert both.transaction is not None
     assert lines == [
-        (3, "snapshot", base.snapshot.size_bytes, 0, ()),
+        (3, "snapshot", base.snapshot.size_bytes, 0, (), None),
         (
             4,
             "transaction",
             sum(len(text.encode()) for text in both.transaction),
             4,
             ("peers", "payments", "vars"),
+            None,
         ),
-        (4, "rider", len(OFF) + len(ON), 2, ()),
+        (4, "rider", len(OFF) + len(ON), 2, (), None),
     ]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from cln_backup.errors import BadUrl
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cln_backup.backends.base import Backend
     from cln_backup.change import Change
 
@@ -58,6 +62,24 @@ def url_of(place: str) -> str:
 def open_backend(url: str, *, writable: bool = False) -> Backend:
     """Opens the backup at a URL; `Backend.open` says what that means and what it raises."""
     return backend_class(url).open(url, writable=writable)
+
+
+_accepting: ContextVar[bool] = ContextVar("accepting", default=False)
+
+
+@contextmanager
+def accepting_incomplete_copies() -> Iterator[None]:
+    """Inside, a reader takes what is there of a backup whose end is missing, and notes it."""
+    token = _accepting.set(True)
+    try:
+        yield
+    finally:
+        _accepting.reset(token)
+
+
+def incomplete_copies_are_accepted() -> bool:
+    """Whether this is called within `accepting_incomplete_copies`."""
+    return _accepting.get()
 
 
 def create_backend(url: str, base: Change | None) -> None:

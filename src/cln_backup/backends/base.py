@@ -167,6 +167,14 @@ class Backend(ABC):
         """When the head was stored, in seconds since 1970; `None` when that is not known."""
 
     @property
+    def dated_by_file(self) -> bool:
+        """Whether `last_change_at` is when a file was last written, for want of anything better.
+
+        Programs that copy files may give the copy another time.
+        """
+        return False
+
+    @property
     def node_id(self) -> str | None:
         """The node whose backup this is; `None` when that is not known."""
         return None
@@ -210,6 +218,7 @@ class Backend(ABC):
     def add_change(self, change: Change) -> None:
         """Appends a change; it is on stable storage when this returns.
 
+        A change that says when it was stored keeps that time, where the format has room for it.
         The change must follow the head: a transaction makes `version + 1`, a rider keeps
         `version`, a snapshot may stand anywhere at or after it. Not to be tried again after an
         error: a failed sync cannot be repaired by a second one.
@@ -235,6 +244,7 @@ class Backend(ABC):
     def stream_changes(self, start: int = 0, *, head: bool = True) -> Iterator[Change]:
         """The changes from version `start` on, in order, as they were when the backup was opened.
 
+        Each has the time at which it was stored, 0 where that is not known.
         Memory does not grow with the backup; a snapshot must be read before the next change is
         asked for. With `head=False` the last change is left out.
 

@@ -20,11 +20,11 @@ from cln_backup.backends.dir_base import (
 from cln_backup.backends.dir_dropped import check_dropped, dropped, set_aside
 from cln_backup.backends.dir_history import Base, History
 from cln_backup.backends.dir_keys import NodeVeil, add_holder, holders, remove_holder, without_keys
-from cln_backup.backends.dir_log import Tracker, find_end
 from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_snapshot_file
-from cln_backup.backends.dir_store import BUILDING, damaged, list_files
+from cln_backup.backends.dir_store import BUILDING, list_files, stored_now_ms
 from cln_backup.backends.dir_upkeep import expired, removal_takes_long, remove_expired
 from cln_backup.backends.dir_url import Place, place_of
+from cln_backup.backends.dir_whole import note_of, take_stock
 from cln_backup.backends.inventory import Inventory, noted_node
 from cln_backup.backends.secrets import kind_name
 from cln_backup.backends.writer import LastWrite, WriterLock
@@ -137,31 +137,23 @@ class DirBackend(Backend):
         remove_holder(*identity(place_of(url)), label)
 
     def _take_stock(self) -> None:
-        opened = open_base(self._place, writable=self._lock is not None)
+        writable = self._lock is not None
+        opened = open_base(self._place, writable=writable)
         self._store, self._base, self._base_fd = opened.store, opened.base, opened.fd
-        if self._lock is not None:
+        if writable:
             self._remove_built(BUILDING)
-        segments = [
-            number for number in opened.listing.segments if number >= self._base.state.start.segment
-        ]
-        start = self._base.state.start
-        if start.offset_bytes and segments[:1] != [start.segment]:
-            # Otherwise the log would begin anew, where no reader of this base looks for it.
-            what = f"the log goes on from it in segment {start.segment}, which is missing"
-            damaged(self._base.path, 0, self._base.state.version, what)
-        head, before = self._base.marks()
-        in_base = Tracker(self._base.state.ordinal, head, before, may_rewind=head is not None)
-        self._end, self._tracker = find_end(
-            self._store, segments, in_base, alone=self._lock is not None
-        )
-        self._segments = segments
-        if self._end.torn_bytes:
+        stock = take_stock(self._store, self._base, alone=writable)
+        self._segments, self._end, self._tracker, notice = stock
+        if notice:
+            self.notices.append(notice)
+        elif self._end.torn_bytes:
             self.notices.append(
                 f"The backup ended with {self._end.torn_bytes} bytes of a change that was cut "
-                "while it was written. The node was never answered, so nothing is lost; the "
-                f"backup is at version {self._tracker.version}."
+                "while it was written, as a crash or a loss of power leaves it, before the node is "
+                "answered. A copy that was made while the node wrote can look the same, and lack "
+                f"newer changes. The backup is at version {self._tracker.version}."
             )
-        if self._lock is not None:
+        if writable:
             from cln_backup.backends.dir_writer import SegmentWriter
 
             seal = last_seal(self._base.path)
@@ -202,12 +194,19 @@ class DirBackend(Backend):
 
     @property
     def last_change_at(self) -> float | None:
-        """When the log was last written to, as the file system has it."""
-        if self.version_count == 0:
+        """See `Backend.last_change_at`: as the head's record has it, or the state of the base."""
+        if self._head is None:
             return None
+        if not self.dated_by_file:
+            return self._head.stored_ms / 1000
         end = self._end if self._writer is None else self._writer.end
         path = self._store.log_path(end.segment) if end.segment else self._base.path
         return os.stat(path).st_mtime
+
+    @property
+    def dated_by_file(self) -> bool:
+        """See `Backend.dated_by_file`: the head is of before records had times."""
+        return self._head is not None and self._head.stored_ms == 0
 
     @property
     def scratch_dir(self) -> str | None:
@@ -249,14 +248,24 @@ class DirBackend(Backend):
             # More than the worst that compression makes of it.
             room_bytes = len(content) + len(content) // 128 + v2.HEADER_BYTES
         with self._last_write:
-            segment = writer.prepare(self._tracker, room_bytes)
+            segment = self._prepare(writer, room_bytes)
             if change.transaction is None:
                 content = self._write_snapshot(writer, segment, change)
-            start = writer.append(record_type, change.version, content)
-            self._tracker.apply(record_type, change.version, start)
+            stored_ms = stored_now_ms(change)
+            start = writer.append(record_type, change.version, content, stored_ms)
+            self._tracker.apply(record_type, change.version, start, stored_ms)
         self.prev_version, self.version = self.version, change.version
         self.version_count += 1
         self._head = self._tracker.head
+
+    def _prepare(self, writer: SegmentWriter, size_bytes: int) -> int:
+        """As `SegmentWriter.prepare`; a segment that is begun is noted, so that it is missed."""
+        before = writer.end.segment
+        segment = writer.prepare(self._tracker, size_bytes)
+        if segment != before:
+            assert self._lock is not None
+            self._lock.note(note_of(self._store, segment))
+        return segment
 
     def _write_snapshot(self, writer: SegmentWriter, segment: int, change: Change) -> bytes:
         assert change.snapshot is not None
@@ -284,9 +293,9 @@ class DirBackend(Backend):
         self._sign()
         with self._last_write:
             kept = set_aside(self._store, self._change_at(head.at), writer.end.epoch)
-            writer.prepare(self._tracker, _DROP_BYTES)
+            self._prepare(writer, _DROP_BYTES)
             start = writer.append(v2.Type.DROP, head.version, b"")
-            self._tracker.apply(v2.Type.DROP, head.version, start)
+            self._tracker.apply(v2.Type.DROP, head.version, start, 0)
         self._set_position()
         self.notices.append(
             f"The dropped change is kept as {kept}, out of the way of a restore. "
@@ -333,8 +342,9 @@ class DirBackend(Backend):
         foreign_keys = foreign_keys or base is None
         size = 0 if snapshot is None else snapshot.size_bytes
         count = (snapshot is not None) + (not foreign_keys)
+        stored_ms = (base and base.stored_ms) or 0
         state = v2.BaseState(
-            version, snapshot is not None, foreign_keys, count, size, start, ordinal
+            version, snapshot is not None, foreign_keys, count, size, start, ordinal, stored_ms
         )
         generation = self._base.generation + 1
         kind, packed, epoch = v2.FileKind.BASE, v2.pack_base_state(state), self._end.epoch

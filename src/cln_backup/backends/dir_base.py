@@ -11,7 +11,15 @@ from cln_backup import fsio, scratch
 from cln_backup.backends.dir_history import Base
 from cln_backup.backends.dir_keys import create_keys, unlock
 from cln_backup.backends.dir_snapshots import write_snapshot_file
-from cln_backup.backends.dir_store import BUILDING, Listing, Store, damaged, list_files, read_open
+from cln_backup.backends.dir_store import (
+    BUILDING,
+    Listing,
+    Store,
+    damaged,
+    list_files,
+    read_open,
+    stored_now_ms,
+)
 from cln_backup.backends.inventory import Inventory, space_bytes
 from cln_backup.backends.places import missing_in, require_backup_directory
 from cln_backup.backends.secrets import given_secret
@@ -27,7 +35,7 @@ if TYPE_CHECKING:
     from cln_backup.change import Change
 
 
-_LOCK_NAME: Final = "backup.writer"
+LOCK_NAME: Final = "backup.writer"
 _FIRST_BASE: Final = "base-0000000001-0000000001"
 _UNFINISHED: Final = (f"{BUILDING}.", "adding.", "key-")
 """What a cut `create_backup` leaves behind: nothing of it is of use without a base."""
@@ -40,18 +48,16 @@ class Opened(NamedTuple):
 
     Attributes:
         fd: of the base, with a lock that keeps what it needs from expiring; -1 for a writer.
-        listing: of the directory, from just before.
     """
 
     store: Store
     base: Base
     fd: int
-    listing: Listing
 
 
 def lock_path(place: Place) -> str:
     """The file that the one writer has locked."""
-    return os.path.join(place.path, _LOCK_NAME)
+    return os.path.join(place.path, LOCK_NAME)
 
 
 def create_backup(place: Place, base: Change | None) -> None:
@@ -100,7 +106,7 @@ def _withdraw(path: str, backup_id: bytes, *, begun: bool) -> bool:
         finally:
             os.close(fd)
         fsio.remove(base, op="remove unfinished backup")
-    fsio.remove(os.path.join(path, _LOCK_NAME), op="remove unfinished backup")
+    fsio.remove(os.path.join(path, LOCK_NAME), op="remove unfinished backup")
     if begun:
         _remove_unfinished(path)
     return True
@@ -133,7 +139,7 @@ def build_inside(path: str) -> Iterator[str]:
 
 def _require_vacant(path: str, besides: str = "") -> None:
     found = fsio.list_directory(path, op="list backup")
-    allowed = (*_UNFINISHED, _KEPT, _LOCK_NAME, *filter(None, (besides,)))
+    allowed = (*_UNFINISHED, _KEPT, LOCK_NAME, *filter(None, (besides,)))
     if any(not name.startswith(allowed) for name in found):
         raise AlreadyExists(
             f"{path} is not empty, and is left as it is. If it is a backup, it can be used as it "
@@ -164,7 +170,8 @@ def _create_first_base(place: Place, backup_id: bytes, base: Change | None) -> N
     count = 0 if base is None else 1
     version = 0 if base is None else base.version
     start = v2.Position(1, 0, bytes(v2.SEAL_BYTES))
-    state = v2.BaseState(version, base is not None, True, count, size, start, count)
+    stored_ms = 0 if base is None else stored_now_ms(base)
+    state = v2.BaseState(version, base is not None, True, count, size, start, count, stored_ms)
     built, _ = write_snapshot_file(
         store,
         "create",
@@ -238,7 +245,7 @@ def open_base(place: Place, *, writable: bool) -> Opened:
     if writable:
         os.close(fd)
         fd = -1
-    return Opened(store, base, fd, listing)
+    return Opened(store, base, fd)
 
 
 def _newest(path: str, *, writable: bool) -> tuple[int, str, Listing]:

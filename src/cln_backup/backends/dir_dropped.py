@@ -49,7 +49,10 @@ def set_aside(store: Store, change: Change, epoch: int) -> str:
         assert change.transaction is not None
         content = _Statements(pack_transaction(change.transaction))
     version, size = change.version, content.size_bytes
-    state = v2.pack_dropped_state(v2.DroppedState(version, size, change.snapshot is not None))
+    stored_ms = change.stored_ms or 0
+    state = v2.pack_dropped_state(
+        v2.DroppedState(version, size, change.snapshot is not None, stored_ms)
+    )
     kind = v2.FileKind.DROPPED
     built, _ = write_snapshot_file(store, "drop", kind, version, epoch, state, version, content)
     try:
@@ -65,21 +68,22 @@ def dropped(store: Store) -> Iterator[Change]:
     Raises:
         Damaged, StorageError.
     """
-    for version, _, stored, snapshot in sorted(_files(store), key=lambda file: file[:2]):
-        if snapshot:
-            yield Change(version, stored, None)
+    for state, _, stored in sorted(_files(store), key=lambda file: (file[0].version, file[1])):
+        if state.snapshot:
+            yield Change(state.version, stored, None, state.stored_ms)
         else:
-            yield Change(version, None, unpack_transaction(b"".join(stored.chunks())))
+            transaction = unpack_transaction(b"".join(stored.chunks()))
+            yield Change(state.version, None, transaction, state.stored_ms)
 
 
 def check_dropped(store: Store) -> None:
     """Checks every byte of what was set aside. Raises `Damaged`, `StorageError`."""
-    for _, _, stored, _ in _files(store):
+    for _, _, stored in _files(store):
         for _ in stored.chunks():
             pass
 
 
-def _files(store: Store) -> Iterator[tuple[int, int, StoredSnapshot, bool]]:
+def _files(store: Store) -> Iterator[tuple[v2.DroppedState, int, StoredSnapshot]]:
     for name in fsio.list_directory(store.path, op="list backup"):
         found = _NAME.fullmatch(name)
         if found is None:
@@ -95,4 +99,4 @@ def _files(store: Store) -> Iterator[tuple[int, int, StoredSnapshot, bool]]:
         state = v2.unpack_dropped_state(header.state)
         kind, size = v2.FileKind.DROPPED, state.size_bytes
         stored = StoredSnapshot(store, path, kind, version, state.version, size, None)
-        yield state.version, int(found[2] or 1), stored, state.snapshot
+        yield state, int(found[2] or 1), stored

@@ -36,22 +36,22 @@ class Base(NamedTuple):
         """The last two changes that the base stands for."""
         if not self.state.snapshot:
             return None, None
-        version = self.state.version
-        snapshot = v2.Mark(Kind.SNAPSHOT, True, version, v2.NOWHERE)
+        version, stored_ms = self.state.version, self.state.stored_ms
+        snapshot = v2.Mark(Kind.SNAPSHOT, True, version, v2.NOWHERE, stored_ms)
         if self.state.foreign_keys:
             return snapshot, None
-        return v2.Mark(Kind.RIDER, False, version, v2.NOWHERE), snapshot
+        return v2.Mark(Kind.RIDER, False, version, v2.NOWHERE, stored_ms), snapshot
 
     def changes(self, store: Store) -> list[Change]:
         """The changes that the base stands for."""
         if not self.state.snapshot:
             return []
-        version, size = self.state.version, self.state.size_bytes
+        version, size, stored_ms = self.state.version, self.state.size_bytes, self.state.stored_ms
         kind = v2.FileKind.BASE
         stored = StoredSnapshot(store, self.path, kind, self.generation, version, size, None)
-        changes = [Change(version, stored, None)]
+        changes = [Change(version, stored, None, stored_ms)]
         if not self.state.foreign_keys:
-            changes.append(Change(version, None, (FOREIGN_KEYS_OFF,)))
+            changes.append(Change(version, None, (FOREIGN_KEYS_OFF,), stored_ms))
         return changes
 
     def holds(self, mark: v2.Mark) -> bool:
@@ -219,7 +219,8 @@ class History(NamedTuple):
     def _change(self, record: Record, piece: Piece, inflater: Inflater) -> tuple[Change, int]:
         if record.type in v2.COMPRESSED:
             content = self._inflate(record, piece, inflater)
-            return Change(record.version, None, unpack_transaction(content)), len(content)
+            transaction = unpack_transaction(content)
+            return Change(record.version, None, transaction, record.stored_ms), len(content)
         segment = piece.segment.number
         path = self.store.log_path(segment)
         try:
@@ -237,7 +238,7 @@ class History(NamedTuple):
             size,
             seal,
         )
-        return Change(record.version, stored, None), 0
+        return Change(record.version, stored, None, record.stored_ms), 0
 
     def _inflate(self, record: Record, piece: Piece, inflater: Inflater) -> bytes:
         try:

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup import fsio
+from cln_backup.backends import dir_store
 from cln_backup.backends.dir_records import (
     Tail,
     Unreadable,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _SETTLE_TRIES: Final = 20
 _SETTLE_S: Final = 0.01
 _BEGIN_TRIES: Final = 2
+_BLOCK_BYTES: Final = 4096
 
 
 class Segment(NamedTuple):
@@ -39,6 +41,11 @@ class Segment(NamedTuple):
     number: int
     header: Header
     state: v2.LogState
+
+    def decoder(self) -> Decoder:
+        """Unseals its records, from the first one on."""
+        timed = self.header.open.kind is v2.FileKind.TIMED_LOG
+        return Decoder(self.header.sealer, self.header.seal, timed=timed)
 
 
 class LogEnd(NamedTuple):
@@ -50,7 +57,7 @@ class LogEnd(NamedTuple):
         epoch: of its writer.
         last_number: of the last segment, begun or not.
         torn_bytes: length of what a cut left behind the end.
-        changed_at: when the file was last written, in seconds since 1970.
+        lacks: what shows that the log went on, and that the rest is not there; mostly empty.
     """
 
     segment: int
@@ -60,7 +67,7 @@ class LogEnd(NamedTuple):
     epoch: int
     last_number: int
     torn_bytes: int
-    changed_at: float | None
+    lacks: str
 
 
 class Tracker:
@@ -79,7 +86,7 @@ class Tracker:
         """Data version of the head."""
         return 0 if self.head is None else self.head.version
 
-    def apply(self, record_type: v2.Type, version: int, start: v2.Position) -> None:
+    def apply(self, record_type: v2.Type, version: int, start: v2.Position, stored_ms: int) -> None:
         """Takes one record into account. Raises `Malformed` where it cannot follow."""
         if record_type is v2.Type.DROP:
             if not self.may_rewind or self.head is None:
@@ -97,7 +104,7 @@ class Tracker:
         else:
             raise v2.Malformed(f"a record of type {record_type.name} in the log")
         self.before = self.head
-        self.head = v2.Mark(kind, foreign_keys, version, start)
+        self.head = v2.Mark(kind, foreign_keys, version, start, stored_ms)
         self.may_rewind = True
         self.ordinal += 1
 
@@ -154,9 +161,10 @@ def _find_end(
     store: Store, numbers: Sequence[int], tracker: Tracker, *, alone: bool
 ) -> tuple[LogEnd, Tracker]:
     last_number = numbers[-1] if numbers else 0
-    none = LogEnd(0, 0, bytes(v2.SEAL_BYTES), bytes(v2.DIGEST_BYTES), 0, last_number, 0, None)
+    none = LogEnd(0, 0, bytes(v2.SEAL_BYTES), bytes(v2.DIGEST_BYTES), 0, last_number, 0, "")
     found = none, tracker
     successor_was_sent = False
+    lacks = ""
     for number in reversed(numbers):
         fd, segment = open_segment(store, number)
         try:
@@ -169,11 +177,14 @@ def _find_end(
                 damaged(path, 0, tracker.version, "its header is missing, and the rest is not")
             if tail is Tail.TORN and not is_torn_drop(fd, v2.HEADER_BYTES):
                 successor_was_sent = True
+            size, least = fsio.size_bytes(fd), dir_store.FIRST_SEGMENT_BYTES
+            if size < least:
+                lacks = f"{store.log_path(number)} has {size} of at least {least} bytes"
         finally:
             os.close(fd)
     if successor_was_sent:
         found[1].may_rewind = False
-    return found
+    return found[0]._replace(lacks=found[0].lacks or lacks), found[1]
 
 
 def _walk(
@@ -182,7 +193,7 @@ def _walk(
     path = store.log_path(segment.number)
     state = segment.state
     tracker = Tracker(state.ordinal, state.head, state.before, may_rewind=state.may_rewind)
-    decoder = Decoder(segment.header.sealer, segment.header.seal)
+    decoder = segment.decoder()
     end = v2.HEADER_BYTES
     tries = 0 if alone else _SETTLE_TRIES
     torn_bytes = 0
@@ -191,10 +202,10 @@ def _walk(
         started = end
         try:
             for record in records(fd, decoder, segment.number, size, end):
-                tracker.apply(record.type, record.version, record.start)
+                tracker.apply(record.type, record.version, record.start, record.stored_ms)
                 end = record.end_bytes
         except Unreadable as error:
-            found = error.found
+            found, cut = error.found, error.cut
         except v2.Malformed as error:
             damaged(path, end, tracker.version, f"it has {error}")
         else:
@@ -204,7 +215,7 @@ def _walk(
             torn_bytes = (last_byte(fd, end, size) or end) + 1 - end
             # The node sent what is torn, so it had committed the head; unless it is a drop of it.
             tracker.may_rewind = tracker.may_rewind and is_torn_drop(fd, end)
-        if tail is not Tail.DAMAGED:
+        if tail is not Tail.DAMAGED or (cut and _lacks(fd, segment, end, path)):
             break
         # A writer that is at work may have appended since, or be writing at this moment.
         if tries == 0 and end == started:
@@ -225,9 +236,40 @@ def _walk(
         segment.header.open.epoch,
         last_number,
         torn_bytes,
-        os.fstat(fd).st_mtime,
+        _lacks(fd, segment, end, path),
     )
     return log_end, tracker
+
+
+def _lacks(fd: int, segment: Segment, end: int, path: str) -> str:
+    """What shows that there was more than the last segment that was begun holds; or nothing.
+
+    Until the next one holds a record, a segment has the length that it was made with.
+    """
+    size = fsio.size_bytes(fd)
+    least = segment.state.capacity_bytes or _least_bytes_where_not_said(fd, size)
+    if size >= least:
+        return ""
+    if size == end:
+        return (
+            f"{path} is cut to its last change, as when the next segment holds a newer one, and "
+            "that is missing"
+        )
+    return f"{path} has {size} of {least} bytes"
+
+
+def _least_bytes_where_not_said(fd: int, size: int) -> int:
+    """The least that a segment of this length must have had, which does not say its own.
+
+    It was made with one of two lengths, and a first record with no room in that made it longer.
+    """
+    first, spare = dir_store.FIRST_SEGMENT_BYTES, dir_store.SPARE_BYTES
+    head = fsio.read_at(fd, v2.HEAD_BYTES, v2.HEADER_BYTES, op=READ)
+    record_end = v2.HEADER_BYTES + (v2.unpack_head(head) or 0) + v2.FRAME_BYTES
+    made_longer = first < record_end <= size < record_end + _BLOCK_BYTES
+    if size in (first, spare) or made_longer:
+        return size
+    return first if size < first else spare
 
 
 class Piece(NamedTuple):
@@ -309,8 +351,7 @@ def read_piece(store: Store, piece: Piece) -> Iterator[Record]:
         Damaged: a record does not hold, or the segment ends elsewhere than the next one says.
     """
     path = store.log_path(piece.segment.number)
-    header = piece.segment.header
-    decoder = Decoder(header.sealer, header.seal)
+    decoder = piece.segment.decoder()
     version = 0 if piece.segment.state.head is None else piece.segment.state.head.version
     end = v2.HEADER_BYTES
     try:
@@ -346,8 +387,7 @@ def check_tail_of_closed(store: Store, piece: Piece, version: int) -> None:
 
 
 def _next_is_whole(piece: Piece) -> bool:
-    header = piece.segment.header
-    decoder = Decoder(header.sealer, header.seal)
+    decoder = piece.segment.decoder()
     end = v2.HEADER_BYTES
     try:
         size = fsio.size_bytes(piece.fd)

@@ -22,12 +22,17 @@ end; a record whose length is less has no sectors between its first and its last
 
 
 class Unreadable(Exception):
-    """No record stands at an offset, and the file goes on."""
+    """No record stands at an offset, and the file goes on.
 
-    def __init__(self, offset_bytes: int, found: str) -> None:
+    Attributes:
+        cut: whether a record begins there that the end of the file cuts off.
+    """
+
+    def __init__(self, offset_bytes: int, found: str, *, cut: bool = False) -> None:
         super().__init__(found)
         self.offset_bytes = offset_bytes
         self.found = found
+        self.cut = cut
 
 
 def records(
@@ -65,13 +70,14 @@ def records(
 def _whole_bytes(window: bytes, offset: int, end_bytes: int) -> int:
     """How many bytes the record takes that starts with the window."""
     if offset + v2.HEAD_BYTES > end_bytes:
-        raise Unreadable(offset, "less than a record has")
+        raise Unreadable(offset, "less than a record has", cut=window[0] == v2.MARK)
     length = v2.unpack_head(window)
     if length is None:
         raise Unreadable(offset, "no start of a record")
     whole = length + v2.FRAME_BYTES
     if offset + whole > end_bytes:
-        raise Unreadable(offset, f"a record of {whole} bytes, which the file does not hold")
+        what = f"a record of {whole} bytes, which the file does not hold"
+        raise Unreadable(offset, what, cut=True)
     return whole
 
 

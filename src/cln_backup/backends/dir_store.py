@@ -16,12 +16,17 @@ from cln_backup.formats.seals import file_sealer, pack_header, unpack_state
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cln_backup.change import Change
     from cln_backup.formats.seals import Sealer
 
 BUILDING: Final = "building"
 """Start of the names of what is built beside and not yet part of the backup."""
 SPARE: Final = "spare"
 READ: Final = "read backup"
+FIRST_SEGMENT_BYTES: Final = 1 << 18
+"""Zeros written while the node waits, where no spare lies ready; no segment is made shorter."""
+SPARE_BYTES: Final = 1 << 20
+"""Zeros that a process beside prepares."""
 _NAME = re.compile(r"(?:log-(\d{10})|base-(\d{10})-(\d{10})|snapshot-(\d{10})-(\d{10}))")
 
 
@@ -84,6 +89,11 @@ def damaged(path: str, offset_bytes: int, version: int, what: str) -> NoReturn:
     )
 
 
+def stored_now_ms(change: Change) -> int:
+    """When a change counts as stored that is stored now, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000 if change.stored_ms is None else change.stored_ms
+
+
 class Store:
     """One backup's directory, with what is needed to read and make its files."""
 
@@ -143,6 +153,8 @@ class Store:
     ) -> Header | None:
         """Reads and checks a header; `None` where there are only zeros.
 
+        A log's segment may be of either kind of it.
+
         Raises:
             Damaged: it does not hold, or is another file's. Up to `version` all is good.
         """
@@ -157,7 +169,8 @@ class Store:
             damaged(path, 0, version, f"it has {error}")
         if found.backup_id != self.backup_id:
             damaged(path, 0, version, "it belongs to another backup")
-        if (found.kind, found.number) != (kind, number):
+        timed = kind is v2.FileKind.LOG and found.kind is v2.FileKind.TIMED_LOG
+        if not (timed or found.kind is kind) or found.number != number:
             damaged(path, 0, version, f"it is {found.kind.name.lower()} number {found.number}")
         if found.cipher != self.cipher:
             damaged(path, 0, version, "it is encrypted in another way than the backup")

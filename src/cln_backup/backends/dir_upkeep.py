@@ -14,10 +14,9 @@ import sys
 import time
 
 from cln_backup import fsio, giving_back
-from cln_backup.backends.dir_store import SPARE, list_files
+from cln_backup.backends.dir_store import SPARE, SPARE_BYTES, list_files
 from cln_backup.errors import StorageError
 
-_SEGMENT_BYTES = 1 << 20
 _DAY_S = 86_400
 _FEW_FILES = 8
 _FEW_BYTES = 4 << 20
@@ -40,7 +39,7 @@ def make_spare(path: str, writer: int) -> None:
     built = f"{spare}.new-{os.getpid()}"
     fd = fsio.create(built, op="create spare")
     try:
-        fsio.preallocate(fd, _SEGMENT_BYTES, op="preallocate spare")
+        fsio.preallocate(fd, SPARE_BYTES, op="preallocate spare")
         if os.getppid() == writer:
             fsio.replace(built, spare, op="publish spare")
         else:

@@ -17,6 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from cln_backup import fsio
+from cln_backup.backends import dir_store
 from cln_backup.backends.dir_blocks import BlockFile
 from cln_backup.backends.dir_records import Tail, judge_tail
 from cln_backup.backends.dir_store import list_files
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.dir_log import LogEnd, Tracker
     from cln_backup.backends.dir_store import Store
-
-FIRST_SEGMENT_BYTES: Final = 1 << 18
-"""Zeros written while the node waits, where no spare lies ready."""
 
 MAX_NUMBER: Final = 10**10 - 1
 """The greatest that a segment's name has room for."""
@@ -69,29 +67,28 @@ class SegmentWriter:
         return self._begun._replace(end_bytes=self._file.end_bytes, seal=self._encoder.seal)
 
     def prepare(self, tracker: Tracker, size_bytes: int) -> int:
-        """Makes sure that there is a segment with room for a record of about this size.
+        """Makes sure that there is a segment with room for a record of at most this size.
 
         Returns the segment's number.
 
         Raises:
             WriterConflict: a later writer is at work.
         """
-        if self._file is None or self._file.end_bytes + size_bytes > max(
-            self._capacity_bytes, v2.HEADER_BYTES + size_bytes
-        ):
-            self._begin(tracker)
+        if self._file is None or self._file.end_bytes + size_bytes > self._capacity_bytes:
+            self._begin(tracker, v2.HEADER_BYTES + size_bytes)
         return self._begun.segment
 
-    def _begin(self, tracker: Tracker) -> None:
+    def _begin(self, tracker: Tracker, least_bytes: int) -> None:
         """Claims the next segment and writes its header. Durable with the first record."""
         prev, number = self.end, self.end.last_number + 1
-        path = self._claim(number)
+        path = self._claim(number, least_bytes)
         # By its name, not by the descriptor that wrote the zeros: the spare is made by a process
         # of its own, which may have put a new one in its place.
         file = BlockFile(path, op="open segment")
         try:
             if self._file is None:
                 self._require_end(prev)
+            capacity = fsio.size_bytes(file.fd)
             state = v2.LogState(
                 prev.segment,
                 prev.end_bytes,
@@ -101,19 +98,19 @@ class SegmentWriter:
                 tracker.may_rewind,
                 tracker.head,
                 tracker.before,
+                capacity,
             )
             header, sealer = self._store.new_header(
-                v2.FileKind.LOG, number, self._epoch, v2.pack_log_state(state)
+                v2.FileKind.TIMED_LOG, number, self._epoch, v2.pack_log_state(state)
             )
             file.append(header, op="write segment header")
-            self._capacity_bytes = fsio.size_bytes(file.fd)
         except BaseException:
             file.close()
             raise
         if self._file is not None:
             self._file.close()
-        self._file = file
-        self._encoder = Encoder(sealer, header[-v2.SEAL_BYTES :])
+        self._file, self._capacity_bytes = file, capacity
+        self._encoder = Encoder(sealer, header[-v2.SEAL_BYTES :], timed=True)
         self._digest = hashlib.sha256(header)
         self._next_path = self._store.log_path(number + 1)
         self._leftover = prev
@@ -122,7 +119,11 @@ class SegmentWriter:
             segment=number, end_bytes=v2.HEADER_BYTES, epoch=self._epoch, last_number=number
         )
 
-    def _claim(self, number: int) -> str:
+    def _claim(self, number: int, least_bytes: int) -> str:
+        """Gives a segment's name to zeros that are on stable storage, for records to lie within.
+
+        So while it is the newest one, the file is as long as it was made, whatever is cut.
+        """
         path = self._store.log_path(number)
         if number > MAX_NUMBER:
             raise StorageError(
@@ -130,13 +131,16 @@ class SegmentWriter:
                 "backup comes that far: find out who put it there."
             )
         built = self._store.spare_path
-        if not fsio.is_sole_name(built):
+        first_bytes = dir_store.FIRST_SEGMENT_BYTES
+        if not fsio.is_sole_name(built) or os.path.getsize(built) < first_bytes:
             # A claim that was cut leaves a spare that is a segment as well; and a link leads
             # anywhere. What is written to one name must be seen at no other.
             fsio.remove(built, op="remove unusable spare")
+        if not os.path.exists(built) or os.path.getsize(built) < least_bytes:
             fd, built = fsio.create_beside(built, "first", op="create segment")
             try:
-                fsio.preallocate(fd, FIRST_SEGMENT_BYTES, op="preallocate segment")
+                length_bytes = -(-least_bytes // first_bytes) * first_bytes
+                fsio.preallocate(fd, length_bytes, op="preallocate segment")
             except BaseException:
                 fsio.remove(built, op="remove unfinished segment")
                 raise
@@ -164,7 +168,9 @@ class SegmentWriter:
         finally:
             os.close(fd)
 
-    def append(self, record_type: v2.Type, version: int, content: bytes) -> v2.Position:
+    def append(
+        self, record_type: v2.Type, version: int, content: bytes, stored_ms: int = 0
+    ) -> v2.Position:
         """Appends one record; it is on stable storage when this returns. Returns its start.
 
         Raises:
@@ -178,7 +184,7 @@ class SegmentWriter:
             raise self._moved()
         self._require_no_later_writer()
         start = v2.Position(self._begun.segment, file.end_bytes, encoder.seal)
-        data = encoder.encode(record_type, version, content)
+        data = encoder.encode(record_type, version, content, stored_ms)
         file.append(data, op="append record")
         fsio.sync(file.fd, op="sync record")
         self._require_no_later_writer()

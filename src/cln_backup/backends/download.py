@@ -65,11 +65,11 @@ class Download:
             if packet.type == wire.APPEND:
                 version, transaction, digest = _or_damaged(wire.unpack_append, payload)
                 self._advance(version, digest)
-                yield Change(version, None, transaction)
+                yield Change(version, None, transaction, 0)
             elif packet.type == wire.SNAPSHOT_BEGIN:
                 version, size = wire.unpack_snapshot_begin(payload)
                 pieces = self._pieces(version, size)
-                yield Change(version, WireSnapshot(size, pieces), None)
+                yield Change(version, WireSnapshot(size, pieces), None, 0)
                 for _ in pieces:  # whoever asks for the next change has no use for it
                     pass
             else:
@@ -257,7 +257,7 @@ def unpack_snapshot(pieces: Iterator[bytes], spool: Spool, limit_bytes: int) -> 
 
 
 def _as_change(item: _Item) -> Change:
-    return Change(item.version, item.snapshot, item.transaction)
+    return Change(item.version, item.snapshot, item.transaction, 0)
 
 
 def _or_damaged(unpack: Callable[[bytes], T], payload: bytes) -> T:

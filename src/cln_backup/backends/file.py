@@ -98,6 +98,7 @@ class FileBackend(Backend):
         self._fd = fd
         self._lock = lock
         self._last_write = LastWrite()
+        self._stored_ms: int | None = None
 
     @classmethod
     def path_at(cls, url: str) -> str:
@@ -246,6 +247,11 @@ class FileBackend(Backend):
         return os.fstat(self._fd).st_mtime if self.version_count else None
 
     @property
+    def dated_by_file(self) -> bool:
+        """See `Backend.dated_by_file`: format 1 has no room for times."""
+        return True
+
+    @property
     def storage_dir(self) -> str:
         """See `Backend.storage_dir`."""
         return os.path.dirname(self._path)
@@ -305,6 +311,7 @@ class FileBackend(Backend):
             self._write_header(header, op="write header")
             fsio.sync(self._fd, op="sync change")
         self._before, self._head, self._end, self._may_rewind = self._head, entry, end, True
+        self._stored_ms = change.stored_ms
         self._set_position(count)
 
     def rewind(self) -> None:
@@ -336,12 +343,12 @@ class FileBackend(Backend):
                 continue
             if entry.kind is Kind.SNAPSHOT:
                 snapshot = FileSnapshot(self._fd, self._path, entry)
-                yield Change(entry.version, snapshot, None)
+                yield Change(entry.version, snapshot, None, 0)
                 continue
             payload = fsio.read_at(self._fd, entry.length_bytes, entry.payload_bytes, op=_READ)
             if len(payload) != entry.length_bytes:
                 raise _shorter(self._path, entry)
-            yield Change(entry.version, None, v1.unpack_transaction(payload))
+            yield Change(entry.version, None, v1.unpack_transaction(payload), 0)
 
     def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:
         """See `Backend.stage`. The replacement is `PATH.compacting-PID`."""
@@ -395,8 +402,11 @@ class FileBackend(Backend):
         file_rewrite.discard(self._path)
 
     def close(self) -> None:
-        """See `Backend.close`."""
+        """See `Backend.close`. A head that came with its time gives it to the file."""
         if self._fd >= 0:
+            if self._lock is not None and self._stored_ms:
+                with contextlib.suppress(StorageError):  # the file is another's
+                    fsio.set_time(self._fd, self._stored_ms)
             if self._lock is None:
                 giving_back.close_reader(self._fd)
             else:

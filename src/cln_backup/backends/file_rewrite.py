@@ -35,6 +35,8 @@ def create(path: str, base: Change | None) -> None:
             end = write_snapshot(fd, base, v1.HEADER_BYTES)
             header = v1.Header(base.version, end, 0, v1.HEADER_BYTES, 1)
         fsio.write_at(fd, [v1.pack_header(header)], 0, op="write header")
+        if base is not None and base.stored_ms:
+            fsio.set_time(fd, base.stored_ms)
         fsio.sync(fd, op="sync new backup")
         fsio.publish(built, path, op="publish new backup")
     except BaseException:

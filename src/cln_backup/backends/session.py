@@ -18,6 +18,7 @@ from cln_backup.errors import (
     BadPacket,
     Damaged,
     Discontinuity,
+    IncompleteCopy,
     NotFound,
     ReplayFailed,
     StorageError,
@@ -344,8 +345,9 @@ def send_snapshot(channel: Channel, version: int, packed: Spool) -> None:
 def error_of(refusal: wire.Refusal) -> BackupError:
     """What a server refused with, as the error that it is here."""
     message = refusal.message
-    if refusal.code == Damaged.exit_code:
-        error = Damaged(message, offset_bytes=refusal.offset_bytes)
-        error.good_version = refusal.version  # its message says so already
-        return error
+    for damaged in (Damaged, IncompleteCopy):
+        if refusal.code == damaged.exit_code:
+            error = damaged(message, offset_bytes=refusal.offset_bytes)
+            error.good_version = refusal.version  # its message says so already
+            return error
     return _ERRORS.get(refusal.code, BackupError)(message)

@@ -13,6 +13,9 @@ from typing import Protocol
 from cln_backup import fsio
 from cln_backup.errors import Discontinuity, StorageError, WriterConflict
 
+_KEPT = ("node_id", "backup_id", "segment")
+"""What is noted of the backup, and not of the process that holds the lock."""
+
 
 class Veil(Protocol):
     """Hides what is noted beside an encrypted backup from those who cannot unlock it."""
@@ -55,8 +58,9 @@ class WriterLock:
             self.release()
             raise StorageError(f"Cannot lock {lock_path}: {error.strerror}") from error
         try:
+            noted = {"node_id": None} | self._noted()
             self._note: dict[str, object] = {
-                "node_id": self._noted().get("node_id"),
+                **{name: noted[name] for name in _KEPT if name in noted},
                 "pid": os.getpid(),
                 "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }
@@ -110,6 +114,11 @@ class WriterLock:
             self._note["node_id"], self._unsigned = self._unsigned, None
             self._write_note()
             fsio.sync(self._fd, op="sync writer lock")
+
+    def note(self, fields: dict[str, object]) -> None:
+        """Notes more of the backup; in the kernel's hands when it returns, not durable."""
+        self._note |= fields
+        self._write_note()
 
     def _write_note(self) -> None:
         note = json.dumps(self._note).encode() + b"\n"

@@ -34,16 +34,18 @@ MAX_TRANSACTION_BYTES: Final = 1 << 30
 CHUNK_BYTES: Final = 1 << 20
 MAX_BODY_BYTES: Final = MAX_TRANSACTION_BYTES + (1 << 24)
 MAX_VERSION: Final = (1 << 64) - 1
+MAX_TIME_MS: Final = (1 << 48) - 1
 
 _OPEN = struct.Struct("!8sBB6x16sQQQ32s")
 _HEAD = struct.Struct("!BI")
 _FOOT = struct.Struct("!IB")
 _BODY = struct.Struct("!BQ")
+_TIME = struct.Struct("!HI")
 _MARK = struct.Struct("!BBQQQ16s")
-_LOG = struct.Struct(f"!QQ16s32sQB{_MARK.size}s{_MARK.size}s")
-_BASE = struct.Struct("!QBBBQQQ16sQ")
+_LOG = struct.Struct(f"!QQ16s32sQB{_MARK.size}s{_MARK.size}sQQQ")
+_BASE = struct.Struct("!QBBBQQQ16sQQ")
 _SNAPSHOT = struct.Struct("!QQ")
-_DROPPED = struct.Struct("!QQB")
+_DROPPED = struct.Struct("!QQBQ")
 _REFERENCE = struct.Struct("!QQ16s")
 
 OPEN_BYTES: Final = _OPEN.size
@@ -52,24 +54,28 @@ HEAD_BYTES: Final = _HEAD.size
 FOOT_BYTES: Final = _FOOT.size
 FRAME_BYTES: Final = HEAD_BYTES + SEAL_BYTES + FOOT_BYTES
 BODY_BYTES: Final = _BODY.size
+TIME_BYTES: Final = _TIME.size
 
 assert OPEN_BYTES == 88
 assert STATE_BYTES == 408
 assert FRAME_BYTES == 26
 assert BODY_BYTES == 9
+assert TIME_BYTES == 6
 assert _MARK.size == 42
-assert _LOG.size == 157
-assert _BASE.size == 59
+assert _LOG.size == 181
+assert _BASE.size == 67
+assert _DROPPED.size == 25
 assert _REFERENCE.size == 32
 
 
 class FileKind(IntEnum):
     """What a file is."""
 
-    LOG = 1
+    LOG = 1  # whose records have no times; not written any more, and read for ever
     BASE = 2
     SNAPSHOT = 3
     DROPPED = 4
+    TIMED_LOG = 5
 
 
 class Type(IntEnum):
@@ -85,6 +91,8 @@ class Type(IntEnum):
 
 
 COMPRESSED: Final = frozenset((Type.TRANSACTION, Type.RIDER, Type.RIDER_WITHOUT_KEYS, Type.CHUNK))
+CHANGES: Final = frozenset((Type.TRANSACTION, Type.RIDER, Type.RIDER_WITHOUT_KEYS, Type.SNAPSHOT))
+"""What has a time where the file's records have times."""
 
 
 _TYPES: Final = {int(known): known for known in Type}
@@ -131,12 +139,17 @@ NOWHERE: Final = Position(0, 0, bytes(SEAL_BYTES))
 
 
 class Mark(NamedTuple):
-    """A change as far as its successors need to know it, and where its record starts."""
+    """A change as far as its successors need to know it, and where its record starts.
+
+    Attributes:
+        stored_ms: when it was stored, since 1970; 0 where that is not known.
+    """
 
     kind: Kind
     foreign_keys: bool
     version: int
     at: Position
+    stored_ms: int
 
 
 class LogState(NamedTuple):
@@ -148,6 +161,8 @@ class LogState(NamedTuple):
         ordinal: number of changes that were ever appended and not dropped.
         may_rewind: whether the head may be dropped.
         head, before: the last two changes.
+        capacity_bytes: length of the file when it was made, all of it zeros on stable storage; 0
+            where that is not said. While no segment follows, the file is never shorter.
     """
 
     prev_segment: int
@@ -158,6 +173,7 @@ class LogState(NamedTuple):
     may_rewind: bool
     head: Mark | None
     before: Mark | None
+    capacity_bytes: int
 
 
 class BaseState(NamedTuple):
@@ -172,6 +188,8 @@ class BaseState(NamedTuple):
         size_bytes: of the database file.
         start: where the log goes on.
         ordinal: as in `LogState`, at that place.
+        stored_ms: when the last change was stored that the base stands for; 0 where that is not
+            known.
     """
 
     version: int
@@ -181,6 +199,7 @@ class BaseState(NamedTuple):
     size_bytes: int
     start: Position
     ordinal: int
+    stored_ms: int
 
 
 class SnapshotState(NamedTuple):
@@ -196,11 +215,13 @@ class DroppedState(NamedTuple):
     Attributes:
         size_bytes: of its statements as a record has them, or of the database file.
         snapshot: which of the two it is.
+        stored_ms: when it was stored; 0 where that is not known.
     """
 
     version: int
     size_bytes: int
     snapshot: bool
+    stored_ms: int
 
 
 class Reference(NamedTuple):
@@ -236,29 +257,31 @@ def unpack_open(data: bytes) -> Open:
 
 def pack_log_state(state: LogState) -> bytes:
     """The state in a segment's header, filled up with zeros."""
-    *fields, head, before = state
-    return _LOG.pack(*fields, _pack_mark(head), _pack_mark(before)).ljust(STATE_BYTES, b"\x00")
+    *fields, head, before, capacity = state
+    times = [0 if mark is None else mark.stored_ms for mark in (head, before)]
+    marks = _pack_mark(head), _pack_mark(before)
+    return _LOG.pack(*fields, *marks, capacity, *times).ljust(STATE_BYTES, b"\x00")
 
 
 def unpack_log_state(data: bytes) -> LogState:
     """Takes a segment's state apart. Raises `Malformed`."""
-    segment, end, seal, digest, ordinal, may_rewind, head, before = _LOG.unpack_from(data)
-    return LogState(
-        segment, end, seal, digest, ordinal, bool(may_rewind), _mark(head), _mark(before)
-    )
+    *chain, ordinal, may_rewind, head, before, capacity, head_ms, before_ms = _LOG.unpack_from(data)
+    segment, end, seal, digest = chain
+    marks = _mark(head, head_ms), _mark(before, before_ms)
+    return LogState(segment, end, seal, digest, ordinal, bool(may_rewind), *marks, capacity)
 
 
 def pack_base_state(state: BaseState) -> bytes:
     """The state in a base's header, filled up with zeros."""
-    *fields, start, ordinal = state
-    return _BASE.pack(*fields, *start, ordinal).ljust(STATE_BYTES, b"\x00")
+    *fields, start, ordinal, stored_ms = state
+    return _BASE.pack(*fields, *start, ordinal, stored_ms).ljust(STATE_BYTES, b"\x00")
 
 
 def unpack_base_state(data: bytes) -> BaseState:
     """Takes a base's state apart."""
-    version, snapshot, keys, count, size, segment, offset, seal, ordinal = _BASE.unpack_from(data)
-    start = Position(segment, offset, seal)
-    return BaseState(version, bool(snapshot), bool(keys), count, size, start, ordinal)
+    version, snapshot, keys, count, size, *start, ordinal, stored_ms = _BASE.unpack_from(data)
+    at = Position(*start)
+    return BaseState(version, bool(snapshot), bool(keys), count, size, at, ordinal, stored_ms)
 
 
 def pack_snapshot_state(state: SnapshotState) -> bytes:
@@ -278,8 +301,8 @@ def pack_dropped_state(state: DroppedState) -> bytes:
 
 def unpack_dropped_state(data: bytes) -> DroppedState:
     """Takes the state of a dropped change apart."""
-    version, size, snapshot = _DROPPED.unpack_from(data)
-    return DroppedState(version, size, bool(snapshot))
+    version, size, snapshot, stored_ms = _DROPPED.unpack_from(data)
+    return DroppedState(version, size, bool(snapshot), stored_ms)
 
 
 _KINDS: Final = (Kind.TRANSACTION, Kind.RIDER, Kind.SNAPSHOT)
@@ -291,13 +314,13 @@ def _pack_mark(mark: Mark | None) -> bytes:
     return _MARK.pack(_KINDS.index(mark.kind) + 1, mark.foreign_keys, mark.version, *mark.at)
 
 
-def _mark(data: bytes) -> Mark | None:
+def _mark(data: bytes, stored_ms: int) -> Mark | None:
     kind, foreign_keys, version, *at = _MARK.unpack(data)
     if kind == 0:
         return None
     if kind > len(_KINDS):
         raise Malformed(f"a header that names a change of kind {kind}")
-    return Mark(_KINDS[kind - 1], bool(foreign_keys), version, Position(*at))
+    return Mark(_KINDS[kind - 1], bool(foreign_keys), version, Position(*at), stored_ms)
 
 
 def pack_head(body_bytes: int) -> bytes:
@@ -336,6 +359,20 @@ def pack_body(record_type: Type, version: int) -> bytes:
     if not 0 <= version <= MAX_VERSION:
         raise BadChange(f"The backup cannot hold data version {version}; nothing was written.")
     return _BODY.pack(record_type, version)
+
+
+def pack_time(stored_ms: int) -> bytes:
+    """What follows in the body of a change where the file's records have times."""
+    at = min(max(0, stored_ms), MAX_TIME_MS)
+    return _TIME.pack(at >> 32, at & 0xFFFF_FFFF)
+
+
+def unpack_time(body: bytes) -> int:
+    """The time of a change, in milliseconds since 1970. Raises `Malformed`."""
+    if len(body) < BODY_BYTES + TIME_BYTES:
+        raise Malformed("a change without its time")
+    high, low = _TIME.unpack_from(body, BODY_BYTES)
+    return int(high) << 32 | int(low)
 
 
 def unpack_body(body: bytes) -> tuple[Type, int]:

@@ -31,10 +31,11 @@ class Record(NamedTuple):
     """One record, unsealed and not yet decompressed.
 
     Attributes:
-        payload: what follows type and version in the body.
+        payload: what follows type, version and time in the body.
         start: where it starts.
         end_bytes: where the next one starts.
         seal: its own.
+        stored_ms: when it was stored, since 1970; 0 where that is not known.
     """
 
     type: v2.Type
@@ -43,6 +44,7 @@ class Record(NamedTuple):
     start: v2.Position
     end_bytes: int
     seal: bytes
+    stored_ms: int
 
 
 class Encoder:
@@ -52,7 +54,8 @@ class Encoder:
         seal: of what was made last.
     """
 
-    def __init__(self, sealer: Sealer, seal: bytes) -> None:
+    def __init__(self, sealer: Sealer, seal: bytes, *, timed: bool = False) -> None:
+        """`timed` where the file's changes have times."""
         from zstandard import COMPRESSOBJ_FLUSH_BLOCK, ZstdCompressionParameters, ZstdCompressor
 
         parameters = ZstdCompressionParameters.from_level(
@@ -61,12 +64,17 @@ class Encoder:
         self._stream = ZstdCompressor(compression_params=parameters).compressobj()
         self._flush = COMPRESSOBJ_FLUSH_BLOCK
         self._sealer = sealer
+        self._timed = timed
         self._index = 0
         self.seal = seal
 
-    def encode(self, record_type: v2.Type, version: int, content: bytes) -> bytes:
+    def encode(
+        self, record_type: v2.Type, version: int, content: bytes, stored_ms: int = 0
+    ) -> bytes:
         """The next record. After a `BadChange` the encoder is of no more use."""
         body = v2.pack_body(record_type, version)
+        if self._timed and record_type in v2.CHANGES:
+            body += v2.pack_time(stored_ms)
         if record_type in v2.COMPRESSED:
             packed = self._stream.compress(content) + self._stream.flush(self._flush)
             body += _RAW.pack(len(content)) + packed
@@ -86,7 +94,9 @@ class Decoder:
         seal: of what was unsealed last.
     """
 
-    def __init__(self, sealer: Sealer, seal: bytes) -> None:
+    def __init__(self, sealer: Sealer, seal: bytes, *, timed: bool = False) -> None:
+        """`timed` where the file's changes have times."""
+        self._timed = timed
         self._unseal = sealer.unseal
         self._index = 0
         self.seal = seal
@@ -112,6 +122,8 @@ class Decoder:
                 break
             try:
                 record_type, version = v2.unpack_body(body)
+                timed = self._timed and record_type in v2.CHANGES
+                stored_ms = v2.unpack_time(body) if timed else 0
             except v2.Malformed:
                 if found:
                     break
@@ -120,8 +132,9 @@ class Decoder:
             self._index += 1
             self.seal = sealed[-v2.SEAL_BYTES :]
             at = foot_at + v2.FOOT_BYTES
-            payload = body[v2.BODY_BYTES :]
-            found.append(Record(record_type, version, payload, start, offset_bytes + at, self.seal))
+            payload = body[v2.BODY_BYTES + (v2.TIME_BYTES if timed else 0) :]
+            end = offset_bytes + at
+            found.append(Record(record_type, version, payload, start, end, self.seal, stored_ms))
         return found
 
 

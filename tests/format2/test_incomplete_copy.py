@@ -1,0 +1,234 @@
+"""A copy of the directory that stopped early is not taken for the whole backup."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cln_backup.backends import (
+    accepting_incomplete_copies,
+    create_backend,
+    dir_store,
+    dir_whole,
+    open_backend,
+)
+from cln_backup.change import Change
+from cln_backup.cli import cli
+from cln_backup.errors import Damaged, IncompleteCopy
+from tests.format2.small import KINDS, SNAPSHOT, url_of
+from tests.histories import append, long_text, payment, payments, started_node, told, told_by
+
+VECTORS = Path(__file__).parent.parent / "vectors"
+FIRST_BYTES = 4096
+
+
+@pytest.fixture(params=KINDS)
+def url(request: pytest.FixtureRequest, memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A backup of a node that was started twice, in small segments."""
+    monkeypatch.setattr(dir_store, "FIRST_SEGMENT_BYTES", FIRST_BYTES)
+    monkeypatch.setattr(dir_whole, "_SETTLE_S", 0.0)
+    url = url_of(str(request.param), memory_path)
+    create_backend(url, None)
+    append(url, started_node())
+    append(url, payments(4, 9))
+    return url
+
+
+def _node(url: str) -> Path:
+    return Path(url.removeprefix("dir://").partition("?")[0])
+
+
+def _segments(url: str) -> list[Path]:
+    return sorted(_node(url).glob("log-*"))
+
+
+def _refused(url: str, match: str = "Incomplete copy") -> IncompleteCopy:
+    """Checks that neither a reader nor a writer takes it; returns what is said."""
+    for writable in (False, True):
+        with pytest.raises(IncompleteCopy, match=match) as found:
+            open_backend(url, writable=writable)
+    text = str(found.value)
+    assert "nothing is lost" not in text
+    assert f"restore --to {found.value.good_version}`" in text
+    return found.value
+
+
+def test_newest_segment_that_is_cut_anywhere_is_an_incomplete_copy(url: str) -> None:
+    newest = _segments(url)[-1]
+    whole = newest.read_bytes()
+    assert len(whole) == FIRST_BYTES
+    expected = told([*started_node(), *payments(4, 9)])
+    versions = set()
+    for length in [*range(512, 4096, 37), 4095]:
+        newest.write_bytes(whole[:length])
+        versions.add(_refused(url).good_version)
+        with accepting_incomplete_copies(), open_backend(url) as backend:
+            found = told(backend.stream_changes())
+            assert found == expected[: len(found)]
+            assert "newer ones may be missing" in backend.notices[0]
+    assert versions == {3, 4, 5, 6, 7, 8}
+    newest.write_bytes(whole)
+    assert told_by(url) == expected
+
+
+def test_newest_segment_that_is_empty_is_an_incomplete_copy(url: str) -> None:
+    os.truncate(_segments(url)[-1], 0)
+    assert _refused(url).good_version == 3
+
+
+def test_newest_segment_that_is_missing_shows_in_the_one_before(url: str) -> None:
+    (_node(url) / "backup.writer").unlink()
+    _segments(url)[-1].unlink()
+    assert _refused(url, "is cut to its last change").good_version == 3
+
+
+def test_newest_segment_that_is_missing_shows_in_the_writers_note(url: str) -> None:
+    # As where the machine stopped before the segment before was cut off, or all are missing.
+    newest, before = _segments(url)[::-1]
+    newest.unlink()
+    os.truncate(before, FIRST_BYTES)
+    _refused(url, f"{newest}, which its writer had begun, is missing")
+    before.unlink()
+    assert _refused(url, "is missing").good_version == 0
+
+
+@pytest.mark.parametrize("note", [b"", b"[", b"[]", b'{"segment": 9}', b'{"segment": "9"}'])
+def test_note_that_is_of_no_use_or_of_another_backup_says_nothing(url: str, note: bytes) -> None:
+    (_node(url) / "backup.writer").write_bytes(note)
+    assert told_by(url) == told([*started_node(), *payments(4, 9)])
+    other = json.dumps({"backup_id": "00" * 16, "segment": 9})
+    (_node(url) / "backup.writer").write_text(other)
+    append(url, [payment(9)])
+    assert json.loads((_node(url) / "backup.writer").read_text())["segment"] == 3
+
+
+def test_segment_of_zeros_in_the_place_of_one_with_changes_is_an_incomplete_copy(url: str) -> None:
+    # As a program leaves it that makes the file in its whole length before it fills it.
+    _segments(url)[-1].write_bytes(bytes(FIRST_BYTES))
+    assert _refused(url, "is cut to its last change").good_version == 3
+
+
+def test_snapshot_whose_place_in_the_log_is_missing_is_an_incomplete_copy(url: str) -> None:
+    newest = _segments(url)[-1]
+    append(url, [payment(9)])
+    with open_backend(url, writable=True) as backend:
+        for change in (payment(10), Change(12, SNAPSHOT, None), payment(13)):
+            backend.add_change(change)
+    newest = _segments(url)[-1]
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:600].ljust(FIRST_BYTES, b"\x00"))
+    with pytest.raises((IncompleteCopy, Damaged)):
+        open_backend(url)
+    newest.write_bytes(whole[:512].ljust(FIRST_BYTES, b"\x00"))
+    assert _refused(url, "snapshot-0000000004-.* its place in the log is not").good_version == 9
+
+
+def test_base_whose_place_in_the_log_is_missing_is_an_incomplete_copy(url: str) -> None:
+    with open_backend(url, writable=True) as writer:
+        for change in payments(9, 12):
+            writer.add_change(change)
+        with open_backend(url) as reader:
+            staged = reader.stage(Change(10, SNAPSHOT, None), foreign_keys=True)
+        writer.replace(staged)
+    newest = _segments(url)[-1]
+    newest.write_bytes(newest.read_bytes()[:512].ljust(FIRST_BYTES, b"\x00"))
+    _refused(url, "the log ends before the change at which it goes on from")
+
+
+def test_record_of_any_length_lies_within_what_was_zeros(url: str) -> None:
+    with open_backend(url, writable=True) as backend:
+        for version, length in ((9, 100), (10, 50_000), (11, 100), (12, 3_000), (13, 9_000)):
+            backend.add_change(payment(version, long_text(version, length)))
+            newest = _segments(url)[-1]
+            assert newest.stat().st_size % FIRST_BYTES == 0
+            assert len(newest.read_bytes().rstrip(b"\x00")) < newest.stat().st_size
+    before = _segments(url)[-1].stat().st_size
+    os.truncate(_segments(url)[-1], before - 1)
+    assert _refused(url).good_version == 13
+
+
+def test_spare_that_is_shorter_than_any_is_not_used(url: str) -> None:
+    (_node(url) / "spare").write_bytes(bytes(100))
+    append(url, [payment(9)])
+    assert _segments(url)[-1].stat().st_size == FIRST_BYTES
+    assert told_by(url)[-1] == told([payment(9)])[0]
+
+
+@pytest.mark.parametrize("length", [512, 1_180, 2_000, 2_047, 3_000, (1 << 20) - 1])
+def test_old_segment_of_a_length_that_none_was_made_with_is_an_incomplete_copy(
+    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dir_store, "FIRST_SEGMENT_BYTES", 2048)  # as the old one was made with
+    shutil.copytree(VECTORS / "format2-plain" / "node", tmp_path / "node")
+    os.truncate(tmp_path / "node" / "log-0000000002", length)
+    _refused(f"dir://{tmp_path}/node")
+
+
+@pytest.mark.parametrize("length", [1 << 18, 1 << 20])
+def test_old_segment_of_a_length_that_it_was_made_with_is_whole(
+    length: int, tmp_path: Path
+) -> None:
+    shutil.copytree(VECTORS / "format2-plain" / "node", tmp_path / "node")
+    os.truncate(tmp_path / "node" / "log-0000000002", length)
+    with open_backend(f"dir://{tmp_path}/node") as backend:
+        assert (backend.version, backend.notices) == (8, [])
+        assert backend.dated_by_file
+    append(f"dir://{tmp_path}/node", [payment(9)])
+    with open_backend(f"dir://{tmp_path}/node") as backend:
+        assert backend.version == 9
+        assert not backend.dated_by_file
+
+
+def test_incomplete_copy_is_restored_only_where_its_version_is_named(
+    url: str, memory_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = _segments(url)[-1]
+    os.truncate(newest, len(newest.read_bytes().rstrip(b"\x00")) - 3)
+    database = memory_path / "restored.sqlite3"
+    for arguments in (["restore"], ["status"], ["verify"], ["restore", "--to", "7"]):
+        target = [str(database)] if arguments[0] == "restore" else []
+        code = cli.main([*arguments, url, *target], standalone_mode=False)
+        said = capsys.readouterr()
+        if "--to" in arguments:
+            assert not code
+            assert "newer ones may be missing" in said.err
+            assert database.exists()
+        else:
+            assert code == IncompleteCopy.exit_code
+            assert "Incomplete copy" in said.err
+            assert not database.exists()
+
+
+def test_reader_that_listed_before_the_next_segment_was_begun_looks_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = dir_store.list_files
+    listings = [listed(str(_node(url)))]
+    append(url, [payment(9)])
+
+    def stale_at_first(path: str) -> dir_store.Listing:
+        return listings.pop() if listings else listed(path)
+
+    monkeypatch.setattr(dir_whole, "list_files", stale_at_first)
+    monkeypatch.setattr(dir_whole, "_noted_segment", lambda _store: 0)
+    assert told_by(url)[-1] == told([payment(9)])[0]
+    assert listings == []
+
+
+def test_torn_end_is_not_said_to_be_safe(url: str) -> None:
+    newest = _segments(url)[-1]
+    with open_backend(url, writable=True) as backend:
+        backend.add_change(payment(9, long_text(9, 2_500)))
+    newest = _segments(url)[-1]
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:1024] + bytes(512) + whole[1536:])
+    with open_backend(url) as backend:
+        (notice,) = backend.notices
+        assert backend.version == 8
+    assert "cut while it was written" in notice
+    assert "A copy that was made while the node wrote can look the same" in notice
+    assert "nothing is lost" not in notice
