@@ -205,7 +205,7 @@ class Plugin:
             except Exception as error:  # noqa: BLE001 - whatever it is, the node must not go on
                 self._halted = (
                     f"{_fault(error)}. The node is halted before it commits anything that the "
-                    "backup may not have; nothing is lost. Please report this."
+                    "backup may not have. Please report this."
                 )
         if self._halted is None:
             self._answer(message, _CONTINUE)

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -173,6 +174,25 @@ def read(directory: Path, key_file: bytes | None = None) -> list[Told]:
         if number == segment and offset:
             assert log.seals[offset] == seal
     return told
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_times_and_lengths_are_read_from_the_document_alone(kind: str, tmp_path: Path) -> None:
+    url = url_of(kind, tmp_path)
+    make_every_kind_of_file(url)
+    append(url, [replace(payment(9), stored_ms=1_600_000_000_123)])
+    with open_backend(url) as backend:
+        expected = [change.stored_ms for change in backend.stream_changes(3)]
+    master = master_key(tmp_path / "node" / "key-key-file", KEY) if kind == "encrypted" else None
+    times: list[int] = []
+    for path in sorted((tmp_path / "node").glob("log-*"))[1:]:
+        log = File(path, LOG_FILE, master)
+        capacity, *marks = struct.unpack_from(">QQQ", log.state, 157)
+        assert marks == times[:-3:-1] or not times
+        times += [record.at_ms for record in log.records(None) if record.type in {1, 2, 3, 4}]
+    assert times == expected
+    assert capacity == path.stat().st_size
+    assert times[-1] == 1_600_000_000_123
 
 
 def shortened(told: list[Told]) -> list[Told]:
