@@ -168,7 +168,9 @@ class FileBackend(Backend):
         if layout.torn_bytes:
             self.notices.append(
                 f"The backup ends with {layout.torn_bytes} bytes of a change that was cut while it "
-                "was written, or is being written now: the node was not answered. It does not "
+                "was written, or is being written now, which comes before the node is answered. A "
+                "copy that was made while the node wrote can look the same, and lack newer "
+                "changes. It does not "
                 f"count; the backup is at version {self.version}."
             )
         if self._lock is not None:

@@ -140,7 +140,7 @@ class Link:
             hint = " Does the server ask for TLS, and the URL not (or the other way round)?"
         return (
             f"The backup server {self.url.server} could not be reached for {limit_s:.0f} seconds: "
-            f"{_reason(error)}.{hint} What was answered before is safe there. Look whether the "
+            f"{_reason(error)}.{hint} What was answered before was stored there. Look whether the "
             f"server runs and the network is there; then start again. {self._advice(limit_s)}"
         )
 
