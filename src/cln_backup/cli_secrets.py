@@ -151,6 +151,12 @@ def register(cli: click.Group, command: Command) -> None:
                 "The copy is not encrypted: whoever reads it reads the node's database. For one "
                 "that is, name a key in the URL of the copy: dir:///the/copy?key-file=PATH"
             )
+        if not done.keeps_time:
+            warn(
+                "The copy does not say when its last change was stored: a server takes the time of "
+                "the copy. If the node's machine lost power since that change, start the node on "
+                "the backup that was copied before you go on with the copy."
+            )
         if not as_json:
             click.echo(
                 f"Copied {changes(done.version_count)} up to data version {done.version} to "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.backends import (
     backend_class,
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from cln_backup.change import Change
 
 
+_EXACTNESS_S: Final = 3.0
+"""FAT keeps every other second."""
+
+
 class Copied(NamedTuple):
     """What was copied.
 
@@ -31,11 +35,13 @@ class Copied(NamedTuple):
         version: data version of both backups.
         version_count: number of changes.
         digest: SHA-256 over all changes, as both backups tell them, in hexadecimal.
+        keeps_time: whether the copy says the same of when the last change was stored.
     """
 
     version: int
     version_count: int
     digest: str
+    keeps_time: bool
 
 
 def copy(source_url: str, target_url: str) -> Copied:
@@ -71,7 +77,15 @@ def copy(source_url: str, target_url: str) -> Copied:
                         f"Read back, the copy to {redacted(target_url)} is not what was copied. "
                         "Look for faults of that disk."
                     )
-                return Copied(built.version, built.version_count, digest.hex())
+                keeps_time = _is_same_time(source.last_change_at, built.last_change_at)
+                return Copied(built.version, built.version_count, digest.hex(), keeps_time)
+
+
+def _is_same_time(one: float | None, other: float | None) -> bool:
+    """Whether two times are one, as exactly as all file systems have it."""
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) < _EXACTNESS_S
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 from cln_backup.backends import (
     accepting_incomplete_copies,
     create_backend,
+    dir_log,
     dir_store,
     dir_whole,
     open_backend,
@@ -19,6 +20,7 @@ from cln_backup.backends import (
 from cln_backup.change import Change
 from cln_backup.cli import cli
 from cln_backup.errors import Damaged, IncompleteCopy
+from cln_backup.formats import v2
 from tests.format2.small import KINDS, SNAPSHOT, url_of
 from tests.histories import append, long_text, payment, payments, started_node, told, told_by
 
@@ -181,6 +183,26 @@ def test_old_segment_of_a_length_that_it_was_made_with_is_whole(
     with open_backend(f"dir://{tmp_path}/node") as backend:
         assert backend.version == 9
         assert not backend.dated_by_file
+
+
+@pytest.mark.parametrize(
+    ("first_record_bytes", "size", "least"),
+    [
+        (300, 1 << 18, 1 << 18),
+        (300, 356_352, 1 << 20),
+        (350_000, 352_256, 352_256),
+        (350_000, 356_352, 1 << 20),
+        (350_000, 262_145, 1 << 20),
+        (2_000_000, 2_002_944, 2_002_944),
+    ],
+)
+def test_old_segment_that_its_first_record_made_longer_is_whole(
+    first_record_bytes: int, size: int, least: int, tmp_path: Path
+) -> None:
+    with (tmp_path / "log").open("w+b") as file:
+        file.write(bytes(512) + v2.pack_head(first_record_bytes))
+        file.truncate(size)
+        assert dir_log._least_bytes_where_not_said(file.fileno(), size) == least
 
 
 def test_incomplete_copy_is_restored_only_where_its_version_is_named(

@@ -20,6 +20,7 @@ from cln_backup.history import log, status
 from cln_backup.presentation import age, moment
 from tests.format2.small import KINDS, url_of
 from tests.histories import append, payment, payments, snapshot_of, started_node
+from tests.socket.serving import server_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -132,6 +133,16 @@ def test_copy_of_a_snapshot_alone_keeps_its_time(tmp_path: Path) -> None:
     copy(file, back)
     for there in (file, back):
         assert last_change_at(there) == pytest.approx(EXPECTED[0], abs=0.002)
+
+
+def test_copy_to_a_server_says_that_the_time_is_another_and_from_one_it_is_kept(
+    url: str, tmp_path: Path
+) -> None:
+    assert copy(url, f"file://{tmp_path}/copy").keeps_time
+    with server_here() as server:
+        assert copy(server.add(url), f"dir://{tmp_path}/from").keeps_time
+        assert times(f"dir://{tmp_path}/from") == [None] * 5 + EXPECTED[-1:]
+        assert not copy(url, server.add(f"dir://{tmp_path}/to")).keeps_time
 
 
 def test_backup_from_before_records_had_times_has_only_those_of_its_files(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ class DirBackend(Backend):
         self._lock: WriterLock | None = None
         self._writer: SegmentWriter | None = None
         self._base_fd = -1
+        self._noted_segment = 0
         self._last_write = LastWrite()
 
     @classmethod
@@ -260,11 +261,11 @@ class DirBackend(Backend):
 
     def _prepare(self, writer: SegmentWriter, size_bytes: int) -> int:
         """As `SegmentWriter.prepare`; a segment that is begun is noted, so that it is missed."""
-        before = writer.end.segment
         segment = writer.prepare(self._tracker, size_bytes)
-        if segment != before:
+        if segment != self._noted_segment:
             assert self._lock is not None
             self._lock.note(note_of(self._store, segment))
+            self._noted_segment = segment
         return segment
 
     def _write_snapshot(self, writer: SegmentWriter, segment: int, change: Change) -> bytes:
