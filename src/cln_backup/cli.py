@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cln_backup import __version__, history
+from cln_backup.after_init import show_next_steps, warn_of_disk
 from cln_backup.backends import (
     accepting_incomplete_copies,
     backend_class,
@@ -22,9 +23,11 @@ from cln_backup.backends import (
 from cln_backup.boundary import speak, told
 from cln_backup.cli_secrets import register, unlocked, with_secrets
 from cln_backup.compact import compact as compact_backup
+from cln_backup.continuity import STARTED_WELL
 from cln_backup.entry import stop_by
 from cln_backup.errors import BadUrl, Interrupted, Locked
-from cln_backup.initialize import Initialized, initialize, take_snapshot
+from cln_backup.initialize import initialize, take_snapshot
+from cln_backup.installation import plugin_path
 from cln_backup.keyring import add_keys_at_init, encrypted, given_secret, list_keys
 from cln_backup.parameters import Group
 from cln_backup.presentation import (
@@ -54,10 +57,6 @@ if TYPE_CHECKING:
 
 _url = click.argument("url", metavar="URL", callback=lambda _context, _parameter, url: url_of(url))
 _directory = click.Path(file_okay=False)
-_REMIND_OF_HSM = (
-    "hsm_secret is not in the backup, and a restored database is of no use without it. Copy it "
-    "once to a place of its own; it does not change."
-)
 
 
 def _command(
@@ -167,11 +166,10 @@ def init(
             )
         elif lightning_dir is not None:
             click.echo("Database does not exist yet, created an empty backup file")
-            click.echo("(If the node has a database elsewhere, start over with --wallet PATH.)")
-        click.echo(f"Initialized backup backend {shown}, you can now start Core-Lightning")
+        click.echo(f"Initialized backup backend {shown}")
         if keys:
             click.echo(f"The backup is encrypted. It is unlocked by each of: {', '.join(keys)}")
-    _warn_of_disk(done, lightning_dir, as_json=as_json)
+    warn_of_disk(done, lightning_dir, as_json=as_json)
     if lightning_dir is not None and keys == ["key-file"] and not as_json:
         bare = url.partition("?")[0]
         warn(
@@ -180,7 +178,16 @@ def init(
             "the backup too, once the node has made it: backup-cli key add --key-file "
             f"{lightning_dir}/backup.key --new-hsm-secret {lightning_dir}/hsm_secret {bare}"
         )
-    return {"backend_url": redacted(url), **done._asdict(), "keys": keys}
+    line = f"important-plugin={plugin_path()}"
+    if lightning_dir is not None and not as_json:
+        show_next_steps(line, lightning_dir, done.database, wallet)
+    return {
+        "backend_url": redacted(url),
+        **done._asdict(),
+        "keys": keys,
+        "configuration_line": line,
+        "log_phrase": STARTED_WELL,
+    }
 
 
 @_command("backup-cli snapshot --lightning-dir ~/.lightning/bitcoin")
@@ -195,8 +202,15 @@ def snapshot(lightning_dir: str, *, as_json: bool) -> Fields:
     if not as_json:
         click.echo(
             f"The backup is at data version {done.version} now ({size(done.snapshot_bytes)} "
-            "added); you can start Core-Lightning"
+            f"added, from {done.database}); you can start Core-Lightning"
         )
+        if done.version_before == done.version:
+            warn(
+                f"The backup was at data version {done.version} before: as far as versions tell, "
+                "nothing was missing. If the node was refused because the backup is out of date, "
+                f"its database is another one than {done.database}: see lightningd's option "
+                'wallet, and name it in backup.lock: "wallet": "/the/path.sqlite3"'
+            )
     return done._asdict()
 
 
@@ -367,17 +381,6 @@ def log(url: str, start: int, dropped: bool, *, as_json: bool) -> Fields:
                 )
         show_notices(backend.notices)
     return {}
-
-
-def _warn_of_disk(done: Initialized, lightning_dir: str | None, *, as_json: bool) -> None:
-    if as_json or lightning_dir is None:
-        return
-    if done.same_disk:
-        warn(
-            "The backup lies on the same disk as the database: it does not help when that disk "
-            "fails. Choose a place on another disk, or better on another machine."
-        )
-    warn(_REMIND_OF_HSM)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

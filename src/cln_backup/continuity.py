@@ -6,6 +6,9 @@ from enum import Enum
 
 from cln_backup.change import Head, Kind
 
+STARTED_WELL = "Versions match up"
+"""What the log says of a good start; others look for it."""
+
 
 class Decision(Enum):
     """What to do with a call of `db_write`."""

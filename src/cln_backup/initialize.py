@@ -29,12 +29,14 @@ class Initialized(NamedTuple):
         version: data version of the backup.
         snapshot_bytes: size of the snapshot that the backup starts with, 0 without one.
         same_disk: whether the backup lies on the database's disk, and would be lost with it.
+        version_before: data version that the backup had before, 0 where it is new.
     """
 
     database: str | None
     version: int
     snapshot_bytes: int
     same_disk: bool
+    version_before: int = 0
 
 
 def initialize(url: str, directory: str | None, wallet: str | None = None) -> Initialized:
@@ -113,10 +115,12 @@ def take_snapshot(directory: str, log: Callable[[str], None]) -> Initialized:
                 "plugin sees to one change that was not committed. Otherwise restore from the "
                 "backup: backup-cli restore"
             )
+        before = backend.version
         backend.add_change(change)
         assert change.snapshot is not None
         same_disk = _same_disk(backend, database)
-        return Initialized(database, change.version, change.snapshot.size_bytes, same_disk)
+        size = change.snapshot.size_bytes
+        return Initialized(database, change.version, size, same_disk, before)
 
 
 def _refuse_existing(url: str) -> None:

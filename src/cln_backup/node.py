@@ -6,13 +6,14 @@ import contextlib
 import fcntl
 import glob
 import os
+import stat
 import struct
 import sys
 import time
 
 from cln_backup import fsio
 from cln_backup.backends import redacted
-from cln_backup.errors import BadSettings, NodeRunning, NotFound
+from cln_backup.errors import BadSettings, NodeRunning, NotFound, StorageError
 
 RPC_SOCKET_NAME = "lightning-rpc"
 DATABASE_NAME = "lightningd.sqlite3"
@@ -29,6 +30,8 @@ _IN_NETWORK_DIRECTORY = frozenset(
 _NETWORKS = frozenset(
     ("bitcoin", "testnet", "testnet4", "signet", "regtest", "liquid", "liquid-regtest")
 )
+_SQLITE = b"SQLite format 3\x00"
+_MAX_CONFIGURATION_BYTES = 1 << 16
 _FIND = "read the node's database"
 
 
@@ -133,6 +136,70 @@ def _is_network_directory(path: str) -> bool:
     return False
 
 
+def database_in_use(lightningd: int, path: str) -> str:
+    """The path of the database that a lightningd has open: `path`, if it is that or cannot be told.
+
+    To be asked while lightningd waits in `db_write`: a SQLite database is open then.
+    """
+    expected = None
+    with contextlib.suppress(OSError):
+        expected = os.stat(path)
+    others = []
+    for link in sorted(
+        glob.glob(f"/proc/{lightningd}/fd/*"), key=lambda link: int(link[link.rfind("/") + 1 :])
+    ):
+        with contextlib.suppress(OSError, StorageError):
+            found = os.stat(link)
+            if expected is not None and os.path.samestat(found, expected):
+                return path
+            if stat.S_ISREG(found.st_mode) and _is_sqlite(link):
+                others.append(os.readlink(link))
+    return others[0] if others else path
+
+
+def _is_sqlite(path: str) -> bool:
+    fd = fsio.open_existing(path, writable=False, op=_FIND)
+    try:
+        return fsio.read_at(fd, len(_SQLITE), 0, op=_FIND) == _SQLITE
+    finally:
+        os.close(fd)
+
+
+def wallet_in_configuration(directory: str) -> tuple[str, str] | None:
+    """What lightningd's configuration files say of its option `wallet`: the file, and the value.
+
+    Only the usual files are looked at; `None` where none says anything, or none can be read.
+    """
+    absolute = os.path.abspath(directory)
+    for place in (absolute, os.path.dirname(absolute)):
+        path = os.path.join(place, "config")
+        with contextlib.suppress(StorageError):
+            fd = fsio.open_existing(path, writable=False, op=_FIND)
+            try:
+                text = fsio.read_at(fd, _MAX_CONFIGURATION_BYTES, 0, op=_FIND)
+            finally:
+                os.close(fd)
+            for line in text.decode("utf-8", "surrogateescape").splitlines():
+                name, equals, value = line.strip().partition("=")
+                if name.strip() == "wallet" and equals:
+                    return path, value.strip()
+    return None
+
+
+def _require_same_wallet(directory: str, path: str) -> None:
+    found = wallet_in_configuration(directory)
+    if found is None:
+        return
+    file, value = found
+    configured = database_path(directory, value)
+    if os.path.realpath(configured) != os.path.realpath(path):
+        raise BadSettings(
+            f"{file} says wallet={redacted(value)}, so the node's database is {configured}, and "
+            f"not {path}. Name it: with --wallet {value} when the backup is made, or later in "
+            f'backup.lock: "wallet": "{value}". If that line is not in use any more, remove it.'
+        )
+
+
 def find_database(directory: str, wallet: str | None) -> str | None:
     """The path of the node's database, `None` where it has none yet.
 
@@ -140,10 +207,13 @@ def find_database(directory: str, wallet: str | None) -> str | None:
 
     Raises:
         NotFound: there is no such directory, or the directory is the one above.
-        BadSettings: `wallet` names a database that is not SQLite's.
+        BadSettings: `wallet` names a database that is not SQLite's, or is not given, and the
+            configuration names another one.
         StorageError: the database, or its directory, cannot be read by this user.
     """
     path = database_path(directory, wallet)
+    if wallet is None:
+        _require_same_wallet(directory, path)
     for place in (directory, os.path.dirname(path)):
         kind = fsio.kind_at(place, op=_FIND)
         if kind != "directory":

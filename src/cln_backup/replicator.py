@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from cln_backup.backends import open_backend, redacted
 from cln_backup.change import FOREIGN_KEYS_ON, Change, Kind
-from cln_backup.continuity import Decision, database_version, decide
+from cln_backup.continuity import STARTED_WELL, Decision, database_version, decide
 from cln_backup.errors import Discontinuity, WriterConflict
-from cln_backup.node import boot_id, booted_at, database_path
+from cln_backup.node import boot_id, booted_at, database_in_use, database_path, lightningd_above
 from cln_backup.patience import Patience
 from cln_backup.settings import read_settings, read_state, write_state
 
@@ -43,7 +43,8 @@ class Replicator:
         self._directory = os.path.abspath(directory)
         self._log = log
         self.backend: Backend | None = None
-        self._wallet: str | None = None
+        self._database = ""
+        self._wrong_lock = ""
         self._last_answer_at: float | None = None
         self._compacted_at: float | None = None
         self._answer_times_s: deque[float] = deque(maxlen=_REMEMBERED_ANSWERS)
@@ -77,13 +78,13 @@ class Replicator:
 
     def _open(self, change: Change) -> Backend:
         settings = read_settings(self._directory)
-        self._wallet = settings.wallet
+        self._find_database(settings.wallet)
         state = read_state(self._directory)
         boot = boot_id()
         rebooted = _rebooted(boot, state.boot_id, settings.backend_url)
         backend = self._become_writer(settings.backend_url)
         try:
-            node_id = _node_id_of(database_path(self._directory, settings.wallet))
+            node_id = _node_id_of(self._database)
             if node_id is not None:
                 backend.patience_s = self.patience.bound_s()
                 backend.claim(node_id)
@@ -102,7 +103,7 @@ class Replicator:
             )
             stands_at = database_version(change.version, rider=rider)
             if decision is Decision.APPEND:
-                self._log("Versions match up")
+                self._log(STARTED_WELL)
             elif decision is Decision.DROP_HEAD:
                 self._log(
                     f"Last changes not applied: the node stopped before it committed version "
@@ -126,6 +127,18 @@ class Replicator:
             raise
         return backend
 
+    def _find_database(self, wallet: str | None) -> None:
+        """Where the node's database is, as its open files tell, whatever backup.lock says."""
+        named = database_path(self._directory, wallet)
+        self._database = database_in_use(lightningd_above(), named)
+        if self._database != named:
+            self._wrong_lock = (
+                f"The node's database is {self._database}, and {self._directory}/backup.lock says "
+                f"that it is {named}. Correct it before you use backup-cli, which would take the "
+                f'wrong one: "wallet": "{self._database}"'
+            )
+            self._log(self._wrong_lock)
+
     def _become_writer(self, url: str) -> Backend:
         """Opens the backup; waits a little for a writer that is just ending."""
         deadline_s = time.monotonic() + _WAIT_FOR_WRITER_S
@@ -147,10 +160,10 @@ class Replicator:
 
     def _explain(self, decision: Decision, stands_at: int, backend: Backend) -> str:
         where = (
-            f"the database is at version {stands_at}, the backup {redacted(backend.url)} at "
-            f"{backend.version}"
+            f"the database {self._database} is at version {stands_at}, the backup "
+            f"{redacted(backend.url)} at {backend.version}"
         )
-        database = database_path(self._directory, self._wallet)
+        database = self._database
         restore = (
             f"move {database} away (with -journal and -wal; keep it), then run: "
             f"backup-cli restore {quote(redacted(backend.url))} {quote(database)}"
@@ -161,6 +174,7 @@ class Replicator:
                 "commit while it shut down. The database is the newer one and is safe; the node "
                 "stays down until the backup has it too. Run: "
                 f"backup-cli snapshot --lightning-dir {quote(self._directory)}"
+                + (f". But first: {self._wrong_lock}" if self._wrong_lock else "")
             )
         if decision is Decision.ROLL_FORWARD:
             return (

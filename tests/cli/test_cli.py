@@ -117,6 +117,12 @@ def test_init(node: Place) -> None:
     assert f"Found an existing database at {node.database}" in ended.out
     assert f"Successfully written initial snapshot to {node.url} (data version 19" in ended.out
     assert f"Initialized backup backend {node.url}" in ended.out
+    *_, before_line, line, after_line, last = ended.out.splitlines()
+    assert line == f"important-plugin={CLI.with_name('cln-backup')}"
+    assert before_line == after_line == ""
+    assert last == "Then start Core-Lightning, and look for this in its log: Versions match up"
+    assert "THE NODE IS NOT PROTECTED YET" in ended.out
+    assert f"The node's database is taken to be {node.database}" in ended.out
     assert "hsm_secret" in ended.err
     assert told_by(node.url)[0].version == 19
 
@@ -131,7 +137,10 @@ def test_init_json(node: Place) -> None:
         "version": 19,
         "snapshot_bytes": node.database.stat().st_size,
         "same_disk": True,
+        "version_before": 0,
         "keys": [],
+        "configuration_line": f"important-plugin={CLI.with_name('cln-backup')}",
+        "log_phrase": "Versions match up",
     }
 
 
@@ -184,7 +193,7 @@ def test_snapshot(node: Place) -> None:
     assert "data version 24" in ended.out
     fields = run("snapshot", "--json", "--lightning-dir", node.directory).fields
     assert fields["version"] == 24
-    assert set(fields) == {"database", "version", "snapshot_bytes", "same_disk"}
+    assert set(fields) == {"database", "version", "snapshot_bytes", "same_disk", "version_before"}
 
 
 # restore
