@@ -27,6 +27,11 @@ SHUTDOWN_S = 8.0
 """How long to stay after `shutdown` at most: containers are killed after 10 s."""
 
 SHUTDOWN_POLL_S = 0.05
+
+LEAVE_S = 2.0
+"""How long to wait at most until lightningd's pipe is quiet, before leaving."""
+
+_QUIET_S = 0.2
 _DISMISS_S = 1.0
 
 _ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')
@@ -95,6 +100,11 @@ def spawn(mailbox: Mailbox, lightningd: int, manifest: object) -> Guard:
         os._exit(0)
 
 
+def is_quiet(until: float) -> bool:
+    """Whether lightningd sends nothing for a while, or, from that monotonic time on, just now."""
+    return not select.select([0], [], [], _QUIET_S if time.monotonic() < until else 0)[0]
+
+
 def end_pipe() -> None:
     """Ends what lightningd reads from this process: the last thing that it does.
 
@@ -124,20 +134,17 @@ def _watch(life_fd: int, mailbox: Mailbox, lightningd: int, manifest: object) ->
         elif large:
             pending = b""
         large = False
+        if leave_at is not None and not pending:
+            gone = not other_plugins_live(lightningd, os.getpid())
+            if (gone or time.monotonic() >= leave_at) and is_quiet(leave_at):
+                end_pipe()
+                return
         timeout_s = None if leave_at is None else SHUTDOWN_POLL_S
-        leaves = (
-            leave_at is not None
-            and not pending
-            and (time.monotonic() >= leave_at or not other_plugins_live(lightningd, os.getpid()))
-        )
-        if select.select([0], [], [], 0 if leaves else timeout_s)[0]:
+        if select.select([0], [], [], timeout_s)[0]:
             data = os.read(0, jsonrpc.MAILBOX_BYTES)
             if not data:
                 return
             pending += data
-        elif leaves:
-            end_pipe()
-            return
 
 
 def _take_over(message: bytes, manifest: object) -> str:

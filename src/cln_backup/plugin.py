@@ -132,14 +132,16 @@ class Plugin:
 
         lightningd may write to its database until our pipe ends. It aborts when that happens while
         it waits for an answer, so nobody else may hold the pipe any more, and nothing may lie
-        between the look that finds no message and the pipe's end.
+        between the look that finds no message and the pipe's end. One late call is soon followed
+        by the next, so the pipe has to be quiet for a while.
         """
         try:
             if self._guard is not None:
                 self._guard.dismiss()
             self._write_notes()
             self._compaction.close()
-            while self._reader.has_begun() or select.select([0], [], [], 0)[0]:
+            until = time.monotonic() + guard.LEAVE_S
+            while not guard.is_quiet(until) or self._reader.has_begun():
                 if not self._read():
                     break
         except BrokenPipeError:  # lightningd is gone

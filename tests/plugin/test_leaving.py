@@ -63,3 +63,22 @@ def test_guard_that_took_over_looks_once_more_before_it_leaves() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert '"id":"cln:db_write#9","result":{"result":"halt"' in said.stdout
+
+
+def test_a_late_call_is_waited_for_before_the_pipe_is_ended() -> None:
+    """A real node's late call was answered, and the next one, 20 ms later, found no reader."""
+    code = (
+        "import os, threading, time\n"
+        "from cln_backup import guard\n"
+        "ours, theirs = os.pipe()\n"
+        "os.dup2(ours, 0)\n"
+        "def seen_while_waiting():\n"
+        "    threading.Timer(0.02, os.write, (theirs, b'x')).start()\n"
+        "    seen = not guard.is_quiet(time.monotonic() + 60)\n"
+        "    os.read(0, 1)\n"
+        "    return seen\n"
+        "assert any(seen_while_waiting() for _ in range(20))\n"  # a loaded machine may oversleep
+        "assert guard.is_quiet(time.monotonic() + 60)\n"
+        "assert guard.is_quiet(0.0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
