@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import pytest
@@ -145,7 +146,8 @@ def test_lightningd_is_found_through_a_wrapper(tmp_path: Path) -> None:
     code = "from cln_backup.node import lightningd_above; print(lightningd_above())"
     lightningd = tmp_path / "lightningd"
     lightningd.symlink_to("/bin/sh")
-    script = f'echo $$; /bin/sh -c "{sys.executable} -c \\"{code}\\"; true"; true'
+    wrapper = f"{quote(sys.executable)} -c {quote(code)}; true"
+    script = f"echo $$; /bin/sh -c {quote(wrapper)}; true"
     said = subprocess.run([lightningd, "-c", script], check=True, capture_output=True, text=True)
     shell, above = said.stdout.split()
     assert above == shell
