@@ -351,6 +351,12 @@ def list_directory(path: str, *, op: str) -> list[str]:
         return sorted(os.listdir(path))
 
 
+def visit_directory(path: str, *, op: str) -> None:
+    """Opens a directory, at which a network file system asks its server what it holds now."""
+    with storage_errors(op, path):
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
 def preallocate(fd: int, length_bytes: int, *, op: str) -> None:
     """Fills a new file with zeros and syncs it, so that a later sync has only bytes to write.
 

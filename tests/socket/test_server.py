@@ -177,6 +177,28 @@ def test_second_writer_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
         assert told_by(there) == told([*started_node(), payment(4), payment(5)])
 
 
+@pytest.mark.parametrize("scheme", ["file", "dir"])
+def test_server_whose_backup_another_process_wrote_to_overwrites_nothing(
+    tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network file system on which each machine has its own locks."""
+    monkeypatch.setattr("cln_backup.backends.writer.fcntl.flock", lambda *_: None)
+    url = _made(tmp_path) if scheme == "file" else f"dir://{tmp_path}/node"
+    if scheme == "dir":
+        create_backend(url, None)
+    with server_here() as server:
+        there = server.add(url)
+        with open_backend(there, writable=True) as writer:
+            add_all(writer, started_node())
+            append(url, [payment(4, "by another process")])
+            with pytest.raises(WriterConflict, match="Another process"):
+                writer.add_change(payment(4))
+        expected = [*started_node(), payment(4, "by another process")]
+        assert told_by(there) == told(expected)
+        append(there, [payment(5)])
+        assert told_by(there) == told([*expected, payment(5)])
+
+
 def test_takeover_lets_the_next_writer_in_and_the_old_one_out_for_good(tmp_path: Path) -> None:
     with server_here() as server:
         there = server.add(_made(tmp_path))

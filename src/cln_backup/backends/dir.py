@@ -234,6 +234,8 @@ class DirBackend(Backend):
         """See `Backend.add_change`. A snapshot is published in a file of its own before."""
         writer = self._require_writer()
         check_follows(change, self.version, empty=self._head is None)
+        with self._last_write:
+            writer.look_if_due()
         self._sign()
         if change.transaction is None:
             v2.pack_body(v2.Type.SNAPSHOT, change.version)
@@ -252,6 +254,7 @@ class DirBackend(Backend):
             segment = self._prepare(writer, room_bytes)
             if change.transaction is None:
                 content = self._write_snapshot(writer, segment, change)
+                writer.look()  # that may have taken long
             stored_ms = stored_now_ms(change)
             start = writer.append(record_type, change.version, content, stored_ms)
             self._tracker.apply(record_type, change.version, start, stored_ms)
@@ -291,6 +294,8 @@ class DirBackend(Backend):
         head = self._head
         if head is None or not self._tracker.may_rewind:
             raise nothing_to_drop()
+        with self._last_write:
+            writer.look(at_all_names=True)
         self._sign()
         with self._last_write:
             kept = set_aside(self._store, self._change_at(head.at), writer.end.epoch)
@@ -386,7 +391,10 @@ class DirBackend(Backend):
         writer = self._require_writer()
         if staged.source != self._base.generation:
             raise StorageError(f"{staged.name} is not what was staged; the backup is as before.")
+        with self._last_write:
+            writer.look(at_all_names=True)
         generation = self._base.generation + 1
+        self._require_newest_base()
         fd = fsio.open_existing(staged.name, writable=False, op="open new base")
         try:
             header = self._store.read_header(
@@ -408,6 +416,16 @@ class DirBackend(Backend):
                 writer.start_upkeep()
             else:
                 remove_expired(*keep)
+
+    def _require_newest_base(self) -> None:
+        """Another one's compaction leaves the log as it is: only the next one must not follow."""
+        found = list_files(self._place.path).bases[-1]
+        if found[0] > self._base.generation:
+            raise StorageError(
+                f"Another process compacted this backup: {self._store.base_path(*found)} is not "
+                "ours. This compaction is given up; the backup is as before. Start the node anew, "
+                "so that it goes on from the other one."
+            )
 
     def discard(self) -> None:
         """See `Backend.discard`."""

@@ -11,12 +11,15 @@ import os
 from typing import Final
 
 from cln_backup import fsio
+from cln_backup.backends.look import BLOCK_BYTES, read_anew
 from cln_backup.path_watch import PathWatch
 
-_BLOCK_BYTES: Final = 4096
-"""Of the file, and a border at which memory has to lie; what disks that can do this take."""
-
 _MEMORY_BYTES: Final = 1 << 16
+
+
+def _memory(length_bytes: int) -> memoryview:
+    """Memory that lies at a border, of this process alone also after a fork."""
+    return memoryview(mmap.mmap(-1, length_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class BlockFile:
@@ -30,27 +33,42 @@ class BlockFile:
         """Opens the file; nothing is written."""
         self.fd = fsio.open_direct(path, op=op)
         self.end_bytes = 0
+        self._path = path
         self._watch = PathWatch(path, self.fd)
-        self._memory = memoryview(mmap.mmap(-1, _MEMORY_BYTES))
+        self._memory = _memory(_MEMORY_BYTES)
 
     def is_in_place(self) -> bool:
         """Whether the path that it was opened by still leads to it."""
         return self._watch.leads_to_file()
 
+    def look(self) -> str | None:
+        """Reads the place where the next bytes go; tells what is there that should not be.
+
+        The last block that was written must be there, and only zeros after it.
+        """
+        start = (self.end_bytes - 1) // BLOCK_BYTES * BLOCK_BYTES
+        held = self.end_bytes - start
+        [found] = read_anew(self._path, [(start, 2 * BLOCK_BYTES)])
+        if found[:held] != self._memory[:held]:
+            return f"before byte {self.end_bytes} is not what was written there last"
+        if found.count(0, held) != len(found) - held:
+            return f"more was written from byte {self.end_bytes} on"
+        return None
+
     def append(self, data: bytes, *, op: str) -> None:
         """Writes bytes behind those before; durable after `fsio.sync`."""
-        held = self.end_bytes % _BLOCK_BYTES
+        held = self.end_bytes % BLOCK_BYTES
         size = held + len(data)
-        whole = -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
+        whole = -(-size // BLOCK_BYTES) * BLOCK_BYTES
         memory = self._memory
         if whole > len(memory):
-            memory = memoryview(mmap.mmap(-1, whole))
+            memory = _memory(whole)
             memory[:held] = self._memory[:held]
         memory[held:size] = data
         memory[size:whole] = bytes(whole - size)
         fsio.write_at(self.fd, [memory[:whole]], self.end_bytes - held, op=op)
         self.end_bytes += len(data)
-        held = self.end_bytes % _BLOCK_BYTES
+        held = self.end_bytes % BLOCK_BYTES or BLOCK_BYTES  # a full block too, for `look`
         self._memory[:held] = memory[size - held : size]
 
     def close(self) -> None:

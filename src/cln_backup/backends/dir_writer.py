@@ -21,6 +21,7 @@ from cln_backup.backends import dir_store
 from cln_backup.backends.dir_blocks import BlockFile
 from cln_backup.backends.dir_records import Tail, judge_tail
 from cln_backup.backends.dir_store import list_files
+from cln_backup.backends.look import LookSchedule, conflict, moved
 from cln_backup.errors import AlreadyExists, StorageError, WriterConflict
 from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import Encoder
@@ -58,6 +59,7 @@ class SegmentWriter:
         self._leftover = end
         self._upkeep: subprocess.Popen[bytes] | None = None
         self._spare_wanted = True
+        self._schedule = LookSchedule()
 
     @property
     def end(self) -> LogEnd:
@@ -65,6 +67,33 @@ class SegmentWriter:
         if self._file is None or self._encoder is None:
             return self._begun
         return self._begun._replace(end_bytes=self._file.end_bytes, seal=self._encoder.seal)
+
+    def look_if_due(self) -> None:
+        """Looks, before an append, whether the log is as this writer left it, if that is due.
+
+        Raises:
+            WriterConflict: another writer went on from there; nothing was written.
+            StorageError.
+        """
+        if self._schedule.is_due():
+            self.look()
+
+    def look(self, *, at_all_names: bool = False) -> None:
+        """As `look_if_due`, now; with `at_all_names` for later segments than the next one too."""
+        if self._file is None:
+            self._require_end(self._begun)
+            at_all_names = True
+        else:
+            found = self._file.look()
+            if found is not None:
+                raise conflict(self._store.log_path(self._begun.segment), found)
+            # A network file system asks its server for the names anew.
+            fsio.visit_directory(self._store.path, op="look at backup")
+            self._require_no_later_writer()
+        if at_all_names:
+            last = max(list_files(self._store.path).segments, default=0)
+            if last > self._begun.last_number:
+                raise self._conflict(self._store.log_path(last))
 
     def prepare(self, tracker: Tracker, size_bytes: int) -> int:
         """Makes sure that there is a segment with room for a record of at most this size.
@@ -80,6 +109,8 @@ class SegmentWriter:
 
     def _begin(self, tracker: Tracker, least_bytes: int) -> None:
         """Claims the next segment and writes its header. Durable with the first record."""
+        if self._file is not None:
+            self.look(at_all_names=True)  # what is behind this end will count no more
         prev, number = self.end, self.end.last_number + 1
         path = self._claim(number, least_bytes)
         # By its name, not by the descriptor that wrote the zeros: the spare is made by a process
@@ -164,7 +195,7 @@ class SegmentWriter:
         fd = fsio.open_existing(path, writable=False, op="open segment")
         try:
             if judge_tail(fd, prev.end_bytes) is not expected:
-                raise self._conflict(path)
+                raise conflict(path, f"more was written from byte {prev.end_bytes} on")
         finally:
             os.close(fd)
 
@@ -181,26 +212,20 @@ class SegmentWriter:
         assert encoder is not None, "no segment is prepared"
         assert file is not None
         if not file.is_in_place():
-            raise self._moved()
+            raise moved(self._store.path, "its newest segment")
         self._require_no_later_writer()
         start = v2.Position(self._begun.segment, file.end_bytes, encoder.seal)
         data = encoder.encode(record_type, version, content, stored_ms)
         file.append(data, op="append record")
         fsio.sync(file.fd, op="sync record")
         self._require_no_later_writer()
+        self._schedule.appended()
         self._digest.update(data)
         if start.offset_bytes == v2.HEADER_BYTES:
             self._trim_previous()
         if self._spare_wanted and file.end_bytes > _SPARE_AFTER_BYTES:
             self.start_upkeep()
         return start
-
-    def _moved(self) -> StorageError:
-        return StorageError(
-            f"{self._store.path}, or its newest segment, was moved, removed or replaced while "
-            "the node was writing to it. Nothing is written to a place that nobody would find. "
-            "Put the backup back where it was and start the node again."
-        )
 
     def _require_no_later_writer(self) -> None:
         if os.access(self._next_path, os.F_OK):  # cheaper than an exception where there is none
@@ -210,7 +235,10 @@ class SegmentWriter:
         return WriterConflict(
             f"Another process began to write to this backup after this one ({path} is not ours); "
             "this one has lost the right to write and stores nothing more. Two nodes must never "
-            "share a backup, and a node must never run twice: find the other one."
+            "share a backup, and a node must never run twice: find the other one. If this machine "
+            "was set back to an older state, such as a checkpoint of a virtual machine, do not "
+            "start the node from it: bring its database to the newest state with "
+            "`backup-cli restore`."
         )
 
     def _trim_previous(self) -> None:

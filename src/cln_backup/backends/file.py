@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from cln_backup import fsio, giving_back, scratch
 from cln_backup.backends import file_rewrite, redacted
 from cln_backup.backends.base import Backend, Staged, check_follows, nothing_to_drop
+from cln_backup.backends.file_end import FileEnd
 from cln_backup.backends.file_scan import Entry, Layout, entries, scan
 from cln_backup.backends.inventory import Inventory, noted_node, space_bytes
+from cln_backup.backends.look import moved
 from cln_backup.backends.places import hint_for_directory, require_backup_file
 from cln_backup.backends.writer import LastWrite, WriterLock
 from cln_backup.change import Change, Head, Kind
@@ -98,6 +100,7 @@ class FileBackend(Backend):
         self._fd = fd
         self._lock = lock
         self._last_write = LastWrite()
+        self._written: FileEnd | None = None  # for a writer
         self._stored_ms: int | None = None
 
     @classmethod
@@ -174,20 +177,23 @@ class FileBackend(Backend):
                 f"count; the backup is at version {self.version}."
             )
         if self._lock is not None:
-            self._mend(layout)
+            header = self._mend(layout)
+            self._written = FileEnd(self._path, self._fd, header, self._head)
 
-    def _mend(self, layout: Layout) -> None:
+    def _mend(self, layout: Layout) -> v1.Header:
+        """Mends what a cut left; returns the header that the file has now."""
         header = self._header()
         if layout.torn_bytes:
             kept = file_rewrite.keep_torn(self._fd, self._path, layout)
             self.notices.append(f"What was cut is kept as {kept}.")
         elif header[:2] == layout.header[:2]:
-            return
+            return layout.header
         self._write_header(header, op="mend header")
         fsio.sync(self._fd, op="sync mended header")
         if layout.torn_bytes:
             fsio.truncate(self._fd, self._end, op="cut off torn entry")
             fsio.sync(self._fd, op="sync cut")
+        return header
 
     def _repair(self, layout: Layout) -> Layout:
         fd, kept = file_rewrite.repair(self._fd, self._path, layout)
@@ -218,18 +224,21 @@ class FileBackend(Backend):
         )
 
     def _write_header(self, header: v1.Header, *, op: str) -> None:
-        fsio.write_at(self._fd, [v1.pack_header(header)], 0, op=op)
+        packed = v1.pack_header(header)
+        fsio.write_at(self._fd, [packed], 0, op=op)
+        if self._written is not None:
+            self._written.header = packed
 
-    def _require_writer(self) -> None:
+    def _require_writer(self, *, look: bool = False) -> FileEnd:
+        """Makes sure that nobody wrote since this writer did; that is its last write otherwise."""
         assert self._lock is not None, "opened for reading"
+        assert self._written is not None
         self._last_write.require_none_failed(self._path)
-        if not fsio.same_file(self._path, self._fd) or not self._lock.is_held():
-            self._last_write.failed = True
-            raise StorageError(
-                f"{self._path}, or {self._path}.writer, was moved, removed or replaced while the "
-                "node was writing to it. Nothing is written to a place that nobody would find. "
-                "Put the backup back where it was and start the node again."
-            )
+        with self._last_write:
+            if not self._lock.is_held():
+                raise moved(self._path, f"{self._path}.writer")
+            self._written.require(self._end, now=look)
+        return self._written
 
     @property
     def head(self) -> Head | None:
@@ -286,7 +295,7 @@ class FileBackend(Backend):
 
     def add_change(self, change: Change) -> None:
         """See `Backend.add_change`. One write of the entry, one of the header, one sync."""
-        self._require_writer()
+        written = self._require_writer(look=change.transaction is None)
         check_follows(change, self.version, empty=self._head is None)
         self._sign()
         start = self._end
@@ -299,6 +308,7 @@ class FileBackend(Backend):
                 end = file_rewrite.write_snapshot(self._fd, change, start)
                 fsio.sync(self._fd, op="sync snapshot")
             foreign_keys = True
+            payload = None
         else:
             payload = v1.pack_transaction(change.transaction)
             if kind is Kind.RIDER:
@@ -314,11 +324,15 @@ class FileBackend(Backend):
             fsio.sync(self._fd, op="sync change")
         self._before, self._head, self._end, self._may_rewind = self._head, entry, end, True
         self._stored_ms = change.stored_ms
+        if payload is None:
+            written.read_payload(self._fd, entry)
+        else:
+            written.appended(payload)
         self._set_position(count)
 
     def rewind(self) -> None:
         """See `Backend.rewind`. The dropped change becomes `PATH.dropped-VERSION`, in format 1."""
-        self._require_writer()
+        written = self._require_writer(look=True)
         if self._head is None or not self._may_rewind:
             raise nothing_to_drop()
         self._sign()
@@ -334,6 +348,7 @@ class FileBackend(Backend):
             fsio.sync(self._fd, op="sync header of rewind")
             fsio.truncate(self._fd, self._end, op="cut off head")
             fsio.sync(self._fd, op="sync cut")
+            written.read_payload(self._fd, self._head)
 
     def stream_changes(self, start: int = 0, *, head: bool = True) -> Iterator[Change]:
         """See `Backend.stream_changes`."""
@@ -365,7 +380,7 @@ class FileBackend(Backend):
 
     def replace(self, staged: Staged) -> None:
         """See `Backend.replace`."""
-        self._require_writer()
+        written = self._require_writer(look=True)
         assert self._head is not None
         shift = staged.shift_bytes
         count = self.version_count - staged.folded
@@ -390,6 +405,7 @@ class FileBackend(Backend):
         os.close(self._fd)
         self._fd = fd
         self._end += shift
+        written.replaced(fd, header)
         self._head = self._head._replace(offset_bytes=self._head.offset_bytes + shift)
         if self._before is not None and self._before.offset_bytes >= staged.fold_bytes:
             self._before = self._before._replace(offset_bytes=self._before.offset_bytes + shift)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from cln_backup import fsio
 from cln_backup.errors import Discontinuity, StorageError, WriterConflict
+from cln_backup.path_watch import PathWatch
 
 _KEPT = ("node_id", "backup_id", "segment")
 """What is noted of the backup, and not of the process that holds the lock."""
@@ -43,6 +44,7 @@ class WriterLock:
         """
         self._path = lock_path
         self._unsigned: str | None = None
+        self._watch: PathWatch | None = None
         self._fd = fsio.open_lock(lock_path, op="open writer lock", like=path)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,7 +137,9 @@ class WriterLock:
 
     def is_held(self) -> bool:
         """Whether the lock still excludes others; not when its file was removed or replaced."""
-        return fsio.same_file(self._path, self._fd)
+        if self._watch is None:
+            self._watch = PathWatch(self._path, self._fd)
+        return self._watch.leads_to_file()
 
     def _holder(self) -> str:
         with contextlib.suppress(StorageError):

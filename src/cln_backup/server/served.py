@@ -323,8 +323,10 @@ class Served:
         return self._opened()
 
     def _judge(self, error: BaseException) -> None:
-        """After a failed write only a new opening tells what reached the disk."""
-        refused = isinstance(error, BackupError) and not isinstance(error, StorageError)
+        """After a failed write, or another's, only a new opening tells what is there."""
+        refused = isinstance(error, BackupError) and not isinstance(
+            error, (StorageError, WriterConflict)
+        )
         if not refused:
             self._shut()
 

@@ -1,0 +1,260 @@
+"""A writer looks at what is there before it writes: nothing newer is ever overwritten."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cln_backup.backends import create_backend, look, open_backend
+from cln_backup.backends.look import APPENDS, PAUSE_S, LookSchedule
+from cln_backup.errors import BackupError, StorageError, WriterConflict
+from tests.backends.conformance import PLACES
+from tests.backends.set_back import CASES, compact, files, fill_to_a_border, newest_file
+from tests.histories import append, payment, started_node, told, told_by
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cln_backup.backends.base import Backend
+
+KINDS = ("file", "dir", "dir-encrypted")
+
+
+@functools.cache
+def _set_back(kind: str) -> dict[tuple[str, ...], dict[str, str | bool]]:
+    with tempfile.TemporaryDirectory() as directory:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.backends.set_back", kind, directory],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    outcomes = map(json.loads, done.stdout.splitlines())
+    return {tuple(outcome["case"]): outcome for outcome in outcomes}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", CASES, ids=" - ".join)
+def test_machine_that_was_set_back_overwrites_nothing(kind: str, case: tuple[str, ...]) -> None:
+    outcome = _set_back(kind)[case]
+    assert outcome["said"] != "stored"
+    assert outcome["again"] != "stored"
+    assert outcome["untouched"]
+    assert outcome["whole"]
+
+
+def test_message_says_what_was_found_what_is_safe_and_what_to_do() -> None:
+    said = str(_set_back("dir")["one change", "go on", "anywhere"]["said"])
+    assert said.startswith("WriterConflict: Another process wrote to this backup: ")
+    for phrase in ("Nothing was overwritten", "set back", "Do not start", "backup-cli restore"):
+        assert phrase in said
+
+
+@pytest.fixture(params=KINDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    (tmp_path / "place").mkdir()
+    url = PLACES[str(request.param)](tmp_path / "place")
+    create_backend(url, None)
+    append(url, started_node())
+    return url
+
+
+@pytest.fixture
+def each_its_own_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on sshfs: a lock is seen on the machine that has it, and nowhere else."""
+    monkeypatch.setattr("cln_backup.backends.writer.fcntl.flock", lambda *_: None)
+
+
+@pytest.mark.usefixtures("each_its_own_lock")
+def test_two_writers_in_turn_make_no_mixture(url: str, tmp_path: Path) -> None:
+    with open_backend(url, writable=True) as one:
+        one.add_change(payment(4, "by one"))
+        with open_backend(url, writable=True) as other:
+            other.add_change(payment(5, "by the other"))
+            before = files(tmp_path)
+            for _ in range(2):
+                with pytest.raises((WriterConflict, StorageError)):
+                    one.add_change(payment(5, "by one"))
+            assert files(tmp_path) == before
+            other.add_change(payment(6, "by the other"))
+    expected = [payment(4, "by one"), payment(5, "by the other"), payment(6, "by the other")]
+    assert told_by(url) == told([*started_node(), *expected])
+
+
+@pytest.mark.usefixtures("each_its_own_lock")
+def test_writer_that_has_written_nothing_yet_is_refused_before_it_claims_anything(
+    url: str, tmp_path: Path
+) -> None:
+    with open_backend(url, writable=True) as one:
+        one.add_change(payment(4, "by one"))
+        with open_backend(url, writable=True) as other:
+            other.claim("02" * 33)
+            one.add_change(payment(5, "by one"))
+            before = files(tmp_path)
+            with pytest.raises(WriterConflict, match="Another process wrote"):
+                other.add_change(payment(5, "by the other"))
+            assert files(tmp_path) == before
+        one.add_change(payment(6, "by one"))
+    assert told_by(url)[-1:] == told([payment(6, "by one")])
+
+
+def _rest() -> None:
+    time.sleep(1.5 * PAUSE_S)
+
+
+def _refused(backend: Backend, directory: Path) -> str:
+    """What an append was refused with, which left everything as it was."""
+    before = files(directory)
+    with pytest.raises(BackupError) as found:
+        backend.add_change(payment(backend.version + 1, "too late"))
+    assert files(directory) == before
+    return str(found.value)
+
+
+@pytest.mark.parametrize("at_border", [False, True])
+def test_older_copy_in_the_same_inode_is_found(url: str, tmp_path: Path, at_border: bool) -> None:
+    with open_backend(url, writable=True) as backend:
+        backend.add_change(payment(4))
+        if at_border:
+            fill_to_a_border(backend, tmp_path / "place")
+        file = newest_file(tmp_path)
+        older = file.read_bytes()
+        backend.add_change(payment(backend.version + 1, "newer"))
+        with file.open("r+b") as there:
+            there.write(older)
+            there.truncate()
+        _rest()
+        assert "Nothing was overwritten" in _refused(backend, tmp_path)
+
+
+@pytest.fixture
+def file_url(tmp_path: Path) -> str:
+    url = PLACES["file"](tmp_path)
+    create_backend(url, None)
+    append(url, started_node())
+    return url
+
+
+def _overwrite(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as there:
+        there.seek(offset)
+        there.write(data)
+
+
+def test_compacted_file_behind_a_path_that_keeps_its_inode_is_found_at_once(
+    file_url: str, tmp_path: Path
+) -> None:
+    """On sshfs the number of an inode belongs to the path."""
+    with open_backend(file_url, writable=True) as backend:
+        backend.add_change(payment(4))
+        path = tmp_path / "node.bkp"
+        content = path.read_bytes()
+        path.write_bytes(content[:512] + content[-200:])
+        assert "it has less than" in _refused(backend, tmp_path)
+
+
+def test_file_of_the_same_size_with_another_header_is_found(file_url: str, tmp_path: Path) -> None:
+    with open_backend(file_url, writable=True) as backend:
+        backend.add_change(payment(4))
+        _overwrite(tmp_path / "node.bkp", 35, b"\x2a")
+        _rest()
+        assert "its header is another one" in _refused(backend, tmp_path)
+
+
+def test_file_of_the_same_size_with_another_last_change_is_found(
+    file_url: str, tmp_path: Path
+) -> None:
+    with open_backend(file_url, writable=True) as backend:
+        backend.add_change(payment(4, "x" * 9_000))
+        size = (tmp_path / "node.bkp").stat().st_size
+        _overwrite(tmp_path / "node.bkp", size - 4_000, b"y")
+        _rest()
+        assert "its last change is another one" in _refused(backend, tmp_path)
+
+
+def test_what_a_drop_or_a_compaction_leaves_is_known_to_their_writer(url: str) -> None:
+    steps: list[Callable[[Backend], None]] = [
+        lambda backend: backend.rewind(),
+        lambda backend: backend.add_change(payment(4, "again")),
+        compact,
+        lambda backend: backend.add_change(payment(5)),
+        lambda backend: backend.rewind(),
+        lambda backend: backend.add_change(payment(5, "again")),
+    ]
+    with open_backend(url, writable=True) as backend:
+        backend.add_change(payment(4))
+        for step in steps:
+            _rest()
+            step(backend)
+    assert told_by(url)[-1:] == told([payment(5, "again")])
+
+
+def test_compaction_alone_by_another_process_is_no_newer_history(tmp_path: Path) -> None:
+    """The log of a `dir:` goes on as it is; only a second compaction must not follow."""
+    url = PLACES["dir"](tmp_path)
+    create_backend(url, None)
+    append(url, started_node())
+    with open_backend(url, writable=True) as backend:
+        backend.add_change(payment(4))
+        (tmp_path / "node" / "backup.writer").unlink()
+        with open_backend(url, writable=True) as other:
+            compact(other)
+        _rest()
+        backend.add_change(payment(5))
+        with pytest.raises(StorageError):
+            compact(backend)
+        backend.add_change(payment(6))
+    assert told_by(url)[-3:] == told([payment(4), payment(5), payment(6)])
+
+
+def test_file_system_that_cannot_read_past_the_cache_is_looked_at_through_it(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = look._read
+
+    def refuse(path: str, ranges: list[tuple[int, int]], flag: int) -> list[bytes]:
+        if flag:
+            raise OSError(22, "Invalid argument")
+        return read(path, ranges, flag)
+
+    monkeypatch.setattr(look, "_read", refuse)
+    with open_backend(url, writable=True) as backend:
+        backend.add_change(payment(4))
+        _rest()
+        backend.add_change(payment(5))
+        file = newest_file(tmp_path)
+        end = len(file.read_bytes().rstrip(b"\x00"))
+        _overwrite(file, end - 1, b"\x00")
+        _rest()
+        assert "Nothing was overwritten" in _refused(backend, tmp_path)
+
+
+def test_look_is_due_at_first_after_a_pause_after_so_many_appends_and_when_the_clock_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr("cln_backup.backends.look.time.time", lambda: now)
+    schedule = LookSchedule()
+
+    def append_after(pause_s: float) -> bool:
+        nonlocal now
+        now += pause_s
+        due = schedule.is_due()
+        now += 10 * PAUSE_S  # however long the append itself takes
+        schedule.appended()
+        return due
+
+    assert append_after(0.0)
+    assert [append_after(PAUSE_S / 2) for _ in range(APPENDS)] == [*[False] * (APPENDS - 1), True]
+    assert append_after(2 * PAUSE_S)
+    assert not append_after(0.0)
+    assert append_after(-3_600.0)
