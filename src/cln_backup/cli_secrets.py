@@ -118,6 +118,7 @@ def _secret(options: dict[str, Any], *, new: bool = False) -> keyring.Secret | N
         return keyring.passphrase_secret(_ask("Passphrase", twice=new))
     if asked["words"]:
         words = _ask("Words of the node's secret", twice=new)
+        keyring.check_words(words)  # before the passphrase is asked for
         text = _ask(
             "Passphrase of the words (empty if none)", twice=new, default="", show_default=False
         )

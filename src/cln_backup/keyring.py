@@ -13,6 +13,7 @@ from cln_backup.backends.base import Key
 from cln_backup.backends.places import require_outside
 from cln_backup.backends.secrets import (
     Secret,
+    check_words,
     given_secret,
     kind_name,
     needs_passphrase,
@@ -31,6 +32,7 @@ __all__ = [
     "Secret",
     "add_key",
     "add_keys_at_init",
+    "check_words",
     "encrypted",
     "given_secret",
     "is_encrypted",

@@ -13,7 +13,8 @@ class Command(click.Command):
         given, _, _ = self.make_parser(ctx).parse_args(list(args))
         for parameter in self.get_params(ctx):
             value = given.get(parameter.name or "")
-            if value == "" or (isinstance(value, tuple | list) and "" in value):
+            texts = value if isinstance(value, tuple | list) else (value,)
+            if any(isinstance(text, str) and not text.strip() for text in texts):
                 raise click.BadParameter(
                     "is empty. If it came from a variable of the shell, that is not set.",
                     ctx,

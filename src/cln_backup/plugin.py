@@ -20,7 +20,7 @@ from cln_backup import __version__, guard, jsonrpc, rpc
 from cln_backup.backends import redacted
 from cln_backup.backends.base import size_of
 from cln_backup.compact_command import CompactCommand
-from cln_backup.errors import BackupError
+from cln_backup.errors import BackupError, broken_installation
 from cln_backup.node import lightningd_above, other_plugins_live
 from cln_backup.replicator import Replicator
 
@@ -206,8 +206,8 @@ class Plugin:
                 self._halted = str(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the node must not go on
                 self._halted = (
-                    f"{_fault(error)}. The node is halted before it commits anything that the "
-                    "backup may not have. Please report this."
+                    f"{_fault(error)} The node is halted before it commits anything that the "
+                    "backup may not have."
                 )
         if self._halted is None:
             self._answer(message, _CONTINUE)
@@ -328,13 +328,15 @@ def _wake_on_children() -> int:
 
 def _fault(error: Exception) -> str:
     """Names an error that is none of ours, without its text, which may hold anything."""
+    if isinstance(error, ImportError):
+        return str(broken_installation(error))
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     place = "an unknown place"
     if frame is not None:
         place = f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}"
-    return f"cln-backup has a fault ({type(error).__name__} in {place})"
+    return f"cln-backup has a fault ({type(error).__name__} in {place}); please report this."
 
 
 def main() -> None:

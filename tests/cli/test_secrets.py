@@ -178,7 +178,7 @@ def test_key_file_of_an_addition_that_failed_is_taken_away(encrypted: Path, tmp_
     key = tmp_path / "new.key"
     code, shown = _on_a_terminal(
         *("key", "add", "--words", "--new-key-file", key, encrypted),
-        answers=[("Words", "other words"), ("Passphrase", "")],
+        answers=[("Words", "zoo " * 11 + "wrong"), ("Passphrase", "")],
     )
     assert code == 17
     assert "mistyped" in shown

@@ -243,3 +243,12 @@ def test_words_from_a_pipe_are_taken(place: Place) -> None:
     assert run("key", "add", "--key-file", key, "--new-hsm-secret", hsm, encrypted).code == 0
     ended = run("status", "--words", encrypted, text=f"{_WORDS}\n\n")
     assert (ended.code, ended.err) == (0, "")
+
+
+def test_module_that_is_missing_to_the_plugin_is_no_fault_of_the_program() -> None:
+    from cln_backup.plugin import _fault
+
+    said = _fault(ModuleNotFoundError("No module named 'cln_backup.gone'"))
+    assert said.startswith("The installation of cln-backup is incomplete, or was changed")
+    assert "has a fault" not in said
+    assert _fault(ValueError("secret")).startswith("cln-backup has a fault (ValueError in ")

@@ -9,6 +9,7 @@ import pytest
 
 from cln_backup.backends import create_backend
 from cln_backup.backends.secrets import unlocking_with
+from cln_backup.errors import Locked
 from cln_backup.formats.hsm_secret import NoSecret, needs_passphrase, secret_of, seed_of
 from cln_backup.keyring import add_key, list_keys, secret_from, secret_of_words
 from tests.format2.small import url_of
@@ -92,3 +93,27 @@ def test_passphrase_that_is_no_utf8_is_wrong_and_no_crash() -> None:
     for form in (ENCRYPTED, MNEMONIC_WITH_PASSPHRASE):
         with pytest.raises(NoSecret, match="passphrase is not the one"):
             secret_of(form, "\udce9")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("abandon " * 6 + "abandom " + "abandon " * 4 + "about", r"word 7 .*did you mean abandon"),
+        ("abandon " * 11 + "aboot", r"word 12 is not .*did you mean .*about"),
+        ("abandon " * 10 + "zzzzzz qqqqqq", r"word 11 is not in the list of BIP39; word 12 is not"),
+        ("abandon " * 11 + "abandon", "their checksum does not match"),
+        ("about " + "abandon " * 11, "their checksum does not match"),
+        ("abandon " * 10 + "about", "there are 11 words"),
+        ("", "there are 0 words"),
+    ],
+)
+def test_words_that_cannot_be_right_are_refused_with_the_one_that_is_wrong(
+    words: str, said: str
+) -> None:
+    with pytest.raises(Locked, match=said) as refused:
+        secret_of_words(words)
+    assert "abandon abandon" not in str(refused.value)
+
+
+def test_words_are_looked_at_as_they_are_typed() -> None:
+    assert secret_of_words(f"  {WORDS.upper()}\n").content == seed_of(WORDS)

@@ -61,8 +61,22 @@ def needs_passphrase(path: str) -> bool:
     return hsm_secret.needs_passphrase(read_key(path))
 
 
+def check_words(words: str) -> None:
+    """Makes sure that these can be the words of a node's secret. Raises `Locked`."""
+    from cln_backup.formats.words import fault_of
+
+    fault = fault_of(words)
+    if fault is not None:
+        raise Locked(f"These words are not right: {fault}. Nothing was read or changed.")
+
+
 def secret_of_words(words: str, passphrase: str = "") -> Secret:
-    """The node's secret as its words on paper have it, in capitals or not."""
+    """The node's secret as its words on paper have it, in capitals or not.
+
+    Raises:
+        Locked: as `check_words`.
+    """
+    check_words(words)
     return Secret(HolderKind.HSM_SECRET, hsm_secret.seed_of(words.lower(), passphrase))
 
 

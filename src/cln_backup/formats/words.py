@@ -1,0 +1,42 @@
+"""The words on paper: which of them cannot be right (BIP39, in English, as lightningd has it)."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Final
+
+_LENGTHS: Final = (12, 15, 18, 21, 24)
+_MOST_GUESSES: Final = 3
+
+
+def fault_of(words: str) -> str | None:
+    """What is wrong with words that were typed, `None` where nothing is.
+
+    A word that is in the list is not repeated. lightningd refuses the same words
+    (common/hsm_secret.c, `validate_mnemonic`).
+    """
+    from mnemonic import Mnemonic
+
+    bip39 = Mnemonic("english")
+    typed = words.lower().split()
+    known = frozenset(bip39.wordlist)
+    faults = [
+        f"word {number} is not in the list of BIP39{_guesses(word, bip39.wordlist)}"
+        for number, word in enumerate(typed, 1)
+        if word not in known
+    ]
+    if len(typed) not in _LENGTHS:
+        faults.append(f"there are {len(typed)} words, and not 12, 15, 18, 21 or 24")
+    if faults:
+        return "; ".join(faults)
+    if not bip39.check(" ".join(typed)):
+        return (
+            "each word is in the list of BIP39, but their checksum does not match: one of them is "
+            "another one, or they are in another order"
+        )
+    return None
+
+
+def _guesses(word: str, known: list[str]) -> str:
+    found = difflib.get_close_matches(word, known, _MOST_GUESSES)
+    return f" (did you mean {' or '.join(found)}?)" if found else ""
