@@ -59,9 +59,17 @@ class NodeRunning(BackupError):
 
 
 class WriterConflict(BackupError):
-    """Another process holds the right to write; this one wrote nothing."""
+    """Another process holds the right to write; this one wrote nothing.
+
+    Attributes:
+        holder: its process id, where it is known and of this machine.
+    """
 
     exit_code = 7
+
+    def __init__(self, message: str, *, holder: int | None = None) -> None:
+        super().__init__(message)
+        self.holder = holder
 
 
 class Damaged(BackupError):

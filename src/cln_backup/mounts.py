@@ -17,11 +17,13 @@ class Mount(NamedTuple):
         point: the directory that it is mounted at.
         kind: as the kernel calls it, such as `ext4`, `nfs4` or `fuse.sshfs`.
         read_only: whether nothing can be written there.
+        source: what was mounted, such as the path of a device.
     """
 
     point: str
     kind: str
     read_only: bool
+    source: str
 
 
 def mount_of(path: str) -> Mount | None:
@@ -39,10 +41,14 @@ def _longest(lines: list[str], path: str) -> Mount | None:
     for line in lines:
         # See proc_pid_mountinfo(5): ID PARENT DEVICE ROOT POINT OPTIONS … - KIND SOURCE OPTIONS
         own, _, file_system = line.rstrip("\n").partition(" - ")
-        fields, (kind, _, options) = own.split(" "), file_system.split(" ", 2)
-        point = _ESCAPE.sub(lambda code: chr(int(code[1], 8)), fields[4])
+        fields, (kind, source, options) = own.split(" "), file_system.split(" ", 2)
+        point = _unescaped(fields[4])
         inside = path == point or path.startswith(point.rstrip("/") + "/")
         if inside and (found is None or len(point) >= len(found.point)):  # the last one is on top
             read_only = "ro" in (*fields[5].split(","), *options.split(","))
-            found = Mount(point, kind, read_only)
+            found = Mount(point, kind, read_only, _unescaped(source))
     return found
+
+
+def _unescaped(field: str) -> str:
+    return _ESCAPE.sub(lambda code: chr(int(code[1], 8)), field)

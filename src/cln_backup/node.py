@@ -9,7 +9,7 @@ import os
 import stat
 import struct
 import sys
-import time
+from typing import NamedTuple
 
 from cln_backup import fsio
 from cln_backup.backends import redacted
@@ -40,7 +40,7 @@ def boot_id() -> str | None:
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
-    except FileNotFoundError:  # no Linux
+    except OSError:  # no Linux, or a /proc of processes alone
         import subprocess
 
         try:
@@ -52,25 +52,38 @@ def boot_id() -> str | None:
         return asked.stdout.strip() or None
 
 
-def booted_at() -> float | None:
-    """When this run of the machine began, in seconds since 1970; `None` where that is unknown."""
-    if not hasattr(time, "CLOCK_BOOTTIME"):
-        return None
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+class _Process(NamedTuple):
+    command: str
+    state: str
+    parent: int
 
 
-def lightningd_above() -> int:
-    """The process id of the lightningd that started this process, perhaps through a wrapper."""
-    parent = pid = os.getppid()
-    while pid > 1:
+def _process(pid: int) -> _Process:
+    """What Linux tells of a process. Raises `OSError` where it has ended, or this is no Linux."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        command, _, rest = file.read().partition("(")[2].rpartition(")")
+    state, parent = rest.split()[:2]
+    return _Process(command, state, int(parent))
+
+
+def lightningd_above(pid: int | None = None) -> int:
+    """The process id of the lightningd that started a process, perhaps through a wrapper.
+
+    Args:
+        pid: the process; `None` for this one.
+
+    Raises:
+        OSError: there is no such process, or the system does not tell.
+    """
+    parent = above = os.getppid() if pid is None else _process(pid).parent
+    while above > 1:
         try:
-            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-                command, _, rest = file.read().partition("(")[2].rpartition(")")
+            process = _process(above)
         except OSError:  # no Linux
             break
-        if command == "lightningd":
-            return pid
-        pid = int(rest.split()[1])
+        if process.command == "lightningd":
+            return above
+        above = process.parent
     return parent
 
 
@@ -87,13 +100,14 @@ def other_plugins_live(lightningd: int, besides: int) -> bool:
         if not name.isdecimal() or int(name) == besides:
             continue
         try:
-            with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
-                stat = file.read()
+            process = _process(int(name))
         except OSError:  # it ended meanwhile
             continue
-        command, _, rest = stat.partition("(")[2].rpartition(")")
-        state, parent = rest.split()[:2]
-        if int(parent) == lightningd and state != "Z" and not command.startswith("lightning_"):
+        if (
+            process.parent == lightningd
+            and process.state != "Z"
+            and not process.command.startswith("lightning_")
+        ):
             return True
     return False
 

@@ -7,37 +7,17 @@ one block then takes twice as long. Python's `os.stat` always looks at them; sta
 
 from __future__ import annotations
 
-import functools
 import os
 import struct
-import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cln_backup import statx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_AT_FDCWD: Final = -100
-_STATX_INO: Final = 0x100
-_STATX_SIZE: Final = 0x200
 _STATX: Final = struct.Struct("=I28xQQ88xII")
 """The start of `struct statx`: what it holds, the inode, the size, the device's two numbers."""
-_STATX_BYTES: Final = 256
-
-
-@functools.cache
-def _statx() -> Callable[..., int] | None:
-    """The C library's `statx`, where there is one, and a Python that can call it."""
-    if sys.platform != "linux":
-        return None
-    try:
-        from ctypes import CDLL, c_char_p, c_int, c_uint, c_void_p
-
-        function = CDLL(None).statx
-    except (ImportError, OSError, AttributeError):
-        return None
-    function.argtypes = (c_int, c_char_p, c_int, c_uint, c_void_p)
-    function.restype = c_int
-    return function
 
 
 class _Found(NamedTuple):
@@ -48,16 +28,16 @@ class _Found(NamedTuple):
 
 def _watched(path: str, asked: int) -> Callable[[], _Found | None]:
     """What tells where the path leads to now, or `None`."""
-    statx = _statx()
-    if statx is None:
+    function = statx.function()
+    if function is None:
         return lambda: None
     from ctypes import create_string_buffer
 
     encoded = os.fsencode(path)
-    buffer = create_string_buffer(_STATX_BYTES)
+    buffer = create_string_buffer(statx.SIZE_BYTES)
 
     def look() -> _Found | None:
-        if statx(_AT_FDCWD, encoded, 0, asked, buffer) != 0:
+        if function(statx.AT_FDCWD, encoded, 0, asked, buffer) != 0:
             return None
         held, inode, size, major, minor = _STATX.unpack_from(buffer)
         return _Found(os.makedev(major, minor), inode, size) if held & asked == asked else None
@@ -73,7 +53,7 @@ class PathWatch:
         status = os.fstat(fd)
         self._file = status.st_dev, status.st_ino
         self._path = path
-        self._look = _watched(path, _STATX_INO | _STATX_SIZE if size else _STATX_INO)
+        self._look = _watched(path, statx.INODE | statx.SIZE if size else statx.INODE)
 
     def leads_to_file(self) -> bool:
         """Whether the path leads to the file now."""

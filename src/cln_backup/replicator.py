@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING
 
 from cln_backup.backends import open_backend, redacted
 from cln_backup.change import FOREIGN_KEYS_ON, Change, Kind
-from cln_backup.continuity import STARTED_WELL, Decision, database_version, decide
+from cln_backup.continuity import (
+    STARTED_WELL,
+    Decision,
+    Storage,
+    database_version,
+    decide,
+    possible_loss,
+)
 from cln_backup.errors import Discontinuity, WriterConflict
-from cln_backup.node import boot_id, booted_at, database_in_use, database_path, lightningd_above
+from cln_backup.mount_identity import mount_identity
+from cln_backup.node import boot_id, database_in_use, database_path, lightningd_above
 from cln_backup.patience import Patience
 from cln_backup.settings import read_settings, read_state, write_state
 
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cln_backup.backends.base import Backend
+    from cln_backup.continuity import Loss
 
 _REMEMBERED_ANSWERS = 10_000
 _WAIT_FOR_WRITER_S = 10
@@ -62,7 +71,7 @@ class Replicator:
         else:
             rider = change.kind is Kind.RIDER
             decision = decide(
-                version, rider=rider, head=self.backend.head, first=False, rebooted=False
+                version, rider=rider, head=self.backend.head, first=False, may_have_lost=False
             )
             if decision is not Decision.APPEND:
                 raise Discontinuity(
@@ -80,8 +89,8 @@ class Replicator:
         settings = read_settings(self._directory)
         self._find_database(settings.wallet)
         state = read_state(self._directory)
-        boot = boot_id()
-        rebooted = _rebooted(boot, state.boot_id, settings.backend_url)
+        storage = self._storage()
+        loss = possible_loss(Storage(state.boot_id, state.mount), storage)
         backend = self._become_writer(settings.backend_url)
         try:
             node_id = _node_id_of(self._database)
@@ -99,7 +108,7 @@ class Replicator:
                 rider=rider,
                 head=backend.head,
                 first=True,
-                rebooted=rebooted,
+                may_have_lost=loss is not None,
             )
             stands_at = database_version(change.version, rider=rider)
             if decision is Decision.APPEND:
@@ -110,10 +119,10 @@ class Replicator:
                     f"{backend.version}, which is dropped from the backup"
                 )
             else:
-                raise Discontinuity(self._explain(decision, stands_at, backend))
-            if boot != state.boot_id:
-                # Before the first answer of this boot: nothing is in doubt at this moment.
-                write_state(self._directory, state._replace(boot_id=boot))
+                raise Discontinuity(self._explain(decision, stands_at, backend, loss))
+            if storage != (state.boot_id, state.mount):
+                # Before the first answer on this storage: nothing is in doubt at this moment.
+                write_state(self._directory, state._replace(**storage._asdict()))
             if decision is Decision.DROP_HEAD:
                 backend.patience_s = self.patience.bound_s()
                 backend.rewind()
@@ -147,6 +156,13 @@ class Replicator:
             try:
                 return open_backend(url, writable=True)
             except WriterConflict as error:
+                if error.holder is not None and _is_of_this_node(error.holder):
+                    raise WriterConflict(
+                        f"cln-backup is loaded twice in this node: process {error.holder}, of the "
+                        "same lightningd, writes to the backup already; this process wrote "
+                        "nothing. Leave one plugin= or important-plugin= line for it in the "
+                        "configuration, and none in a plugin directory; then start the node again."
+                    ) from None
                 if time.monotonic() > deadline_s:
                     raise
                 if not waiting:
@@ -158,7 +174,14 @@ class Replicator:
         while backend.notices:
             self._log(backend.notices.pop(0))
 
-    def _explain(self, decision: Decision, stands_at: int, backend: Backend) -> str:
+    def _storage(self) -> Storage:
+        # SQLite puts its journal beside the file itself, not beside a link to it.
+        directory = os.path.dirname(os.path.realpath(self._database))
+        return Storage(boot_id(), mount_identity(directory))
+
+    def _explain(
+        self, decision: Decision, stands_at: int, backend: Backend, loss: Loss | None
+    ) -> str:
         where = (
             f"the database {self._database} is at version {stands_at}, the backup "
             f"{redacted(backend.url)} at {backend.version}"
@@ -177,11 +200,12 @@ class Replicator:
                 + (f". But first: {self._wrong_lock}" if self._wrong_lock else "")
             )
         if decision is Decision.ROLL_FORWARD:
+            assert loss is not None
             return (
-                f"Core Lightning lost its last changes with the power: {where}, and the machine "
-                "was started anew since. SQLite may have taken back what the node had committed "
-                "and told its peers, so the backup has the only copy. It is safe to bring the "
-                f"database forward to it: {restore}"
+                "Core Lightning may have lost its last changes with the power or the disk: "
+                f"{where}, and {loss.value}. SQLite may have taken back what the node had "
+                "committed and told its peers, so the backup may have the only copy. It is safe "
+                f"to bring the database forward to it: {restore}"
             )
         return (
             f"Core Lightning seems to have lost some state (failed restore?): {where}. A node that "
@@ -232,18 +256,12 @@ class Replicator:
             self.backend.close()
 
 
-def _rebooted(boot: str | None, remembered: str | None, url: str) -> bool:
-    """Whether the machine started anew since the last answer was given.
-
-    Without a remembered boot id, as on a backup that the community's plugin has written so far,
-    the time of the backup's last change tells.
-    """
-    if boot is not None and remembered is not None:
-        return boot != remembered
-    began = booted_at()
-    with open_backend(url) as reader:
-        stored = reader.last_change_at
-    return began is not None and stored is not None and stored < began
+def _is_of_this_node(process: int) -> bool:
+    """Whether another process was started by the lightningd that started this one."""
+    try:
+        return lightningd_above(process) == lightningd_above()
+    except OSError:  # it has ended meanwhile
+        return False
 
 
 def _node_id_of(database: str) -> str | None:

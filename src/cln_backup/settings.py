@@ -1,8 +1,8 @@
 """What is kept in the node's network directory: `backup.lock`, and what the plugin remembers.
 
 `backup.lock` is the community plugin's, `{"backend_url": "…"}`; ours may also name the wallet's
-path. `backup.state` says in which run of the machine the plugin last answered: without it, that is
-guessed from the time of the backup's last change.
+path. `backup.state` says in which run of the machine, and on which mount of the database's file
+system, the plugin last answered.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ STATE_NAME = "backup.state"
 _MAX_BYTES = 1 << 16
 _MEND = (
     "Mend it, or move it away: backup.lock can be written anew from the backup's URL; without "
-    "backup.state the plugin goes by the time of the backup's last change to tell whether the "
-    "machine lost power since."
+    "backup.state the next start takes no missing change for one that was never committed."
 )
 
 
@@ -43,10 +42,12 @@ class State(NamedTuple):
     Attributes:
         boot_id: of the machine's run in which the last answer was given.
         last_compaction_at: seconds since 1970.
+        mount: of the file system that the node's database lay on then (`mount_identity`).
     """
 
     boot_id: str | None = None
     last_compaction_at: float | None = None
+    mount: str | None = None
 
 
 def read_settings(directory: str) -> Settings:
@@ -97,10 +98,12 @@ def read_state(directory: str) -> State:
     if fsio.kind_at(path, op="read settings") is None:
         return State()
     fields = _read_object(path)
-    boot_id, compaction = fields.get("boot_id"), fields.get("last_compaction_at")
+    boot_id, mount = fields.get("boot_id"), fields.get("mount")
+    compaction = fields.get("last_compaction_at")
     return State(
         boot_id if isinstance(boot_id, str) else None,
         compaction if isinstance(compaction, int | float) else None,
+        mount if isinstance(mount, str) else None,
     )
 
 

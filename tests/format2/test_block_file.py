@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import path_watch
+from cln_backup import statx
 from cln_backup.backends.dir_blocks import BlockFile
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def call(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's call that looks at the path; not every system has the first."""
     if request.param == "stat":
-        monkeypatch.setattr(path_watch, "_statx", lambda: None)
+        monkeypatch.setattr(statx, "function", lambda: None)
     else:
-        assert (path_watch._statx() is not None) == (sys.platform == "linux")
+        assert (statx.function() is not None) == (sys.platform == "linux")
 
 
 @pytest.fixture

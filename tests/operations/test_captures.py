@@ -128,7 +128,7 @@ def test_recorded_node_that_was_killed_three_times(kind: str, url: str, memory_p
             rider=line.kind is Kind.RIDER,
             head=backend.head,
             first=first,
-            rebooted=False,
+            may_have_lost=False,
         )
         if first:
             decisions.append(decision)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.histories import started_node
 from tests.plugin.home import CAPTURES, ROOT, Home
 from tests.small_disk import fill, small_disk
+from tests.socket.test_plugin import Node
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,6 +135,35 @@ def test_two_behind_in_the_same_boot_is_an_old_database(home: Home, tmp_path: Pa
     _refused(home, "lost some state", "--first", "60")
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"boot_id": "another boot"}, "the machine was started anew since"),
+        ({"mount": "another mount"}, "the file system of the database was mounted anew since"),
+        ({"mount": None}, "it is not known whether"),
+        (None, "it is not known whether"),
+    ],
+    ids=["boot", "mount", "older release", "no file"],
+)
+def test_last_change_is_dropped_only_on_storage_that_has_lost_nothing(
+    tmp_path: Path, change: dict[str, object] | None, why: str
+) -> None:
+    home = Home(tmp_path)
+    _grow(home)
+    home.run(*_ROUTER, "--calls", "1", "--crash", "after-answer@60", code=None)
+    path = home.directory / "backup.state"
+    noted = path.read_bytes()
+    if change is None:
+        path.unlink()
+    else:
+        path.write_text(json.dumps(json.loads(noted) | change))
+    assert why in _refused(home, "lost its last changes with the power or the disk")
+    _refused(home, "lost its last changes with the power")  # the question stays open
+    path.write_bytes(noted)
+    home.run(*_ROUTER, "--calls", "10")
+    assert home.dropped() == ["59"]
+
+
 def test_second_node_on_one_backup_is_refused_and_told_who_has_it(
     home: Home, tmp_path: Path
 ) -> None:
@@ -148,6 +179,20 @@ def test_second_node_on_one_backup_is_refused_and_told_who_has_it(
     home.call("stop")
     home.end(node)
     home.require_same(home.database)
+
+
+def test_plugin_that_is_loaded_twice_in_a_node_is_told_so(home: Home) -> None:
+    """It was told that two nodes shared the backup."""
+    home.init()
+    one, other = Node(home.directory), Node(home.directory)  # this process plays lightningd
+    change = started_node()[0]
+    assert one.write(change) == {"result": "continue"}
+    said = other.write(change)
+    assert said["result"] == "halt"
+    assert "is loaded twice in this node" in said["reason"]
+    assert "two nodes" not in said["reason"]
+    other.close()
+    one.close()
 
 
 def test_backup_of_another_node_at_the_same_version_is_refused(kind: str, tmp_path: Path) -> None:

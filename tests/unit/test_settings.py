@@ -72,14 +72,16 @@ def test_lock_file_that_cannot_be_understood(content: str, tmp_path: Path) -> No
 
 def test_state_comes_back(tmp_path: Path) -> None:
     assert read_state(str(tmp_path)) == State()
-    for state in (State("boot", 7.5), State(None, None), State("another")):
+    for state in (State("boot", 7.5), State(None, None), State("another", None, "mount 7")):
         write_state(str(tmp_path), state)
         assert read_state(str(tmp_path)) == state
     assert [path.name for path in tmp_path.iterdir()] == ["backup.state"]
 
 
 def test_state_of_another_shape(tmp_path: Path) -> None:
-    (tmp_path / "backup.state").write_text(json.dumps({"boot_id": 7, "last_compaction_at": "x"}))
+    (tmp_path / "backup.state").write_text(
+        json.dumps({"boot_id": 7, "last_compaction_at": "x", "mount": 7})
+    )
     assert read_state(str(tmp_path)) == State()
     (tmp_path / "backup.state").write_text("[]")
     with pytest.raises(BadSettings):

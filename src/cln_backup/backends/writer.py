@@ -49,12 +49,13 @@ class WriterLock:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = self._holder()
+            holder, pid = self._holder()
             self.release()
             raise WriterConflict(
                 f"{path} is being written by {holder}; this process wrote nothing. If a node runs "
                 "on this backup, work through it (lightning-cli backup-compact, backup-status); "
-                "two nodes must never share a backup."
+                "two nodes must never share a backup.",
+                holder=pid,
             ) from None
         except OSError as error:
             self.release()
@@ -141,13 +142,17 @@ class WriterLock:
             self._watch = PathWatch(self._path, self._fd)
         return self._watch.leads_to_file()
 
-    def _holder(self) -> str:
+    def _holder(self) -> tuple[str, int | None]:
+        """Who has the lock, in words, and its process id where that is of this machine."""
         with contextlib.suppress(StorageError):
             note = self._noted()
             if "pid" in note:
-                what = f"{note['program']} on {note['host']}, " if "host" in note else ""
-                return f"process {note['pid']} ({what}since {note.get('since')})"
-        return "another process"
+                pid, host = note["pid"], note.get("host")
+                what = f"{note.get('program')} on {host}, " if host else ""
+                who = f"process {pid} ({what}since {note.get('since')})"
+                here = host in (None, os.uname().nodename)
+                return who, pid if here and isinstance(pid, int) else None
+        return "another process", None
 
     def release(self) -> None:
         """Gives the lock back; a second call does nothing."""

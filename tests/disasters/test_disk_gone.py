@@ -1,0 +1,108 @@
+"""The disk that holds the node's database drops out and comes back, and the machine runs on."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import struct
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.plugin.home import CAPTURES, WAIT_S, Home, processes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_ROUTER = ("--capture", str(CAPTURES / "small" / "router.jsonl.xz"), "--synchronous", "full")
+_EXT4_IOC_SHUTDOWN = 0x8004587D
+_WITHOUT_FLUSH = 2
+
+
+class Disk:
+    """An ext4 file system that writes its own journal to the disk only when it is told to."""
+
+    def __init__(self, base: Path) -> None:
+        self._image = base / "disk.img"
+        self.place = base / "disk"
+        self.place.mkdir()
+        with self._image.open("wb") as file:
+            file.truncate(32 << 20)
+        made = subprocess.run(
+            ["mkfs.ext4", "-q", "-F", self._image], check=False, capture_output=True
+        )
+        if made.returncode or not self.mount():
+            pytest.skip("mounting a file system needs root, and a loop device")
+
+    def mount(self) -> bool:
+        command = ["mount", "-o", "loop,commit=600", str(self._image), str(self.place)]
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+    def sync(self) -> None:
+        subprocess.run(["sync", "-f", self.place], check=True)
+
+    def drop_out(self) -> None:
+        fd = os.open(self.place, os.O_RDONLY)
+        fcntl.ioctl(fd, _EXT4_IOC_SHUTDOWN, struct.pack("I", _WITHOUT_FLUSH))
+        os.close(fd)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", self.place], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("there is no mkfs.ext4")
+    disk = Disk(tmp_path)
+    yield disk
+    disk.unmount()
+
+
+@pytest.mark.parametrize("kind", ["file", "dir"])
+@pytest.mark.parametrize("linked", [False, True], ids=["directory", "link"])
+def test_commit_that_the_disk_took_back_is_not_dropped(
+    kind: str, linked: bool, disk: Disk, tmp_path: Path
+) -> None:
+    """The node acted on it; the boot is the same, and the mount is another."""
+    home = Home(tmp_path / "home", kind)
+    if linked:  # the database alone lies on the disk
+        home.database.symlink_to(disk.place / "lightningd.sqlite3")
+        (disk.place / "lightningd.sqlite3").touch()
+    else:
+        home.directory = disk.place / "regtest"
+        home.directory.mkdir()
+        home.database = home.directory / "lightningd.sqlite3"
+    home.init()
+    home.run(*_ROUTER, "--until", "60")
+    disk.sync()
+    node = home.start(*_ROUTER, "--until", "61", "--hold")
+    while home.call("simulator")["data_version"] < 61:
+        time.sleep(0.01)
+    processes = processes_of(node.pid)
+    disk.drop_out()
+    node.kill()
+    node.communicate()
+    deadline_s = time.monotonic() + WAIT_S
+    while any(os.path.isdir(f"/proc/{pid}") for pid in processes):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    disk.unmount()
+    assert disk.mount()
+    report = home.run(*_ROUTER, code=None)
+    assert report["committed"] == 0
+    assert report["data_version"] == 60  # SQLite took the commit back
+    assert "lost its last changes with the power or the disk" in home.stderr
+    assert "was mounted anew since" in home.stderr
+    assert home.dropped() == []
+    # what the message says to do
+    for path in home.database.resolve().parent.glob("lightningd.sqlite3*"):
+        path.unlink()
+    home.database.unlink(missing_ok=True)
+    home.cli("restore", home.url, str(home.database))
+    home.run(*_ROUTER, "--until", "70")
+    home.require_same(home.database)
