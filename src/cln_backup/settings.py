@@ -58,8 +58,10 @@ def read_settings(directory: str) -> Settings:
     """
     path = os.path.join(directory, LOCK_NAME)
     if fsio.kind_at(path, op="read settings") is None:
+        where = os.path.abspath(directory)
+        where += "" if os.path.isdir(directory) else ", which is not a directory"
         raise BadSettings(
-            f"Could not find {LOCK_NAME} in the lightning-dir ({os.path.abspath(directory)}). "
+            f"Could not find {LOCK_NAME} in the lightning-dir ({where}). "
             "Without it nobody knows where the backup is, and the node does not run without one. "
             "For a new backup, run: backup-cli init --lightning-dir "
             f"{os.path.abspath(directory)} URL. If the node was restored from its backup, write "

@@ -18,6 +18,7 @@ from cln_backup.errors import (
     BackupError,
     BadSettings,
     BadUrl,
+    Damaged,
     NotFound,
     StorageError,
 )
@@ -265,3 +266,20 @@ def test_restore_still_goes_to_a_directory_of_another_kind(place: Place, tmp_pat
     assert done.path == f"{tmp_path}/other/lightningd.sqlite3"
     with pytest.raises(BackupError):
         append(f"file://{done.path}", [])
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", bytes(range(256)) * 8])
+def test_any_other_file_is_not_only_said_to_be_damaged(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(Damaged, match=r"is not a backup in .*, or is damaged at byte"):
+        open_backend(f"file://{tmp_path}/file")
+
+
+def test_network_directory_is_not_only_said_to_hold_no_backup(place: Place) -> None:
+    with pytest.raises(NotFound, match="is a node's network directory, not a backup"):
+        open_backend(f"dir://{place.node}")
+
+
+def test_missing_network_directory_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match="which is not a directory"):
+        take_snapshot(f"{tmp_path}/none", print)

@@ -337,15 +337,18 @@ def _read_header(fd: int, path: str) -> v1.Header:
     while data != (data := fsio.read_at(fd, v1.HEADER_BYTES, 0, op=_READ)):
         pass  # read until twice the same: a writer may be replacing it
     if len(data) < v1.HEADER_BYTES:
-        _damaged(
-            path, 0, 0, f"{len(data)} bytes are too few for a backup; its header alone has 512"
-        )
+        _not_begun_as_one(path, f"it has {len(data)} bytes, and its header alone has 512")
     file_version, header = v1.unpack_header(data)
     if file_version != v1.FILE_VERSION:
-        _damaged(
-            path, 0, 0, f"its header is of version {file_version}, and this program knows version 1"
-        )
+        _not_begun_as_one(path, f"its header would be of version {file_version}, and not 1")
     return header
+
+
+def _not_begun_as_one(path: str, why: str) -> NoReturn:
+    raise Damaged(
+        f"{path} is not a backup in the format of the community's plugin, or is damaged at byte 0: "
+        f"{why}. Nothing was changed. Did you mean another file?"
+    )
 
 
 def _require_torn(

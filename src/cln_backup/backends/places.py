@@ -55,7 +55,13 @@ def require_backup_directory(path: str) -> None:
 
 def missing_in(path: str) -> NotFound:
     """What to raise where a directory holds no backup."""
-    below = [name for name in fsio.list_directory(path, op=_LOOK) if _holds_backup(path, name)]
+    names = fsio.list_directory(path, op=_LOOK)
+    if "backup.lock" in names or "lightningd.sqlite3" in names:
+        return NotFound(
+            f"{path} is a node's network directory, not a backup; backup.lock in it names the "
+            "node's backup, if it has one."
+        )
+    below = [name for name in names if _holds_backup(path, name)]
     if below:
         return NotFound(f"There is no backup at {path}, but one at {os.path.join(path, below[0])}.")
     return _missing(path)
