@@ -7,6 +7,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from cln_backup import interruption
 from cln_backup.errors import BadPacket
 from cln_backup.formats import wire
 
@@ -147,7 +148,8 @@ class Channel:
             if left_s <= 0:
                 raise ConnectionAbortedError("what was due came too slowly")
             self._sock.settimeout(min(left_s, self._stall_s))
-        count = self._sock.recv_into(self._buffer)
+        with interruption.at_once():
+            count = self._sock.recv_into(self._buffer)
         self._start, self._end = 0, count
         self.received_bytes += count
         if self._quick:

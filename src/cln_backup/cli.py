@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cln_backup import __version__, history
+from cln_backup import __version__, history, interruption
 from cln_backup.after_init import show_next_steps, warn_of_disk
 from cln_backup.backends import (
     accepting_incomplete_copies,
@@ -25,10 +25,10 @@ from cln_backup.cli_secrets import register, unlocked, with_secrets
 from cln_backup.compact import compact as compact_backup
 from cln_backup.continuity import STARTED_WELL
 from cln_backup.entry import stop_by
-from cln_backup.errors import BadUrl, Interrupted, Locked
+from cln_backup.errors import BadUrl, Locked
 from cln_backup.initialize import initialize, take_snapshot
 from cln_backup.installation import plugin_path
-from cln_backup.keyring import add_keys_at_init, encrypted, given_secret, list_keys
+from cln_backup.keyring import given_secret, list_keys, network_directory
 from cln_backup.parameters import Group
 from cln_backup.presentation import (
     Fields,
@@ -52,11 +52,18 @@ from cln_backup.verify import verify as verify_backup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
 
 _url = click.argument("url", metavar="URL", callback=lambda _context, _parameter, url: url_of(url))
 _directory = click.Path(file_okay=False)
+_scratch_dir = click.option(
+    "--scratch-dir",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Where the database is built meanwhile. By default beside the backup; for an encrypted "
+    "one in the node's directory, where its key file and backup.lock are, or else where the "
+    "system has its temporary files.",
+)
 
 
 def _command(
@@ -146,12 +153,9 @@ def init(
                     "backup: --key-file, --hsm-secret, --passphrase-file or --passphrase."
                 )
             done = initialize(url, None)
-        elif encrypt or given:
-            with encrypted(url, lightning_dir) as url:
-                done = initialize(url, lightning_dir, wallet)
-            add_keys_at_init(url, lightning_dir)
         else:
-            done = initialize(url, lightning_dir, wallet)
+            done = initialize(url, lightning_dir, wallet, encrypt=encrypt or given)
+    url = done.backend_url
     keys = [key.label for key in list_keys(url)] if backend_class(url).can_encrypt else []
     if not as_json:
         shown = redacted(url)
@@ -169,6 +173,7 @@ def init(
         click.echo(f"Initialized backup backend {shown}")
         if keys:
             click.echo(f"The backup is encrypted. It is unlocked by each of: {', '.join(keys)}")
+        show_notices(list(done.lacks))
     warn_of_disk(done, lightning_dir, as_json=as_json)
     if lightning_dir is not None and keys == ["key-file"] and not as_json:
         bare = url.partition("?")[0]
@@ -182,8 +187,8 @@ def init(
     if lightning_dir is not None and not as_json:
         show_next_steps(line, lightning_dir, done.database, wallet)
     return {
-        "backend_url": redacted(url),
         **done._asdict(),
+        "backend_url": redacted(url),
         "keys": keys,
         "configuration_line": line,
         "log_phrase": STARTED_WELL,
@@ -257,6 +262,7 @@ def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fie
             f"{size(done.size_bytes)}. Its checks have passed."
         )
         warn_of_foreign_keys(done.foreign_key_faults)
+        show_notices(list(done.notices))
         click.echo(
             "Before you start the node: make sure that the old one can never start again, and put "
             "hsm_secret beside the database."
@@ -309,16 +315,18 @@ def status(url: str, *, as_json: bool) -> Fields:
     is_flag=True,
     help="Only read the backup; do not replay it into a database beside it.",
 )
+@_scratch_dir
 @_url
-def verify(url: str, no_replay: bool, *, as_json: bool) -> Fields:
+def verify(url: str, no_replay: bool, scratch_dir: str | None, *, as_json: bool) -> Fields:
     """Say how much of a backup is good.
 
     Every change is read and replayed into a database, which is checked and removed again. It
-    needs room for the database beside the backup.
+    needs room for the database: beside the backup, or in --scratch-dir.
     """
     with open_backend(url) as backend, progress(backend.version_count, as_json=as_json) as step:
         notices = list(backend.notices)
-        found = verify_backup(backend, replayed=not no_replay, progress=step)
+        place = scratch_dir or network_directory(url)
+        found = verify_backup(backend, replayed=not no_replay, progress=step, scratch_dir=place)
     if not as_json:
         how = "replayed and checked" if found.replayed else "read"
         one = found.version_count == 1
@@ -330,8 +338,9 @@ def verify(url: str, no_replay: bool, *, as_json: bool) -> Fields:
 
 
 @_command("backup-cli compact file:///mnt/backup/node.bkp")
+@_scratch_dir
 @_url
-def compact(url: str, *, as_json: bool) -> Fields:
+def compact(url: str, scratch_dir: str | None, *, as_json: bool) -> Fields:
     """Fold a backup's history into one snapshot; the last change stays as it is.
 
     For a backup that no node writes to. Where one does, use: lightning-cli backup-compact
@@ -339,7 +348,7 @@ def compact(url: str, *, as_json: bool) -> Fields:
     with open_backend(url) as backend:
         total = backend.version_count
     with progress(total, as_json=as_json) as step:
-        done = compact_backup(url, step, warn)
+        done = compact_backup(url, step, warn, scratch_dir or network_directory(url))
     if not as_json:
         before, after = done["before"], done["after"]
         show_table(
@@ -383,18 +392,16 @@ def log(url: str, start: int, dropped: bool, *, as_json: bool) -> Fields:
     return {}
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise Interrupted("Stopped. What was being built is removed; the backup is as it was.")
-
-
 register(cli, _command)
 
 
 def main() -> None:
     """The command line."""
     gc.freeze()  # what was imported lives to the end, and is not searched for garbage there
-    stop_by(_interrupt)
-    sys.exit(speak(cli))
+    stop_by(interruption.arrived)
+    code = speak(cli)
+    interruption.ignore()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

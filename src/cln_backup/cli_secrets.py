@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from cln_backup import keyring
+from cln_backup import interruption, keyring
 from cln_backup.backends import redacted, url_of
 from cln_backup.copy import copy as copy_backup
 from cln_backup.errors import Interrupted, Locked
@@ -71,9 +71,10 @@ def _ask(what: str, *, twice: bool = False, **options: Any) -> str:  # noqa: ANN
     if not _has_terminal():
         return _line_of_input(what)
     try:
-        return str(
-            click.prompt(what, hide_input=True, confirmation_prompt=twice, err=True, **options)
-        )
+        with interruption.at_once():
+            return str(
+                click.prompt(what, hide_input=True, confirmation_prompt=twice, err=True, **options)
+            )
     except Interrupted:
         click.echo(err=True)  # the cursor is after the question
         raise
@@ -206,11 +207,12 @@ def register(cli: click.Group, command: Command) -> None:
         """Let one more secret unlock a backup. One that unlocks it now must be given as well."""
         new = {name.removeprefix("new_"): value for name, value in options.items()}
         path = options["new_key_file"]
-        with keyring.key_file(path) if path else contextlib.nullcontext():
+        with keyring.key_file(path) if path else interruption.deferred():
             secret = _secret(new | {"words": False}, new=True)
             if secret is None:
                 raise click.UsageError("Name the secret to add.")
             label = keyring.add_key(url, secret, name)
+            interruption.finished()
         if not as_json:
             click.echo(f"Added {label}.")
         return {"added": label}

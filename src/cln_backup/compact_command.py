@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,18 @@ class CompactCommand:
         self._poll = poll
         self._compactor: Compactor | None = None
         self._request_id: bytes | None = None
+        self._scratch_dir: str | None = None
         self.noted = False
+
+    def begin(self, scratch_dir: object) -> None:
+        """Takes the option `backup-scratch-dir`, and has what killed compactions left removed."""
+        from cln_backup import scratch
+
+        self._scratch_dir = str(scratch_dir) if scratch_dir else None
+        backend = self._replicator.backend
+        beside = None if backend is None else backend.scratch_dir
+        places = {os.getcwd(), self._scratch_dir, beside}
+        scratch.clear_beside(place for place in places if place is not None)
 
     def is_under_way(self) -> bool:
         """Whether there is a compaction."""
@@ -65,7 +77,9 @@ class CompactCommand:
                 self._note(statistics)
                 jsonrpc.write(jsonrpc.answer(request_id, statistics))
                 return
-            self._compactor = Compactor(backend)
+            # The network directory holds the node's database, which is not encrypted either.
+            place = self._scratch_dir or (None if backend.scratch_dir else os.getcwd())
+            self._compactor = Compactor(backend, place)
         except BackupError as error:
             jsonrpc.write(jsonrpc.error(request_id, str(error)))
             return

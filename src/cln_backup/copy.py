@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from cln_backup import interruption
 from cln_backup.backends import (
     backend_class,
     create_backend,
@@ -62,7 +63,7 @@ def copy(source_url: str, target_url: str) -> Copied:
         BackupError: as the two backends have it.
     """
     require_outside_backups(target_url)
-    with open_backend(source_url) as source:
+    with interruption.deferred(), open_backend(source_url) as source:
         if source.head is None:
             raise NotFound(f"The backup {redacted(source_url)} is empty; there is nothing to copy.")
         with (
@@ -78,7 +79,9 @@ def copy(source_url: str, target_url: str) -> Copied:
                         "Look for faults of that disk."
                     )
                 keeps_time = _is_same_time(source.last_change_at, built.last_change_at)
-                return Copied(built.version, built.version_count, digest.hex(), keeps_time)
+                copied = Copied(built.version, built.version_count, digest.hex(), keeps_time)
+        interruption.finished()
+        return copied
 
 
 def _is_same_time(one: float | None, other: float | None) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup import scratch
-from cln_backup.backends import backend_class, create_backend, open_backend, redacted
+from cln_backup import interruption, ownership, scratch
+from cln_backup.backends import backend_class, creating_backend, open_backend, redacted
 from cln_backup.change import Change
 from cln_backup.errors import AlreadyExists, Discontinuity, NotFound, StorageError
+from cln_backup.file_system import lacks
+from cln_backup.keyring import add_key, encrypted, secrets_at_init
 from cln_backup.node import find_database, require_stopped
 from cln_backup.replica import DatabaseFile, copy_database, node_id_of
 from cln_backup.settings import LOCK_NAME, Settings, create_settings, read_settings
@@ -29,33 +32,54 @@ class Initialized(NamedTuple):
         version: data version of the backup.
         snapshot_bytes: size of the snapshot that the backup starts with, 0 without one.
         same_disk: whether the backup lies on the database's disk, and would be lost with it.
-        version_before: data version that the backup had before, 0 where it is new.
+        backend_url: of the backup, with the key file's path where one was made.
+        lacks: what the backup's place cannot promise, a line each.
     """
 
     database: str | None
     version: int
     snapshot_bytes: int
     same_disk: bool
-    version_before: int = 0
+    backend_url: str
+    lacks: tuple[str, ...]
 
 
-def initialize(url: str, directory: str | None, wallet: str | None = None) -> Initialized:
+class Appended(NamedTuple):
+    """A snapshot that was appended; other attributes are those of `Initialized`.
+
+    Attributes:
+        version_before: data version that the backup had before.
+    """
+
+    database: str
+    version: int
+    snapshot_bytes: int
+    same_disk: bool
+    version_before: int
+
+
+def initialize(
+    url: str, directory: str | None, wallet: str | None = None, *, encrypt: bool = False
+) -> Initialized:
     """Makes a backup and, for a node's network directory, the `backup.lock` that points to it.
 
-    With a database there, the backup starts with a snapshot of it. Backup and lock file are on
-    stable storage when this returns; the lock file is written last, so that a node never starts
-    on an unfinished backup.
+    With a database there, the backup starts with a snapshot of it. With `encrypt` it is encrypted,
+    and unlocked by a key file that is made in the directory, and by the secrets that are there.
+    Backup and lock file are on stable storage when this returns; the lock file is written last,
+    so that a node never starts on an unfinished backup.
 
     Raises:
         AlreadyExists: a backup or a lock file stands there; both are left as they are.
         NodeRunning: lightningd runs on the directory.
-        NotFound, BadUrl: nothing was made.
-        StorageError: nothing was made, or, if its message names backup.lock, only the backup.
+        BackupError: nothing was made, or what was made is removed; but for a backup on a server,
+            which the message then names.
     """
     backend_class(url)
     if directory is None:
-        create_backend(url, None)
-        return Initialized(None, 0, 0, False)
+        with interruption.deferred(), creating_backend(url, None), open_backend(url) as backend:
+            found = lacks(backend.storage_dir)
+            interruption.finished()
+        return Initialized(None, 0, 0, False, url, found)
     database = find_database(directory, wallet)
     require_stopped(directory, database)
     lock = os.path.join(directory, LOCK_NAME)
@@ -67,22 +91,43 @@ def initialize(url: str, directory: str | None, wallet: str | None = None) -> In
     if not os.access(directory, os.W_OK):
         raise StorageError(f"{directory} cannot be written to by this user; nothing was made.")
     _refuse_existing(url)
-    version = size = 0
-    if database is None:
-        create_backend(url, None)
-    else:
-        with _snapshot_of(database) as base:
-            create_backend(url, base)
-            version = base.version
-            assert base.snapshot is not None
-            size = base.snapshot.size_bytes
-    create_settings(directory, Settings(url, wallet))
-    with open_backend(url) as backend:
-        same_disk = _same_disk(backend, database or directory)
-    return Initialized(database, version, size, same_disk)
+    secrets = secrets_at_init(directory) if encrypt else []
+    with (
+        interruption.deferred(),
+        ownership.of_node(directory),
+        encrypted(url, directory) if encrypt else contextlib.nullcontext(url) as url,
+        contextlib.nullcontext() if database is None else _snapshot_of(database) as base,
+        creating_backend(url, base),
+    ):
+        for secret in secrets:
+            add_key(url, secret)
+        with open_backend(url) as backend:
+            same_disk = _same_disk(backend, database or directory)
+            found = lacks(backend.storage_dir, directory)
+        with interruption.held():
+            try:
+                create_settings(directory, Settings(url, wallet))
+            except StorageError as error:
+                if backend.storage_dir is None:
+                    raise _only_on_server(url, error) from error
+                raise
+            interruption.finished()
+    snapshot = None if base is None else base.snapshot
+    version, size = (
+        (0, 0) if base is None or snapshot is None else (base.version, snapshot.size_bytes)
+    )
+    return Initialized(database, version, size, same_disk, url, found)
 
 
-def take_snapshot(directory: str, log: Callable[[str], None]) -> Initialized:
+def _only_on_server(url: str, error: StorageError) -> StorageError:
+    fields = json.dumps({"backend_url": redacted(url)})
+    return StorageError(
+        f"{error}. The backup at {redacted(url)} was made, and a server does not take it away. To "
+        f"go on with it, write backup.lock by hand: {fields}"
+    )
+
+
+def take_snapshot(directory: str, log: Callable[[str], None]) -> Appended:
     """Appends a snapshot of the node's database to its backup, which had fallen behind.
 
     Nothing of the backup is removed. What was mended when it was opened is told to `log`. The
@@ -99,6 +144,7 @@ def take_snapshot(directory: str, log: Callable[[str], None]) -> Initialized:
     if database is None:
         raise NotFound(f"{directory} has no database to take a snapshot of.")
     with (
+        interruption.deferred(),
         open_backend(settings.backend_url, writable=True) as backend,
         _snapshot_of(database) as change,
     ):
@@ -117,10 +163,11 @@ def take_snapshot(directory: str, log: Callable[[str], None]) -> Initialized:
             )
         before = backend.version
         backend.add_change(change)
+        interruption.finished()
         assert change.snapshot is not None
         same_disk = _same_disk(backend, database)
         size = change.snapshot.size_bytes
-        return Initialized(database, change.version, size, same_disk, before)
+        return Appended(database, change.version, size, same_disk, before)
 
 
 def _refuse_existing(url: str) -> None:

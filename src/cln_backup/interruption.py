@@ -43,14 +43,8 @@ class _State:
 state: Final = _State()
 
 
-def install() -> None:
-    """Has signals stop this command from now on, but those that whoever started it ignores."""
-    for name in _SIGNALS:
-        if signal.getsignal(name) is not signal.SIG_IGN:
-            signal.signal(name, _arrived)
-
-
-def _arrived(_signal: int, _frame: FrameType | None) -> None:
+def arrived(_signal: int, _frame: FrameType | None) -> None:
+    """The handler of signals that mean to stop. Raises `Interrupted` where one is taken at once."""
     if state.stopping:
         return
     if state.deferring or state.holding:
@@ -96,6 +90,17 @@ def held() -> Iterator[None]:
 
 
 @contextmanager
+def let_through() -> Iterator[None]:
+    """Inside a `held` block: a long part of it that has safe points all the same."""
+    holding, state.holding = state.holding, 0
+    try:
+        check()
+        yield
+    finally:
+        state.holding = holding
+
+
+@contextmanager
 def at_once() -> Iterator[None]:
     """Inside, a signal is taken at once: for waiting, with nothing in hand that could be left."""
     check()
@@ -107,6 +112,12 @@ def at_once() -> Iterator[None]:
         yield
     finally:
         state.deferring = deferring
+
+
+def ignore() -> None:
+    """Has signals no effect any more: this process is about to end."""
+    for name in _SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
 
 
 def finished() -> None:

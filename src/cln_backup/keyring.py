@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from cln_backup import fsio
+from cln_backup import fsio, interruption
 from cln_backup.backends import backend_class, open_backend
 from cln_backup.backends.base import Key
+from cln_backup.backends.dir_url import place_of
 from cln_backup.backends.places import require_outside
 from cln_backup.backends.secrets import (
     Secret,
@@ -23,6 +24,7 @@ from cln_backup.backends.secrets import (
     unlocking_with,
 )
 from cln_backup.errors import AlreadyExists, BackupError, BadUrl, NotFound
+from cln_backup.settings import LOCK_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +33,6 @@ __all__ = [
     "Key",
     "Secret",
     "add_key",
-    "add_keys_at_init",
     "check_words",
     "encrypted",
     "given_secret",
@@ -39,10 +40,12 @@ __all__ = [
     "key_file",
     "list_keys",
     "needs_passphrase",
+    "network_directory",
     "passphrase_secret",
     "remove_key",
     "secret_from",
     "secret_of_words",
+    "secrets_at_init",
     "unlocking_with",
 ]
 
@@ -97,7 +100,9 @@ def remove_key(url: str, label: str) -> None:
     Raises:
         NotFound, Locked: nothing was changed.
     """
-    backend_class(url).remove_key(url, label)
+    with interruption.deferred():
+        backend_class(url).remove_key(url, label)
+        interruption.finished()
 
 
 @contextmanager
@@ -106,17 +111,20 @@ def key_file(path: str, needed: Callable[[], bool] = lambda: False) -> Iterator[
 
     It is taken away again where what runs inside fails, unless it is `needed` all the same.
     """
-    if os.path.lexists(path):
-        yield
-        return
-    require_outside(os.path.dirname(os.path.abspath(path)))
-    _make_key_file(path)
-    try:
-        yield
-    except BaseException:
-        if not needed():
-            fsio.remove(path, op="remove unused key file")
-        raise
+    with interruption.deferred():
+        if os.path.lexists(path):
+            yield
+            return
+        require_outside(os.path.dirname(os.path.abspath(path)))
+        _make_key_file(path)
+        try:
+            yield
+            interruption.check()
+        except BaseException:
+            with interruption.held():
+                if not needed():
+                    fsio.remove(path, op="remove unused key file")
+            raise
 
 
 def _make_key_file(path: str) -> None:
@@ -163,16 +171,33 @@ def _stands(url: str) -> bool:
     return True
 
 
-def add_keys_at_init(url: str, directory: str) -> None:
-    """Adds what a person gave, and the node's own secret where it can be read.
+def secrets_at_init(directory: str) -> list[Secret]:
+    """What a person gave, and the node's own secret where it can be read, to unlock a new backup.
 
     An `hsm_secret` with a passphrase is left out: `backup-cli key add` asks for it.
+
+    Raises:
+        Locked: the node's secret cannot be used.
     """
     given = given_secret()
-    with unlocking_with(None):
-        if given is not None:
-            add_key(url, given)
-        path = os.path.join(directory, HSM_SECRET_NAME)
-        own = given is not None and kind_name(given.kind) == "hsm-secret"
-        if os.path.exists(path) and not own and not needs_passphrase(path):
-            add_key(url, secret_from(("hsm-secret", path)))
+    secrets = [] if given is None else [given]
+    path = os.path.join(directory, HSM_SECRET_NAME)
+    own = given is not None and kind_name(given.kind) == "hsm-secret"
+    if os.path.exists(path) and not own and not needs_passphrase(path):
+        secrets.append(secret_from(("hsm-secret", path)))
+    return secrets
+
+
+def network_directory(url: str) -> str | None:
+    """The network directory of the node whose key file unlocks a backup, where it lies in there.
+
+    The node's database lies there unencrypted anyway.
+    """
+    if not url.startswith("dir:"):
+        return None
+    given, source = given_secret(), place_of(url).key_source
+    path = source[1] if given is None and source is not None else given and given.path
+    directory = os.path.dirname(os.path.abspath(path)) if path else None
+    if directory is None or not os.path.exists(os.path.join(directory, LOCK_NAME)):
+        return None
+    return directory

@@ -33,10 +33,11 @@ def mount_of(path: str) -> Mount | None:
             lines = table.readlines()
     except OSError:  # no Linux
         return None
-    return _longest(lines, os.path.realpath(path))
+    return longest(lines, os.path.realpath(path))
 
 
-def _longest(lines: list[str], path: str) -> Mount | None:
+def longest(lines: list[str], path: str) -> Mount | None:
+    """Which of these mounts, in the order of their making, a path is on."""
     found: Mount | None = None
     for line in lines:
         # See proc_pid_mountinfo(5): ID PARENT DEVICE ROOT POINT OPTIONS … - KIND SOURCE OPTIONS

@@ -38,7 +38,13 @@ MANIFEST = {
             "default": "",  # so that listconfigs shows it, and with it how we were loaded
             "description": "UNUSED. The destination is what backup.lock in the network directory "
             "says.",
-        }
+        },
+        {
+            "name": "backup-scratch-dir",
+            "type": "string",
+            "description": "Where a compaction builds its database. By default beside the backup; "
+            "of an encrypted one, in the network directory.",
+        },
     ],
     "rpcmethods": [
         {
@@ -229,6 +235,7 @@ class Plugin:
         if init.configuration.startup and not self._asked:
             self._refuse_unprotected()
         self._answer(message, {})
+        self._compaction.begin(init.options.get("backup-scratch-dir"))
         try:
             self._rpc = rpc.Request(rpc_path, "listconfigs")
         except OSError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from cln_backup import fsio, statements
+from cln_backup import fsio, interruption, statements
 from cln_backup.change import Kind
 from cln_backup.errors import Damaged, NotFound, ReplayFailed, StorageError
 
@@ -235,6 +235,8 @@ def replay(
     good = 0
     try:
         for change in changes:
+            if interruption.state.pending:
+                interruption.check()
             replica.apply(change)
             good = change.version
             if progress is not None:
@@ -269,6 +271,7 @@ def copy_database(source: str, path: str) -> int:
             copy.execute(f"PRAGMA {pragma}").fetchall()
         with copy.backup("main", origin, "main") as backup:
             while not backup.done:
+                interruption.check()
                 backup.step(_PAGES_PER_STEP)
         if not is_sound(copy):
             raise StorageError(

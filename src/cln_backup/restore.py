@@ -6,12 +6,13 @@ import os
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup import fsio
+from cln_backup import fsio, interruption
 from cln_backup.ahead import read_ahead
 from cln_backup.backends.places import require_outside
 from cln_backup.errors import AlreadyExists, NotFound
+from cln_backup.file_system import syncs_names
 from cln_backup.node import DATABASE_NAME, network_directories_in
-from cln_backup.replica import replay
+from cln_backup.replica import Replica, replay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 _LOOK = "look at the destination"
 _COMPANIONS = ("-journal", "-wal", "-shm")
+_NAME_MAY_BE_LOST = (
+    "The file system of {} cannot sync a directory. Should the machine lose power soon, look "
+    "whether the database is still there before you start the node."
+)
 
 
 class Restored(NamedTuple):
@@ -32,6 +37,7 @@ class Restored(NamedTuple):
         version_count: number of changes replayed.
         size_bytes: of the database file.
         foreign_key_faults: number of rows that refer to none, as the node itself had them.
+        notices: what the destination's file system cannot promise.
     """
 
     path: str
@@ -39,6 +45,7 @@ class Restored(NamedTuple):
     version_count: int
     size_bytes: int
     foreign_key_faults: int
+    notices: tuple[str, ...] = ()
 
 
 def restore(
@@ -68,31 +75,44 @@ def restore(
             "to restore."
         )
     built = f"{path}.restoring-{os.getpid()}"
+    with interruption.deferred():
+        try:
+            replica, faults, size = _build(backend, built, progress, to)
+            target_path(destination)  # the node may have been started meanwhile
+            named = syncs_names(os.path.dirname(path))
+            fsio.publish(built, path, op="publish restored database")
+            interruption.finished()
+        finally:
+            for name in (built, *(built + companion for companion in _COMPANIONS)):
+                if os.path.lexists(name):  # not where it could not be made
+                    fsio.remove(name, op="remove unfinished restore")
+    notices = () if named else (_NAME_MAY_BE_LOST.format(os.path.dirname(path)),)
+    return Restored(path, replica.applied, replica.changes, size, faults, notices)
+
+
+def _build(
+    backend: Backend, built: str, progress: Callable[[Change], None] | None, to: int | None
+) -> tuple[Replica, int, int]:
+    """Replays and checks, and syncs the file; returns its foreign key faults and size as well."""
+    with read_ahead(backend) as changes:
+        wanted = takewhile(lambda change: to is None or change.version <= to, changes)
+        replica = replay(wanted, built, progress)
     try:
-        with read_ahead(backend) as changes:
-            wanted = takewhile(lambda change: to is None or change.version <= to, changes)
-            replica = replay(wanted, built, progress)
-        try:
-            if not replica.changes or (to is not None and replica.applied != to):
-                raise NotFound(
-                    f"The backup has no change for data version {to}; `backup-cli log` lists those "
-                    "that it has."
-                )
-            faults = replica.check()
-        finally:
-            replica.close()
-        fd = fsio.open_existing(built, writable=True, op="sync restored database")
-        try:
-            fsio.sync(fd, op="sync restored database")
-            size = fsio.size_bytes(fd)
-        finally:
-            os.close(fd)
-        target_path(destination)  # the node may have been started meanwhile
-        fsio.publish(built, path, op="publish restored database")
+        if not replica.changes or (to is not None and replica.applied != to):
+            raise NotFound(
+                f"The backup has no change for data version {to}; `backup-cli log` lists those "
+                "that it has."
+            )
+        faults = replica.check()
     finally:
-        for name in (built, *(built + companion for companion in _COMPANIONS)):
-            fsio.remove(name, op="remove unfinished restore")
-    return Restored(path, replica.applied, replica.changes, size, faults)
+        replica.close()
+    fd = fsio.open_existing(built, writable=True, op="sync restored database")
+    try:
+        fsio.sync(fd, op="sync restored database")
+        size = fsio.size_bytes(fd)
+    finally:
+        os.close(fd)
+    return replica, faults, size
 
 
 def _refuse_directory_above(path: str) -> None:

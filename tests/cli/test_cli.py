@@ -131,13 +131,14 @@ def test_init_json(node: Place) -> None:
     ended = run("init", "--json", "--lightning-dir", node.directory, node.url)
     assert ended.code == 0
     assert ended.err == ""
-    assert ended.fields == {
+    fields = ended.fields
+    assert isinstance(fields.pop("lacks"), list)  # as the tests' disk has it
+    assert fields == {
         "backend_url": node.url,
         "database": str(node.database),
         "version": 19,
         "snapshot_bytes": node.database.stat().st_size,
         "same_disk": True,
-        "version_before": 0,
         "keys": [],
         "configuration_line": f"important-plugin={CLI.with_name('cln-backup')}",
         "log_phrase": "Versions match up",
@@ -217,6 +218,7 @@ def test_restore_json(made: Place) -> None:
         "version_count": len(HISTORY),
         "size_bytes": (made.base / "restored.sqlite3").stat().st_size,
         "foreign_key_faults": 0,
+        "notices": [],
     }
 
 

@@ -116,13 +116,13 @@ def test_every_scheme_is_documented() -> None:
 @pytest.mark.parametrize("command", ["init", "snapshot", "restore", "status", "verify"])
 def test_every_field_of_the_json_is_documented(command: str) -> None:
     from cln_backup.history import Status
-    from cln_backup.initialize import Initialized
+    from cln_backup.initialize import Appended, Initialized
     from cln_backup.restore import Restored
     from cln_backup.verify import Verified
 
     fields = {
-        "init": ("backend_url", *Initialized._fields, "keys"),
-        "snapshot": Initialized._fields,
+        "init": (*Initialized._fields, "keys"),
+        "snapshot": Appended._fields,
         "restore": Restored._fields,
         "status": (*Status._fields, "notices"),
         "verify": (*Verified._fields, "good", "notices"),

@@ -23,7 +23,7 @@ from cln_backup.errors import (
     StorageError,
     WriterConflict,
 )
-from cln_backup.initialize import Initialized, initialize, take_snapshot
+from cln_backup.initialize import Appended, Initialized, initialize, take_snapshot
 from cln_backup.restore import restore
 from tests.histories import (
     append,
@@ -57,7 +57,7 @@ class Node:
     def init(self, wallet: str | None = None) -> Initialized:
         return initialize(self.url, str(self.directory), wallet)
 
-    def snapshot(self) -> tuple[Initialized, list[str]]:
+    def snapshot(self) -> tuple[Appended, list[str]]:
         notices: list[str] = []
         return take_snapshot(str(self.directory), notices.append), notices
 
@@ -182,10 +182,10 @@ def test_missing_directory_is_not_made(node: Node) -> None:
     assert list(node.backups.iterdir()) == []
 
 
-def test_lock_file_that_cannot_be_written_is_named_as_what_is_missing(
+def test_lock_file_that_cannot_be_written_leaves_nothing(
     old: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The backup is made by then, and can be used once the file was written by hand."""
+    """The next `init` would find a finished backup, and refuse."""
     from cln_backup import fsio
 
     def failing(path: str, content: bytes, *, op: str, new: bool = False) -> None:
@@ -196,6 +196,8 @@ def test_lock_file_that_cannot_be_written_is_named_as_what_is_missing(
         with pytest.raises(StorageError, match=r"backup\.lock"):
             old.init()
     assert old.names() == {"lightningd.sqlite3"}
+    assert list(old.backups.iterdir()) == []
+    old.init()
     assert_same_database(old.restored(), old.database)
 
 
@@ -298,8 +300,8 @@ def test_wallet_elsewhere(node: Node, wallet: str) -> None:
     with database(place) as connection:
         for statement in payment(9).transaction or ():
             connection.execute(statement)
-    done, _ = node.snapshot()
-    assert done.version == 9
+    appended, _ = node.snapshot()
+    assert appended.version == 9
     assert_same_database(node.restored(), place)
 
 

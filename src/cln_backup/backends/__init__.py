@@ -12,6 +12,7 @@ from cln_backup.errors import BadUrl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from cln_backup.backends.base import Backend
     from cln_backup.change import Change
@@ -86,6 +87,11 @@ def create_backend(url: str, base: Change | None) -> None:
     """Makes a new backup at a URL; `Backend.create` says what is durable and what it raises."""
     require_outside_backups(url)
     backend_class(url).create(url, base)
+
+
+def creating_backend(url: str, base: Change | None) -> AbstractContextManager[None]:
+    """Makes a new backup that stays if the block ends well; see `Backend.creating`."""
+    return backend_class(url).creating(url, base)
 
 
 def require_outside_backups(url: str) -> None:

@@ -127,6 +127,16 @@ class Backend(ABC):
 
     @classmethod
     @contextmanager
+    def creating(cls, url: str, base: Change | None) -> Iterator[None]:
+        """Makes a new backup as `create` does, and takes it away again where the block fails.
+
+        A storage that cannot take it away, such as a server, keeps it.
+        """
+        cls.create(url, base)
+        yield
+
+    @classmethod
+    @contextmanager
     def building(cls, url: str) -> Iterator[str]:
         """The URL at which to build a backup that appears at `url` when the block ends well.
 

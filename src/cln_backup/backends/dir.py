@@ -6,11 +6,12 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from cln_backup import fsio
+from cln_backup import fsio, interruption
 from cln_backup.backends.base import Backend, Key, Staged, check_follows, nothing_to_drop
 from cln_backup.backends.dir_base import (
     build_inside,
     create_backup,
+    creating_backup,
     identity,
     is_encrypted,
     lock_path,
@@ -76,6 +77,13 @@ class DirBackend(Backend):
     def create(cls, url: str, base: Change | None) -> None:
         """See `Backend.create`."""
         create_backup(place_of(url), base)
+
+    @classmethod
+    @contextlib.contextmanager
+    def creating(cls, url: str, base: Change | None) -> Iterator[None]:
+        """See `Backend.creating`."""
+        with creating_backup(place_of(url), base):
+            yield
 
     @classmethod
     @contextlib.contextmanager
@@ -251,10 +259,11 @@ class DirBackend(Backend):
             # More than the worst that compression makes of it.
             room_bytes = len(content) + len(content) // 128 + v2.HEADER_BYTES
         with self._last_write:
-            segment = self._prepare(writer, room_bytes)
             if change.transaction is None:
-                content = self._write_snapshot(writer, segment, change)
+                content = self._write_snapshot(writer, change, room_bytes)
                 writer.look()  # that may have taken long
+            else:
+                self._prepare(writer, room_bytes)
             stored_ms = stored_now_ms(change)
             start = writer.append(record_type, change.version, content, stored_ms)
             self._tracker.apply(record_type, change.version, start, stored_ms)
@@ -271,21 +280,32 @@ class DirBackend(Backend):
             self._noted_segment = segment
         return segment
 
-    def _write_snapshot(self, writer: SegmentWriter, segment: int, change: Change) -> bytes:
+    def _write_snapshot(self, writer: SegmentWriter, change: Change, room_bytes: int) -> bytes:
+        """Writes a snapshot's file, then claims room for its record; returns the record's content.
+
+        In this order, what is stopped while it is written leaves nothing.
+        """
         assert change.snapshot is not None
-        number = writer.end.end_bytes  # where the record will stand, which no other one can
+        # Where the record will be, which no other one can.
+        segment, number = writer.next_place(room_bytes)
         state = v2.SnapshotState(change.version, change.snapshot.size_bytes)
-        built, seal = write_snapshot_file(
-            self._store,
-            "snapshot",
-            v2.FileKind.SNAPSHOT,
-            number,
-            writer.end.epoch,
-            v2.pack_snapshot_state(state),
-            change.version,
-            change.snapshot,
-        )
-        fsio.publish(built, self._store.snapshot_path(segment, number), op="publish snapshot")
+        with interruption.let_through():
+            built, seal = write_snapshot_file(
+                self._store,
+                "snapshot",
+                v2.FileKind.SNAPSHOT,
+                number,
+                writer.epoch,
+                v2.pack_snapshot_state(state),
+                change.version,
+                change.snapshot,
+            )
+        try:
+            self._prepare(writer, room_bytes)
+            fsio.publish(built, self._store.snapshot_path(segment, number), op="publish snapshot")
+        except BaseException:
+            fsio.remove(built, op="remove unfinished snapshot")
+            raise
         return v2.pack_reference(v2.Reference(number, change.snapshot.size_bytes, seal))
 
     def rewind(self) -> None:

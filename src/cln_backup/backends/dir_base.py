@@ -7,7 +7,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cln_backup import fsio, scratch
+from cln_backup import fsio, interruption, scratch
 from cln_backup.backends.dir_history import Base
 from cln_backup.backends.dir_keys import create_keys, unlock
 from cln_backup.backends.dir_snapshots import write_snapshot_file
@@ -61,13 +61,21 @@ def lock_path(place: Place) -> str:
 
 
 def create_backup(place: Place, base: Change | None) -> None:
-    """See `Backend.create`. A backup is there as soon as its first base is.
+    """See `Backend.create`. A backup is there as soon as its first base is."""
+    with creating_backup(place, base):
+        pass
+
+
+@contextlib.contextmanager
+def creating_backup(place: Place, base: Change | None) -> Iterator[None]:
+    """See `Backend.creating`. Nobody else can write to the backup before the block has ended.
 
     What an attempt that was cut left behind, which holds nothing, is removed. Keys are kept under
     another name: they may be those of a backup whose other files were moved away.
     """
     made = vacant = begun = fsio.make_directory(place.path, op="create backup")
     lock: WriterLock | None = None
+    created = False
     backup_id = os.urandom(v2.ID_BYTES)
     try:
         _require_vacant(place.path)
@@ -79,16 +87,23 @@ def create_backup(place: Place, base: Change | None) -> None:
         begun = True
         _remove_unfinished(place.path)
         _create_first_base(place, backup_id, base)
-    except (AlreadyExists, WriterConflict):
-        raise  # what stands there is somebody else's
-    except BaseException:
-        if vacant and _withdraw(place.path, backup_id, begun=begun) and made:
-            with contextlib.suppress(StorageError):  # somebody put something there
-                fsio.remove_directory(place.path, op="remove unfinished backup")
+        created = True
+        yield
+    except BaseException as error:
+        others = not created and isinstance(error, AlreadyExists | WriterConflict)
+        if vacant and not others:
+            with interruption.held():
+                _take_away(place.path, backup_id, begun=begun, made=made)
         raise
     finally:
         if lock is not None:
             lock.release()
+
+
+def _take_away(path: str, backup_id: bytes, *, begun: bool, made: bool) -> None:
+    if _withdraw(path, backup_id, begun=begun) and made:
+        with contextlib.suppress(StorageError):  # somebody put something there
+            fsio.remove_directory(path, op="remove unfinished backup")
 
 
 def _withdraw(path: str, backup_id: bytes, *, begun: bool) -> bool:
@@ -120,6 +135,7 @@ def build_inside(path: str) -> Iterator[str]:
     leaves nothing that is taken for one.
     """
     made = fsio.make_directory(path, op="create backup")
+    published: list[str] = []
     try:
         with scratch.directory(path, op="copy") as directory:
             inside = os.path.join(directory, "copy")
@@ -128,11 +144,15 @@ def build_inside(path: str) -> Iterator[str]:
             _require_vacant(path, os.path.basename(directory))
             names = fsio.list_directory(inside, op="publish copy")
             for name in sorted(names, key=lambda name: name.startswith("base-")):
-                built, published = os.path.join(inside, name), os.path.join(path, name)
-                fsio.publish(built, published, op="publish copy")
+                fsio.publish(
+                    os.path.join(inside, name), os.path.join(path, name), op="publish copy"
+                )
+                published.append(name)
     except BaseException:
+        for name in reversed(published):
+            fsio.remove(os.path.join(path, name), op="remove unfinished copy")
         if made:
-            with contextlib.suppress(StorageError):  # what was published before
+            with contextlib.suppress(StorageError):  # somebody put something there
                 fsio.remove_directory(path, op="remove unfinished copy")
         raise
 

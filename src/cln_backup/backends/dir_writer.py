@@ -50,7 +50,7 @@ class SegmentWriter:
         self._store = store
         self._upkeep_arguments = upkeep
         self._begun = end if end.segment else end._replace(seal=seal)
-        self._epoch = end.epoch + 1
+        self.epoch = end.epoch + 1
         self._file: BlockFile | None = None
         self._capacity_bytes = 0
         self._encoder: Encoder | None = None
@@ -103,9 +103,20 @@ class SegmentWriter:
         Raises:
             WriterConflict: a later writer is at work.
         """
-        if self._file is None or self._file.end_bytes + size_bytes > self._capacity_bytes:
+        if not self._has_room(size_bytes):
             self._begin(tracker, v2.HEADER_BYTES + size_bytes)
         return self._begun.segment
+
+    def _has_room(self, size_bytes: int) -> bool:
+        return self._file is not None and (
+            self._file.end_bytes + size_bytes <= self._capacity_bytes
+        )
+
+    def next_place(self, size_bytes: int) -> tuple[int, int]:
+        """Segment and offset where the next record of about this size will be; claims nothing."""
+        if self._has_room(size_bytes):
+            return self._begun.segment, self.end.end_bytes
+        return self.end.last_number + 1, v2.HEADER_BYTES
 
     def _begin(self, tracker: Tracker, least_bytes: int) -> None:
         """Claims the next segment and writes its header. Durable with the first record."""
@@ -132,7 +143,7 @@ class SegmentWriter:
                 capacity,
             )
             header, sealer = self._store.new_header(
-                v2.FileKind.TIMED_LOG, number, self._epoch, v2.pack_log_state(state)
+                v2.FileKind.TIMED_LOG, number, self.epoch, v2.pack_log_state(state)
             )
             file.append(header, op="write segment header")
         except BaseException:
@@ -147,7 +158,7 @@ class SegmentWriter:
         self._leftover = prev
         self._spare_wanted = True
         self._begun = prev._replace(
-            segment=number, end_bytes=v2.HEADER_BYTES, epoch=self._epoch, last_number=number
+            segment=number, end_bytes=v2.HEADER_BYTES, epoch=self.epoch, last_number=number
         )
 
     def _claim(self, number: int, least_bytes: int) -> str:

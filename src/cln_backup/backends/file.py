@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from cln_backup import fsio, giving_back, scratch
+from cln_backup import fsio, giving_back, interruption, scratch
 from cln_backup.backends import file_rewrite, redacted
 from cln_backup.backends.base import Backend, Staged, check_follows, nothing_to_drop
 from cln_backup.backends.file_end import FileEnd
@@ -112,6 +112,19 @@ class FileBackend(Backend):
     def create(cls, url: str, base: Change | None) -> None:
         """See `Backend.create`. The file is built beside, under another name."""
         file_rewrite.create(_vacant(path_of(url)), base)
+
+    @classmethod
+    @contextlib.contextmanager
+    def creating(cls, url: str, base: Change | None) -> Iterator[None]:
+        """See `Backend.creating`."""
+        path = _vacant(path_of(url))
+        file_rewrite.create(path, base)
+        made = os.lstat(path)
+        try:
+            yield
+        except BaseException:
+            file_rewrite.withdraw(path, made)
+            raise
 
     @classmethod
     @contextlib.contextmanager
@@ -305,8 +318,7 @@ class FileBackend(Backend):
             assert change.snapshot is not None
             v1.pack_entry_head(change.snapshot.size_bytes, change.version, v1.SNAPSHOT)
             with self._last_write:
-                end = file_rewrite.write_snapshot(self._fd, change, start)
-                fsio.sync(self._fd, op="sync snapshot")
+                end = self._write_snapshot(change, start)
             foreign_keys = True
             payload = None
         else:
@@ -329,6 +341,17 @@ class FileBackend(Backend):
         else:
             written.appended(payload)
         self._set_position(count)
+
+    def _write_snapshot(self, change: Change, start: int) -> int:
+        """Writes a snapshot's entry; returns the offset after it. One that fails is cut off."""
+        try:
+            with interruption.let_through():
+                end = file_rewrite.write_snapshot(self._fd, change, start)
+            fsio.sync(self._fd, op="sync snapshot")
+        except BaseException:
+            fsio.truncate(self._fd, start, op="cut off unfinished snapshot")
+            raise
+        return end
 
     def rewind(self) -> None:
         """See `Backend.rewind`. The dropped change becomes `PATH.dropped-VERSION`, in format 1."""

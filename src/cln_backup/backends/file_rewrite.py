@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cln_backup import fsio
 from cln_backup.backends.base import Staged
 from cln_backup.backends.file_scan import entries
+from cln_backup.backends.writer import require_locks
 from cln_backup.change import FOREIGN_KEYS_OFF
 from cln_backup.errors import StorageError
 from cln_backup.formats import v1
@@ -26,10 +27,14 @@ _EMPTY = v1.Header(0, v1.HEADER_BYTES, 0, 0, 0)
 
 
 def create(path: str, base: Change | None) -> None:
-    """Makes a new file, empty or with a snapshot. Durable, with its name, when it returns."""
+    """Makes a new file, empty or with a snapshot. Durable, with its name, when it returns.
+
+    Where the file system has no locks, without which no writer could begin, nothing is made.
+    """
     fd, built = fsio.create_beside(path, "unfinished", op="create backup")
     try:
         header = _EMPTY
+        require_locks(fd, path)
         _write_blank_header(fd)
         if base is not None:
             end = write_snapshot(fd, base, v1.HEADER_BYTES)
@@ -44,6 +49,13 @@ def create(path: str, base: Change | None) -> None:
         raise
     finally:
         os.close(fd)
+
+
+def withdraw(path: str, made: os.stat_result) -> None:
+    """Removes a file that `create` made, unless another one took its place. Durable."""
+    if os.path.samestat(os.lstat(path), made):
+        fsio.remove(path, op="remove unfinished backup")
+        fsio.sync_directory(os.path.dirname(path), op="remove unfinished backup")
 
 
 def write_snapshot(fd: int, change: Change, start: int) -> int:

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from cln_backup import interruption
 from cln_backup.backends.dial import STALL_S
 from cln_backup.backends.session import open_session
 from cln_backup.backends.token_file import read_token
@@ -122,7 +123,8 @@ class Link:
                         _reason(error),
                         int(left_s),
                     )
-                time.sleep(min(pause_s, left_s))
+                with interruption.at_once():
+                    time.sleep(min(pause_s, left_s))
                 pause_s = min(max(_FIRST_PAUSE_S, 2 * pause_s), _LONGEST_PAUSE_S)
             else:
                 if said_at:

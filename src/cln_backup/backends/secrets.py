@@ -32,10 +32,15 @@ KEY_FOR_A_NODE: Final = (
 
 
 class Secret(NamedTuple):
-    """What a holder has: a passphrase, a key file's bytes, or the node's own secret."""
+    """What a holder has: a passphrase, a key file's bytes, or the node's own secret.
+
+    Attributes:
+        path: of the key file.
+    """
 
     kind: HolderKind
     content: bytes
+    path: str | None = None
 
 
 _given: ContextVar[Secret | None] = ContextVar("given", default=None)
@@ -108,7 +113,7 @@ def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secre
     if name == "key-file":
         if not _MIN_KEY_FILE_BYTES <= len(content) <= _MAX_KEY_FILE_BYTES:
             raise Locked(f"{path} is no key file: it must have between 32 and 4096 random bytes.")
-        return Secret(HolderKind.KEY_FILE, content)
+        return Secret(HolderKind.KEY_FILE, content, path)
     try:
         return Secret(HolderKind.HSM_SECRET, hsm_secret.secret_of(content, passphrase))
     except hsm_secret.NoSecret as error:

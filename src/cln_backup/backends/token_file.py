@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 
-from cln_backup import fsio
+from cln_backup import fsio, interruption
 from cln_backup.errors import BadSettings
 
 _MAX_BYTES = 512
@@ -45,13 +45,9 @@ def create_token(path: str) -> str:
     Durable when it returns. Raises `AlreadyExists`, `StorageError`.
     """
     token = base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=")
-    fd = fsio.create(path, op="create token file")
-    try:
-        fsio.write_at(fd, [token, b"\n"], 0, op="write token file")
-        fsio.sync(fd, op="sync token file")
-    finally:
-        os.close(fd)
-    fsio.sync_directory(os.path.dirname(path) or ".", op="sync token file")
+    with interruption.deferred():
+        fsio.write_file(path, token + b"\n", op="write token file", new=True)
+        interruption.finished()
     return token_hash(token.decode())
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Protocol
 
-from cln_backup import fsio
+from cln_backup import fsio, interruption
 from cln_backup.errors import Discontinuity, StorageError, WriterConflict
 from cln_backup.path_watch import PathWatch
 
@@ -59,7 +59,7 @@ class WriterLock:
             ) from None
         except OSError as error:
             self.release()
-            raise StorageError(f"Cannot lock {lock_path}: {error.strerror}") from error
+            raise _no_locks(lock_path, error) from error
         try:
             noted = {"node_id": None} | self._noted()
             self._note: dict[str, object] = {
@@ -89,7 +89,7 @@ class WriterLock:
                 "process wrote nothing."
             ) from None
         except OSError as error:
-            raise StorageError(f"Cannot lock {path}: {error.strerror}") from error
+            raise _no_locks(path, error) from error
 
     def claim(self, node_id: str, path: str, veil: Veil | None = None) -> None:
         """Makes sure that this is the node's backup; what is not noted yet, `sign` notes.
@@ -161,8 +161,27 @@ class WriterLock:
             self._fd = -1
 
 
+def require_locks(fd: int, path: str) -> None:
+    """Makes sure that an open file, which nobody else knows of, can be locked at all.
+
+    Raises `StorageError`; the message names the backup that is to be at `path`.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise _no_locks(path, error) from error
+
+
+def _no_locks(path: str, error: OSError) -> StorageError:
+    return StorageError(
+        f"Cannot lock {path}: {error.strerror}. Its file system has no locks, or its lock service "
+        "is not running, so two nodes could write to one backup. Choose a place on another file "
+        "system, or a server (socket:); for NFS, mount it with version 4."
+    )
+
+
 class LastWrite:
-    """Whatever stops in its block, an error or a signal, makes that a writer's last write.
+    """Whatever stops in its block makes that a writer's last write; a signal waits for its end.
 
     Attributes:
         failed: whether one did.
@@ -181,6 +200,8 @@ class LastWrite:
 
     def __enter__(self) -> None:
         self.failed = True
+        interruption.state.holding += 1
 
     def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        interruption.state.holding -= 1
         self.failed = kind is not None

@@ -77,7 +77,8 @@ def make(directory: str) -> tuple[str, str]:
             "To make a certificate, the Python package cryptography is needed. Run `make setup` "
             "again in the checkout, or name a certificate with --tls-cert and --tls-key."
         ) from None
-    os.makedirs(directory, mode=0o700, exist_ok=True)
+    os.makedirs(os.path.dirname(os.path.abspath(directory)), mode=0o700, exist_ok=True)
+    fsio.make_directory(directory, op="make directory of the certificate")
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _COMMON_NAME)])
     start = dt.datetime.now(dt.timezone.utc) - dt.timedelta(days=1)
