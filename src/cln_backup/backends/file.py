@@ -337,7 +337,8 @@ class FileBackend(Backend):
         self._before, self._head, self._end, self._may_rewind = self._head, entry, end, True
         self._stored_ms = change.stored_ms
         if payload is None:
-            written.read_payload(self._fd, entry)
+            with interruption.held():  # the snapshot is stored by now
+                written.read_payload(self._fd, entry)
         else:
             written.appended(payload)
         self._set_position(count)
