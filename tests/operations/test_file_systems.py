@@ -215,12 +215,12 @@ _TABLE = """\
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/home/node", Mount("/", "ext4", False)),
-        ("/tmp/a/b", Mount("/tmp", "tmpfs", False)),  # noqa: S108 - never opened
-        ("/mnt/rope", Mount("/", "ext4", False)),
-        ("/mnt/my share/node", Mount("/mnt/my share", "nfs4", False)),
-        ("/mnt/ro", Mount("/mnt/ro", "ext4", True)),
-        ("/mnt/over/x", Mount("/mnt/over", "overlay", False)),
+        ("/home/node", Mount("/", "ext4", False, "/dev/vda")),
+        ("/tmp/a/b", Mount("/tmp", "tmpfs", False, "tmpfs")),  # noqa: S108 - never opened
+        ("/mnt/rope", Mount("/", "ext4", False, "/dev/vda")),
+        ("/mnt/my share/node", Mount("/mnt/my share", "nfs4", False, "host:/export")),
+        ("/mnt/ro", Mount("/mnt/ro", "ext4", True, "/dev/vda")),
+        ("/mnt/over/x", Mount("/mnt/over", "overlay", False, "overlay")),
     ],
 )
 def test_mount_of_a_path(path: str, expected: Mount) -> None:
