@@ -49,6 +49,8 @@ def require_backup_directory(path: str) -> None:
             f"{path} is a file, and a dir: backup is a directory. If it is a backup in the format "
             f"of the community's plugin, name it file://{path}"
         )
+    if kind == "link":
+        raise NotFound(f"{path} is a link that leads nowhere. Is the disk of its target mounted?")
     if kind != "directory":
         raise _missing(path) if kind is None else NotFound(f"{path} is not a directory.")
 
