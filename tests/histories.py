@@ -102,6 +102,17 @@ def payments(start: int, stop: int) -> list[Change]:
     return [payment(version, f"payment {version}") for version in range(start, stop)]
 
 
+def wearing_payments(start: int, stop: int) -> list[Change]:
+    """Payments, each with a long text that the next one overwrites: a history that wears."""
+    worn = []
+    for version in range(start, stop):
+        statements = payment(version, f"payment {version}").transaction
+        assert statements is not None
+        text = f"REPLACE INTO vars (name, val) VALUES ('worn', '{long_text(version, 4_000)}')"
+        worn.append(Change(version, None, [text, *statements]))
+    return worn
+
+
 def started_node() -> list[Change]:
     """What a new node sends until its tables stand, with riders as real ones do."""
     return [

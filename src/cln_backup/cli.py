@@ -33,6 +33,7 @@ from cln_backup.parameters import Group
 from cln_backup.presentation import (
     Fields,
     age,
+    amount,
     changes,
     moment,
     progress,
@@ -338,22 +339,29 @@ def verify(url: str, no_replay: bool, scratch_dir: str | None, *, as_json: bool)
 
 
 @_command("backup-cli compact file:///mnt/backup/node.bkp")
+@click.option("--force", is_flag=True, help="Compact it also where it does not get smaller.")
 @_scratch_dir
 @_url
-def compact(url: str, scratch_dir: str | None, *, as_json: bool) -> Fields:
+def compact(url: str, scratch_dir: str | None, *, force: bool, as_json: bool) -> Fields:
     """Fold a backup's history into one snapshot; the last change stays as it is.
 
-    For a backup that no node writes to. Where one does, use: lightning-cli backup-compact
+    It is done where the backup gets smaller, or where at least 100,000 changes are folded. For a
+    backup that no node writes to. Where one does, use: lightning-cli backup-compact
     """
     with open_backend(url) as backend:
         total = backend.version_count
     with progress(total, as_json=as_json) as step:
-        done = compact_backup(url, step, warn, scratch_dir or network_directory(url))
-    if not as_json:
-        before, after = done["before"], done["after"]
+        place = scratch_dir or network_directory(url)
+        done = compact_backup(url, step, warn, place, if_it_pays=not force)
+    if "would_be" in done and not as_json:
+        click.echo(
+            f"Not compacted: it would not get smaller. It has {amount(done['before'])}, and would "
+            f"have {amount(done['would_be'])}."
+        )
+    elif not as_json:
         show_table(
-            ("before", f"{size(before['backupsize'])} in {changes(before['version_count'])}"),
-            ("after", f"{size(after['backupsize'])} in {changes(after['version_count'])}"),
+            ("before", amount(done["before"])),
+            ("after", amount(done["after"])),
         )
     return dict(done)
 

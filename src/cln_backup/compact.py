@@ -14,7 +14,10 @@ from cln_backup.replica import DatabaseFile, replay
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cln_backup.backends.base import Backend, Statistics
+    from cln_backup.backends.base import Backend, Size, Staged, Statistics
+
+_MANY_CHANGES = 100_000
+"""So many take a restore some 6 s, and a small computer a minute."""
 
 
 def compact(
@@ -22,12 +25,15 @@ def compact(
     progress: Callable[[Change], None] | None = None,
     log: Callable[[str], None] = lambda _notice: None,
     scratch_dir: str | None = None,
+    *,
+    if_it_pays: bool = False,
 ) -> Statistics:
     """Compacts a backup that no node writes to; the head stays as it is.
 
     A server compacts by itself, also while a node writes. What was mended when the backup was
     opened is told to `log`. The history is replayed in `scratch_dir`, by default where `verify`
-    does it. The compacted backup is on stable storage, in the old one's place, when this returns.
+    does it. The compacted backup is on stable storage, in the old one's place, when this returns;
+    with `if_it_pays`, only where that is so (`pays`), else the backup is as before.
 
     Raises:
         WriterConflict: a node writes to it; let its plugin do it (`lightning-cli backup-compact`).
@@ -47,6 +53,9 @@ def compact(
                 with scratch.directory(place, op="compact") as directory:
                     folded = fold(reader, directory, progress)
                     staged = reader.stage(folded.base, foreign_keys=folded.foreign_keys)
+                if if_it_pays and not pays(staged):
+                    writer.discard()
+                    return {"before": before, "after": before, "would_be": after(reader, staged)}
                 with interruption.held():
                     writer.replace(staged)
                     interruption.finished()
@@ -56,6 +65,19 @@ def compact(
 def worth_folding(reader: Backend) -> bool:
     """Whether a snapshot would stand for more than it replaces."""
     return reader.head is not None and reader.version_count > 1
+
+
+def pays(staged: Staged) -> bool:
+    """Whether a compaction is worth it: for the room, or for the time of a restore."""
+    return staged.saved_bytes > 0 or staged.folded >= _MANY_CHANGES
+
+
+def after(backend: Backend, staged: Staged) -> Size:
+    """How large the backup would be with the replacement."""
+    return {
+        "backupsize": backend.size_bytes - staged.saved_bytes,
+        "version_count": backend.version_count - staged.folded,
+    }
 
 
 class Folded(NamedTuple):

@@ -14,6 +14,8 @@ from cln_backup.errors import BackupError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import msgspec
+
     from cln_backup.backends.base import Backend, Statistics
     from cln_backup.compactor import Compactor
     from cln_backup.replicator import Replicator
@@ -56,8 +58,16 @@ class CompactCommand:
         """Whether `poll` gave this descriptor for the compaction."""
         return self._compactor is not None and fd == self._compactor.fileno()
 
-    def start(self, request_id: bytes, backend: Backend | None) -> None:
-        """Begins a compaction, or answers why there is none; `None` while the node is not up."""
+    def start(self, request_id: bytes, backend: Backend | None, params: msgspec.Raw) -> None:
+        """Begins a compaction, or answers why there is none.
+
+        `backend` is `None` while the node is not up. `params` are the request's.
+        """
+        try:
+            force = jsonrpc.asks_for_force(params)
+        except BackupError as error:
+            jsonrpc.write(jsonrpc.error(request_id, str(error)))
+            return
         if backend is None or self._compactor is not None:
             why = "a compaction is under way" if self._compactor else "the node is not up"
             jsonrpc.write(jsonrpc.error(request_id, f"Cannot compact now: {why}."))
@@ -79,7 +89,7 @@ class CompactCommand:
                 return
             # The network directory holds the node's database, which is not encrypted either.
             place = self._scratch_dir or (None if backend.scratch_dir else os.getcwd())
-            self._compactor = Compactor(backend, place)
+            self._compactor = Compactor(backend, place, if_it_pays=not force)
         except BackupError as error:
             jsonrpc.write(jsonrpc.error(request_id, str(error)))
             return
@@ -111,7 +121,10 @@ class CompactCommand:
     def _note(self, statistics: Statistics) -> None:
         self._replicator.compacted()
         self.noted = True
-        self._log("info", f"Compaction finished: stats={json.dumps(statistics)}")
+        done = "Compaction finished"
+        if "would_be" in statistics:
+            done = "Not compacted: it would not get smaller"
+        self._log("info", f"{done}: stats={json.dumps(statistics)}")
 
     def forget_request(self) -> None:
         """Answers nobody any more: lightningd forgets what it asked before it shuts down."""

@@ -1,12 +1,13 @@
-"""The second process of a compaction: `python -m cln_backup.compact_process URL [DIR]`.
+"""The second process of a compaction: `python -m cln_backup.compact_process URL DIR WHEN`.
 
 It does the long part beside a node's writer, which comes first: it folds the history at the lowest
-priority (in DIR where one is named), stages a replacement beside the backup in small pieces with
+priority (in DIR, unless that is empty), stages a replacement beside the backup in small pieces with
 pauses, and gives the room of what is no longer needed back in the same way.
 
 It speaks lines of JSON with the writer, which has the last word: `{"staged": …}` comes from here,
 `more` lets it copy what came since, `done` lets it go; at the end of its input, what was built is
-of no use. Where a server did the work, `{"compacted": …}` comes.
+of no use. Where a server did the work, `{"compacted": …}` comes. Where WHEN is `if-it-pays` and a
+compaction does not, what was staged is removed, and `{"would_be": …}` comes.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ class _PacedSnapshot:
 
 
 class _Process:
-    def __init__(self, url: str, scratch_dir: str | None = None) -> None:
+    def __init__(self, url: str, scratch_dir: str, when: str) -> None:
         self._url = url
-        self._scratch_dir = scratch_dir
+        self._scratch_dir = scratch_dir or None
+        self._if_it_pays = when == "if-it-pays"
         self._stopped = False
         self._requests: SimpleQueue[str] = SimpleQueue()
 
@@ -88,7 +90,7 @@ class _Process:
         return 0
 
     def _work(self, reader: Backend, low_priority: ThreadPoolExecutor) -> None:
-        from cln_backup.compact import fold, worth_folding
+        from cln_backup.compact import after, fold, pays, worth_folding
 
         statistics = reader.compact()
         if statistics is not None:
@@ -103,6 +105,12 @@ class _Process:
                 ).result()
                 staged = _stage(reader, base, foreign_keys=foreign_keys)
                 scratch.empty(directory, op="compact")
+        if staged is not None and self._if_it_pays and not pays(staged):
+            would_be = after(reader, staged)
+            scratch.empty_file(staged.name, op="compact")
+            reader.discard()
+            _say({"would_be": would_be})
+            return
         _say({"staged": None if staged is None else staged._asdict()})
         while self._requests.get() == "more\n" and staged is not None:
             staged = reader.stage_more(staged)
@@ -150,4 +158,4 @@ def _say(message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(_Process(*sys.argv[1:3]).run())
+    sys.exit(_Process(*sys.argv[1:4]).run())

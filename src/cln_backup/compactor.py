@@ -23,8 +23,12 @@ _SWAP_BYTES = 1 << 16
 class Compactor:
     """One compaction that is under way; to be polled by its `fileno`."""
 
-    def __init__(self, backend: Backend, scratch_dir: str | None = None) -> None:
+    def __init__(
+        self, backend: Backend, scratch_dir: str | None = None, *, if_it_pays: bool = False
+    ) -> None:
         """Starts the second process, which works in `scratch_dir` if that is given.
+
+        With `if_it_pays`, the backup is left as it is where a compaction is not worth it.
 
         Raises:
             StorageError: it cannot be started, or a leftover cannot be removed.
@@ -34,7 +38,7 @@ class Compactor:
         self._said = b""
         self._done = False
         backend.discard()
-        arguments = [backend.url] if scratch_dir is None else [backend.url, scratch_dir]
+        arguments = [backend.url, scratch_dir or "", "if-it-pays" if if_it_pays else "always"]
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "cln_backup.compact_process", *arguments],
@@ -54,7 +58,8 @@ class Compactor:
     def step(self) -> Statistics | None:
         """Takes what the second process says; returns the statistics when all is done.
 
-        When it returns them, the compacted backup is on stable storage in the old one's place.
+        When it returns them, the compacted backup is on stable storage in the old one's place; or
+        the old one was left there, and they say what it `would_be`.
 
         Raises:
             BackupError: the compaction is over; the backup is as before.
@@ -74,6 +79,10 @@ class Compactor:
             self._done = True
             done: Statistics = message["compacted"]
             return done
+        if "would_be" in message:
+            self._done = True
+            now = size_of(self._backend)
+            return {"before": now, "after": now, "would_be": message["would_be"]}
         if message["staged"] is not None:
             staged = Staged(**message["staged"])
             if self._backend.size_bytes - staged.copied_bytes > _SWAP_BYTES:

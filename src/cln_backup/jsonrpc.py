@@ -6,6 +6,7 @@ hold bytes that are no valid UTF-8 (lightningd escapes control characters only).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -108,6 +109,17 @@ def decode_init(params: msgspec.Raw) -> Init:
         return _init.decode(params)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise BadChange("lightningd sent an init that cannot be understood.") from None
+
+
+def asks_for_force(params: msgspec.Raw) -> bool:
+    """Whether `backup-compact` is to compact in any case. Raises `BadChange`."""
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        given = msgspec.json.decode(params)
+        if given in ([], {}, [False], {"force": False}):
+            return False
+        if given in ([True], {"force": True}):
+            return True
+    raise BadChange("backup-compact takes force=true, or nothing.")
 
 
 def answer(request_id: bytes, result: object) -> bytes:

@@ -54,7 +54,7 @@ MANIFEST = {
         },
         {
             "name": "backup-compact",
-            "usage": "",
+            "usage": "[force]",
             "description": "Fold the backup's history into one snapshot; the node goes on.",
         },
     ],
@@ -188,7 +188,7 @@ class Plugin:
             self._answer(message, self._status())
         elif method == "backup-compact":
             backend = None if self._leave_at is not None else self._replicator.backend
-            self._compaction.start(bytes(message.id), backend)
+            self._compaction.start(bytes(message.id), backend, message.params)
         else:
             jsonrpc.write(jsonrpc.error(bytes(message.id), f"cln-backup has no command {method}."))
 

@@ -15,6 +15,7 @@ from cln_backup.errors import BackupError, Damaged, ReplayFailed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cln_backup.backends.base import Size
     from cln_backup.change import Change
     from cln_backup.history import Holdings
 
@@ -137,6 +138,11 @@ def size(size_bytes: float) -> str:
 def changes(number: int) -> str:
     """How many there are."""
     return "1 change" if number == 1 else f"{number} changes"
+
+
+def amount(of: Size) -> str:
+    """How large a backup is."""
+    return f"{size(of['backupsize'])} in {changes(of['version_count'])}"
 
 
 def moment(at: float) -> str:

@@ -154,11 +154,17 @@ def empty(directory: str, *, op: str) -> None:
     """Gives back the room of the files in a directory of our own, piece by piece."""
     with storage_errors(op, directory):
         for name in os.listdir(directory):
-            fd = os.open(os.path.join(directory, name), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                give_back(fd)
-            finally:
-                os.close(fd)
+            empty_file(os.path.join(directory, name), op=op)
+
+
+def empty_file(path: str, *, op: str) -> None:
+    """Gives back the room of a file of our own, piece by piece; it is empty then."""
+    with storage_errors(op, path):
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            give_back(fd)
+        finally:
+            os.close(fd)
 
 
 def room_bytes(path: str, *, op: str) -> int:

@@ -195,7 +195,7 @@ def test_every_command_that_reads_a_directory(kind: str, tmp_path: Path) -> None
     assert _cli("restore", "--to", "7", url, str(tmp_path / "seven"))["version"] == 7
     kept = [change for change in history if change.version <= 7]
     assert_same_database(tmp_path / "seven", build_database(tmp_path / "expected", kept))
-    done = _cli("compact", url)
+    done = _cli("compact", "--force", url)
     assert done["after"]["version_count"] == 2
     _cli("restore", url, str(tmp_path / "restored"))
     assert_same_database(tmp_path / "restored", build_database(tmp_path / "all", history))
@@ -209,7 +209,7 @@ def test_generation_that_was_kept_is_read_without_the_newer_base(kind: str, tmp_
     create_backend(url, None)
     history = [*started_node(), *payments(4, 30)]
     append(url, history)
-    _cli("compact", f"{url}{joint}keep=1")
+    _cli("compact", "--force", f"{url}{joint}keep=1")
     append(f"{url}{joint}keep=1", [payment(30)])
     newest = max((tmp_path / "node").glob("base-*"))
     newest.write_bytes(newest.read_bytes()[:-40])

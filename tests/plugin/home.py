@@ -103,12 +103,12 @@ class Home:
     def log(self) -> str:
         return (self.directory / "lightningd.log").read_text()
 
-    def call(self, method: str) -> Any:
+    def call(self, method: str, params: object = None) -> Any:
         """Makes a request, as soon as there is a node to take it."""
         deadline_s = time.monotonic() + WAIT_S
         while True:
             try:
-                return client.call(self.directory, method, timeout_s=WAIT_S)
+                return client.call(self.directory, method, params, timeout_s=WAIT_S)
             except (FileNotFoundError, ConnectionRefusedError):
                 assert time.monotonic() < deadline_s, "no node to call"
                 time.sleep(0.02)

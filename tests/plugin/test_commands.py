@@ -37,7 +37,7 @@ def test_status(home: Home) -> None:
     assert 0 <= status["last_change_age_s"] < 60
     assert status["last_compaction_at"] is None
     assert 0 < status["answer_p50_us"] <= status["answer_p99_us"]
-    home.call("backup-compact")
+    home.call("backup-compact", {"force": True})
     assert home.call("backup-status")["last_compaction_at"] > 0
     home.call("stop")
     home.end(node)
@@ -49,12 +49,12 @@ def test_compactions_while_the_node_writes(home: Home, tmp_path: Path) -> None:
     node = home.start(*_ROUTER, "--calls", "500", "--rate", "150", "--hold")
     for calls in (20, 150, 300):
         home.wait_for_calls(calls)
-        home.call("backup-compact")
+        home.call("backup-compact", {"force": True})
         # The node went on meanwhile; what was there before is one snapshot now.
         status = home.call("backup-status")
         assert status["version_count"] < status["version"] - calls + 10
     home.wait_for_calls(500)
-    statistics = home.call("backup-compact")
+    statistics = home.call("backup-compact", {"force": True})
     home.call("stop")
     home.end(node)
     assert statistics["after"]["version_count"] == 2
@@ -70,14 +70,21 @@ def test_a_second_compaction_is_refused_and_the_first_goes_on(home: Home) -> Non
     node = home.start("--generate", "60", "--database-mb", "48", "--hold")
     home.wait_for_calls(60)
     asking = subprocess.Popen(
-        [sys.executable, "-m", "simulator.client", str(home.directory), "backup-compact"],
+        [
+            sys.executable,
+            "-m",
+            "simulator.client",
+            str(home.directory),
+            "backup-compact",
+            '{"force": true}',
+        ],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
     )
     while not home.call("backup-status")["compacting"]:
         pass
     with pytest.raises(Exception, match="a compaction is under way"):
-        home.call("backup-compact")
+        home.call("backup-compact", {"force": True})
     answer, _ = asking.communicate(timeout=60)
     assert json.loads(answer)["after"]["version_count"] == 2
     home.call("stop")
@@ -88,7 +95,7 @@ def test_a_second_compaction_is_refused_and_the_first_goes_on(home: Home) -> Non
 def test_head_stays_droppable_through_a_compaction(home: Home) -> None:
     home.init()
     home.run(*_ROUTER, "--calls", "100", "--crash", "after-answer@99", code=None)
-    home.cli("compact", home.url)
+    home.cli("compact", "--force", home.url)
     home.run(*_ROUTER, "--variant", "--calls", "30")
     assert home.dropped() == ["98"]
     home.require_same(home.database)
@@ -100,7 +107,14 @@ def test_node_killed_during_a_compaction(home: Home) -> None:
     home.wait_for_calls(60)
     worker, _ = processes_of(node.pid)
     asking = subprocess.Popen(
-        [sys.executable, "-m", "simulator.client", str(home.directory), "backup-compact"],
+        [
+            sys.executable,
+            "-m",
+            "simulator.client",
+            str(home.directory),
+            "backup-compact",
+            '{"force": true}',
+        ],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

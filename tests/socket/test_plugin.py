@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cln_backup.backends import create_backend
-from tests.histories import payments, started_node, told, told_by
+from tests.histories import payments, started_node, told, told_by, wearing_payments
 from tests.socket.proxies import Cut, proxy
 from tests.socket.serving import server_process
 
@@ -147,7 +147,7 @@ def test_server_compacts_while_the_node_writes(tmp_path: Path, home: Path) -> No
     with server_process(url) as server:
         _point(home, server.url)
         node = Node(home)
-        for change in [*started_node(), *payments(4, 40)]:
+        for change in [*started_node(), *wearing_payments(4, 40)]:
             node.write(change)
         figures = node.call("backup-compact", {})
         assert figures["after"]["version_count"] == 2
@@ -166,7 +166,7 @@ def test_server_of_one_connection_compacts_over_that_of_the_node(
     """The community's server lets nobody in beside the node; a second process waited in vain."""
     url = f"file://{tmp_path}/node.bkp"
     create_backend(url, None)
-    history = [*started_node(), *payments(4, 40)]
+    history = [*started_node(), *wearing_payments(4, 40)]
     with server_process(url) as server, proxy(server.port, _as_it_is) as between:
         _point(home, f"socket:127.0.0.1:{between.port}?protocol=1")
         node = Node(home)

@@ -45,6 +45,7 @@ from tests.histories import (
     started_node,
     told,
     told_by,
+    wearing_payments,
 )
 from tests.socket.proxies import Socks5
 from tests.socket.serving import CLI, ServerProcess, server_here, server_process
@@ -112,7 +113,7 @@ def test_every_command_works_on_a_server_as_on_a_file(tmp_path: Path) -> None:
     with server_process(url) as server:
         done = _cli("init", server.url)
         assert done.returncode == 0, done.stderr
-        append(server.url, [*started_node(), *payments(4, 30)])
+        append(server.url, [*started_node(), *wearing_payments(4, 30)])
         assert _cli("init", server.url).returncode == AlreadyExists.exit_code
         status = json.loads(_cli("status", "--json", server.url).stdout)
         assert (status["version"], status["version_count"]) == (29, 31)

@@ -35,6 +35,7 @@ class Staged(NamedTuple):
         copied_bytes: up to where the backup was copied into it.
         shift_bytes: how much later (negative: earlier) a change stands in the replacement.
         folded: by how many changes the replacement is shorter.
+        saved_bytes: by how much it is smaller (negative: larger) than what it replaces.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Staged(NamedTuple):
     copied_bytes: int
     shift_bytes: int
     folded: int
+    saved_bytes: int
 
 
 class Key(NamedTuple):
@@ -66,11 +68,17 @@ class Size(TypedDict):
     version_count: int
 
 
-class Statistics(TypedDict):
-    """What a compaction changed."""
+class Sizes(TypedDict):
+    """How large a backup was and is, as the community's plugin tells it."""
 
     before: Size
     after: Size
+
+
+class Statistics(Sizes, total=False):
+    """What a compaction changed; nothing, where it tells only what the backup `would_be`."""
+
+    would_be: Size
 
 
 class Backend(ABC):

@@ -113,7 +113,8 @@ class DirBackend(Backend):
     def inventory(cls, url: str) -> Inventory:
         """See `Backend.inventory`."""
         place = place_of(url)
-        return take_inventory(place, cls.list_keys(url) if is_encrypted(place) else [])
+        found = cls._keys(url) if is_encrypted(place) else []
+        return take_inventory(place, found)
 
     @property
     def node_id(self) -> str | None:
@@ -125,11 +126,16 @@ class DirBackend(Backend):
     def list_keys(cls, url: str) -> list[Key]:
         """See `Backend.list_keys`."""
         place = place_of(url)
-        found = holders(*identity(place))
+        found = cls._keys(url)
         if not found and is_encrypted(place):
             raise without_keys(place.path)
+        return found
+
+    @staticmethod
+    def _keys(url: str) -> list[Key]:
         return [
-            Key(holder.label, kind_name(holder.kind), holder.created_ms / 1000) for holder in found
+            Key(holder.label, kind_name(holder.kind), holder.created_ms / 1000)
+            for holder in holders(*identity(place_of(url)))
         ]
 
     def add_key(self, secret: Secret, label: str) -> None:
@@ -387,7 +393,8 @@ class DirBackend(Backend):
         self._let_go_of_base()
         count_now = count + self._tracker.ordinal - ordinal
         made_from, folded = self._base.generation, self.version_count - count_now
-        return Staged(path, made_from, start.offset_bytes, _ALL_COPIED, 0, folded)
+        saved = self._store.folded_bytes(self._base.path, start.segment) - os.path.getsize(path)
+        return Staged(path, made_from, start.offset_bytes, _ALL_COPIED, 0, folded, saved)
 
     def _read_back(self, stored: StoredSnapshot) -> None:
         """Reads what was written, from the disk where the system lets us."""

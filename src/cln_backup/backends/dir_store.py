@@ -138,6 +138,19 @@ class Store:
                         total += file.stat().st_size
         return total
 
+    def folded_bytes(self, base: str, segment: int) -> int:
+        """What a generation takes that the next one, from this segment on, does not need."""
+        listing = list_files(self.path)
+        first = int(base.rpartition("-")[2])
+        gone = [base]
+        gone += [self.log_path(number) for number in listing.segments if first <= number < segment]
+        gone += [
+            self.snapshot_path(*snapshot)
+            for snapshot in listing.snapshots
+            if first <= snapshot[0] < segment
+        ]
+        return sum(os.path.getsize(path) for path in gone)
+
     def new_header(
         self, kind: v2.FileKind, number: int, epoch: int, state: bytes
     ) -> tuple[bytes, Sealer]:

@@ -150,7 +150,8 @@ def stage(
                 count = 2
         fold = head.offset_bytes
         source = os.fstat(fd).st_ino
-        staged = Staged(built, source, fold, fold, end - fold, version_count - 1 - count)
+        folded = version_count - 1 - count
+        staged = Staged(built, source, fold, fold, end - fold, folded, fold - end)
         return _stage_more(fd, new_fd, staged)
     except BaseException:
         fsio.remove(built, op="remove unfinished compaction")

@@ -357,7 +357,7 @@ class Served:
             own = backend.compact()  # a server behind this one
             if own is not None:
                 return own
-            compactor = Compactor(backend)
+            compactor = Compactor(backend, if_it_pays=True)
             writes = self._writes
         poll = select.poll()  # a server has more files open than select takes
         poll.register(compactor, select.POLLIN)
