@@ -59,9 +59,10 @@ class FileEnd:
                 raise moved(self._path, f"{self._path}.writer")
             raise conflict(self._path, _longer_or_shorter(size, end_bytes))
         if self._schedule.is_due() or now:
-            self._look(end_bytes)
+            self.look(end_bytes)
 
-    def _look(self, end_bytes: int) -> None:
+    def look(self, end_bytes: int) -> None:
+        """Looks now whether header and last change are there. Raises what `require` raises."""
         last = self.payload[-BLOCK_BYTES:]
         start = (end_bytes - len(last)) // BLOCK_BYTES * BLOCK_BYTES
         length = end_bytes - start

@@ -20,12 +20,12 @@ from cln_backup.errors import StorageError, WriterConflict
 from cln_backup.os_errors import storage_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 BLOCK_BYTES: Final = 4096
 """What is read at once past the cache, and at which border; what disks that can do this take."""
 
-PAUSE_S: Final = 0.1
+PAUSE_S: Final = 0.2
 APPENDS: Final = 32
 """The numbers are chosen so that looks take at most a twentieth of the wait; docs/benchmarks.md."""
 
@@ -33,7 +33,8 @@ APPENDS: Final = 32
 class LookSchedule:
     """When a look is due: at first, after each pause, and at every so many appends."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self._appends_left = 0
         self._last_at = 0.0
 
@@ -43,14 +44,14 @@ class LookSchedule:
         It goes by the clock that can be set: a machine that was set back may be told the time.
         """
         self._appends_left -= 1
-        if self._appends_left < 0 or not 0.0 <= time.time() - self._last_at < PAUSE_S:
+        if self._appends_left < 0 or not 0.0 <= self._clock() - self._last_at < PAUSE_S:
             self._appends_left = APPENDS - 1
             return True
         return False
 
     def appended(self) -> None:
         """Takes note that an append has ended."""
-        self._last_at = time.time()
+        self._last_at = self._clock()
 
 
 def read_anew(path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
