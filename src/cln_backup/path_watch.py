@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from cln_backup import statx
 
@@ -20,14 +20,12 @@ _STATX: Final = struct.Struct("=I28xQQ88xII")
 """The start of `struct statx`: what it holds, the inode, the size, the device's two numbers."""
 
 
-class _Found(NamedTuple):
-    device: int
-    inode: int
-    size_bytes: int
+_File = tuple[int, int]
+"""The device and the inode."""
 
 
-def _watched(path: str, asked: int) -> Callable[[], _Found | None]:
-    """What tells where the path leads to now, or `None`."""
+def _watched(path: str, asked: int) -> Callable[[], tuple[_File, int] | None]:
+    """What tells which file the path leads to now, and its size, or `None`."""
     function = statx.function()
     if function is None:
         return lambda: None
@@ -36,11 +34,11 @@ def _watched(path: str, asked: int) -> Callable[[], _Found | None]:
     encoded = os.fsencode(path)
     buffer = create_string_buffer(statx.SIZE_BYTES)
 
-    def look() -> _Found | None:
+    def look() -> tuple[_File, int] | None:
         if function(statx.AT_FDCWD, encoded, 0, asked, buffer) != 0:
             return None
         held, inode, size, major, minor = _STATX.unpack_from(buffer)
-        return _Found(os.makedev(major, minor), inode, size) if held & asked == asked else None
+        return ((os.makedev(major, minor), inode), size) if held & asked == asked else None
 
     return look
 
@@ -57,19 +55,15 @@ class PathWatch:
 
     def leads_to_file(self) -> bool:
         """Whether the path leads to the file now."""
-        return self._found() is not None
+        return self.size_bytes() is not None
 
     def size_bytes(self) -> int | None:
         """Size of the file as the path shows it; `None` where it does not lead to it."""
-        found = self._found()
-        return None if found is None else found.size_bytes
-
-    def _found(self) -> _Found | None:
         found = self._look()
         if found is None:  # nothing is there, or the system has no statx for us
             try:
                 status = os.stat(self._path)
             except OSError:
                 return None
-            found = _Found(status.st_dev, status.st_ino, status.st_size)
-        return found if found[:2] == self._file else None
+            found = (status.st_dev, status.st_ino), status.st_size
+        return found[1] if found[0] == self._file else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.errors import StorageError, WriterConflict
+from cln_backup.errors import Damaged, StorageError, WriterConflict
 from tests.format2.small import KINDS, url_of
 from tests.histories import append, payment, started_node, told, told_by
 
@@ -103,3 +103,33 @@ def test_record_that_was_on_its_way_when_the_next_writer_looked_is_not_passed_ov
             segment.write_bytes(whole)  # all of it is there now, and may have been answered
             with pytest.raises(WriterConflict):
                 new.add_change(payment(5, "by the newer one"))
+
+
+@pytest.mark.parametrize("passed_over", [1, 2])
+def test_segment_that_passes_over_answered_changes_is_damage(
+    url: str, tmp_path: Path, passed_over: int
+) -> None:
+    """One whole record may be there that was never answered, as its writer looked after it."""
+    log = tmp_path / "node"
+    append(url, [payment(4)])
+    with open_backend(url, writable=True) as old:
+        old.add_change(payment(5))
+        before = {path: path.read_bytes() for path in log.iterdir()}
+        for version in range(6, 6 + passed_over):
+            old.add_change(payment(version))
+    after = (log / "log-0000000003").read_bytes()
+    for path, content in before.items():
+        path.write_bytes(content)
+    append(url, [payment(6, "by one that did not see them")])
+    (log / "log-0000000003").write_bytes(after)
+    with open_backend(url) as backend:
+        if passed_over == 1:
+            assert told(backend.stream_changes())[-2:] == told(
+                [payment(5), payment(6, "by one that did not see them")]
+            )
+            backend.read_through()
+            return
+        with pytest.raises(Damaged, match="2 changes that were stored"):
+            told(backend.stream_changes())
+        with pytest.raises(Damaged, match="2 changes that were stored"):
+            backend.read_through()

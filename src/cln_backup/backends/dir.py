@@ -248,8 +248,9 @@ class DirBackend(Backend):
         """See `Backend.add_change`. A snapshot is published in a file of its own before."""
         writer = self._require_writer()
         check_follows(change, self.version, empty=self._head is None)
-        with self._last_write:
-            writer.look_if_due()
+        if writer.look_is_due():
+            with self._last_write:
+                writer.look()
         self._sign()
         if change.transaction is None:
             v2.pack_body(v2.Type.SNAPSHOT, change.version)

@@ -373,26 +373,33 @@ def read_piece(store: Store, piece: Piece) -> Iterator[Record]:
 
 
 def check_tail_of_closed(store: Store, piece: Piece, version: int) -> None:
-    """Checks what stands behind the end of a segment that is followed by another.
+    """Checks what is after the end of a segment that is followed by another.
 
-    A cut may have left a torn record there, and a writer that did not yet know of its successor a
-    whole one; neither was answered.
+    A cut may have left a torn record there, and a writer that did not yet know of its successor
+    one that is whole; neither was answered. It looks after each record, so of two the first was.
     """
-    tail = judge_tail(piece.fd, piece.end_bytes)
-    if tail is Tail.DAMAGED and _next_is_whole(piece):
+    if judge_tail(piece.fd, piece.end_bytes) is not Tail.DAMAGED:
         return
-    if tail is Tail.DAMAGED:
+    count = _whole_records_after(piece)
+    if count != 1:
         path = store.log_path(piece.segment.number)
-        damaged(path, piece.end_bytes, version, f"behind its end stands {tail.value}")
+        what = f"after its end is {Tail.DAMAGED.value}"
+        if count:
+            what = f"{count} changes that were stored after its end are not in the next segment"
+        damaged(path, piece.end_bytes, version, what)
 
 
-def _next_is_whole(piece: Piece) -> bool:
+def _whole_records_after(piece: Piece) -> int:
+    """How many records go on after the end of a segment, with nothing else after them."""
     decoder = piece.segment.decoder()
     end = v2.HEADER_BYTES
+    count = 0
     try:
         size = fsio.size_bytes(piece.fd)
         for record in records(piece.fd, decoder, piece.segment.number, size):
             end = record.end_bytes
+            count += end > piece.end_bytes
     except Unreadable:
-        return end > piece.end_bytes and judge_tail(piece.fd, end) is not Tail.DAMAGED
-    return True
+        if judge_tail(piece.fd, end) is Tail.DAMAGED:
+            return 0
+    return count

@@ -68,18 +68,19 @@ class SegmentWriter:
             return self._begun
         return self._begun._replace(end_bytes=self._file.end_bytes, seal=self._encoder.seal)
 
-    def look_if_due(self) -> None:
-        """Looks, before an append, whether the log is as this writer left it, if that is due.
+    def look_is_due(self) -> bool:
+        """Counts one append that is about to be made; whether to `look` before it."""
+        return self._schedule.is_due()
+
+    def look(self, *, at_all_names: bool = False) -> None:
+        """Looks whether the log is as this writer left it.
+
+        With `at_all_names` for later segments than the next one too.
 
         Raises:
             WriterConflict: another writer went on from there; nothing was written.
             StorageError.
         """
-        if self._schedule.is_due():
-            self.look()
-
-    def look(self, *, at_all_names: bool = False) -> None:
-        """As `look_if_due`, now; with `at_all_names` for later segments than the next one too."""
         if self._file is None:
             self._require_end(self._begun)
             at_all_names = True

@@ -247,10 +247,11 @@ class FileBackend(Backend):
         assert self._lock is not None, "opened for reading"
         assert self._written is not None
         self._last_write.require_none_failed(self._path)
-        with self._last_write:
-            if not self._lock.is_held():
-                raise moved(self._path, f"{self._path}.writer")
-            self._written.require(self._end, now=look)
+        self._last_write.failed = True
+        if not self._lock.is_held():
+            raise moved(self._path, f"{self._path}.writer")
+        self._written.require(self._end, now=look)
+        self._last_write.failed = False
         return self._written
 
     @property
