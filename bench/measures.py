@@ -201,7 +201,7 @@ def answers_during_compaction(directory: str, _capture: str) -> Iterator[Row]:
     for _ in range(25_000):
         version += 1
         usual.append(plugin.answer_time_s(drive.request(version, version, _generated(version))))
-    plugin.send(b'{"jsonrpc":"2.0","id":"compact","method":"backup-compact","params":{}}\n\n')
+    plugin.send(b'{"jsonrpc":"2.0","id":"compact","method":"backup-compact","params":[true]}\n\n')
     while True:
         version += 1
         during.append(plugin.answer_time_s(drive.request(version, version, _generated(version))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from simulator.nodelog import Level
@@ -127,7 +128,7 @@ class Commands:
             given = settings.plugin
             paths = []
             if given is not None and given.important == (name == "important-plugin"):
-                paths = [" ".join(given.command)]
+                paths = [shlex.join(given.command)]
             configs[name] = {"values_str": paths, "sources": ["cmdline"] * len(paths)}
         for name, text in {
             "lightning-dir": settings.directory,

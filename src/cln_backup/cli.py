@@ -20,6 +20,7 @@ from cln_backup.backends import (
     redacted,
     url_of,
 )
+from cln_backup.backends.base import size_of
 from cln_backup.boundary import speak, told
 from cln_backup.cli_secrets import register, unlocked, with_secrets
 from cln_backup.compact import compact as compact_backup
@@ -246,7 +247,7 @@ def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fie
     with (
         accepting,
         open_backend(url) as backend,
-        progress(backend.version_count, as_json=as_json) as step,
+        progress(size_of(backend), as_json=as_json) as step,
     ):
         show_notices(backend.notices)
         done = restore_database(backend, destination, step, to)
@@ -324,7 +325,7 @@ def verify(url: str, no_replay: bool, scratch_dir: str | None, *, as_json: bool)
     Every change is read and replayed into a database, which is checked and removed again. It
     needs room for the database: beside the backup, or in --scratch-dir.
     """
-    with open_backend(url) as backend, progress(backend.version_count, as_json=as_json) as step:
+    with open_backend(url) as backend, progress(size_of(backend), as_json=as_json) as step:
         notices = list(backend.notices)
         place = scratch_dir or network_directory(url)
         found = verify_backup(backend, replayed=not no_replay, progress=step, scratch_dir=place)
@@ -349,8 +350,8 @@ def compact(url: str, scratch_dir: str | None, *, force: bool, as_json: bool) ->
     backup that no node writes to. Where one does, use: lightning-cli backup-compact
     """
     with open_backend(url) as backend:
-        total = backend.version_count
-    with progress(total, as_json=as_json) as step:
+        of = size_of(backend)
+    with progress(of, as_json=as_json) as step:
         place = scratch_dir or network_directory(url)
         done = compact_backup(url, step, warn, place, if_it_pays=not force)
     if "would_be" in done and not as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +14,7 @@ from cln_backup import interruption, keyring
 from cln_backup.backends import redacted, url_of
 from cln_backup.copy import copy as copy_backup
 from cln_backup.errors import Interrupted, Locked
-from cln_backup.presentation import changes, warn
+from cln_backup.presentation import changes, progress, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -147,7 +148,8 @@ def register(cli: click.Group, command: Command) -> None:
         backup.lock. What unlocks FROM is named by the options, or by its URL; whether TO is
         encrypted, and what unlocks it, is said by the options in its URL.
         """
-        done = copy_backup(url_of(source), url_of(target))
+        bar = functools.partial(progress, as_json=as_json, passes=2)
+        done = copy_backup(url_of(source), url_of(target), bar)
         if keyring.is_encrypted(url_of(source)) and not keyring.is_encrypted(url_of(target)):
             warn(
                 "The copy is not encrypted: whoever reads it reads the node's database. For one "

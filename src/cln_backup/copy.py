@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from cln_backup import interruption
 from cln_backup.backends import (
@@ -15,13 +15,14 @@ from cln_backup.backends import (
     redacted,
     require_outside_backups,
 )
+from cln_backup.backends.base import size_of
 from cln_backup.backends.secrets import unlocking_with
 from cln_backup.errors import AlreadyExists, BackupError, Damaged, Interrupted, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from cln_backup.backends.base import Backend
+    from cln_backup.backends.base import Backend, Size
     from cln_backup.change import Change
 
 
@@ -45,7 +46,22 @@ class Copied(NamedTuple):
     keeps_time: bool
 
 
-def copy(source_url: str, target_url: str) -> Copied:
+Step: TypeAlias = "Callable[[Change], None]"
+
+
+def _in_silence(_of: Size) -> AbstractContextManager[Step | None]:
+    return nullcontext()
+
+
+def _ignore(_change: Change) -> None:
+    pass
+
+
+def copy(
+    source_url: str,
+    target_url: str,
+    progress: Callable[[Size], AbstractContextManager[Step | None]] = _in_silence,
+) -> Copied:
     """Copies every change, then reads the copy back and compares.
 
     Each change keeps the time at which it was stored, where both formats have room for it; the
@@ -55,6 +71,9 @@ def copy(source_url: str, target_url: str) -> Copied:
     The copy gets its name when it was read back: before, or where this fails in the middle, there
     is nothing that could be taken for a backup, which would be an older one. Only a server has no
     place for what is unfinished; there it must be removed by hand. The source is as it was.
+
+    `progress` is told how large the backup is; what it gives is called after each change that was
+    written, and after each that was read back.
 
     Raises:
         AlreadyExists: there is something at the target, or it is inside a backup; nothing was made.
@@ -70,10 +89,12 @@ def copy(source_url: str, target_url: str) -> Copied:
             unlocking_with(None),
             backend_class(target_url).building(target_url) as built_url,
             _said_where_it_stays(target_url, stays=built_url == target_url),
+            progress(size_of(source)) as given,
         ):
-            digest = _fill(source, built_url)
+            step = given or _ignore
+            digest = _fill(source, built_url, step)
             with open_backend(built_url) as built:
-                if _digest_of(built) != digest:
+                if _digest_of(built, step) != digest:
                     raise Damaged(
                         f"Read back, the copy to {redacted(target_url)} is not what was copied. "
                         "Look for faults of that disk."
@@ -110,7 +131,7 @@ def _said_where_it_stays(url: str, *, stays: bool) -> Iterator[None]:
         raise
 
 
-def _fill(source: Backend, url: str) -> bytes:
+def _fill(source: Backend, url: str, step: Step) -> bytes:
     """Makes a new backup of all changes of another one; returns their digest."""
     digest = hashlib.sha256()
     changes = _dated(source)
@@ -122,8 +143,10 @@ def _fill(source: Backend, url: str) -> bytes:
     with open_backend(url, writable=True) as target:
         if first.snapshot is None:
             target.add_change(_noted(first, digest))
+        step(first)
         for change in changes:
             target.add_change(_noted(change, digest))
+            step(change)
     return digest.digest()
 
 
@@ -137,12 +160,13 @@ def _dated(source: Backend) -> Iterator[Change]:
             yield change
 
 
-def _digest_of(backend: Backend) -> bytes:
+def _digest_of(backend: Backend, step: Step) -> bytes:
     digest = hashlib.sha256()
     for change in backend.stream_changes():
         noted = _noted(change, digest)
         for _ in noted.snapshot.chunks() if noted.snapshot is not None else ():
             pass
+        step(change)
     return digest.digest()
 
 

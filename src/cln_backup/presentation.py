@@ -55,34 +55,71 @@ def warn(text: str) -> None:
     click.echo(f"Note: {text}", err=True)
 
 
+class Meter:
+    """How many bytes of changes were gone through, and of about how many.
+
+    How large a change is, one knows when it was read. Those to come count as those before them do
+    on average, snapshots apart; at first, as the backup has it.
+
+    Attributes:
+        done_bytes: of statements, and of database files.
+    """
+
+    def __init__(self, of: Size, passes: int = 1) -> None:
+        """For a backup of this size, whose changes are gone through so many times."""
+        self._count, self._passes = of["version_count"], passes
+        self._mean_bytes = of["backupsize"] / max(1, self._count)
+        self._seen = self._transactions = self._transaction_bytes = self._pass_bytes = 0
+        self.done_bytes = 0
+
+    def add(self, change: Change) -> None:
+        """Notes that a change was gone through."""
+        if change.snapshot is not None:
+            size_bytes = change.snapshot.size_bytes
+        else:
+            size_bytes = sum(map(len, change.transaction or ()))
+            self._transactions += 1
+            self._transaction_bytes += size_bytes
+        self._seen += 1
+        self.done_bytes += size_bytes
+        if self._seen <= self._count:
+            self._pass_bytes += size_bytes
+
+    @property
+    def total_bytes(self) -> float:
+        """About how many there are; just as many when the first pass is over."""
+        mean_bytes = self._mean_bytes
+        if self._transactions:
+            mean_bytes = self._transaction_bytes / self._transactions
+        left = max(0, self._count - self._seen)
+        return self._passes * (self._pass_bytes + left * mean_bytes)
+
+
 @contextlib.contextmanager
-def progress(total: int, *, as_json: bool) -> Iterator[Callable[[Change], None] | None]:
-    """A bar with rate and time left, on a terminal; nothing elsewhere."""
+def progress(
+    of: Size, *, as_json: bool, passes: int = 1
+) -> Iterator[Callable[[Change], None] | None]:
+    """A bar with bytes, rate and time left, on a terminal; nothing elsewhere."""
     if as_json or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+    from rich.progress import TransferSpeedColumn as Speed
 
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("changes, {task.fields[rate]} a second, left:"),
-        TimeLeft(),
-    )
+    meter = Meter(of, passes)
+    columns = BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total, rate="?")
-        started = shown = time.monotonic()
-        done = 0
+        task = bar.add_task("", total=meter.total_bytes)
+        shown = time.monotonic()
 
-        def step(_change: Change) -> None:
-            nonlocal done, shown
-            done += 1
+        def step(change: Change) -> None:
+            nonlocal shown
+            meter.add(change)
             now = time.monotonic()
             if now - shown > 0.1:
                 shown = now
-                bar.update(task, completed=done, rate=f"{done / (now - started):.0f}")
+                bar.update(task, completed=meter.done_bytes, total=meter.total_bytes)
 
         yield step
 

@@ -72,7 +72,7 @@ ExecMainStatus=0
 def _prepared(text: str, tmp_path: Path, ports: tuple[int, int]) -> str:
     """A unit for this test: other places, and without what a user's systemd cannot do."""
     for here, there in (
-        (_PROGRAM, f'"{CLI}"'),
+        (_PROGRAM, _program(tmp_path)),
         ("/etc/cln-backup/nodes", f"{tmp_path}/nodes"),
         ("/var/lib/cln-backup", f"{tmp_path}/tls"),
         ("[::]:8700", f"[::]:{ports[0]}"),
@@ -82,6 +82,14 @@ def _prepared(text: str, tmp_path: Path, ports: tuple[int, int]) -> str:
         text = text.replace(here, there)
     left_out = ("User=", "Protect", "Private", "ReadWrite")
     return "".join(line for line in text.splitlines(True) if not line.startswith(left_out))
+
+
+def _program(tmp_path: Path) -> str:
+    """Leads to the program, by a path that systemd takes wherever this checkout is."""
+    link = tmp_path / "backup-cli"
+    if not link.is_symlink():
+        link.symlink_to(CLI)
+    return str(link)
 
 
 def _settings(name: str) -> dict[str, list[str]]:
@@ -133,8 +141,9 @@ def test_documented_files_are_there(name: str) -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
 @pytest.mark.parametrize("name", sorted(path.name for path in _UNITS.iterdir()))
 def test_unit_as_systemd_checks_it(tmp_path: Path, name: str) -> None:
+    program = _program(tmp_path)
     for path in _UNITS.iterdir():
-        text = path.read_text().replace(_PROGRAM, f'"{CLI}"')
+        text = path.read_text().replace(_PROGRAM, program)
         (tmp_path / path.name).write_text(text)
     done = subprocess.run(
         ["systemd-analyze", "verify", tmp_path / name], capture_output=True, text=True, check=False
