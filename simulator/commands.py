@@ -152,7 +152,7 @@ class Commands:
                 concealed = "..." if option.kind == "string-conceal" else value
                 entry = {_VALUE_NAMES.get(option.kind, "value_str"): concealed}
             entry["source"] = "cmdline" if name in settings.plugin.options else "default"
-            configs[name] = {**entry, "plugin": " ".join(settings.plugin.command)}
+            configs[name] = {**entry, "plugin": shlex.join(settings.plugin.command)}
         return configs
 
     def _plugin(self, params: object) -> object:
