@@ -25,7 +25,7 @@ from cln_backup.errors import AlreadyExists, BackupError, Damaged, Locked, Stora
 from cln_backup.formats.holders import Holder, HolderKind, pack_holder, unpack_holder
 from cln_backup.formats.v2 import Malformed
 from cln_backup.initialize import initialize
-from cln_backup.keyring import add_key, encrypted, is_encrypted, list_keys, remove_key
+from cln_backup.keyring import add_key, is_encrypted, list_keys, remove_key
 from tests.format2.small import SNAPSHOT, url_of
 from tests.histories import append, payments, started_node, told, told_by
 
@@ -62,29 +62,34 @@ def test_passphrase_is_the_same_from_every_keyboard(tmp_path: Path) -> None:
         assert open_backend(f"dir://{place}").head is None
 
 
-def test_init_that_fails_at_its_last_step_leaves_the_key_of_what_it_made(
+def test_key_file_stays_as_long_as_a_backup_needs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The key file was taken away, and nobody could read the backup that stayed."""
+    """Where the backup cannot be taken away, it can be read; else neither of the two stays."""
     node, url = tmp_path / "regtest", f"dir://{tmp_path}/backup"
     node.mkdir()
-    write_file = fsio.write_file
+    remove = fsio.remove
+
+    def failing(path: str, *, op: str) -> None:
+        if "/base-" in path:
+            raise StorageError(f"Cannot {op}: input/output error")
+        remove(path, op=op)
 
     def full_disk(path: str, content: bytes, *, op: str, new: bool = False) -> None:
-        if op == "write backup.lock":
-            raise StorageError(f"Cannot {op}: no space left")
-        write_file(path, content, op=op, new=new)
+        raise StorageError(f"Cannot {op} {path}: {len(content)} {new}")
 
-    monkeypatch.setattr(fsio, "write_file", full_disk)
-    with pytest.raises(StorageError, match=r"backup\.lock"), encrypted(url, str(node)) as unlocked:
-        initialize(unlocked, str(node))
+    with monkeypatch.context() as patched:
+        patched.setattr(fsio, "remove", failing)
+        patched.setattr(fsio, "write_file", full_disk)
+        with pytest.raises(StorageError, match="remove unfinished backup"):
+            initialize(url, str(node), encrypt=True)
     assert open_backend(f"{url}?key-file={node}/backup.key").head is None
-    with pytest.raises(AlreadyExists), encrypted(f"{url}-2", str(node)) as unlocked:
-        initialize(unlocked, str(node))
+    with pytest.raises(AlreadyExists):
+        initialize(f"{url}-2", str(node), encrypt=True)
     (node / "backup.key").unlink()
     (tmp_path / "taken").touch()
-    with pytest.raises(BackupError), encrypted(f"dir://{tmp_path}/taken/x", str(node)) as unlocked:
-        initialize(unlocked, str(node))
+    with pytest.raises(BackupError):
+        initialize(f"dir://{tmp_path}/taken/x", str(node), encrypt=True)
     assert not (node / "backup.key").exists()
 
 

@@ -143,7 +143,10 @@ def test_starting_touches_nothing(home: Home, tmp_path: Path) -> None:
     assert _seen(tmp_path) == before
     assert manifest["dynamic"] is False
     assert {hook["name"] for hook in manifest["hooks"]} == {"db_write"}
-    assert {option["name"] for option in manifest["options"]} == {"backup-destination"}
+    assert {option["name"] for option in manifest["options"]} == {
+        "backup-destination",
+        "backup-scratch-dir",
+    }
     assert {method["name"] for method in manifest["rpcmethods"]} == {
         "backup-status",
         "backup-compact",
