@@ -47,9 +47,10 @@ def test_status(home: Home) -> None:
 def test_compactions_while_the_node_writes(home: Home, tmp_path: Path) -> None:
     home.init()
     node = home.start(*_ROUTER, "--calls", "500", "--rate", "150", "--hold")
+    done = []
     for calls in (20, 150, 300):
         home.wait_for_calls(calls)
-        home.call("backup-compact", {"force": True})
+        done.append(home.call("backup-compact", {"force": True}))
         # The node went on meanwhile; what was there before is one snapshot now.
         status = home.call("backup-status")
         assert status["version_count"] < status["version"] - calls + 10
@@ -59,7 +60,11 @@ def test_compactions_while_the_node_writes(home: Home, tmp_path: Path) -> None:
     home.end(node)
     assert statistics["after"]["version_count"] == 2
     if home.kind == "file":  # a directory keeps the segment in which its history goes on
-        assert statistics["before"]["backupsize"] > statistics["after"]["backupsize"]
+        # On a busy machine the node had written all before the last one.
+        assert any(
+            each["before"]["backupsize"] > each["after"]["backupsize"]
+            for each in (*done, statistics)
+        )
     assert home.log().count("Starting compaction") == 4
     home.require_same(home.database)
     assert not list(tmp_path.rglob("*compact*"))
