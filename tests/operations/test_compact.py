@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,9 +84,11 @@ def _newest(url: str) -> Path:
 
 def _tear(url: str) -> None:
     """Puts the start of a record behind the last one of a directory, as a cut leaves it."""
-    content = _newest(url).read_bytes().rstrip(b"\x00")
+    whole = _newest(url).read_bytes()
+    content = whole.rstrip(b"\x00")
     room = -(len(content) + v2.HEAD_BYTES) % v2.SECTOR_BYTES
-    _newest(url).write_bytes(content + v2.pack_head(room + 9_000) + b"x" * room)
+    torn = content + v2.pack_head(room + 9_000) + b"x" * room
+    _newest(url).write_bytes(torn.ljust(len(whole), b"\x00"))
 
 
 def _left_behind(url: str) -> set[str]:
@@ -222,8 +225,10 @@ def test_what_was_mended_is_told(url: str) -> None:
 
 
 def test_time_of_the_last_change_is_kept(url: str) -> None:
-    append(url, HISTORY)
-    os.utime(_newest(url), (1_600_000_000, 1_600_000_000))
+    *before, head = HISTORY
+    append(url, [*before, replace(head, stored_ms=1_600_000_000_000)])
+    if url.startswith("file:"):  # which has no other time
+        os.utime(_newest(url), (1_600_000_000, 1_600_000_000))
     compact(url)
     with open_backend(url) as backend:
         assert backend.last_change_at == 1_600_000_000
