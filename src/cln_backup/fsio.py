@@ -413,13 +413,3 @@ def is_sole_name(path: str) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
-
-
-def same_file(path: str, fd: int) -> bool:
-    """Whether the path still leads to the open file."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return False
-    with storage_errors("look at", fd):
-        return os.path.samestat(found, os.fstat(fd))

@@ -199,16 +199,6 @@ def test_room(tmp_path: Path) -> None:
         scratch.require_room(str(tmp_path), op="work", needed_bytes=1 << 60)
 
 
-def test_same_file(path: str, tmp_path: Path) -> None:
-    fd = fsio.create(path, op="create")
-    assert fsio.same_file(path, fd)
-    os.rename(path, tmp_path / "moved")
-    assert not fsio.same_file(path, fd)
-    (tmp_path / "file").touch()
-    assert not fsio.same_file(path, fd)
-    os.close(fd)
-
-
 _LARGE = b"a node's change" * 1_000_000
 
 

@@ -21,7 +21,12 @@ from cln_backup.backends.dir_base import (
 from cln_backup.backends.dir_dropped import check_dropped, dropped, set_aside
 from cln_backup.backends.dir_history import Base, History
 from cln_backup.backends.dir_keys import NodeVeil, add_holder, holders, remove_holder, without_keys
-from cln_backup.backends.dir_snapshots import StoredSnapshot, last_seal, write_snapshot_file
+from cln_backup.backends.dir_snapshots import (
+    StoredSnapshot,
+    last_seal,
+    read_back,
+    write_snapshot_file,
+)
 from cln_backup.backends.dir_store import BUILDING, list_files, stored_now_ms
 from cln_backup.backends.dir_upkeep import expired, removal_takes_long, remove_expired
 from cln_backup.backends.dir_url import Place, place_of
@@ -268,7 +273,6 @@ class DirBackend(Backend):
         with self._last_write:
             if change.transaction is None:
                 content = self._write_snapshot(writer, change, room_bytes)
-                writer.look()  # that may have taken long
             else:
                 self._prepare(writer, room_bytes)
             stored_ms = stored_now_ms(change)
@@ -308,6 +312,7 @@ class DirBackend(Backend):
                 change.snapshot,
             )
         try:
+            writer.look()  # that may have taken long
             self._prepare(writer, room_bytes)
             fsio.publish(built, self._store.snapshot_path(segment, number), op="publish snapshot")
         except BaseException:
@@ -386,7 +391,7 @@ class DirBackend(Backend):
         )
         try:
             stored = StoredSnapshot(self._store, path, kind, generation, version, size, None)
-            self._read_back(stored)
+            read_back(stored)
         except BaseException:
             fsio.remove(path, op="remove unfinished compaction")
             raise
@@ -396,16 +401,6 @@ class DirBackend(Backend):
         made_from, folded = self._base.generation, self.version_count - count_now
         saved = self._store.folded_bytes(self._base.path, start.segment) - os.path.getsize(path)
         return Staged(path, made_from, start.offset_bytes, _ALL_COPIED, 0, folded, saved)
-
-    def _read_back(self, stored: StoredSnapshot) -> None:
-        """Reads what was written, from the disk where the system lets us."""
-        fd = fsio.open_existing(stored.path, writable=False, op="read back compacted backup")
-        try:
-            fsio.forget_cached(fd)
-        finally:
-            os.close(fd)
-        for _ in stored.chunks():
-            pass
 
     def stage_more(self, staged: Staged) -> Staged:
         """See `Backend.stage_more`. There is nothing to copy: the log goes on as it is."""

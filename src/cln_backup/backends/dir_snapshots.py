@@ -124,6 +124,17 @@ class StoredSnapshot(NamedTuple):
             damaged(self.path, end, 0, f"the snapshot at version {self.version} is not whole")
 
 
+def read_back(stored: StoredSnapshot) -> None:
+    """Reads what was written, from the disk where the system lets us."""
+    fd = fsio.open_existing(stored.path, writable=False, op="read back compacted backup")
+    try:
+        fsio.forget_cached(fd)
+    finally:
+        os.close(fd)
+    for _ in stored.chunks():
+        pass
+
+
 def last_seal(path: str) -> bytes:
     """The last seal of a base or snapshot, as it stands there, unchecked."""
     fd = fsio.open_existing(path, writable=False, op="open snapshot")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cln_backup import fsio, giving_back, interruption, scratch
 from cln_backup.backends import file_rewrite, redacted
 from cln_backup.backends.base import Backend, Staged, check_follows, nothing_to_drop
+from cln_backup.backends.file_changes import changes
 from cln_backup.backends.file_end import FileEnd
 from cln_backup.backends.file_scan import Entry, Layout, entries, scan
 from cln_backup.backends.inventory import Inventory, noted_node, space_bytes
@@ -19,7 +20,6 @@ from cln_backup.change import Change, Head, Kind
 from cln_backup.errors import (
     AlreadyExists,
     BadUrl,
-    Damaged,
     StorageError,
 )
 from cln_backup.formats import v1
@@ -60,30 +60,6 @@ def _vacant(path: str) -> str:
             "as it is; otherwise choose another name."
         )
     return path
-
-
-class FileSnapshot:
-    """The snapshot that stands in an open file; to be read before the backup is closed."""
-
-    def __init__(self, fd: int, path: str, entry: Entry) -> None:
-        self._fd = fd
-        self._path = path
-        self._entry = entry
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the database file."""
-        return self._entry.length_bytes
-
-    def chunks(self) -> Iterator[bytes]:
-        """The file's bytes in order, in pieces."""
-        entry = self._entry
-        got = 0
-        for chunk in fsio.chunks_at(self._fd, entry.length_bytes, entry.payload_bytes, op=_READ):
-            got += len(chunk)
-            yield chunk
-        if got != entry.length_bytes:
-            raise _shorter(self._path, entry)
 
 
 class FileBackend(Backend):
@@ -380,17 +356,7 @@ class FileBackend(Backend):
         end = self._end
         if not head and self._head is not None:
             end = self._head.offset_bytes
-        for entry in entries(self._fd, end):
-            if entry.stale or entry.version < start:
-                continue
-            if entry.kind is Kind.SNAPSHOT:
-                snapshot = FileSnapshot(self._fd, self._path, entry)
-                yield Change(entry.version, snapshot, None, 0)
-                continue
-            payload = fsio.read_at(self._fd, entry.length_bytes, entry.payload_bytes, op=_READ)
-            if len(payload) != entry.length_bytes:
-                raise _shorter(self._path, entry)
-            yield Change(entry.version, None, v1.unpack_transaction(payload), 0)
+        return changes(self._fd, self._path, start, end)
 
     def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:
         """See `Backend.stage`. The replacement is `PATH.compacting-PID`."""
@@ -457,12 +423,3 @@ class FileBackend(Backend):
             self._fd = -1
         if self._lock is not None:
             self._lock.release()
-
-
-def _shorter(path: str, entry: Entry) -> Damaged:
-    return Damaged(
-        f"{path} became shorter while it was read, as when its node starts anew after a crash. Try "
-        "again.",
-        offset_bytes=entry.offset_bytes,
-        good_version=entry.version - 1,
-    )
