@@ -241,6 +241,26 @@ def test_reader_that_listed_before_the_next_segment_was_begun_looks_again(
     assert listings == []
 
 
+def test_reader_is_not_put_off_by_a_writer_that_begins_segment_after_segment(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_come = payments(9, 18)
+    at_work = False
+
+    def list_and_go_on(path: str) -> dir_store.Listing:
+        nonlocal at_work
+        found = dir_store.list_files(path)
+        if to_come and not at_work:  # the newest segment is cut before the reader comes to it
+            at_work = True
+            append(url, [to_come.pop(0)])
+            at_work = False
+        return found
+
+    monkeypatch.setattr(dir_whole, "list_files", list_and_go_on)
+    with open_backend(url) as backend:
+        assert told(backend.stream_changes()) == told([*started_node(), *payments(4, 18)])
+
+
 def test_torn_end_is_not_said_to_be_safe(url: str) -> None:
     newest = _segments(url)[-1]
     with open_backend(url, writable=True) as backend:

@@ -65,8 +65,10 @@ def take_stock(store: Store, base: Base, *, alone: bool) -> Stock:
             return Stock(segments, end, tracker, "")
         if tries == 0:
             break
-        tries -= 1  # a writer at work may have gone on to the next segment meanwhile
-        time.sleep(_SETTLE_S)
+        # A writer at work may have gone on to the next segment meanwhile, perhaps each time.
+        if list_files(store.path).segments[-1:] == listing.segments[-1:]:
+            tries -= 1
+            time.sleep(_SETTLE_S)
     version = tracker.version
     text = (
         f"Incomplete copy of a backup, or its disk lost the end: {lacks}. Changes up to version "
