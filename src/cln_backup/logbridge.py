@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_WAITING = "waiting"  # in the `extra` of `backends.link`
+
 
 class _Bridge(logging.Handler):
     def __init__(self, log: Callable[[str, str], None]) -> None:
@@ -16,7 +18,8 @@ class _Bridge(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "warn" if record.levelno >= logging.WARNING else "info"
-        self._forward(level, record.getMessage())
+        waits = " The node waits." if hasattr(record, _WAITING) else ""
+        self._forward(level, record.getMessage() + waits)
 
 
 def forward(log: Callable[[str, str], None]) -> None:

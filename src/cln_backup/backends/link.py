@@ -122,6 +122,7 @@ class Link:
                         self.url.server,
                         _reason(error),
                         int(left_s),
+                        extra={"waiting": True},
                     )
                 with interruption.at_once():
                     time.sleep(min(pause_s, left_s))
