@@ -69,7 +69,7 @@ def directory(place: str, *, op: str) -> Iterator[str]:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             ownership.give(fd, path)
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX)  # who looks for leftovers holds it for a moment
         yield path
     finally:
         if fd >= 0:
@@ -82,24 +82,28 @@ def leftovers(place: str) -> list[str]:
     """The directories in a place that killed processes of this machine left.
 
     Whoever works in one holds a lock on it. The name tells the process and its machine: for file
-    systems without locks, or with locks that one machine alone sees.
+    systems without locks, or with locks that one machine alone sees. In a place that others may
+    write to, such as /tmp, theirs do not count: they could lead to other files meanwhile.
     """
     found = []
+    owners = (os.geteuid(), os.stat(place).st_uid)
     for name in os.listdir(place):
         maker = _NAME.fullmatch(name)
         if maker is not None and maker[1] == os.uname().nodename:
             path = os.path.join(place, name)
-            if _is_left(path, int(maker[2])):
+            if _is_left(path, int(maker[2]), owners):
                 found.append(path)
     return found
 
 
-def _is_left(path: str, pid: int) -> bool:
+def _is_left(path: str, pid: int, owners: tuple[int, ...]) -> bool:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
     try:
+        if os.fstat(fd).st_uid not in owners:
+            return False
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         begun = time.time() - os.fstat(fd).st_mtime < _BEGINS_S
     except BlockingIOError:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -120,6 +121,38 @@ def test_directory_in_use_is_no_leftover(tmp_path: Path) -> None:
     assert scratch.leftovers(str(tmp_path)) == []
     os.close(fd)
     assert scratch.leftovers(str(tmp_path)) == [str(path)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a directory of another user")
+def test_directory_of_another_user_is_no_leftover(tmp_path: Path) -> None:
+    """In /tmp, its maker could put a link to the node's files in its place before it is emptied."""
+    path = _left(tmp_path, _dead_process())
+    os.chown(path, 12_345, 12_345)
+    assert scratch.leftovers(str(tmp_path)) == []
+    os.chown(tmp_path, 12_345, 12_345)
+    assert scratch.leftovers(str(tmp_path)) == [str(path)], "root gave it to the node"
+
+
+def test_directory_is_locked_though_another_command_looks_for_leftovers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed without a lock, and after a minute it counted as left by a killed process."""
+    make = tempfile.mkdtemp
+    looks = []
+
+    def make_and_look(prefix: str, dir: str) -> str:  # noqa: A002 - as the original has it
+        path = make(prefix=prefix, dir=dir)
+        looker = os.open(path, os.O_RDONLY)
+        fcntl.flock(looker, fcntl.LOCK_EX)
+        looks.append(threading.Timer(0.05, os.close, [looker]))
+        looks[0].start()
+        return path
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_look)
+    with scratch.directory(str(tmp_path), op="compact") as directory:
+        looks[0].join()
+        os.utime(directory, (0, 0))
+        assert scratch.leftovers(str(tmp_path)) == []
 
 
 def test_leftover_is_known_where_another_process_has_its_id_now(tmp_path: Path) -> None:
