@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bench import drive
 from bench.measures import Row, build_floor
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change
+from cln_backup.model.change import Change
 from simulator.load import Load, generate
 
 if TYPE_CHECKING:

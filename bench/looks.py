@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 from bench import drive
 from bench.measures import Row
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.backends.dir import DirBackend
-from cln_backup.backends.file import FileBackend
-from cln_backup.backends.file_end import FileEnd
+from cln_backup.backends.dir.backend import DirBackend
+from cln_backup.backends.file.backend import FileBackend
+from cln_backup.backends.file.end import FileEnd
 from cln_backup.backends.look import LookSchedule
-from cln_backup.change import Change
+from cln_backup.model.change import Change
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from cln_backup.backends.base import Backend
-    from cln_backup.backends.dir_writer import SegmentWriter
+    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.dir.writer import SegmentWriter
 
 _CALLS = 4_000
 _MOST = 0.05

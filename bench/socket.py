@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from bench import drive
 from bench.measures import Row, build_floor
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.backends.token_file import create_token
-from cln_backup.change import Change
+from cln_backup.backends.socket.token_file import create_token
+from cln_backup.model.change import Change
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

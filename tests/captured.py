@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cln_backup.change import Change
+from cln_backup.model.change import Change
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,14 +13,14 @@ import sqlite3
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import open_backend
-from cln_backup.change import FOREIGN_KEYS_OFF, FOREIGN_KEYS_ON, Change, Kind
+from cln_backup.model.change import FOREIGN_KEYS_OFF, FOREIGN_KEYS_ON, Change, Kind
 from simulator.content import differences
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from cln_backup.backends.base import Backend
+    from cln_backup.backends.contract import Backend
 
 _KEY = "PRIMARY KEY (name)"
 SCHEMA = (

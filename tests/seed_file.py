@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from cln_backup.change import Change
+    from cln_backup.model.change import Change
 
 _HEADER = ">IIQIQQ"
 _ENTRY = ">IIB"

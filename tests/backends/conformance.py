@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change, Head, Kind
-from cln_backup.errors import (
+from cln_backup.model.change import Change, Head, Kind
+from cln_backup.model.errors import (
     AlreadyExists,
     BackupError,
     BadChange,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from cln_backup.backends.base import Backend, Staged
+    from cln_backup.backends.contract import Backend, Staged
 
 
 def _file(directory: Path) -> str:
@@ -80,7 +80,7 @@ COMPACTED_ELSEWHERE = {"socket", "socket-dir"}
 _CHILD = """
 import sys
 from cln_backup.backends import open_backend
-from cln_backup.errors import BackupError
+from cln_backup.model.errors import BackupError
 try:
     backend = open_backend(sys.argv[1], writable=True)
 except BackupError as error:

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 
 from cln_backup.backends import create_backend, open_backend
 from cln_backup.backends.look import PAUSE_S
-from cln_backup.change import Change
-from cln_backup.errors import BackupError
+from cln_backup.model.change import Change
+from cln_backup.model.errors import BackupError
 from tests.backends.conformance import PLACES
 from tests.histories import append, image, long_text, payment, payments, started_node, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cln_backup.backends.base import Backend
+    from cln_backup.backends.contract import Backend
 
 _BLOCK_BYTES = 4096
 _SEGMENT_BYTES = 1 << 18

@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from cln_backup.backends import SCHEMES, backend_class, create_backend, open_backend
-from cln_backup.change import Change
-from cln_backup.errors import (
+from cln_backup.model.change import Change
+from cln_backup.model.errors import (
     BackupError,
     Discontinuity,
     NotFound,

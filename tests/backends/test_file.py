@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import fsio
 from cln_backup.backends import backend_class, create_backend, open_backend, redacted
-from cln_backup.backends.file import FileBackend, path_of
-from cln_backup.change import Change
-from cln_backup.compact import compact
-from cln_backup.errors import (
+from cln_backup.backends.file.backend import FileBackend, path_of
+from cln_backup.compaction.compact import compact
+from cln_backup.model.change import Change
+from cln_backup.model.errors import (
     AlreadyExists,
     BackupError,
     BadUrl,
@@ -24,6 +23,7 @@ from cln_backup.errors import (
     StorageError,
     WriterConflict,
 )
+from cln_backup.storage import fsio
 from tests.histories import (
     append,
     image,

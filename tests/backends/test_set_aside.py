@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends.file import FileBackend
-from cln_backup.change import Change
-from cln_backup.history import log
+from cln_backup.backends.file.backend import FileBackend
+from cln_backup.model.change import Change
+from cln_backup.operations.history import log
 from tests.histories import (
     append,
     first,
@@ -172,8 +172,8 @@ def test_nothing_else_is_left(url: str, tmp_path: Path) -> None:
 def test_head_that_cannot_be_set_aside_is_not_dropped(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cln_backup import fsio
-    from cln_backup.errors import StorageError
+    from cln_backup.model.errors import StorageError
+    from cln_backup.storage import fsio
 
     append(url, [*started_node(), payment(4)])
 

@@ -14,7 +14,7 @@ import pytest
 
 from cln_backup.backends import create_backend, look, open_backend
 from cln_backup.backends.look import APPENDS, PAUSE_S, LookSchedule
-from cln_backup.errors import BackupError, StorageError, WriterConflict
+from cln_backup.model.errors import BackupError, StorageError, WriterConflict
 from tests.backends.conformance import PLACES
 from tests.backends.set_back import CASES, compact, files, fill_to_a_border, newest_file
 from tests.histories import append, payment, started_node, told, told_by
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from cln_backup.backends.base import Backend
+    from cln_backup.backends.contract import Backend
 
 KINDS = ("file", "dir", "dir-encrypted")
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cln_backup import errors
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.cli import cli
+from cln_backup.cli.commands import cli
+from cln_backup.model import errors
 from tests.histories import (
     OFF,
     append,
@@ -628,7 +628,7 @@ def test_backup_of_another_user_is_refused_with_a_hint(made: Place) -> None:
         if not world.stat().st_mode & 0o001:
             pytest.skip("the tests' directory cannot be entered by others")
         world = world.parent
-    code = "from cln_backup.cli import main; main()"
+    code = "from cln_backup.cli.commands import main; main()"
     ended = subprocess.run(
         [sys.executable, "-c", code, "status", made.url],
         check=False,

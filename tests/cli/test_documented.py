@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
-from cln_backup import errors
 from cln_backup.backends import SCHEMES
-from cln_backup.cli import cli
-from cln_backup.errors import BackupError
+from cln_backup.cli.commands import cli
+from cln_backup.model import errors
+from cln_backup.model.errors import BackupError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,10 +115,10 @@ def test_every_scheme_is_documented() -> None:
 
 @pytest.mark.parametrize("command", ["init", "snapshot", "restore", "status", "verify"])
 def test_every_field_of_the_json_is_documented(command: str) -> None:
-    from cln_backup.history import Status
-    from cln_backup.initialize import Appended, Initialized
-    from cln_backup.restore import Restored
-    from cln_backup.verify import Verified
+    from cln_backup.operations.history import Status
+    from cln_backup.operations.initialize import Appended, Initialized
+    from cln_backup.operations.restore import Restored
+    from cln_backup.operations.verify import Verified
 
     fields = {
         "init": (*Initialized._fields, "keys"),
@@ -138,4 +138,5 @@ def test_every_field_of_the_json_is_documented(command: str) -> None:
 )  # fmt: skip
 def test_phrases_that_others_go_by_are_documented(phrase: str) -> None:
     assert phrase in DOCUMENT
-    assert phrase in (ROOT / "src" / "cln_backup" / "cli.py").read_text(encoding="utf-8")
+    commands = ROOT / "src" / "cln_backup" / "cli" / "commands.py"
+    assert phrase in commands.read_text(encoding="utf-8")

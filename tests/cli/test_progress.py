@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.backends.base import size_of
-from cln_backup.presentation import Meter
+from cln_backup.backends.contract import size_of
+from cln_backup.cli.presentation import Meter
 from tests.cli.test_secrets import _on_a_terminal
 from tests.histories import append, payments, snapshot_of, started_node
 

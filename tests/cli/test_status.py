@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.compact import compact
+from cln_backup.compaction.compact import compact
 from tests.histories import add_all, append, payments, started_node
 
 _CLI = Path(sys.executable).with_name("backup-cli")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 import pytest
 
-from cln_backup import errors
 from cln_backup.backends import create_backend
-from cln_backup.cli import cli
+from cln_backup.cli.commands import cli
+from cln_backup.model import errors
 from tests.histories import append, build_database, payments, started_node
 
 if TYPE_CHECKING:
@@ -198,18 +198,18 @@ def test_working_directory_that_was_removed(place: Place) -> None:
     assert _shell(script, place.node / "gone", place.file).code == 0, "an absolute path is enough"
 
 
-@pytest.mark.parametrize("module", ["ahead", "backends/file"])
+@pytest.mark.parametrize("module", ["replay/ahead", "backends/file/backend"])
 def test_module_that_is_missing_since_an_upgrade_is_no_fault_of_the_program(
     module: str, place: Place
 ) -> None:
-    package = Path(errors.__file__).parent
+    package = Path(errors.__file__).parents[1]
     shutil.copytree(package, place.node / "cln_backup", ignore=shutil.ignore_patterns("*.pyc"))
     (place.node / "cln_backup" / f"{module}.py").unlink()
     ended = subprocess.run(
         [
             sys.executable,
             "-c",
-            "from cln_backup.entry import backup_cli; backup_cli()",
+            "from cln_backup.cli.entry import backup_cli; backup_cli()",
             "status",
             place.file,
         ],
@@ -246,7 +246,7 @@ def test_words_from_a_pipe_are_taken(place: Place) -> None:
 
 
 def test_module_that_is_missing_to_the_plugin_is_no_fault_of_the_program() -> None:
-    from cln_backup.plugin import _fault
+    from cln_backup.plugin.worker import _fault
 
     said = _fault(ModuleNotFoundError("No module named 'cln_backup.gone'"))
     assert said.startswith("The installation of cln-backup is incomplete, or was changed")

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import errors
 from cln_backup.backends import create_backend, open_backend, redacted
-from cln_backup.backends.socket import take_over
-from cln_backup.copy import copy
-from cln_backup.errors import (
+from cln_backup.backends.socket.backend import take_over
+from cln_backup.model import errors
+from cln_backup.model.errors import (
     AlreadyExists,
     BackupError,
     BadSettings,
@@ -23,13 +22,14 @@ from cln_backup.errors import (
     NotFound,
     StorageError,
 )
-from cln_backup.initialize import initialize, take_snapshot
-from cln_backup.keyring import key_file
-from cln_backup.replica import copy_database
-from cln_backup.restore import restore, target_path
+from cln_backup.node.settings import read_settings
+from cln_backup.operations.copy import copy
+from cln_backup.operations.initialize import initialize, take_snapshot
+from cln_backup.operations.keyring import key_file
+from cln_backup.operations.restore import restore, target_path
+from cln_backup.replay.replica import copy_database
 from cln_backup.server.command import Options, serve
 from cln_backup.server.nodes import read_nodes
-from cln_backup.settings import read_settings
 from tests.cli.test_wrong_input import Place, place, run
 from tests.histories import append, build_database, started_node
 

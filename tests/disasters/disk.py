@@ -1,6 +1,6 @@
 """What a cut can leave of files that were being written.
 
-`Recorder` writes down each call by which `cln_backup.fsio` changes a file or a directory, in order,
+`Recorder` writes down each call by which `storage.fsio` changes a file or a directory, in order,
 under the label of the step. From that record, `killed` says what stands there when the process dies
 between two calls, and `power_cuts` what may stand there when the machine dies: of the bytes that
 were not synced, any sectors may be missing, and of the names that were not synced, any.
@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from cln_backup import fsio
+from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from cln_backup.change import Change
+    from cln_backup.model.change import Change
     from tests.disasters.disk import Files
     from tests.histories import Told
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change
+from cln_backup.model.change import Change
 from tests.disasters.places import NAME, make, url_in
 from tests.histories import (
     ON,

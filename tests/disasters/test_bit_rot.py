@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cln_backup.backends.file import FileBackend
-from cln_backup.errors import Damaged, ReplayFailed
-from cln_backup.restore import restore
+from cln_backup.backends.file.backend import FileBackend
+from cln_backup.model.errors import Damaged, ReplayFailed
+from cln_backup.operations.restore import restore
 from simulator.content import differences
 from tests.disasters.places import NAME, make, url_in
 from tests.histories import (
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from cln_backup.change import Change
+    from cln_backup.model.change import Change
     from tests.histories import Told
 
 PARTS = 4

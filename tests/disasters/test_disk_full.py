@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, dir_store, open_backend
-from cln_backup.change import Change
-from cln_backup.compact import compact
-from cln_backup.errors import BackupError, StorageError
-from cln_backup.initialize import initialize
-from cln_backup.restore import restore
-from cln_backup.verify import verify
+from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends.dir import store as dir_store
+from cln_backup.compaction.compact import compact
+from cln_backup.model.change import Change
+from cln_backup.model.errors import BackupError, StorageError
+from cln_backup.operations.initialize import initialize
+from cln_backup.operations.restore import restore
+from cln_backup.operations.verify import verify
 from tests.disasters.places import KINDS, url_in
 from tests.histories import (
     append,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from cln_backup.backends.base import Backend
+    from cln_backup.backends.contract import Backend
 
 SIZE_KIB = 160
 
@@ -306,7 +307,14 @@ def test_command_line_on_a_full_disk_ends_with_the_code_for_it(
     url = _started(kind, tmp_path, [*started_node(), *payments(4, 30)])
     fill(small_disk)
     ended = subprocess.run(
-        [sys.executable, "-m", "cln_backup.cli", "restore", url, str(small_disk / "r.sqlite3")],
+        [
+            sys.executable,
+            "-m",
+            "cln_backup.cli.commands",
+            "restore",
+            url,
+            str(small_disk / "r.sqlite3"),
+        ],
         check=False,
         capture_output=True,
         text=True,

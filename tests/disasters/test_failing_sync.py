@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import fsio
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change
-from cln_backup.errors import StorageError
-from cln_backup.restore import restore
+from cln_backup.model.change import Change
+from cln_backup.model.errors import StorageError
+from cln_backup.operations.restore import restore
+from cln_backup.storage import fsio
 from tests.disasters.places import KINDS, is_there, url_in
 from tests.histories import (
     append,
@@ -29,7 +29,7 @@ from tests.histories import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cln_backup.backends.base import Backend
+    from cln_backup.backends.contract import Backend
 
 _BLOCK_BYTES = 4096
 

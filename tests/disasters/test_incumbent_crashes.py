@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends.file import FileBackend
-from cln_backup.change import Change
-from cln_backup.compact import compact
-from cln_backup.errors import Damaged, ReplayFailed
-from cln_backup.restore import restore
-from cln_backup.verify import verify
+from cln_backup.backends.file.backend import FileBackend
+from cln_backup.compaction.compact import compact
+from cln_backup.model.change import Change
+from cln_backup.model.errors import Damaged, ReplayFailed
+from cln_backup.operations.restore import restore
+from cln_backup.operations.verify import verify
 from tests import captured
 from tests.disasters.places import NAME, url_in
 from tests.disasters.scenarios import base_of, next_change
@@ -510,8 +510,8 @@ def test_statement_that_looks_like_a_bump_in_the_middle_makes_nothing_whole(
 def test_repair_that_fails_leaves_the_file_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cln_backup import fsio
-    from cln_backup.errors import StorageError
+    from cln_backup.model.errors import StorageError
+    from cln_backup.storage import fsio
 
     case = Case(tmp_path, _five_crashes)
 

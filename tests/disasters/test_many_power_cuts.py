@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, dir_store, open_backend
-from cln_backup.change import Change, Kind
-from cln_backup.compact import compact
-from cln_backup.errors import Discontinuity
-from cln_backup.restore import restore
+from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends.dir import store as dir_store
+from cln_backup.compaction.compact import compact
+from cln_backup.model.change import Change, Kind
+from cln_backup.model.errors import Discontinuity
+from cln_backup.operations.restore import restore
 from tests.disasters.disk import Recorder, place
 from tests.disasters.places import KINDS, is_there, url_in
 from tests.disasters.scenarios import next_change
@@ -32,7 +33,7 @@ from tests.histories import (
 )
 
 if TYPE_CHECKING:
-    from cln_backup.backends.base import Backend
+    from cln_backup.backends.contract import Backend
     from tests.disasters.disk import Files
     from tests.histories import Told
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cln_backup.backends import create_backend, dir_store, open_backend
-from cln_backup.errors import Discontinuity, NotFound
-from cln_backup.restore import restore
+from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends.dir import store as dir_store
+from cln_backup.model.errors import Discontinuity, NotFound
+from cln_backup.operations.restore import restore
 from tests.disasters.disk import Recorder, place
 from tests.disasters.places import DIRECTORIES, KINDS, is_there, kept_aside, url_in, written
 from tests.disasters.scenarios import Scenario, Scenarios, State, all_scenarios, next_change
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from cln_backup.change import Change
+    from cln_backup.model.change import Change
     from tests.disasters.disk import Files
 
 SCENARIOS = [(kind, name) for kind in KINDS for name in all_scenarios(kind)]

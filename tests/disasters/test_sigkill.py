@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import open_backend
-from cln_backup.errors import NotFound
-from cln_backup.restore import restore
+from cln_backup.model.errors import NotFound
+from cln_backup.operations.restore import restore
 from tests.disasters.places import is_there, url_in
 from tests.disasters.scenarios import all_scenarios, next_change
 from tests.histories import append, assert_same_database, build_database, told, told_by
 
 if TYPE_CHECKING:
-    from cln_backup.change import Change
+    from cln_backup.model.change import Change
 
 ROOT = Path(__file__).parents[2]
 KILLED_IN = (

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cln_backup import fsio
 from cln_backup.backends import open_backend
-from cln_backup.restore import restore
+from cln_backup.operations.restore import restore
+from cln_backup.storage import fsio
 from tests.disasters.disk import LABELLED
 from tests.disasters.places import url_in
 from tests.disasters.scenarios import State, all_scenarios

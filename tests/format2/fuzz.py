@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cln_backup.backends import dir_log, dir_store
-from cln_backup.errors import BackupError
+from cln_backup.backends.dir import log as dir_log
+from cln_backup.backends.dir import store as dir_store
 from cln_backup.formats import seals, v2
+from cln_backup.model.errors import BackupError
 from tests.format2.small import KINDS, make_every_kind_of_file, read_all, url_of
 from tests.histories import started_node, told
 

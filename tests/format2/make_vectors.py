@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from cln_backup.backends import dir_store
-from cln_backup.keyring import add_key, secret_from
+from cln_backup.backends.dir import store as dir_store
+from cln_backup.operations.keyring import add_key, secret_from
 from tests.format2.small import KINDS, make_every_kind_of_file, url_of
 from tests.format2.test_hsm_secret import MNEMONIC
 from tests.histories import told_by

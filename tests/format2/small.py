@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change
+from cln_backup.model.change import Change
 from tests.histories import SnapshotBytes, append, payment, payments, started_node
 
 if TYPE_CHECKING:

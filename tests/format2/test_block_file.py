@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import statx
-from cln_backup.backends.dir_blocks import BlockFile
+from cln_backup.backends.dir.blocks import BlockFile
+from cln_backup.storage import statx
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

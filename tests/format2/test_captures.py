@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change
-from cln_backup.copy import copy
-from cln_backup.replica import DatabaseFile
-from cln_backup.restore import restore
+from cln_backup.model.change import Change
+from cln_backup.operations.copy import copy
+from cln_backup.operations.restore import restore
+from cln_backup.replay.replica import DatabaseFile
 from tests import captured
 from tests.format2.small import KINDS, url_of
 from tests.histories import assert_same_database, told, told_by

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cln_backup.backends import backend_class, create_backend, open_backend
-from cln_backup.change import Change
-from cln_backup.copy import copy
-from cln_backup.errors import AlreadyExists, Discontinuity, Interrupted, WriterConflict
+from cln_backup.model.change import Change
+from cln_backup.model.errors import AlreadyExists, Discontinuity, Interrupted, WriterConflict
+from cln_backup.operations.copy import copy
 from tests.format2.small import KINDS, SNAPSHOT, url_of
 from tests.histories import (
     append,
@@ -30,11 +30,11 @@ from tests.histories import (
 from tests.socket.serving import server_here
 
 if TYPE_CHECKING:
-    from cln_backup.backends.base import Backend
+    from cln_backup.backends.contract import Backend
 
 
 def _cli(*arguments: str, code: int = 0) -> dict[str, Any]:
-    command = [sys.executable, "-m", "cln_backup.cli", *arguments, "--json"]
+    command = [sys.executable, "-m", "cln_backup.cli.commands", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr + done.stdout
     found: dict[str, Any] = json.loads(done.stdout)
@@ -300,14 +300,14 @@ def test_copy_that_is_not_encrypted_is_noted(tmp_path: Path) -> None:
         (f"file://{tmp_path}/file", True),
         (f"dir://{tmp_path}/sealed?key-file={key}", False),
     ):
-        command = [sys.executable, "-m", "cln_backup.cli", "copy", sealed, target]
+        command = [sys.executable, "-m", "cln_backup.cli.commands", "copy", sealed, target]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert ("The copy is not encrypted" in done.stderr) == noted
 
 
 def test_keys_of_a_backup_that_has_none(tmp_path: Path) -> None:
     create_backend(f"dir://{tmp_path}/backup", None)
-    command = [sys.executable, "-m", "cln_backup.cli", "key", "list", f"{tmp_path}/backup"]
+    command = [sys.executable, "-m", "cln_backup.cli.commands", "key", "list", f"{tmp_path}/backup"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "The backup is not encrypted, so it has no keys.\n"
     said = _cli("key", "remove", f"{tmp_path}/backup", "key-file", code=17)["error"]["message"]

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cln_backup.backends import create_backend, dir_log, dir_store, open_backend
-from cln_backup.change import Change
+from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends.dir import log as dir_log
+from cln_backup.backends.dir import store as dir_store
+from cln_backup.model.change import Change
 from tests.disasters.disk import Recorder, place
 from tests.format2.small import KINDS, SNAPSHOT, url_of
 from tests.histories import add_all, append, long_text, payment, payments, started_node, told
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from cln_backup.backends.base import Backend
+    from cln_backup.backends.contract import Backend
     from tests.disasters.disk import Files
     from tests.histories import Told
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.errors import Damaged, StorageError, WriterConflict
+from cln_backup.model.errors import Damaged, StorageError, WriterConflict
 from tests.format2.small import KINDS, url_of
 from tests.histories import append, payment, started_node, told, told_by
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cln_backup.backends.base import Backend
+    from cln_backup.backends.contract import Backend
 
 
 @pytest.fixture(params=KINDS)

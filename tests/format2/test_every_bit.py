@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import dir_log, dir_store
-from cln_backup.errors import Damaged, Locked
+from cln_backup.backends.dir import log as dir_log
+from cln_backup.backends.dir import store as dir_store
+from cln_backup.model.errors import Damaged, Locked
 from tests.format2.small import KINDS, make_every_kind_of_file, read_all, url_of
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from cln_backup.backends import open_backend
-from cln_backup.change import FOREIGN_KEYS_OFF, Change
+from cln_backup.model.change import FOREIGN_KEYS_OFF, Change
 from tests.format2.small import KEY, KINDS, SNAPSHOT, make_every_kind_of_file, url_of
 from tests.histories import append, payment, payments, told_by
 

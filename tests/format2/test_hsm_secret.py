@@ -9,9 +9,9 @@ import pytest
 
 from cln_backup.backends import create_backend
 from cln_backup.backends.secrets import unlocking_with
-from cln_backup.errors import Locked
 from cln_backup.formats.hsm_secret import NoSecret, needs_passphrase, secret_of, seed_of
-from cln_backup.keyring import add_key, list_keys, secret_from, secret_of_words
+from cln_backup.model.errors import Locked
+from cln_backup.operations.keyring import add_key, list_keys, secret_from, secret_of_words
 from tests.format2.small import url_of
 from tests.histories import append, started_node, told, told_by
 

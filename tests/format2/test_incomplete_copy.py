@@ -9,18 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from cln_backup.backends import (
-    accepting_incomplete_copies,
-    create_backend,
-    dir_log,
-    dir_store,
-    dir_whole,
-    open_backend,
-)
-from cln_backup.change import Change
-from cln_backup.cli import cli
-from cln_backup.errors import Damaged, IncompleteCopy
+from cln_backup.backends import accepting_incomplete_copies, create_backend, open_backend
+from cln_backup.backends.dir import log as dir_log
+from cln_backup.backends.dir import store as dir_store
+from cln_backup.backends.dir import whole as dir_whole
+from cln_backup.cli.commands import cli
 from cln_backup.formats import v2
+from cln_backup.model.change import Change
+from cln_backup.model.errors import Damaged, IncompleteCopy
 from tests.format2.small import KINDS, SNAPSHOT, url_of
 from tests.histories import append, long_text, payment, payments, started_node, told, told_by
 

@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import fsio
-from cln_backup.backends import create_backend, dir_keys, open_backend
-from cln_backup.backends.dir_keys import holders
-from cln_backup.backends.dir_upkeep import remove_expired
+from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends.dir import keys as dir_keys
+from cln_backup.backends.dir.keys import holders
+from cln_backup.backends.dir.upkeep import remove_expired
 from cln_backup.backends.secrets import Secret, passphrase_secret, secret_from, unlocking_with
-from cln_backup.change import Change
-from cln_backup.errors import AlreadyExists, BackupError, Damaged, Locked, StorageError
 from cln_backup.formats.holders import Holder, HolderKind, pack_holder, unpack_holder
 from cln_backup.formats.v2 import Malformed
-from cln_backup.initialize import initialize
-from cln_backup.keyring import add_key, is_encrypted, list_keys, remove_key
+from cln_backup.model.change import Change
+from cln_backup.model.errors import AlreadyExists, BackupError, Damaged, Locked, StorageError
+from cln_backup.operations.initialize import initialize
+from cln_backup.operations.keyring import add_key, is_encrypted, list_keys, remove_key
+from cln_backup.storage import fsio
 from tests.format2.small import SNAPSHOT, url_of
 from tests.histories import append, payments, started_node, told, told_by
 
@@ -149,7 +150,14 @@ def test_init_says_that_only_the_nodes_own_key_file_unlocks(tmp_path: Path) -> N
         node.mkdir()
         if secret is not None:
             (node / "hsm_secret").write_bytes(secret)
-        command = [sys.executable, "-m", "cln_backup.cli", "init", "--encrypt", "--lightning-dir"]
+        command = [
+            sys.executable,
+            "-m",
+            "cln_backup.cli.commands",
+            "init",
+            "--encrypt",
+            "--lightning-dir",
+        ]
         done = subprocess.run(
             [*command, str(node), str(tmp_path / f"{name}-backup")],
             capture_output=True,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import fsio
 from cln_backup.backends import create_backend
-from cln_backup.change import Change
-from cln_backup.errors import AlreadyExists, BackupError, Interrupted, StorageError
+from cln_backup.model.change import Change
+from cln_backup.model.errors import AlreadyExists, BackupError, Interrupted, StorageError
+from cln_backup.storage import fsio
 from tests.format2.small import KINDS, SNAPSHOT, url_of
 from tests.histories import append, payments, told_by
 

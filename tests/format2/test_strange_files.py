@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change
-from cln_backup.errors import BackupError, Damaged, StorageError
-from cln_backup.restore import restore
+from cln_backup.model.change import Change
+from cln_backup.model.errors import BackupError, Damaged, StorageError
+from cln_backup.operations.restore import restore
 from tests.format2.small import KINDS, SNAPSHOT, make_every_kind_of_file, url_of
 from tests.histories import append, payment, payments, snapshot_of, started_node, told, told_by
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends.dir_records import Tail, judge_tail
+from cln_backup.backends.dir.records import Tail, judge_tail
 from cln_backup.formats import v2
 
 if TYPE_CHECKING:

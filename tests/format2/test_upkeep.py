@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from _pytest.monkeypatch import MonkeyPatch
 
-from cln_backup import scratch
+from cln_backup.storage import scratch
 
 
 def _upkeep(path: Path, writer: int) -> None:
-    module = "cln_backup.backends.dir_upkeep"
+    module = "cln_backup.backends.dir.upkeep"
     subprocess.run([sys.executable, "-m", module, path, "0", "0", str(writer)], check=True)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cln_backup.backends import dir_store, open_backend
+from cln_backup.backends import open_backend
+from cln_backup.backends.dir import store as dir_store
 from tests.format2.small import read_all
 from tests.histories import append, payment, told, told_by
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change, Kind
-from cln_backup.compact import compact
-from cln_backup.copy import copy
-from cln_backup.errors import Damaged, ReplayFailed
-from cln_backup.initialize import initialize
-from cln_backup.restore import restore
+from cln_backup.compaction.compact import compact
+from cln_backup.model.change import Change, Kind
+from cln_backup.model.errors import Damaged, ReplayFailed
+from cln_backup.operations.copy import copy
+from cln_backup.operations.initialize import initialize
+from cln_backup.operations.restore import restore
 from tests import captured
 from tests.disasters.test_incumbent_crashes import CRASHES
 from tests.histories import (

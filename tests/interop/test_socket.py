@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import FOREIGN_KEYS_ON, Change
-from cln_backup.compact import compact
+from cln_backup.compaction.compact import compact
+from cln_backup.model.change import FOREIGN_KEYS_ON, Change
 from tests.histories import add_all, payment, payments, started_node, told, told_by
 from tests.socket.proxies import DOWN, UP, cut_after, proxy
 from tests.socket.serving import server_process

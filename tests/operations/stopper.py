@@ -19,8 +19,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cln_backup import cli, fsio, interruption
-from cln_backup.initialize import initialize
+from cln_backup.cli import commands as cli
+from cln_backup.operations.initialize import initialize
+from cln_backup.storage import fsio, interruption
 from tests.histories import append, build_database, payments, started_node
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import errors
-from cln_backup.ahead import read_ahead
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change
-from cln_backup.errors import BackupError, Damaged, StorageError
-from cln_backup.restore import restore
+from cln_backup.model import errors
+from cln_backup.model.change import Change
+from cln_backup.model.errors import BackupError, Damaged, StorageError
+from cln_backup.operations.restore import restore
+from cln_backup.replay.ahead import read_ahead
 from tests.histories import SnapshotBytes, append, payment, payments, started_node, told
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change, Kind
-from cln_backup.compact import compact
-from cln_backup.continuity import Decision, decide
-from cln_backup.history import log, status
-from cln_backup.initialize import initialize
-from cln_backup.restore import restore
-from cln_backup.settings import read_settings
-from cln_backup.verify import verify
+from cln_backup.compaction.compact import compact
+from cln_backup.model.change import Change, Kind
+from cln_backup.model.continuity import Decision, decide
+from cln_backup.node.settings import read_settings
+from cln_backup.operations.history import log, status
+from cln_backup.operations.initialize import initialize
+from cln_backup.operations.restore import restore
+from cln_backup.operations.verify import verify
 from tests import captured
 from tests.disasters.places import KINDS, kept_aside, url_in
 from tests.histories import append, assert_same_database, told, told_by
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from cln_backup.backends.base import Backend
+    from cln_backup.backends.contract import Backend
 
 SMALL = captured.COMMITTED / "small"
 MIGRATIONS = (

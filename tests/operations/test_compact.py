@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.backends.base import size_of
-from cln_backup.compact import compact
-from cln_backup.compactor import Compactor
-from cln_backup.errors import BackupError, NotFound, StorageError, WriterConflict
+from cln_backup.backends.contract import size_of
+from cln_backup.compaction.compact import compact
+from cln_backup.compaction.compactor import Compactor
 from cln_backup.formats import v2
-from cln_backup.restore import restore
+from cln_backup.model.errors import BackupError, NotFound, StorageError, WriterConflict
+from cln_backup.operations.restore import restore
 from tests.disasters.places import KINDS, url_in
 from tests.histories import (
     OFF,
@@ -42,8 +42,8 @@ from tests.histories import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cln_backup.backends.base import Statistics
-    from cln_backup.change import Change
+    from cln_backup.backends.contract import Statistics
+    from cln_backup.model.change import Change
 
 WAIT_S = 60.0
 
@@ -359,7 +359,7 @@ def test_broken_history_is_told_by_the_second_process(url: str) -> None:
 _WRITER = """
 import sys, time
 from cln_backup.backends import open_backend
-from cln_backup.compactor import Compactor
+from cln_backup.compaction.compactor import Compactor
 writer = open_backend(sys.argv[1], writable=True)
 compactor = Compactor(writer)
 print(compactor._process.pid, flush=True)

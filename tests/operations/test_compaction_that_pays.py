@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.backends.base import Staged, size_of
-from cln_backup.compact import compact, pays
-from cln_backup.compactor import Compactor
+from cln_backup.backends.contract import Staged, size_of
+from cln_backup.compaction.compact import compact, pays
+from cln_backup.compaction.compactor import Compactor
 from cln_backup.server.served import Served
 from tests.disasters.places import KINDS, url_in
 from tests.histories import append, payments, started_node, told_by, wearing_payments
 
 if TYPE_CHECKING:
-    from cln_backup.backends.base import Statistics
+    from cln_backup.backends.contract import Statistics
 
 _CLI = Path(sys.executable).with_name("backup-cli")
 

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import FOREIGN_KEYS_OFF, FOREIGN_KEYS_ON, Change
-from cln_backup.copy import copy
-from cln_backup.errors import AlreadyExists, Damaged, NotFound, StorageError
+from cln_backup.model.change import FOREIGN_KEYS_OFF, FOREIGN_KEYS_ON, Change
+from cln_backup.model.errors import AlreadyExists, Damaged, NotFound, StorageError
+from cln_backup.operations.copy import copy
 from tests.histories import append, image, payment, payments, started_node, told_by
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ def test_copy_that_is_killed_leaves_nothing_that_looks_like_a_backup(
 ) -> None:
     append(source, payments(60, 800))
     url = target.format(tmp_path, tmp_path)
-    script = "import sys; from cln_backup.copy import copy; print(flush=True); copy(*sys.argv[1:])"
+    script = (
+        "import sys; from cln_backup.operations.copy import copy; "
+        "print(flush=True); copy(*sys.argv[1:])"
+    )
     process = subprocess.Popen([sys.executable, "-c", script, source, url], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()

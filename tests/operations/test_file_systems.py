@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cln_backup import file_system, fsio, mounts
 from cln_backup.backends import open_backend
-from cln_backup.compact import compact
-from cln_backup.copy import copy
-from cln_backup.errors import StorageError
-from cln_backup.initialize import initialize
-from cln_backup.mounts import Mount, mount_of
-from cln_backup.os_errors import storage_errors
-from cln_backup.restore import restore
-from cln_backup.verify import verify
+from cln_backup.compaction.compact import compact
+from cln_backup.model.errors import StorageError
+from cln_backup.operations.copy import copy
+from cln_backup.operations.initialize import initialize
+from cln_backup.operations.restore import restore
+from cln_backup.operations.verify import verify
+from cln_backup.storage import file_system, fsio, mounts
+from cln_backup.storage.mounts import Mount, mount_of
+from cln_backup.storage.os_errors import storage_errors
 from tests.histories import append, assert_same_database, build_database, payments, started_node
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cln_backup import settings
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.errors import (
+from cln_backup.model.errors import (
     AlreadyExists,
     BackupError,
     BadSettings,
@@ -23,8 +22,9 @@ from cln_backup.errors import (
     StorageError,
     WriterConflict,
 )
-from cln_backup.initialize import Appended, Initialized, initialize, take_snapshot
-from cln_backup.restore import restore
+from cln_backup.node import settings
+from cln_backup.operations.initialize import Appended, Initialized, initialize, take_snapshot
+from cln_backup.operations.restore import restore
 from tests.histories import (
     append,
     assert_same_database,
@@ -186,7 +186,7 @@ def test_lock_file_that_cannot_be_written_leaves_nothing(
     old: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next `init` would find a finished backup, and refuse."""
-    from cln_backup import fsio
+    from cln_backup.storage import fsio
 
     def failing(path: str, content: bytes, *, op: str, new: bool = False) -> None:
         raise StorageError(f"Cannot {op} {path} {len(content)} {new}")

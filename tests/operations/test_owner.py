@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cln_backup import fsio, ownership, scratch
 from cln_backup.backends import open_backend
-from cln_backup.compact import compact
-from cln_backup.copy import copy
-from cln_backup.initialize import initialize, take_snapshot
-from cln_backup.keyring import key_file
-from cln_backup.restore import restore
-from cln_backup.verify import verify
+from cln_backup.compaction.compact import compact
+from cln_backup.operations.copy import copy
+from cln_backup.operations.initialize import initialize, take_snapshot
+from cln_backup.operations.keyring import key_file
+from cln_backup.operations.restore import restore
+from cln_backup.operations.verify import verify
+from cln_backup.storage import fsio, ownership, scratch
 from tests.histories import append, build_database, payments, started_node
 
 _USER = 4711

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change
-from cln_backup.compact import compact
-from cln_backup.errors import (
+from cln_backup.compaction.compact import compact
+from cln_backup.model.change import Change
+from cln_backup.model.errors import (
     AlreadyExists,
     Interrupted,
     NotFound,
     ReplayFailed,
 )
-from cln_backup.restore import Restored, restore
-from cln_backup.verify import verify
+from cln_backup.operations.restore import Restored, restore
+from cln_backup.operations.verify import verify
 from tests.histories import (
     OFF,
     SnapshotBytes,
@@ -277,8 +277,8 @@ HOSTILE = {
 _TWO_RESTORES = """
 import contextlib, sys
 from cln_backup.backends import open_backend
-from cln_backup.errors import BackupError
-from cln_backup.restore import restore
+from cln_backup.model.errors import BackupError
+from cln_backup.operations.restore import restore
 with open_backend(sys.argv[1]) as backend, contextlib.suppress(BackupError):
     restore(backend, sys.argv[2])
 with open_backend(sys.argv[3]) as backend:
@@ -421,7 +421,7 @@ def test_interrupted_restore_leaves_nothing(
     create_backend(url, None)
     append(url, [first(), *payments(2, 10_000)])
     process = subprocess.Popen(
-        [sys.executable, "-m", "cln_backup.cli", "restore", url, str(place)],
+        [sys.executable, "-m", "cln_backup.cli.commands", "restore", url, str(place)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -445,7 +445,7 @@ def test_replay_of_a_long_history_takes_little_memory(url: str, place: Path) -> 
     code = (
         "import resource, sys\n"
         "from cln_backup.backends import open_backend\n"
-        "from cln_backup.restore import restore\n"
+        "from cln_backup.operations.restore import restore\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "with open_backend(sys.argv[1]) as backend: restore(backend, sys.argv[2])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

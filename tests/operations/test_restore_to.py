@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change
-from cln_backup.compact import compact
-from cln_backup.errors import NotFound
-from cln_backup.restore import Restored, restore
+from cln_backup.compaction.compact import compact
+from cln_backup.model.change import Change
+from cln_backup.model.errors import NotFound
+from cln_backup.operations.restore import Restored, restore
 from tests import captured
 from tests.disasters.places import KINDS, url_in
 from tests.histories import (

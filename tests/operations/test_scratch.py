@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import scratch
 from cln_backup.backends import open_backend
-from cln_backup.compact import compact
-from cln_backup.errors import Locked, NotFound, StorageError
-from cln_backup.initialize import initialize
-from cln_backup.keyring import network_directory
-from cln_backup.verify import verify
+from cln_backup.compaction.compact import compact
+from cln_backup.model.errors import Locked, NotFound, StorageError
+from cln_backup.operations.initialize import initialize
+from cln_backup.operations.keyring import network_directory
+from cln_backup.operations.verify import verify
+from cln_backup.storage import scratch
 from tests.histories import append, build_database, payments, started_node
 from tests.plugin.home import Home
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cln_backup.change import Change
+    from cln_backup.model.change import Change
 
 _HISTORY = [*started_node(), *payments(4, 9)]
 
@@ -213,7 +213,7 @@ def test_init_that_fails_late_leaves_nothing(
         raise StorageError("Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"cln_backup.initialize.{step}", failing)
+        patch.setattr(f"cln_backup.operations.initialize.{step}", failing)
         with pytest.raises(StorageError):
             initialize(url, str(node), encrypt=True)
     assert {path.name for path in node.iterdir()} == before

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import fsio, interruption
-from cln_backup.errors import Interrupted
+from cln_backup.model.errors import Interrupted
+from cln_backup.storage import fsio, interruption
 from tests.operations.stopper import COMMANDS
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.cli import cli
-from cln_backup.compact import compact
-from cln_backup.copy import copy
-from cln_backup.history import log, status
-from cln_backup.presentation import age, moment
+from cln_backup.cli.commands import cli
+from cln_backup.cli.presentation import age, moment
+from cln_backup.compaction.compact import compact
+from cln_backup.operations.copy import copy
+from cln_backup.operations.history import log, status
 from tests.format2.small import KINDS, url_of
 from tests.histories import append, payment, payments, snapshot_of, started_node
 from tests.socket.serving import server_here
@@ -25,7 +25,7 @@ from tests.socket.serving import server_here
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cln_backup.change import Change
+    from cln_backup.model.change import Change
 
 BEGAN_MS = 1_600_000_000_000
 VECTORS = Path(__file__).parent.parent / "vectors"

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change
-from cln_backup.errors import Damaged, ReplayFailed
-from cln_backup.history import log, status
-from cln_backup.verify import Verified, verify
+from cln_backup.model.change import Change
+from cln_backup.model.errors import Damaged, ReplayFailed
+from cln_backup.operations.history import log, status
+from cln_backup.operations.verify import Verified, verify
 from tests.histories import (
     OFF,
     ON,

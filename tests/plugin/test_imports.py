@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _START = """
 import sys
-import cln_backup.plugin
+import cln_backup.plugin.worker
 from cln_backup.backends import open_backend
 open_backend(sys.argv[1], writable=True).close()
 print(sorted({name.partition(".")[0] for name in sys.modules} & {"zstandard", "cryptography"}))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import node
-from cln_backup.errors import BadSettings
-from cln_backup.initialize import initialize, take_snapshot
+from cln_backup.model.errors import BadSettings
+from cln_backup.node import outside as node
+from cln_backup.operations.initialize import initialize, take_snapshot
 from tests.histories import build_database, payment, started_node
 from tests.plugin.home import CAPTURES, ROOT, Home
 

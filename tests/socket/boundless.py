@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.base import Backend
-from cln_backup.change import Change, Head
-from cln_backup.errors import NotFound
+from cln_backup.backends.contract import Backend
+from cln_backup.model.change import Change, Head
+from cln_backup.model.errors import NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cln_backup.backends.base import Staged
+    from cln_backup.backends.contract import Staged
 
 _PIECE_BYTES = 1 << 20
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.channel import Channel
-from cln_backup.errors import BadPacket
+from cln_backup.model.errors import BadPacket
+from cln_backup.wire.channel import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change
-from cln_backup.errors import Unreachable, WriterConflict
-from cln_backup.formats import v1, wire
+from cln_backup.formats import v1
+from cln_backup.model.change import Change
+from cln_backup.model.errors import Unreachable, WriterConflict
+from cln_backup.wire import packets as wire
 from tests.histories import (
     ON,
     add_all,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from cln_backup.backends.base import Backend
+    from cln_backup.backends.contract import Backend
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import scratch
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change
-from cln_backup.errors import BackupError, StorageError
-from cln_backup.formats import digests, v1, wire
+from cln_backup.formats import digests, v1
+from cln_backup.model.change import Change
+from cln_backup.model.errors import BackupError, StorageError
+from cln_backup.storage import scratch
+from cln_backup.wire import packets as wire
 from tests.histories import (
     SnapshotBytes,
     add_all,

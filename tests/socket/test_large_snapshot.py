@@ -13,9 +13,9 @@ import pytest
 
 import cln_backup.backends
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.change import Change
-from cln_backup.errors import BadChange
-from cln_backup.formats import wire
+from cln_backup.model.change import Change
+from cln_backup.model.errors import BadChange
+from cln_backup.wire import packets as wire
 from tests.histories import append, payment, started_node, told, told_by
 from tests.socket.boundless import CountedSnapshot
 from tests.socket.proxies import DOWN, UP, cut_after, proxy

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.backends.token_file import create_token
-from cln_backup.errors import Unreachable
-from cln_backup.formats import wire
+from cln_backup.backends.socket.token_file import create_token
+from cln_backup.model.errors import Unreachable
 from cln_backup.server import conversation, listener
 from cln_backup.server.admission import why_refused
 from cln_backup.server.served import MAX_NODE_CONNECTIONS
+from cln_backup.wire import packets as wire
 from tests.histories import add_all, append, payment, payments, started_node, told, told_by
 from tests.socket.serving import server_here, server_process
 

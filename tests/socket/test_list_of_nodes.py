@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.backends.token_file import create_token
-from cln_backup.errors import AccessDenied, Unreachable
+from cln_backup.backends.socket.token_file import create_token
+from cln_backup.model.errors import AccessDenied, Unreachable
 from cln_backup.server import certificate
 from tests.histories import add_all, append, payment, started_node, told, told_by
 from tests.socket.serving import ServerProcess, server_process

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from cln_backup.change import Change
+    from cln_backup.model.change import Change
 
 PLUGIN = os.path.join(os.path.dirname(sys.executable), "cln-backup")
 

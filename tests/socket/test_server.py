@@ -22,10 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.backends.socket import take_over
-from cln_backup.backends.token_file import create_token
-from cln_backup.change import Change
-from cln_backup.errors import (
+from cln_backup.backends.socket.backend import take_over
+from cln_backup.backends.socket.token_file import create_token
+from cln_backup.model.change import Change
+from cln_backup.model.errors import (
     AccessDenied,
     AlreadyExists,
     BackupError,
@@ -34,8 +34,8 @@ from cln_backup.errors import (
     Unreachable,
     WriterConflict,
 )
-from cln_backup.formats import wire
 from cln_backup.server import certificate
+from cln_backup.wire import packets as wire
 from tests.histories import (
     SnapshotBytes,
     add_all,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.errors import WriterConflict
+from cln_backup.model.errors import WriterConflict
 from tests.histories import add_all, append, payment, payments, started_node, told, told_by
 from tests.socket.proxies import DOWN, UP, proxy
 from tests.socket.serving import server_process

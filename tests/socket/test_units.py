@@ -12,9 +12,9 @@ from shlex import quote, split
 import pytest
 
 from cln_backup.backends import create_backend
-from cln_backup.backends.token_file import create_token
+from cln_backup.backends.socket.token_file import create_token
+from cln_backup.cli.server import server
 from cln_backup.server import certificate
-from cln_backup.server_cli import server
 from tests.socket.serving import CLI, unused_port
 
 _ROOT = Path(__file__).parents[2]

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from cln_backup.backends.socket_url import Address, SocketUrl, parse_socket_url
-from cln_backup.errors import BadUrl
+from cln_backup.backends.socket.url import Address, SocketUrl, parse_socket_url
+from cln_backup.model.errors import BadUrl
 
 
 @pytest.mark.parametrize(

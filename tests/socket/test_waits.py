@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.errors import Unreachable
-from cln_backup.patience import Patience
-from cln_backup.replicator import Replicator
+from cln_backup.model.errors import Unreachable
+from cln_backup.plugin.patience import Patience
+from cln_backup.plugin.replicator import Replicator
 from tests.histories import OFF, add_all, append, payments, rider, started_node
 from tests.plugin.home import CAPTURES, WAIT_S, Home
 from tests.socket.serving import server_process
@@ -21,7 +21,7 @@ from tests.socket.serving import server_process
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cln_backup.change import Change
+    from cln_backup.model.change import Change
     from tests.socket.serving import ServerProcess
 
 _ROUTER = ("--capture", str(CAPTURES / "small" / "router.jsonl.xz"))

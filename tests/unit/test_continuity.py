@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cln_backup.change import Head, Kind
-from cln_backup.continuity import (
+from cln_backup.model.change import Head, Kind
+from cln_backup.model.continuity import (
     Decision,
     Loss,
     Storage,

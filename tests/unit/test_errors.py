@@ -3,8 +3,8 @@ from __future__ import annotations
 import inspect
 import re
 
-from cln_backup import errors
-from cln_backup.errors import BackupError
+from cln_backup.model import errors
+from cln_backup.model.errors import BackupError
 
 
 def _all() -> list[type[BackupError]]:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cln_backup.backends.file import FileBackend
-from cln_backup.change import Change
-from cln_backup.errors import BadChange
+from cln_backup.backends.file.backend import FileBackend
 from cln_backup.formats import v1
+from cln_backup.model.change import Change
+from cln_backup.model.errors import BadChange
 from tests.histories import (
     image,
     payment,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import fsio, giving_back, scratch
-from cln_backup.errors import AlreadyExists, StorageError
+from cln_backup.model.errors import AlreadyExists, StorageError
+from cln_backup.storage import fsio, giving_back, scratch
 
 if TYPE_CHECKING:
     from pathlib import Path

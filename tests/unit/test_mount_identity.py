@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import mount_identity as module
-from cln_backup import mounts, statx
-from cln_backup.mount_identity import mount_identity
+from cln_backup.storage import mount_identity as module
+from cln_backup.storage import mounts, statx
+from cln_backup.storage.mount_identity import mount_identity
 from tests.small_disk import small_disk
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def test_file_system_of_the_machine_is_the_same_in_a_private_namespace(tmp_path:
     found = mount_identity(str(tmp_path))
     if found is None or found.startswith("mount "):
         pytest.skip("this file system has no entry in sysfs")
-    code = f"from cln_backup.mount_identity import *; print(mount_identity({str(tmp_path)!r}))"
+    code = (
+        f"from cln_backup.storage.mount_identity import *; print(mount_identity({str(tmp_path)!r}))"
+    )
     said = subprocess.run(
         [*_IN_A_NAMESPACE, sys.executable, "-c", code], capture_output=True, text=True, check=False
     )

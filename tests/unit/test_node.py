@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import node
-from cln_backup.errors import NodeRunning, NotFound
+from cln_backup.model.errors import NodeRunning, NotFound
+from cln_backup.node import outside as node
 from tests.operations.neighbours import holding, listening, locking
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def test_zombie_is_no_plugin_any_more() -> None:
         "pid = os.fork()\n"
         "if pid == 0: os._exit(0)\n"
         "while open(f'/proc/{pid}/stat').read().rpartition(')')[2].split()[0] != 'Z': pass\n"
-        "from cln_backup.node import other_plugins_live\n"
+        "from cln_backup.node.outside import other_plugins_live\n"
         "print(other_plugins_live(os.getpid(), besides=0))\n"
     )
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -139,7 +139,7 @@ def test_zombie_is_no_plugin_any_more() -> None:
 
 
 def test_lightningd_is_found_through_a_wrapper(tmp_path: Path) -> None:
-    code = "from cln_backup.node import lightningd_above; print(lightningd_above())"
+    code = "from cln_backup.node.outside import lightningd_above; print(lightningd_above())"
     lightningd = tmp_path / "lightningd"
     lightningd.symlink_to("/bin/sh")
     wrapper = f"{quote(sys.executable)} -c {quote(code)}; true"

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.errors import AlreadyExists, BadSettings
-from cln_backup.settings import (
+from cln_backup.model.errors import AlreadyExists, BadSettings
+from cln_backup.node.settings import (
     Settings,
     State,
     create_settings,

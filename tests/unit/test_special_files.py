@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup import fsio
 from cln_backup.backends import open_backend
 from cln_backup.backends.secrets import secret_from
-from cln_backup.backends.token_file import read_token
+from cln_backup.backends.socket.token_file import read_token
 from cln_backup.backends.writer import WriterLock
-from cln_backup.errors import BackupError, StorageError
-from cln_backup.node import find_database, require_stopped
+from cln_backup.model.errors import BackupError, StorageError
+from cln_backup.node.outside import find_database, require_stopped
+from cln_backup.node.settings import read_settings, read_state
 from cln_backup.server.certificate import fingerprint
 from cln_backup.server.nodes import read_nodes
-from cln_backup.settings import read_settings, read_state
+from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

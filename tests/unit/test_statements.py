@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cln_backup import statements
-from cln_backup.backends.file import FileBackend
-from cln_backup.change import Change, Kind
-from cln_backup.errors import ReplayFailed
-from cln_backup.restore import restore
+from cln_backup.backends.file.backend import FileBackend
+from cln_backup.model import statements
+from cln_backup.model.change import Change, Kind
+from cln_backup.model.errors import ReplayFailed
+from cln_backup.operations.restore import restore
 from tests import captured
 from tests.histories import (
     OFF,

@@ -8,19 +8,19 @@ from contextvars import ContextVar
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from cln_backup.errors import BadUrl
+from cln_backup.model.errors import BadUrl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-    from cln_backup.backends.base import Backend
-    from cln_backup.change import Change
+    from cln_backup.backends.contract import Backend
+    from cln_backup.model.change import Change
 
 SCHEMES = {
-    "dir": ("cln_backup.backends.dir", "DirBackend"),
-    "file": ("cln_backup.backends.file", "FileBackend"),
-    "socket": ("cln_backup.backends.socket", "SocketBackend"),
+    "dir": ("cln_backup.backends.dir.backend", "DirBackend"),
+    "file": ("cln_backup.backends.file.backend", "FileBackend"),
+    "socket": ("cln_backup.backends.socket.backend", "SocketBackend"),
 }
 
 _HARMLESS = frozenset(

@@ -8,13 +8,13 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cln_backup import fsio
-from cln_backup.errors import BackupError
+from cln_backup.model.errors import BackupError
+from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cln_backup.backends.base import Key
+    from cln_backup.backends.contract import Key
     from cln_backup.backends.writer import Veil
 
 _BLOCK_BYTES: Final = 512

@@ -15,9 +15,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from cln_backup import fsio
-from cln_backup.errors import StorageError, WriterConflict
-from cln_backup.os_errors import storage_errors
+from cln_backup.model.errors import StorageError, WriterConflict
+from cln_backup.storage import fsio
+from cln_backup.storage.os_errors import storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

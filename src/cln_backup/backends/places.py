@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 
-from cln_backup import fsio
-from cln_backup.backends.dir_store import list_files
-from cln_backup.errors import AlreadyExists, NotFound, StorageError
+from cln_backup.backends.dir.store import list_files
 from cln_backup.formats import holders, v2
+from cln_backup.model.errors import AlreadyExists, NotFound, StorageError
+from cln_backup.storage import fsio
 
 _LOOK = "look for a backup"
 _DATABASE_MAGIC = b"SQLite format 3\x00"

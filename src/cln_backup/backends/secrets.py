@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cln_backup import fsio
-from cln_backup.errors import Locked
 from cln_backup.formats import hsm_secret
 from cln_backup.formats.holders import HolderKind
+from cln_backup.model.errors import Locked
+from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

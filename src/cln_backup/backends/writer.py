@@ -10,9 +10,9 @@ import sys
 import time
 from typing import Protocol
 
-from cln_backup import fsio, interruption
-from cln_backup.errors import Discontinuity, StorageError, WriterConflict
-from cln_backup.path_watch import PathWatch
+from cln_backup.model.errors import Discontinuity, StorageError, WriterConflict
+from cln_backup.storage import fsio, interruption
+from cln_backup.storage.path_watch import PathWatch
 
 _KEPT = ("node_id", "backup_id", "segment")
 """What is noted of the backup, and not of the process that holds the lock."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Final
 
-from cln_backup.errors import BadPacket
+from cln_backup.model.errors import BadPacket
 
 PLAIN: Final = 0
 DEFLATED: Final = 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cln_backup.errors import BadChange
+from cln_backup.model.errors import BadChange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

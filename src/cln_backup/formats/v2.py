@@ -12,8 +12,8 @@ import struct
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from cln_backup.change import Kind
-from cln_backup.errors import BadChange
+from cln_backup.model.change import Kind
+from cln_backup.model.errors import BadChange
 
 MAGIC: Final = b"CLNBKP2\n"
 HEADER_BYTES: Final = 512

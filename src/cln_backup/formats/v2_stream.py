@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, cast
 
-from cln_backup.errors import BadChange
 from cln_backup.formats import v1, v2
+from cln_backup.model.errors import BadChange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,8 +6,8 @@ import hashlib
 import os
 import ssl
 
-from cln_backup import fsio
-from cln_backup.errors import BadSettings
+from cln_backup.model.errors import BadSettings
+from cln_backup.storage import fsio
 
 _COMMON_NAME = "cln-backup server"
 _DAYS = 36_500

@@ -8,8 +8,8 @@ import signal
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import redacted, url_of
-from cln_backup.backends.socket_url import Address, parse_address
-from cln_backup.errors import BackupError, BadSettings, NotFound
+from cln_backup.backends.socket.url import Address, parse_address
+from cln_backup.model.errors import BackupError, BadSettings, NotFound
 from cln_backup.server import certificate, listener, logs, systemd
 from cln_backup.server.admission import MAX_CONNECTIONS
 from cln_backup.server.nodes import of_this_machine, open_nodes, read_nodes, renew, say_not_found

@@ -8,10 +8,10 @@ import logging
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
-from cln_backup import scratch
-from cln_backup.backends.download import unpack_snapshot
-from cln_backup.change import Change
-from cln_backup.errors import (
+from cln_backup.backends.socket.download import unpack_snapshot
+from cln_backup.formats import digests
+from cln_backup.model.change import Change
+from cln_backup.model.errors import (
     AccessDenied,
     BackupError,
     BadPacket,
@@ -19,18 +19,19 @@ from cln_backup.errors import (
     NotFound,
     WriterConflict,
 )
-from cln_backup.formats import digests, wire
 from cln_backup.server import intake
 from cln_backup.server.standing import head_digest, standing_of
 from cln_backup.server.streaming import send_all_plain, send_changes
-from cln_backup.spool import Spool
+from cln_backup.storage import scratch
+from cln_backup.storage.spool import Spool
+from cln_backup.wire import packets as wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cln_backup.backends.base import Backend
-    from cln_backup.channel import Channel
+    from cln_backup.backends.contract import Backend
     from cln_backup.server.served import Served
+    from cln_backup.wire.channel import Channel
 
 _log = logging.getLogger("cln_backup.server")
 

@@ -6,10 +6,11 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup import scratch
-from cln_backup.errors import BadPacket, StorageError
-from cln_backup.formats import digests, encoding, v1, wire
-from cln_backup.spool import Spool
+from cln_backup.formats import digests, encoding, v1
+from cln_backup.model.errors import BadPacket, StorageError
+from cln_backup.storage import scratch
+from cln_backup.storage.spool import Spool
+from cln_backup.wire import packets as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from cln_backup.channel import Channel
+    from cln_backup.wire.channel import Channel
 
     T = TypeVar("T")
 

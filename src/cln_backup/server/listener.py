@@ -12,16 +12,16 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from cln_backup.channel import Channel
-from cln_backup.errors import StorageError
+from cln_backup.model.errors import StorageError
 from cln_backup.server.admission import MAX_CONNECTIONS, is_loopback, why_refused
 from cln_backup.server.conversation import GREETING_S, Conversation
+from cln_backup.wire.channel import Channel
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping, Sequence
 
-    from cln_backup.backends.socket_url import Address
+    from cln_backup.backends.socket.url import Address
     from cln_backup.server.served import Served
 
 _log = logging.getLogger("cln_backup.server")

@@ -9,7 +9,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from cln_backup.errors import BadSettings
+from cln_backup.model.errors import BadSettings
 from cln_backup.server.listener import bind
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from cln_backup.backends.socket_url import Address
+    from cln_backup.backends.socket.url import Address
     from cln_backup.server.listener import Listener
     from cln_backup.server.served import Served
 

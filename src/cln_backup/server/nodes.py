@@ -12,10 +12,10 @@ import re
 import threading
 from typing import TYPE_CHECKING
 
-from cln_backup import fsio
 from cln_backup.backends import backend_class, redacted
-from cln_backup.errors import BackupError, BadSettings, BadUrl, NotFound
+from cln_backup.model.errors import BackupError, BadSettings, BadUrl, NotFound
 from cln_backup.server.served import Served
+from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,12 +7,11 @@ import select
 import threading
 from typing import TYPE_CHECKING, Protocol
 
-from cln_backup import scratch
 from cln_backup.backends import create_backend, open_backend, redacted
-from cln_backup.backends.base import size_of
-from cln_backup.change import Kind
-from cln_backup.compactor import Compactor
-from cln_backup.errors import (
+from cln_backup.backends.contract import size_of
+from cln_backup.compaction.compactor import Compactor
+from cln_backup.model.change import Kind
+from cln_backup.model.errors import (
     AlreadyExists,
     BackupError,
     Discontinuity,
@@ -21,11 +20,12 @@ from cln_backup.errors import (
     WriterConflict,
 )
 from cln_backup.server.standing import head_digest, standing_of
+from cln_backup.storage import scratch
 
 if TYPE_CHECKING:
-    from cln_backup.backends.base import Backend, Statistics
-    from cln_backup.change import Change
-    from cln_backup.formats import wire
+    from cln_backup.backends.contract import Backend, Statistics
+    from cln_backup.model.change import Change
+    from cln_backup.wire import packets as wire
 
 _log = logging.getLogger("cln_backup.server")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cln_backup.formats import digests, v1, wire
+from cln_backup.formats import digests, v1
+from cln_backup.wire import packets as wire
 
 if TYPE_CHECKING:
-    from cln_backup.backends.base import Backend
-    from cln_backup.change import Change
+    from cln_backup.backends.contract import Backend
+    from cln_backup.model.change import Change
 
 
 def standing_of(backend: Backend, digest: bytes, epoch: int) -> wire.Standing:

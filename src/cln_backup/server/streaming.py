@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.session import pack_snapshot, send_snapshot
-from cln_backup.errors import StorageError
-from cln_backup.formats import digests, v1, wire
+from cln_backup.backends.socket.session import pack_snapshot, send_snapshot
+from cln_backup.formats import digests, v1
+from cln_backup.model.errors import StorageError
 from cln_backup.server.standing import digest_of
-from cln_backup.spool import Spool
+from cln_backup.storage.spool import Spool
+from cln_backup.wire import packets as wire
 
 if TYPE_CHECKING:
-    from cln_backup.backends.base import Backend
-    from cln_backup.change import Change
-    from cln_backup.channel import Channel
+    from cln_backup.backends.contract import Backend
+    from cln_backup.model.change import Change
+    from cln_backup.wire.channel import Channel
 
 _CHANGED = "The backup is another since the stream was cut; start anew."
 

@@ -1,0 +1,1 @@
+"""`dir:`, a directory of sealed records."""

@@ -1,0 +1,474 @@
+"""`dir:///path`: a directory of format 2, a log of sealed records that is only ever appended to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from cln_backup.backends.contract import Backend, Key, Staged, check_follows, nothing_to_drop
+from cln_backup.backends.dir.base import (
+    build_inside,
+    create_backup,
+    creating_backup,
+    identity,
+    is_encrypted,
+    lock_path,
+    open_base,
+    take_inventory,
+)
+from cln_backup.backends.dir.dropped import check_dropped, dropped, set_aside
+from cln_backup.backends.dir.history import Base, History
+from cln_backup.backends.dir.keys import NodeVeil, add_holder, holders, remove_holder, without_keys
+from cln_backup.backends.dir.snapshots import (
+    StoredSnapshot,
+    last_seal,
+    read_back,
+    write_snapshot_file,
+)
+from cln_backup.backends.dir.store import BUILDING, list_files, stored_now_ms
+from cln_backup.backends.dir.upkeep import expired, removal_takes_long, remove_expired
+from cln_backup.backends.dir.url import Place, place_of
+from cln_backup.backends.dir.whole import note_of, take_stock
+from cln_backup.backends.inventory import Inventory, noted_node
+from cln_backup.backends.secrets import kind_name
+from cln_backup.backends.writer import LastWrite, WriterLock
+from cln_backup.formats import v2
+from cln_backup.formats.v2_stream import pack_transaction
+from cln_backup.model.change import Change, Head, Kind
+from cln_backup.model.errors import (
+    Locked,
+    StorageError,
+)
+from cln_backup.model.statements import foreign_keys_after
+from cln_backup.storage import fsio, interruption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cln_backup.backends.dir.writer import SegmentWriter
+    from cln_backup.backends.secrets import Secret
+
+_STAGED = "compaction"
+_ALL_COPIED = 1 << 62  # the log goes on as it is, so there is never more to copy
+_DROP_BYTES = v2.FRAME_BYTES + v2.BODY_BYTES
+
+
+class DirBackend(Backend):
+    """A backup in a directory.
+
+    An append writes one record into zeros that were put on stable storage before, and syncs it.
+    """
+
+    can_encrypt = True
+    slow_to_read = True
+
+    def __init__(self, url: str, place: Place) -> None:
+        self.url = url
+        self.notices = []
+        self._place = place
+        self._lock: WriterLock | None = None
+        self._writer: SegmentWriter | None = None
+        self._base_fd = -1
+        self._noted_segment = 0
+        self._last_write = LastWrite()
+
+    @classmethod
+    def path_at(cls, url: str) -> str:
+        """See `Backend.path_at`."""
+        return place_of(url).path
+
+    @classmethod
+    def create(cls, url: str, base: Change | None) -> None:
+        """See `Backend.create`."""
+        create_backup(place_of(url), base)
+
+    @classmethod
+    @contextlib.contextmanager
+    def creating(cls, url: str, base: Change | None) -> Iterator[None]:
+        """See `Backend.creating`."""
+        with creating_backup(place_of(url), base):
+            yield
+
+    @classmethod
+    @contextlib.contextmanager
+    def building(cls, url: str) -> Iterator[str]:
+        """See `Backend.building`."""
+        place = place_of(url)
+        with build_inside(place.path) as path:
+            yield f"dir://{path}" + url.removeprefix(url.partition("?")[0])
+
+    @classmethod
+    def open(cls, url: str, *, writable: bool) -> DirBackend:
+        """See `Backend.open`. Nothing is written before the first append."""
+        place = place_of(url)
+        backend = cls(url, place)
+        try:
+            if writable:
+                backend._lock = WriterLock(
+                    place.path, lock_path(place), discreet=is_encrypted(place)
+                )
+            backend._take_stock()
+        except BaseException:
+            backend.close()
+            raise
+        return backend
+
+    @classmethod
+    def inventory(cls, url: str) -> Inventory:
+        """See `Backend.inventory`."""
+        place = place_of(url)
+        found = cls._keys(url) if is_encrypted(place) else []
+        return take_inventory(place, found)
+
+    @property
+    def node_id(self) -> str | None:
+        """See `Backend.node_id`."""
+        key = self._store.master_key
+        return noted_node(lock_path(self._place), None if key is None else NodeVeil(key))
+
+    @classmethod
+    def list_keys(cls, url: str) -> list[Key]:
+        """See `Backend.list_keys`."""
+        place = place_of(url)
+        found = cls._keys(url)
+        if not found and is_encrypted(place):
+            raise without_keys(place.path)
+        return found
+
+    @staticmethod
+    def _keys(url: str) -> list[Key]:
+        return [
+            Key(holder.label, kind_name(holder.kind), holder.created_ms / 1000)
+            for holder in holders(*identity(place_of(url)))
+        ]
+
+    def add_key(self, secret: Secret, label: str) -> None:
+        """See `Backend.add_key`."""
+        store = self._store
+        if store.master_key is None:
+            raise Locked("This backup is not encrypted, so it has no keys. A copy of it can be.")
+        add_holder(store.path, store.backup_id, store.master_key, secret, label)
+
+    @classmethod
+    def remove_key(cls, url: str, label: str) -> None:
+        """See `Backend.remove_key`."""
+        cls.list_keys(url)  # none at all is an error of its own
+        remove_holder(*identity(place_of(url)), label)
+
+    def _take_stock(self) -> None:
+        writable = self._lock is not None
+        opened = open_base(self._place, writable=writable)
+        self._store, self._base, self._base_fd = opened.store, opened.base, opened.fd
+        if writable:
+            self._remove_built(BUILDING)
+        stock = take_stock(self._store, self._base, alone=writable)
+        self._segments, self._end, self._tracker, notice = stock
+        if notice:
+            self.notices.append(notice)
+        elif self._end.torn_bytes:
+            self.notices.append(
+                f"The backup ended with {self._end.torn_bytes} bytes of a change that was cut "
+                "while it was written, as a crash or a loss of power leaves it, before the node is "
+                "answered. A copy that was made while the node wrote can look the same, and lack "
+                f"newer changes. The backup is at version {self._tracker.version}."
+            )
+        if writable:
+            from cln_backup.backends.dir.writer import SegmentWriter
+
+            seal = last_seal(self._base.path)
+            keep = (str(self._place.keep), str(self._place.keep_days))
+            self._writer = SegmentWriter(self._store, self._end, seal, keep)
+        self._set_position()
+
+    def _set_position(self) -> None:
+        head, before = self._tracker.head, self._tracker.before
+        if head is not None and self._base.holds(head):  # or it was folded, as in a compaction
+            head, before = self._base.marks()
+        elif before is not None and self._base.holds(before):
+            before = self._base.marks()[0]
+        self._head = head
+        self.version = 0 if head is None else head.version
+        self.prev_version = before.version if before and self._tracker.may_rewind else 0
+        self.version_count = (
+            self._base.state.changes + self._tracker.ordinal - self._base.state.ordinal
+        )
+
+    def _require_writer(self) -> SegmentWriter:
+        assert self._writer is not None, "opened for reading"
+        self._last_write.require_none_failed(self._place.path)
+        return self._writer
+
+    @property
+    def head(self) -> Head | None:
+        """See `Backend.head`."""
+        head = self._head
+        return None if head is None else Head(head.version, head.kind, head.foreign_keys)
+
+    @property
+    def size_bytes(self) -> int:
+        """What all files take that hold something of the backup, expired ones left out."""
+        end = self._end if self._writer is None else self._writer.end
+        gone = expired(self._place.path, self._place.keep, self._place.keep_days)
+        return self._store.size_bytes(end.segment, end.end_bytes, gone)
+
+    @property
+    def last_change_at(self) -> float | None:
+        """See `Backend.last_change_at`: as the head's record has it, or the state of the base."""
+        if self._head is None:
+            return None
+        if not self.dated_by_file:
+            return self._head.stored_ms / 1000
+        end = self._end if self._writer is None else self._writer.end
+        path = self._store.log_path(end.segment) if end.segment else self._base.path
+        return os.stat(path).st_mtime
+
+    @property
+    def dated_by_file(self) -> bool:
+        """See `Backend.dated_by_file`: the head is of before records had times."""
+        return self._head is not None and self._head.stored_ms == 0
+
+    @property
+    def scratch_dir(self) -> str | None:
+        """See `Backend.scratch_dir`."""
+        return self._place.path if self._store.master_key is None else None
+
+    @property
+    def storage_dir(self) -> str:
+        """See `Backend.storage_dir`."""
+        return self._place.path
+
+    def claim(self, node_id: str) -> None:
+        """See `Backend.claim`. It is noted in the lock file; of an encrypted backup, hidden."""
+        self._require_writer()
+        assert self._lock is not None
+        key = self._store.master_key
+        self._lock.claim(node_id, self._place.path, None if key is None else NodeVeil(key))
+
+    def _sign(self) -> None:
+        assert self._lock is not None
+        self._lock.sign()
+
+    def add_change(self, change: Change) -> None:
+        """See `Backend.add_change`. A snapshot is published in a file of its own before."""
+        writer = self._require_writer()
+        check_follows(change, self.version, empty=self._head is None)
+        if writer.look_is_due():
+            with self._last_write:
+                writer.look()
+        self._sign()
+        if change.transaction is None:
+            v2.pack_body(v2.Type.SNAPSHOT, change.version)
+            record_type, content = v2.Type.SNAPSHOT, b""
+            room_bytes = v2.HEADER_BYTES
+        else:
+            content = pack_transaction(change.transaction)
+            record_type = v2.Type.TRANSACTION
+            if change.kind is Kind.RIDER:
+                enforced = self._head is None or self._head.foreign_keys
+                enforced = foreign_keys_after(change.transaction, enforced)
+                record_type = v2.Type.RIDER if enforced else v2.Type.RIDER_WITHOUT_KEYS
+            # More than the worst that compression makes of it.
+            room_bytes = len(content) + len(content) // 128 + v2.HEADER_BYTES
+        with self._last_write:
+            if change.transaction is None:
+                content = self._write_snapshot(writer, change, room_bytes)
+            else:
+                self._prepare(writer, room_bytes)
+            stored_ms = stored_now_ms(change)
+            start = writer.append(record_type, change.version, content, stored_ms)
+            self._tracker.apply(record_type, change.version, start, stored_ms)
+        self.prev_version, self.version = self.version, change.version
+        self.version_count += 1
+        self._head = self._tracker.head
+
+    def _prepare(self, writer: SegmentWriter, size_bytes: int) -> int:
+        """As `SegmentWriter.prepare`; a segment that is begun is noted, so that it is missed."""
+        segment = writer.prepare(self._tracker, size_bytes)
+        if segment != self._noted_segment:
+            assert self._lock is not None
+            self._lock.note(note_of(self._store, segment))
+            self._noted_segment = segment
+        return segment
+
+    def _write_snapshot(self, writer: SegmentWriter, change: Change, room_bytes: int) -> bytes:
+        """Writes a snapshot's file, then claims room for its record; returns the record's content.
+
+        In this order, what is stopped while it is written leaves nothing.
+        """
+        assert change.snapshot is not None
+        # Where the record will be, which no other one can.
+        segment, number = writer.next_place(room_bytes)
+        state = v2.SnapshotState(change.version, change.snapshot.size_bytes)
+        with interruption.let_through():
+            built, seal = write_snapshot_file(
+                self._store,
+                "snapshot",
+                v2.FileKind.SNAPSHOT,
+                number,
+                writer.epoch,
+                v2.pack_snapshot_state(state),
+                change.version,
+                change.snapshot,
+            )
+        try:
+            writer.look()  # that may have taken long
+            self._prepare(writer, room_bytes)
+            fsio.publish(built, self._store.snapshot_path(segment, number), op="publish snapshot")
+        except BaseException:
+            fsio.remove(built, op="remove unfinished snapshot")
+            raise
+        return v2.pack_reference(v2.Reference(number, change.snapshot.size_bytes, seal))
+
+    def rewind(self) -> None:
+        """See `Backend.rewind`. The dropped change is set aside first; then a record drops it."""
+        writer = self._require_writer()
+        head = self._head
+        if head is None or not self._tracker.may_rewind:
+            raise nothing_to_drop()
+        with self._last_write:
+            writer.look(at_all_names=True)
+        self._sign()
+        with self._last_write:
+            kept = set_aside(self._store, self._change_at(head.at), writer.end.epoch)
+            self._prepare(writer, _DROP_BYTES)
+            start = writer.append(v2.Type.DROP, head.version, b"")
+            self._tracker.apply(v2.Type.DROP, head.version, start, 0)
+        self._set_position()
+        self.notices.append(
+            f"The dropped change is kept as {kept}, out of the way of a restore. "
+            "`backup-cli log --dropped` lists it."
+        )
+
+    def _change_at(self, start: v2.Position) -> Change:
+        if start == v2.NOWHERE:
+            return self._base.changes(self._store)[-1]
+        return self._history().change_at(start)
+
+    def stream_changes(self, start: int = 0, *, head: bool = True) -> Iterator[Change]:
+        """See `Backend.stream_changes`."""
+        stop = None if head or self._head is None else self._head.at
+        changes = self._history().changes(stop)
+        yield from changes if start == 0 else (c for c in changes if c.version >= start)
+
+    def dropped_changes(self) -> Iterator[Change]:
+        """See `Backend.dropped_changes`. Each has its own file, which no compaction removes."""
+        return dropped(self._store)
+
+    def _history(self) -> History:
+        """What stands in the log now, for a writer; what stood there when opened, for a reader."""
+        if self._writer is None:
+            return History(self._store, self._base, self._segments, self._end)
+        first = self._base.state.start.segment
+        segments = [n for n in list_files(self._place.path).segments if n >= first]
+        return History(self._store, self._base, segments, self._writer.end)
+
+    def read_through(self, progress: Callable[[Change], None] | None = None) -> None:  # noqa: ARG002
+        """See `Backend.read_through`. Every seal or digest of the current generation is checked."""
+        holders(self._place.path, self._store.backup_id)
+        self._history().check()
+        check_dropped(self._store)
+
+    def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:
+        """See `Backend.stage`. The next base; the log itself stays where it is."""
+        assert self._head is not None, "nothing to fold in an empty backup"
+        start, ordinal = self._head.at, self._tracker.ordinal - 1
+        if start == v2.NOWHERE:  # the head is the rider of the base that there is
+            start, ordinal = self._base.state.start, self._base.state.ordinal
+            foreign_keys = self._head.foreign_keys
+        version, snapshot = (0, None) if base is None else (base.version, base.snapshot)
+        foreign_keys = foreign_keys or base is None
+        size = 0 if snapshot is None else snapshot.size_bytes
+        count = (snapshot is not None) + (not foreign_keys)
+        stored_ms = (base and base.stored_ms) or 0
+        state = v2.BaseState(
+            version, snapshot is not None, foreign_keys, count, size, start, ordinal, stored_ms
+        )
+        generation = self._base.generation + 1
+        kind, packed, epoch = v2.FileKind.BASE, v2.pack_base_state(state), self._end.epoch
+        path, _ = write_snapshot_file(
+            *(self._store, _STAGED, kind, generation, epoch, packed, version, snapshot)
+        )
+        try:
+            stored = StoredSnapshot(self._store, path, kind, generation, version, size, None)
+            read_back(stored)
+        except BaseException:
+            fsio.remove(path, op="remove unfinished compaction")
+            raise
+        # Whoever stages has read what it needs; its lock would keep the old generation.
+        self._let_go_of_base()
+        count_now = count + self._tracker.ordinal - ordinal
+        made_from, folded = self._base.generation, self.version_count - count_now
+        saved = self._store.folded_bytes(self._base.path, start.segment) - os.path.getsize(path)
+        return Staged(path, made_from, start.offset_bytes, _ALL_COPIED, 0, folded, saved)
+
+    def stage_more(self, staged: Staged) -> Staged:
+        """See `Backend.stage_more`. There is nothing to copy: the log goes on as it is."""
+        return staged
+
+    def replace(self, staged: Staged) -> None:
+        """See `Backend.replace`. One name is published.
+
+        What has expired is removed, by the process beside where that may take long.
+        """
+        writer = self._require_writer()
+        if staged.source != self._base.generation:
+            raise StorageError(f"{staged.name} is not what was staged; the backup is as before.")
+        with self._last_write:
+            writer.look(at_all_names=True)
+        generation = self._base.generation + 1
+        self._require_newest_base()
+        fd = fsio.open_existing(staged.name, writable=False, op="open new base")
+        try:
+            header = self._store.read_header(
+                fd, staged.name, v2.FileKind.BASE, generation, self.version
+            )
+        finally:
+            os.close(fd)
+        assert header is not None
+        state = v2.unpack_base_state(header.state)
+        path = self._store.base_path(generation, state.start.segment)
+        with self._last_write:
+            fsio.publish(staged.name, path, op="publish compacted backup")
+        self._base = Base(generation, path, state)
+        self._set_position()
+        keep = self._place.path, self._place.keep, self._place.keep_days
+        # The next process beside removes what is left, as one may do at this moment.
+        with contextlib.suppress(StorageError, OSError):
+            if removal_takes_long(*keep):
+                writer.start_upkeep()
+            else:
+                remove_expired(*keep)
+
+    def _require_newest_base(self) -> None:
+        """Another one's compaction leaves the log as it is: only the next one must not follow."""
+        found = list_files(self._place.path).bases[-1]
+        if found[0] > self._base.generation:
+            raise StorageError(
+                f"Another process compacted this backup: {self._store.base_path(*found)} is not "
+                "ours. This compaction is given up; the backup is as before. Start the node anew, "
+                "so that it goes on from the other one."
+            )
+
+    def discard(self) -> None:
+        """See `Backend.discard`."""
+        self._remove_built(f"{BUILDING}.{_STAGED}")
+
+    def _remove_built(self, start: str) -> None:
+        """Removes what was built and got no name; all of it is the writer's, when it opens."""
+        for name in fsio.list_directory(self._place.path, op="list backup"):
+            if name.startswith(start):
+                fsio.remove(os.path.join(self._place.path, name), op="remove unfinished file")
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        if self._writer is not None:
+            self._writer.close()
+        self._let_go_of_base()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _let_go_of_base(self) -> None:
+        if self._base_fd >= 0:
+            os.close(self._base_fd)
+            self._base_fd = -1

@@ -1,0 +1,302 @@
+"""Where the history of a `dir:` backup starts: makes the first base, finds the newest one."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cln_backup.backends.dir.history import Base
+from cln_backup.backends.dir.keys import create_keys, unlock
+from cln_backup.backends.dir.snapshots import write_snapshot_file
+from cln_backup.backends.dir.store import (
+    BUILDING,
+    Listing,
+    Store,
+    damaged,
+    list_files,
+    read_open,
+    stored_now_ms,
+)
+from cln_backup.backends.inventory import Inventory, space_bytes
+from cln_backup.backends.places import missing_in, require_backup_directory
+from cln_backup.backends.secrets import given_secret
+from cln_backup.backends.writer import WriterLock
+from cln_backup.formats import v2
+from cln_backup.model.errors import AlreadyExists, Damaged, NotFound, StorageError, WriterConflict
+from cln_backup.storage import fsio, interruption, scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cln_backup.backends.contract import Key
+    from cln_backup.backends.dir.url import Place
+    from cln_backup.model.change import Change
+
+
+LOCK_NAME: Final = "backup.writer"
+_FIRST_BASE: Final = "base-0000000001-0000000001"
+_UNFINISHED: Final = (f"{BUILDING}.", "adding.", "key-")
+"""What a cut `create_backup` leaves behind: nothing of it is of use without a base."""
+
+_KEPT: Final = "unused."
+
+
+class Opened(NamedTuple):
+    """A directory whose newest base was read.
+
+    Attributes:
+        fd: of the base, with a lock that keeps what it needs from expiring; -1 for a writer.
+    """
+
+    store: Store
+    base: Base
+    fd: int
+
+
+def lock_path(place: Place) -> str:
+    """The file that the one writer has locked."""
+    return os.path.join(place.path, LOCK_NAME)
+
+
+def create_backup(place: Place, base: Change | None) -> None:
+    """See `Backend.create`. A backup is there as soon as its first base is."""
+    with creating_backup(place, base):
+        pass
+
+
+@contextlib.contextmanager
+def creating_backup(place: Place, base: Change | None) -> Iterator[None]:
+    """See `Backend.creating`. Nobody else can write to the backup before the block has ended.
+
+    What an attempt that was cut left behind, which holds nothing, is removed. Keys are kept under
+    another name: they may be those of a backup whose other files were moved away.
+    """
+    made = vacant = begun = fsio.make_directory(place.path, op="create backup")
+    lock: WriterLock | None = None
+    created = False
+    backup_id = os.urandom(v2.ID_BYTES)
+    try:
+        _require_vacant(place.path)
+        vacant = True
+        encrypted = (place.key_source or given_secret()) is not None
+        lock = WriterLock(place.path, lock_path(place), discreet=encrypted)
+        _require_vacant(place.path)
+        _keep_keys(place.path)
+        begun = True
+        _remove_unfinished(place.path)
+        _create_first_base(place, backup_id, base)
+        created = True
+        yield
+    except BaseException as error:
+        others = not created and isinstance(error, AlreadyExists | WriterConflict)
+        if vacant and not others:
+            with interruption.held():
+                _take_away(place.path, backup_id, begun=begun, made=made)
+        raise
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _take_away(path: str, backup_id: bytes, *, begun: bool, made: bool) -> None:
+    if _withdraw(path, backup_id, begun=begun) and made:
+        with contextlib.suppress(StorageError):  # somebody put something there
+            fsio.remove_directory(path, op="remove unfinished backup")
+
+
+def _withdraw(path: str, backup_id: bytes, *, begun: bool) -> bool:
+    """Removes what was made of a backup, unless another one stands there; returns whether it did.
+
+    The base first: without it, what is left is no backup that nobody could unlock. Before it was
+    `begun`, under the lock, unfinished files may be those of another process at work.
+    """
+    base = os.path.join(path, _FIRST_BASE)
+    if os.path.lexists(base):
+        fd = fsio.open_existing(base, writable=False, op="open base")
+        try:
+            if read_open(fd, base).backup_id != backup_id:
+                return False
+        finally:
+            os.close(fd)
+        fsio.remove(base, op="remove unfinished backup")
+    fsio.remove(os.path.join(path, LOCK_NAME), op="remove unfinished backup")
+    if begun:
+        _remove_unfinished(path)
+    return True
+
+
+@contextlib.contextmanager
+def build_inside(path: str) -> Iterator[str]:
+    """A directory inside a new backup's, whose files become the backup's when the block ends well.
+
+    The base comes last: without it they are no backup. What fails, and who else is at work there,
+    leaves nothing that is taken for one.
+    """
+    made = fsio.make_directory(path, op="create backup")
+    published: list[str] = []
+    try:
+        with scratch.directory(path, op="copy") as directory:
+            inside = os.path.join(directory, "copy")
+            _require_vacant(path, os.path.basename(directory))
+            yield inside
+            _require_vacant(path, os.path.basename(directory))
+            names = fsio.list_directory(inside, op="publish copy")
+            for name in sorted(names, key=lambda name: name.startswith("base-")):
+                fsio.publish(
+                    os.path.join(inside, name), os.path.join(path, name), op="publish copy"
+                )
+                published.append(name)
+    except BaseException:
+        for name in reversed(published):
+            fsio.remove(os.path.join(path, name), op="remove unfinished copy")
+        if made:
+            with contextlib.suppress(StorageError):  # somebody put something there
+                fsio.remove_directory(path, op="remove unfinished copy")
+        raise
+
+
+def _require_vacant(path: str, besides: str = "") -> None:
+    found = fsio.list_directory(path, op="list backup")
+    allowed = (*_UNFINISHED, _KEPT, LOCK_NAME, *filter(None, (besides,)))
+    if any(not name.startswith(allowed) for name in found):
+        raise AlreadyExists(
+            f"{path} is not empty, and is left as it is. If it is a backup, it can be used as it "
+            "is; otherwise choose another name."
+        )
+
+
+def _keep_keys(path: str) -> None:
+    for name in fsio.list_directory(path, op="list backup"):
+        if name.startswith("key-"):
+            file = os.path.join(path, name)
+            fsio.keep(file, os.path.join(path, _KEPT + name), op="keep unused key")
+            fsio.remove(file, op="remove unused key")
+
+
+def _remove_unfinished(path: str) -> None:
+    for name in fsio.list_directory(path, op="list backup"):
+        if name.startswith(_UNFINISHED):
+            fsio.remove(os.path.join(path, name), op="remove unfinished backup")
+
+
+def _create_first_base(place: Place, backup_id: bytes, base: Change | None) -> None:
+    store = Store(place.path, backup_id, create_keys(place, backup_id))
+    size = 0
+    if base is not None:
+        assert base.snapshot is not None
+        size = base.snapshot.size_bytes
+    count = 0 if base is None else 1
+    version = 0 if base is None else base.version
+    start = v2.Position(1, 0, bytes(v2.SEAL_BYTES))
+    stored_ms = 0 if base is None else stored_now_ms(base)
+    state = v2.BaseState(version, base is not None, True, count, size, start, count, stored_ms)
+    built, _ = write_snapshot_file(
+        store,
+        "create",
+        v2.FileKind.BASE,
+        1,
+        0,
+        v2.pack_base_state(state),
+        version,
+        None if base is None else base.snapshot,
+    )
+    fsio.publish(built, os.path.join(place.path, _FIRST_BASE), op="publish new backup")
+
+
+def identity(place: Place) -> tuple[str, bytes]:
+    """The directory and the id of a backup, which need no key. Raises `NotFound`, `Damaged`."""
+    return place.path, _newest_header(place).backup_id
+
+
+def is_encrypted(place: Place) -> bool:
+    """Whether a backup is encrypted. Raises `NotFound`, `Damaged`."""
+    return _newest_header(place).cipher != v2.PLAIN
+
+
+def take_inventory(place: Place, keys: Sequence[Key]) -> Inventory:
+    """What belongs to a backup. Raises `NotFound`, `Damaged`, `StorageError`."""
+    path, listing = _newest_base(place.path)
+    found = newest = _header(path)
+    with contextlib.suppress(NotFound, StorageError):  # it may expire at this moment
+        found = _header(os.path.join(place.path, "base-{:010}-{:010}".format(*listing.bases[0])))
+    cipher = None if newest.cipher == v2.PLAIN else "AES-256-GCM"
+    oldest_at, space = found.created_ms / 1000, space_bytes([place.path])
+    return Inventory(cipher, tuple(keys), len(listing.bases), oldest_at, space)
+
+
+def _newest_header(place: Place) -> v2.Open:
+    return _header(_newest_base(place.path)[0])
+
+
+def _header(path: str) -> v2.Open:
+    fd = fsio.open_existing(path, writable=False, op="open base")
+    try:
+        return read_open(fd, path)
+    finally:
+        os.close(fd)
+
+
+def _newest_base(path: str) -> tuple[str, Listing]:
+    """The path of the newest base in a directory, and all that the directory holds."""
+    require_backup_directory(path)
+    listing = list_files(path)
+    if listing.bases:
+        name = "base-{:010}-{:010}".format(*listing.bases[-1])
+        return os.path.join(path, name), listing
+    if listing.segments:
+        damaged(path, 0, 0, "no base is left in it, where the history starts")
+    raise missing_in(path)
+
+
+def open_base(place: Place, *, writable: bool) -> Opened:
+    """Reads the newest base; a reader's lock on it keeps what it needs from expiring.
+
+    Raises:
+        NotFound, Locked, Damaged, StorageError.
+    """
+    fd, path, listing = _newest(place.path, writable=writable)
+    try:
+        store, base = _read(place, fd, path, listing)
+    except BaseException:
+        os.close(fd)
+        raise
+    if writable:
+        os.close(fd)
+        fd = -1
+    return Opened(store, base, fd)
+
+
+def _newest(path: str, *, writable: bool) -> tuple[int, str, Listing]:
+    while True:
+        base_path, listing = _newest_base(path)
+        fd = fsio.open_existing(base_path, writable=False, op="open base")
+        if not writable:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_SH)
+        if os.path.exists(base_path):
+            return fd, base_path, listing
+        os.close(fd)
+
+
+def _read(place: Place, fd: int, base_path: str, listing: Listing) -> tuple[Store, Base]:
+    generation, segment = listing.bases[-1]
+    found = read_open(fd, base_path)
+    if found.cipher == v2.PLAIN and (place.key_source or given_secret()) is not None:
+        raise Damaged(
+            f"The backup in {place.path} is not encrypted, but a key was given for it. Somebody "
+            "may have put another backup in the place of yours. If you know that it is not "
+            "encrypted, leave the key out."
+        )
+    key = None
+    if found.cipher != v2.PLAIN:
+        key = unlock(place, found.backup_id)
+    store = Store(place.path, found.backup_id, key)
+    header = store.read_header(fd, base_path, v2.FileKind.BASE, generation)
+    if header is None:
+        damaged(base_path, 0, 0, "its header is missing")
+    state = v2.unpack_base_state(header.state)
+    if state.start.segment != segment:
+        damaged(base_path, 0, 0, "its name says another segment than its header")
+    return store, Base(generation, base_path, state)

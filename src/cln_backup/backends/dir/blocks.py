@@ -1,0 +1,76 @@
+"""A file of zeros that is filled from its start, by whole blocks that are written past the cache.
+
+What the node waits for is one write and one sync. Without the system's cache in between, the write
+is not first copied there and then looked for; measured, that takes a tenth off both.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Final
+
+from cln_backup.backends.look import BLOCK_BYTES, read_anew
+from cln_backup.storage import fsio
+from cln_backup.storage.path_watch import PathWatch
+
+_MEMORY_BYTES: Final = 1 << 16
+
+
+def _memory(length_bytes: int) -> memoryview:
+    """Memory that lies at a border, of this process alone also after a fork."""
+    return memoryview(mmap.mmap(-1, length_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+class BlockFile:
+    """The one writer of a file of zeros.
+
+    Attributes:
+        end_bytes: where the next bytes go.
+    """
+
+    def __init__(self, path: str, *, op: str) -> None:
+        """Opens the file; nothing is written."""
+        self.fd = fsio.open_direct(path, op=op)
+        self.end_bytes = 0
+        self._path = path
+        self._watch = PathWatch(path, self.fd)
+        self._memory = _memory(_MEMORY_BYTES)
+
+    def is_in_place(self) -> bool:
+        """Whether the path that it was opened by still leads to it."""
+        return self._watch.leads_to_file()
+
+    def look(self) -> str | None:
+        """Reads the place where the next bytes go; tells what is there that should not be.
+
+        The last block that was written must be there, and only zeros after it.
+        """
+        start = (self.end_bytes - 1) // BLOCK_BYTES * BLOCK_BYTES
+        held = self.end_bytes - start
+        [found] = read_anew(self._path, [(start, 2 * BLOCK_BYTES)])
+        if found[:held] != self._memory[:held]:
+            return f"before byte {self.end_bytes} is not what was written there last"
+        if found.count(0, held) != len(found) - held:
+            return f"more was written from byte {self.end_bytes} on"
+        return None
+
+    def append(self, data: bytes, *, op: str) -> None:
+        """Writes bytes behind those before; durable after `fsio.sync`."""
+        held = self.end_bytes % BLOCK_BYTES
+        size = held + len(data)
+        whole = -(-size // BLOCK_BYTES) * BLOCK_BYTES
+        memory = self._memory
+        if whole > len(memory):
+            memory = _memory(whole)
+            memory[:held] = self._memory[:held]
+        memory[held:size] = data
+        memory[size:whole] = bytes(whole - size)
+        fsio.write_at(self.fd, [memory[:whole]], self.end_bytes - held, op=op)
+        self.end_bytes += len(data)
+        held = self.end_bytes % BLOCK_BYTES or BLOCK_BYTES  # a full block too, for `look`
+        self._memory[:held] = memory[size - held : size]
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        os.close(self.fd)

@@ -1,0 +1,102 @@
+"""Changes that a `dir:` backup dropped: each in a file of its own, `dropped-N`, kept for ever."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cln_backup.backends.dir.snapshots import StoredSnapshot, write_snapshot_file
+from cln_backup.backends.dir.store import damaged
+from cln_backup.formats import v2
+from cln_backup.formats.v1 import unpack_transaction
+from cln_backup.formats.v2_stream import pack_transaction
+from cln_backup.model.change import Change
+from cln_backup.storage import fsio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cln_backup.backends.dir.store import Store
+    from cln_backup.model.change import Snapshot
+
+_PREFIX: Final = "dropped-"
+_NAME: Final = re.compile(r"dropped-(\d{10,20})(?:-(\d+))?")
+
+
+class _Statements(NamedTuple):
+    """A transaction in the form in which a snapshot is written."""
+
+    content: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.content)
+
+    def chunks(self) -> Iterator[bytes]:
+        yield self.content
+
+
+def set_aside(store: Store, change: Change, epoch: int) -> str:
+    """Writes a change to a file of its own; returns its path. Durable with its name.
+
+    Where the name is taken, a number is added: nothing is overwritten.
+    """
+    content: Snapshot
+    if change.snapshot is not None:
+        content = change.snapshot
+    else:
+        assert change.transaction is not None
+        content = _Statements(pack_transaction(change.transaction))
+    version, size = change.version, content.size_bytes
+    stored_ms = change.stored_ms or 0
+    state = v2.pack_dropped_state(
+        v2.DroppedState(version, size, change.snapshot is not None, stored_ms)
+    )
+    kind = v2.FileKind.DROPPED
+    built, _ = write_snapshot_file(store, "drop", kind, version, epoch, state, version, content)
+    try:
+        name = os.path.join(store.path, f"{_PREFIX}{version:010}")
+        return fsio.keep(built, name, op="set dropped change aside")
+    finally:
+        fsio.remove(built, op="remove unfinished set-aside file")
+
+
+def dropped(store: Store) -> Iterator[Change]:
+    """All that was set aside, by version and in the order in which it was dropped.
+
+    Raises:
+        Damaged, StorageError.
+    """
+    for state, _, stored in sorted(_files(store), key=lambda file: (file[0].version, file[1])):
+        if state.snapshot:
+            yield Change(state.version, stored, None, state.stored_ms)
+        else:
+            transaction = unpack_transaction(b"".join(stored.chunks()))
+            yield Change(state.version, None, transaction, state.stored_ms)
+
+
+def check_dropped(store: Store) -> None:
+    """Checks every byte of what was set aside. Raises `Damaged`, `StorageError`."""
+    for _, _, stored in _files(store):
+        for _ in stored.chunks():
+            pass
+
+
+def _files(store: Store) -> Iterator[tuple[v2.DroppedState, int, StoredSnapshot]]:
+    for name in fsio.list_directory(store.path, op="list backup"):
+        found = _NAME.fullmatch(name)
+        if found is None:
+            continue
+        path, version = os.path.join(store.path, name), int(found[1])
+        fd = fsio.open_existing(path, writable=False, op="open set-aside file")
+        try:
+            header = store.read_header(fd, path, v2.FileKind.DROPPED, version)
+        finally:
+            os.close(fd)
+        if header is None:
+            damaged(path, 0, 0, "its header is missing")
+        state = v2.unpack_dropped_state(header.state)
+        kind, size = v2.FileKind.DROPPED, state.size_bytes
+        stored = StoredSnapshot(store, path, kind, version, state.version, size, None)
+        yield state, int(found[2] or 1), stored

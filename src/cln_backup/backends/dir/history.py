@@ -1,0 +1,255 @@
+"""Reads the changes of a `dir:` backup in order, seeing through dropped ones."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cln_backup.backends.dir.log import LogEnd, check_tail_of_closed, pieces, read_piece
+from cln_backup.backends.dir.snapshots import StoredSnapshot, check_snapshot, last_seal
+from cln_backup.backends.dir.store import READ, damaged, list_files
+from cln_backup.formats import v2
+from cln_backup.formats.v1 import unpack_transaction
+from cln_backup.formats.v2_stream import Inflater
+from cln_backup.model.change import FOREIGN_KEYS_OFF, Change, Kind
+from cln_backup.model.errors import BackupError, Damaged
+from cln_backup.storage import fsio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cln_backup.backends.dir.log import Piece
+    from cln_backup.backends.dir.store import Store
+    from cln_backup.formats.v2_stream import Record
+
+_AHEAD_BYTES: Final = 1 << 19
+
+
+class Base(NamedTuple):
+    """A base that was read: where a generation of the history starts."""
+
+    generation: int
+    path: str
+    state: v2.BaseState
+
+    def marks(self) -> tuple[v2.Mark | None, v2.Mark | None]:
+        """The last two changes that the base stands for."""
+        if not self.state.snapshot:
+            return None, None
+        version, stored_ms = self.state.version, self.state.stored_ms
+        snapshot = v2.Mark(Kind.SNAPSHOT, True, version, v2.NOWHERE, stored_ms)
+        if self.state.foreign_keys:
+            return snapshot, None
+        return v2.Mark(Kind.RIDER, False, version, v2.NOWHERE, stored_ms), snapshot
+
+    def changes(self, store: Store) -> list[Change]:
+        """The changes that the base stands for."""
+        if not self.state.snapshot:
+            return []
+        version, size, stored_ms = self.state.version, self.state.size_bytes, self.state.stored_ms
+        kind = v2.FileKind.BASE
+        stored = StoredSnapshot(store, self.path, kind, self.generation, version, size, None)
+        changes = [Change(version, stored, None, stored_ms)]
+        if not self.state.foreign_keys:
+            changes.append(Change(version, None, (FOREIGN_KEYS_OFF,), stored_ms))
+        return changes
+
+    def holds(self, mark: v2.Mark) -> bool:
+        """Whether a change is folded into the base."""
+        at, start = mark.at, self.state.start
+        return (at.segment, at.offset_bytes) < (start.segment, start.offset_bytes)
+
+
+class History(NamedTuple):
+    """What a reader goes through.
+
+    Attributes:
+        segments: numbers of those from the base's on.
+        end: where the log ended when it was opened.
+    """
+
+    store: Store
+    base: Base
+    segments: Sequence[int]
+    end: LogEnd
+
+    def changes(self, stop: v2.Position | None) -> Iterator[Change]:
+        """The changes that were not dropped; with `stop`, those before that place only.
+
+        `NOWHERE` as a stop leaves out the last change of the base itself. The changes are read
+        some at a time: a processor is faster at the same work over and over.
+        """
+        changes = self._one_by_one(stop)
+        ahead_bytes = _AHEAD_BYTES
+        while ahead_bytes >= _AHEAD_BYTES:
+            ahead: list[Change] = []
+            ahead_bytes = 0
+            fault = None
+            try:
+                for change, size_bytes in changes:
+                    ahead.append(change)
+                    ahead_bytes += size_bytes
+                    if ahead_bytes >= _AHEAD_BYTES:
+                        break
+            except BackupError as error:
+                fault = error
+            yield from ahead
+            if fault is not None:
+                raise fault
+
+    def _one_by_one(self, stop: v2.Position | None) -> Iterator[tuple[Change, int]]:
+        """Each change, with the bytes of memory that its statements take."""
+        in_base = [(change, 0) for change in self.base.changes(self.store)]
+        yield from in_base[:-1]
+        if stop == v2.NOWHERE:
+            return
+        # A change can be given out only when the next record does not drop it.
+        held = in_base[-1] if in_base else None
+        for record, piece, inflater in self.records():
+            if stop is not None and record.start[:2] == stop[:2]:
+                break
+            if record.type is v2.Type.DROP:
+                held = None
+                continue
+            if held is not None:
+                yield held
+            held = self._change(record, piece, inflater)
+        if held is not None:
+            yield held
+
+    def change_at(self, start: v2.Position) -> Change:
+        """The change whose record starts at a place in the log, dropped or not."""
+        later = [number for number in self.segments if number >= start.segment]
+        for piece in pieces(self.store, later, self.end):
+            inflater = Inflater()
+            for record in read_piece(self.store, piece):
+                if record.start[:2] == start[:2]:
+                    return self._change(record, piece, inflater)[0]
+                if record.type in v2.COMPRESSED:
+                    self._inflate(record, piece, inflater)
+        path = self.store.log_path(start.segment)
+        return damaged(path, start.offset_bytes, 0, "the record that was found there is gone")
+
+    def check(self) -> None:
+        """Checks every byte from the base on, without taking the changes apart.
+
+        A segment that another one follows is held against the digest that the other one has of
+        it, in one go; where they differ, its records are gone through to find the place.
+
+        Raises:
+            Damaged, StorageError.
+        """
+        for change in self.base.changes(self.store):
+            if change.snapshot is not None:
+                for _ in change.snapshot.chunks():
+                    pass
+        if not self.base.state.snapshot:
+            empty = StoredSnapshot(
+                self.store, self.base.path, v2.FileKind.BASE, self.base.generation, 0, 0, None
+            )
+            for _ in empty.chunks():
+                pass
+        first = True
+        good_before: dict[int, int] = {}
+        for piece in pieces(self.store, self.segments, self.end):
+            if first:
+                self._check_first(piece)
+                first = False
+            head = piece.segment.state.head
+            good = self.base.state.version if head is None else head.version
+            good_before[piece.segment.number] = good
+            if piece.digest is not None and _digest(piece) == piece.digest:
+                check_tail_of_closed(self.store, piece, good)
+                continue
+            for _ in read_piece(self.store, piece):
+                pass
+            if piece.digest is not None:
+                path = self.store.log_path(piece.segment.number)
+                damaged(path, 0, good, "its digest is not the one that the next segment has of it")
+        for segment, number in list_files(self.store.path).snapshots:
+            if segment >= self.base.state.start.segment:
+                try:
+                    check_snapshot(self.store, segment, number)
+                except Damaged as error:
+                    error.good_up_to(good_before.get(segment, 0))
+                    raise
+
+    def records(self) -> Iterator[tuple[Record, Piece, Inflater]]:
+        """The records from the base on, each with what is needed to inflate it.
+
+        Each compressed one must be inflated, in order, before the next is asked for.
+        """
+        start = self.base.state.start
+        found = start.offset_bytes == 0
+        first = True
+        for piece in pieces(self.store, self.segments, self.end):
+            if first:
+                self._check_first(piece)
+                first = False
+            inflater = Inflater()
+            for record in read_piece(self.store, piece):
+                if not found and record.start[:2] == start[:2]:
+                    if record.start.seal != start.seal:
+                        break
+                    found = True
+                if found:
+                    yield record, piece, inflater
+                elif record.type in v2.COMPRESSED:
+                    self._inflate(record, piece, inflater)
+            if not found:
+                break
+        if not found:
+            version = self.base.state.version
+            damaged(
+                self.base.path, 0, version, "the place where the log goes on from it is not there"
+            )
+
+    def _check_first(self, piece: Piece) -> None:
+        state_of_base, state = self.base.state, piece.segment.state
+        start = state_of_base.start
+        if start.offset_bytes:
+            good = piece.segment.number == start.segment
+        else:
+            good = state.prev_segment == 0 and state.prev_seal == last_seal(self.base.path)
+        if not good:
+            path = self.store.log_path(piece.segment.number)
+            what = f"it does not go on from {self.base.path}; a segment is missing"
+            damaged(path, 0, state_of_base.version, what)
+
+    def _change(self, record: Record, piece: Piece, inflater: Inflater) -> tuple[Change, int]:
+        if record.type in v2.COMPRESSED:
+            content = self._inflate(record, piece, inflater)
+            transaction = unpack_transaction(content)
+            return Change(record.version, None, transaction, record.stored_ms), len(content)
+        segment = piece.segment.number
+        path = self.store.log_path(segment)
+        try:
+            if record.type is not v2.Type.SNAPSHOT:
+                raise v2.Malformed(f"a record of type {record.type.name} in the log")
+            number, size, seal = v2.unpack_reference(record.payload)
+        except v2.Malformed as error:
+            damaged(path, record.start.offset_bytes, record.version - 1, f"it has {error}")
+        stored = StoredSnapshot(
+            self.store,
+            self.store.snapshot_path(segment, number),
+            v2.FileKind.SNAPSHOT,
+            number,
+            record.version,
+            size,
+            seal,
+        )
+        return Change(record.version, stored, None, record.stored_ms), 0
+
+    def _inflate(self, record: Record, piece: Piece, inflater: Inflater) -> bytes:
+        try:
+            return inflater.inflate(record.payload)
+        except v2.Malformed as error:
+            path = self.store.log_path(piece.segment.number)
+            damaged(path, record.start.offset_bytes, record.version - 1, f"it has {error}")
+
+
+def _digest(piece: Piece) -> bytes:
+    digest = hashlib.sha256()
+    for chunk in fsio.chunks_at(piece.fd, piece.end_bytes, 0, op=READ):
+        digest.update(chunk)
+    return digest.digest()

@@ -1,0 +1,405 @@
+"""Reads the log of a `dir:` backup: the chain of its segments, and what their records amount to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cln_backup.backends.dir import store as dir_store
+from cln_backup.backends.dir.records import (
+    Tail,
+    Unreadable,
+    is_torn_drop,
+    judge_tail,
+    last_byte,
+    records,
+)
+from cln_backup.backends.dir.store import READ, damaged
+from cln_backup.formats import v2
+from cln_backup.formats.v2_stream import Decoder
+from cln_backup.model.change import Kind
+from cln_backup.model.errors import Damaged
+from cln_backup.storage import fsio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cln_backup.backends.dir.store import Header, Store
+    from cln_backup.formats.v2_stream import Record
+
+_SETTLE_TRIES: Final = 20
+_SETTLE_S: Final = 0.01
+_BEGIN_TRIES: Final = 2
+_BLOCK_BYTES: Final = 4096
+
+
+class Segment(NamedTuple):
+    """A segment that was begun: its header was written."""
+
+    number: int
+    header: Header
+    state: v2.LogState
+
+    def decoder(self) -> Decoder:
+        """Unseals its records, from the first one on."""
+        timed = self.header.open.kind is v2.FileKind.TIMED_LOG
+        return Decoder(self.header.sealer, self.header.seal, timed=timed)
+
+
+class LogEnd(NamedTuple):
+    """Where the log ends, and all that the next writer must know.
+
+    Attributes:
+        segment: number of the last one that was begun; 0 where there is none.
+        end_bytes, seal, digest: where it ends, its last seal, SHA-256 of all before.
+        epoch: of its writer.
+        last_number: of the last segment, begun or not.
+        torn_bytes: length of what a cut left behind the end.
+        lacks: what shows that the log went on, and that the rest is not there; mostly empty.
+    """
+
+    segment: int
+    end_bytes: int
+    seal: bytes
+    digest: bytes
+    epoch: int
+    last_number: int
+    torn_bytes: int
+    lacks: str
+
+
+class Tracker:
+    """What the records up to here amount to."""
+
+    def __init__(
+        self, ordinal: int, head: v2.Mark | None, before: v2.Mark | None, *, may_rewind: bool
+    ) -> None:
+        self.ordinal = ordinal
+        self.head = head
+        self.before = before
+        self.may_rewind = may_rewind
+
+    @property
+    def version(self) -> int:
+        """Data version of the head."""
+        return 0 if self.head is None else self.head.version
+
+    def apply(self, record_type: v2.Type, version: int, start: v2.Position, stored_ms: int) -> None:
+        """Takes one record into account. Raises `Malformed` where it cannot follow."""
+        if record_type is v2.Type.DROP:
+            if not self.may_rewind or self.head is None:
+                raise v2.Malformed("a change that is dropped where there is none to drop")
+            self.head, self.before, self.may_rewind = self.before, None, False
+            self.ordinal -= 1
+            return
+        foreign_keys = self.head is None or self.head.foreign_keys
+        if record_type is v2.Type.TRANSACTION:
+            kind = Kind.TRANSACTION
+        elif record_type is v2.Type.SNAPSHOT:
+            kind, foreign_keys = Kind.SNAPSHOT, True
+        elif record_type in (v2.Type.RIDER, v2.Type.RIDER_WITHOUT_KEYS):
+            kind, foreign_keys = Kind.RIDER, record_type is v2.Type.RIDER
+        else:
+            raise v2.Malformed(f"a record of type {record_type.name} in the log")
+        self.before = self.head
+        self.head = v2.Mark(kind, foreign_keys, version, start, stored_ms)
+        self.may_rewind = True
+        self.ordinal += 1
+
+
+def open_segment(store: Store, number: int, version: int = 0) -> tuple[int, Segment | None]:
+    """A segment's descriptor, for the caller to close, and what its header says.
+
+    `None` in the place of a header where the segment was not begun.
+    """
+    path = store.log_path(number)
+    fd = fsio.open_existing(path, writable=False, op="open segment")
+    try:
+        header = store.read_header(fd, path, v2.FileKind.LOG, number, version)
+        if header is None:
+            return fd, None
+        try:
+            state = v2.unpack_log_state(header.state)
+        except v2.Malformed as error:
+            damaged(path, 0, version, f"it has {error}")
+        return fd, Segment(number, header, state)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def find_end(
+    store: Store, numbers: Sequence[int], tracker: Tracker, *, alone: bool
+) -> tuple[LogEnd, Tracker]:
+    """Finds the end of the log; the tracker given is for a log without a segment.
+
+    Args:
+        store: the backup.
+        numbers: of all segments, in order.
+        tracker: what the base amounts to.
+        alone: whether no writer can be at work. Otherwise what looks like damage at the very end
+            may be a record that is being written at this moment, and is looked at again.
+
+    Raises:
+        Damaged: the last segment holds bytes that cannot be right.
+        StorageError.
+    """
+    tries = 0 if alone else min(_SETTLE_TRIES, _BEGIN_TRIES)
+    while True:
+        try:
+            return _find_end(store, numbers, tracker, alone=alone)
+        except Damaged:  # or a header that is being written at this moment
+            if tries == 0:
+                raise
+            tries -= 1
+            time.sleep(_SETTLE_S)
+
+
+def _find_end(
+    store: Store, numbers: Sequence[int], tracker: Tracker, *, alone: bool
+) -> tuple[LogEnd, Tracker]:
+    last_number = numbers[-1] if numbers else 0
+    none = LogEnd(0, 0, bytes(v2.SEAL_BYTES), bytes(v2.DIGEST_BYTES), 0, last_number, 0, "")
+    found = none, tracker
+    successor_was_sent = False
+    lacks = ""
+    for number in reversed(numbers):
+        fd, segment = open_segment(store, number)
+        try:
+            if segment is not None:
+                found = _walk(store, fd, segment, last_number, alone=alone)
+                break
+            tail = judge_tail(fd, v2.HEADER_BYTES, cut_before=True)
+            if tail is Tail.DAMAGED:
+                path = store.log_path(number)
+                damaged(path, 0, tracker.version, "its header is missing, and the rest is not")
+            if tail is Tail.TORN and not is_torn_drop(fd, v2.HEADER_BYTES):
+                successor_was_sent = True
+            size, least = fsio.size_bytes(fd), dir_store.FIRST_SEGMENT_BYTES
+            if size < least:
+                lacks = f"{store.log_path(number)} has {size} of at least {least} bytes"
+        finally:
+            os.close(fd)
+    if successor_was_sent:
+        found[1].may_rewind = False
+    return found[0]._replace(lacks=found[0].lacks or lacks), found[1]
+
+
+def _walk(
+    store: Store, fd: int, segment: Segment, last_number: int, *, alone: bool
+) -> tuple[LogEnd, Tracker]:
+    path = store.log_path(segment.number)
+    state = segment.state
+    tracker = Tracker(state.ordinal, state.head, state.before, may_rewind=state.may_rewind)
+    decoder = segment.decoder()
+    end = v2.HEADER_BYTES
+    tries = 0 if alone else _SETTLE_TRIES
+    torn_bytes = 0
+    while True:
+        size = fsio.size_bytes(fd)
+        started = end
+        try:
+            for record in records(fd, decoder, segment.number, size, end):
+                tracker.apply(record.type, record.version, record.start, record.stored_ms)
+                end = record.end_bytes
+        except Unreadable as error:
+            found, cut = error.found, error.cut
+        except v2.Malformed as error:
+            damaged(path, end, tracker.version, f"it has {error}")
+        else:
+            break
+        tail = judge_tail(fd, end)
+        if tail is Tail.TORN:
+            torn_bytes = (last_byte(fd, end, size) or end) + 1 - end
+            # The node sent what is torn, so it had committed the head; unless it is a drop of it.
+            tracker.may_rewind = tracker.may_rewind and is_torn_drop(fd, end)
+        if tail is not Tail.DAMAGED or (cut and _lacks(fd, segment, end, path)):
+            break
+        # A writer that is at work may have appended since, or be writing at this moment.
+        if tries == 0 and end == started:
+            version = tracker.version
+            what = f"expected the record that follows version {version}, found {found}"
+            damaged(path, end, version, what)
+        if end == started:
+            tries -= 1
+            time.sleep(_SETTLE_S)
+    digest = hashlib.sha256()
+    for chunk in fsio.chunks_at(fd, end, 0, op=READ):
+        digest.update(chunk)
+    log_end = LogEnd(
+        segment.number,
+        end,
+        decoder.seal,
+        digest.digest(),
+        segment.header.open.epoch,
+        last_number,
+        torn_bytes,
+        _lacks(fd, segment, end, path),
+    )
+    return log_end, tracker
+
+
+def _lacks(fd: int, segment: Segment, end: int, path: str) -> str:
+    """What shows that there was more than the last segment that was begun holds; or nothing.
+
+    Until the next one holds a record, a segment has the length that it was made with.
+    """
+    size = fsio.size_bytes(fd)
+    least = segment.state.capacity_bytes or _least_bytes_where_not_said(fd, size)
+    if size >= least:
+        return ""
+    if size == end:
+        return (
+            f"{path} is cut to its last change, as when the next segment holds a newer one, and "
+            "that is missing"
+        )
+    return f"{path} has {size} of {least} bytes"
+
+
+def _least_bytes_where_not_said(fd: int, size: int) -> int:
+    """The least that a segment of this length must have had, which does not say its own.
+
+    It was made with one of two lengths, and a first record with no room in that made it longer.
+    """
+    first, spare = dir_store.FIRST_SEGMENT_BYTES, dir_store.SPARE_BYTES
+    head = fsio.read_at(fd, v2.HEAD_BYTES, v2.HEADER_BYTES, op=READ)
+    record_end = v2.HEADER_BYTES + (v2.unpack_head(head) or 0) + v2.FRAME_BYTES
+    made_longer = first < record_end <= size < record_end + _BLOCK_BYTES
+    if size in (first, spare) or made_longer:
+        return size
+    return first if size < first else spare
+
+
+class Piece(NamedTuple):
+    """A segment and the part of it that counts.
+
+    Attributes:
+        end_bytes: where it ends.
+        seal, digest: what the next segment says of it; `None` where there is no next one.
+    """
+
+    fd: int
+    segment: Segment
+    end_bytes: int
+    seal: bytes | None
+    digest: bytes | None
+
+
+def pieces(store: Store, numbers: Sequence[int], end: LogEnd) -> Iterator[Piece]:
+    """The segments up to the end of the log, in order, each checked against the next.
+
+    A segment's descriptor is closed when the next one is asked for.
+
+    Raises:
+        Damaged: one is missing, or does not go on from the one before.
+    """
+    last: Segment | None = None
+    last_fd = -1
+    try:
+        for number in numbers:
+            if number > end.segment:
+                break
+            if not os.path.exists(store.log_path(number)):
+                continue  # claimed and never begun, and removed meanwhile; or the link will tell
+            version = 0 if last is None or last.state.head is None else last.state.head.version
+            fd, segment = open_segment(store, number, version)
+            if segment is None:
+                os.close(fd)
+                continue
+            try:
+                if last is not None:
+                    _check_link(store, last, segment)
+                    state = segment.state
+                    digest = state.prev_digest
+                    yield Piece(last_fd, last, state.prev_end_bytes, state.prev_seal, digest)
+            except BaseException:
+                os.close(fd)
+                raise
+            if last_fd >= 0:
+                os.close(last_fd)
+            last, last_fd = segment, fd
+        if end.segment and (last is None or last.number != end.segment):
+            damaged(store.log_path(end.segment), 0, 0, "it is missing")
+        if last is not None:
+            yield Piece(last_fd, last, end.end_bytes, None, None)
+    finally:
+        if last_fd >= 0:
+            os.close(last_fd)
+
+
+def _check_link(store: Store, last: Segment, segment: Segment) -> None:
+    path = store.log_path(segment.number)
+    version = 0 if segment.state.head is None else segment.state.head.version
+    if segment.state.prev_segment != last.number:
+        damaged(
+            path,
+            0,
+            version,
+            f"it goes on from segment {segment.state.prev_segment}, and the one before it here is "
+            f"{last.number}; one is missing",
+        )
+    if segment.header.open.epoch < last.header.open.epoch:
+        damaged(path, 0, version, "its writer is older than that of the segment before")
+
+
+def read_piece(store: Store, piece: Piece) -> Iterator[Record]:
+    """The records of a segment up to its end.
+
+    Raises:
+        Damaged: a record does not hold, or the segment ends elsewhere than the next one says.
+    """
+    path = store.log_path(piece.segment.number)
+    decoder = piece.segment.decoder()
+    version = 0 if piece.segment.state.head is None else piece.segment.state.head.version
+    end = v2.HEADER_BYTES
+    try:
+        for record in records(piece.fd, decoder, piece.segment.number, piece.end_bytes):
+            yield record
+            version = record.version - (record.type is v2.Type.DROP)
+            end = record.end_bytes
+    except Unreadable as error:
+        damaged(
+            path,
+            error.offset_bytes,
+            version,
+            f"expected the record that follows version {version}, found {error.found}",
+        )
+    if end != piece.end_bytes or piece.seal not in (None, decoder.seal):
+        damaged(path, end, version, "the next segment goes on from another end")
+    if piece.seal is not None:
+        check_tail_of_closed(store, piece, version)
+
+
+def check_tail_of_closed(store: Store, piece: Piece, version: int) -> None:
+    """Checks what is after the end of a segment that is followed by another.
+
+    A cut may have left a torn record there, and a writer that did not yet know of its successor
+    one that is whole; neither was answered. It looks after each record, so of two the first was.
+    """
+    if judge_tail(piece.fd, piece.end_bytes) is not Tail.DAMAGED:
+        return
+    count = _whole_records_after(piece)
+    if count != 1:
+        path = store.log_path(piece.segment.number)
+        what = f"after its end is {Tail.DAMAGED.value}"
+        if count:
+            what = f"{count} changes that were stored after its end are not in the next segment"
+        damaged(path, piece.end_bytes, version, what)
+
+
+def _whole_records_after(piece: Piece) -> int:
+    """How many records go on after the end of a segment, with nothing else after them."""
+    decoder = piece.segment.decoder()
+    end = v2.HEADER_BYTES
+    count = 0
+    try:
+        size = fsio.size_bytes(piece.fd)
+        for record in records(piece.fd, decoder, piece.segment.number, size):
+            end = record.end_bytes
+            count += end > piece.end_bytes
+    except Unreadable:
+        if judge_tail(piece.fd, end) is Tail.DAMAGED:
+            return 0
+    return count

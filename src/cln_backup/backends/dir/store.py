@@ -1,0 +1,205 @@
+"""The files of a `dir:` backup: what their names say, and how their headers are read and made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+
+from cln_backup.formats import v2
+from cln_backup.formats.seals import file_sealer, pack_header, unpack_state
+from cln_backup.model.errors import Damaged
+from cln_backup.storage import fsio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cln_backup.formats.seals import Sealer
+    from cln_backup.model.change import Change
+
+BUILDING: Final = "building"
+"""Start of the names of what is built beside and not yet part of the backup."""
+SPARE: Final = "spare"
+READ: Final = "read backup"
+FIRST_SEGMENT_BYTES: Final = 1 << 18
+"""Zeros written while the node waits, where no spare lies ready; no segment is made shorter."""
+SPARE_BYTES: Final = 1 << 20
+"""Zeros that a process beside prepares."""
+_NAME = re.compile(r"(?:log-(\d{10})|base-(\d{10})-(\d{10})|snapshot-(\d{10})-(\d{10}))")
+
+
+class Listing(NamedTuple):
+    """What a directory holds, by name, each in order.
+
+    Attributes:
+        bases: generation, and number of the first segment that it needs.
+        segments: their numbers.
+        snapshots: number of the segment that refers to it, and its own.
+    """
+
+    bases: tuple[tuple[int, int], ...]
+    segments: tuple[int, ...]
+    snapshots: tuple[tuple[int, int], ...]
+
+
+class Header(NamedTuple):
+    """A header that was read and holds.
+
+    Attributes:
+        state: as the file's kind has it, still packed.
+        sealer: for the file's records.
+        seal: the header's own.
+    """
+
+    open: v2.Open
+    state: bytes
+    sealer: Sealer
+    seal: bytes
+
+
+def list_files(path: str) -> Listing:
+    """Lists a backup's directory. Raises `StorageError`."""
+    bases, segments, snapshots = [], [], []
+    for name in fsio.list_directory(path, op="list backup"):
+        found = _NAME.fullmatch(name)
+        if found is None:
+            continue
+        segment, generation, first, referrer, number = found.groups()
+        if segment is not None:
+            segments.append(int(segment))
+        elif generation is not None:
+            bases.append((int(generation), int(first)))
+        else:
+            snapshots.append((int(referrer), int(number)))
+    return Listing(tuple(bases), tuple(segments), tuple(snapshots))
+
+
+def damaged(path: str, offset_bytes: int, version: int, what: str) -> NoReturn:
+    """Raises `Damaged` for a place in a file.
+
+    `version` is the last one before it that is good; 0 where it is not known.
+    """
+    raise Damaged(
+        f"{path} is damaged at byte {offset_bytes}: {what}. "
+        "Nothing was changed; keep the directory as it is. `backup-cli verify` says more.",
+        offset_bytes=offset_bytes,
+        good_version=version,
+    )
+
+
+def stored_now_ms(change: Change) -> int:
+    """When a change counts as stored that is stored now, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000 if change.stored_ms is None else change.stored_ms
+
+
+class Store:
+    """One backup's directory, with what is needed to read and make its files."""
+
+    def __init__(self, path: str, backup_id: bytes, master_key: bytes | None) -> None:
+        self.path = path
+        self.backup_id = backup_id
+        self.master_key = master_key
+
+    @property
+    def cipher(self) -> int:
+        """The cipher of every file."""
+        return v2.PLAIN if self.master_key is None else v2.AES_256_GCM
+
+    def log_path(self, segment: int) -> str:
+        """Where a segment stands."""
+        return os.path.join(self.path, f"log-{segment:010}")
+
+    def base_path(self, generation: int, segment: int) -> str:
+        """Where a base stands."""
+        return os.path.join(self.path, f"base-{generation:010}-{segment:010}")
+
+    def snapshot_path(self, segment: int, number: int) -> str:
+        """Where the snapshot stands that a record in this segment refers to."""
+        return os.path.join(self.path, f"snapshot-{segment:010}-{number:010}")
+
+    @property
+    def spare_path(self) -> str:
+        """Where the zeros lie that become the next segment."""
+        return os.path.join(self.path, SPARE)
+
+    def size_bytes(self, segment: int, end_bytes: int, gone: Sequence[str]) -> int:
+        """What the files take that hold something of a log which ends there; some left out."""
+        total = 0
+        with os.scandir(self.path) as files:
+            for file in files:
+                if file.path in gone or _NAME.fullmatch(file.name) is None:
+                    continue
+                if file.path == self.log_path(segment):
+                    total += end_bytes
+                elif not file.name.startswith("log-") or int(file.name[4:]) < segment:
+                    with contextlib.suppress(FileNotFoundError):  # expired at this moment
+                        total += file.stat().st_size
+        return total
+
+    def folded_bytes(self, base: str, segment: int) -> int:
+        """What a generation takes that the next one, from this segment on, does not need."""
+        listing = list_files(self.path)
+        first = int(base.rpartition("-")[2])
+        gone = [base]
+        gone += [self.log_path(number) for number in listing.segments if first <= number < segment]
+        gone += [
+            self.snapshot_path(*snapshot)
+            for snapshot in listing.snapshots
+            if first <= snapshot[0] < segment
+        ]
+        return sum(os.path.getsize(path) for path in gone)
+
+    def new_header(
+        self, kind: v2.FileKind, number: int, epoch: int, state: bytes
+    ) -> tuple[bytes, Sealer]:
+        """The header of a new file, with a fresh key, and what seals its records."""
+        salt = bytes(v2.SALT_BYTES) if self.master_key is None else os.urandom(v2.SALT_BYTES)
+        created_ms = time.time_ns() // 1_000_000
+        header = v2.Open(kind, self.cipher, self.backup_id, number, epoch, created_ms, salt)
+        sealer = file_sealer(header, self.master_key)
+        return pack_header(header, state, sealer), sealer
+
+    def read_header(
+        self, fd: int, path: str, kind: v2.FileKind, number: int, version: int = 0
+    ) -> Header | None:
+        """Reads and checks a header; `None` where there are only zeros.
+
+        A log's segment may be of either kind of it.
+
+        Raises:
+            Damaged: it does not hold, or is another file's. Up to `version` all is good.
+        """
+        data = fsio.read_at(fd, v2.HEADER_BYTES, 0, op=READ)
+        if not any(data):
+            return None
+        if len(data) < v2.HEADER_BYTES:
+            damaged(path, 0, version, "it is too short for a header")
+        try:
+            found = v2.unpack_open(data)
+        except v2.Malformed as error:
+            damaged(path, 0, version, f"it has {error}")
+        if found.backup_id != self.backup_id:
+            damaged(path, 0, version, "it belongs to another backup")
+        timed = kind is v2.FileKind.LOG and found.kind is v2.FileKind.TIMED_LOG
+        if not (timed or found.kind is kind) or found.number != number:
+            damaged(path, 0, version, f"it is {found.kind.name.lower()} number {found.number}")
+        if found.cipher != self.cipher:
+            damaged(path, 0, version, "it is encrypted in another way than the backup")
+        sealer = file_sealer(found, self.master_key)
+        state = unpack_state(data, sealer)
+        if state is None:
+            damaged(path, 0, version, "its header does not hold what was written")
+        return Header(found, state, sealer, data[-v2.SEAL_BYTES :])
+
+
+def read_open(fd: int, path: str) -> v2.Open:
+    """The open part of a file's header, unchecked. Raises `Damaged`."""
+    data = fsio.read_at(fd, v2.HEADER_BYTES, 0, op=READ)
+    if len(data) < v2.HEADER_BYTES:
+        damaged(path, 0, 0, "it is too short for a header")
+    try:
+        return v2.unpack_open(data)
+    except v2.Malformed as error:
+        damaged(path, 0, 0, f"it has {error}")

@@ -1,0 +1,135 @@
+"""What a `dir:` backup's log amounts to, and whether its end is there.
+
+A copy that stopped early is a backup of an older moment, which costs a node its funds. What shows
+it: a segment without a successor is as long as it was made; the writer notes beside its lock which
+segment it began last; a snapshot has its record in the log, and a base the place where it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cln_backup.backends import incomplete_copies_are_accepted
+from cln_backup.backends.dir.base import LOCK_NAME
+from cln_backup.backends.dir.log import Tracker, find_end
+from cln_backup.backends.dir.store import READ, damaged, list_files
+from cln_backup.formats import v2
+from cln_backup.model.errors import IncompleteCopy, StorageError
+from cln_backup.storage import fsio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cln_backup.backends.dir.history import Base
+    from cln_backup.backends.dir.log import LogEnd
+    from cln_backup.backends.dir.store import Listing, Store
+
+_MAX_NOTE_BYTES: Final = 4096
+_TRIES: Final = 2
+_SETTLE_S: Final = 0.01
+
+
+class Stock(NamedTuple):
+    """What a log amounts to.
+
+    Attributes:
+        segments: the numbers of those that its base needs, in order.
+        end, tracker: where it ends, and what it comes to there.
+        notice: where its end is missing and that was accepted, what must be known of it.
+    """
+
+    segments: Sequence[int]
+    end: LogEnd
+    tracker: Tracker
+    notice: str
+
+
+def take_stock(store: Store, base: Base, *, alone: bool) -> Stock:
+    """Reads the end of the log; `alone` where no writer can be at work.
+
+    Raises:
+        IncompleteCopy: the end is missing, and that was not accepted.
+        Damaged, StorageError.
+    """
+    tries = 0 if alone else _TRIES
+    while True:
+        noted = _noted_segment(store)  # before the listing, so what it names is there by then
+        listing = list_files(store.path)
+        segments, end, tracker = _read(store, base, listing, alone=alone)
+        lacks = end.lacks or _lacks(store, base, listing, end, noted)
+        if not lacks:
+            return Stock(segments, end, tracker, "")
+        if tries == 0:
+            break
+        # A writer at work may have gone on to the next segment meanwhile, perhaps each time.
+        if list_files(store.path).segments[-1:] == listing.segments[-1:]:
+            tries -= 1
+            time.sleep(_SETTLE_S)
+    version = tracker.version
+    text = (
+        f"Incomplete copy of a backup, or its disk lost the end: {lacks}. Changes up to version "
+        f"{version} are there; newer ones may be missing, and a node that goes on from an older "
+        "state can lose its funds. "
+    )
+    if incomplete_copies_are_accepted() and not alone:
+        return Stock(segments, end, tracker, text + "It was asked for by --to.")
+    error = IncompleteCopy(
+        f"{text}Nothing was changed. Copy the whole directory again, with the node stopped. If "
+        f"there is nothing left to copy from: `backup-cli restore --to {version}` takes what is "
+        "there."
+    )
+    error.good_version = version  # its message says so already
+    raise error
+
+
+def _read(
+    store: Store, base: Base, listing: Listing, *, alone: bool
+) -> tuple[list[int], LogEnd, Tracker]:
+    state = base.state
+    segments = [number for number in listing.segments if number >= state.start.segment]
+    if state.start.offset_bytes and segments[:1] != [state.start.segment]:
+        # Otherwise the log would begin anew, where no reader of this base looks for it.
+        what = f"the log goes on from it in segment {state.start.segment}, which is missing"
+        damaged(base.path, 0, state.version, what)
+    head, before = base.marks()
+    in_base = Tracker(state.ordinal, head, before, may_rewind=head is not None)
+    end, tracker = find_end(store, segments, in_base, alone=alone)
+    return segments, end, tracker
+
+
+def _lacks(store: Store, base: Base, listing: Listing, end: LogEnd, noted: int) -> str:
+    """What shows that the log went on, where nothing in its last segment does."""
+    start = base.state.start
+    if start.offset_bytes and (end.segment, end.end_bytes) <= start[:2]:
+        return f"the log ends before the change at which it goes on from {base.path}"
+    if noted > end.last_number and not os.path.exists(store.log_path(noted)):
+        return f"{store.log_path(noted)}, which its writer had begun, is missing"
+    for segment, at in listing.snapshots:
+        begun = segment <= end.last_number
+        there = end.end_bytes if segment == end.segment else v2.HEADER_BYTES if begun else 0
+        if segment >= end.segment and at > there:
+            return f"{store.snapshot_path(segment, at)} is there, and its place in the log is not"
+    return ""
+
+
+def note_of(store: Store, segment: int) -> dict[str, object]:
+    """What a writer notes beside its lock of the segment that it began last."""
+    return {"backup_id": store.backup_id.hex(), "segment": segment}
+
+
+def _noted_segment(store: Store) -> int:
+    """The segment that was begun last, as its writer noted it; 0 where that is not known."""
+    with suppress(OSError, StorageError, ValueError, RecursionError):
+        fd = os.open(os.path.join(store.path, LOCK_NAME), os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            note = json.loads(fsio.read_at(fd, _MAX_NOTE_BYTES, 0, op=READ))
+        finally:
+            os.close(fd)
+        if isinstance(note, dict) and note.get("backup_id") == store.backup_id.hex():
+            segment = note.get("segment")
+            return segment if isinstance(segment, int) and segment > 0 else 0
+    return 0

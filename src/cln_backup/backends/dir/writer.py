@@ -1,0 +1,306 @@
+"""Appends to the log of a `dir:` backup: one writer's segments, its epoch.
+
+A segment is claimed by giving its name to a file of zeros, which no two writers can do; only then
+the writer looks whether the log still ends where it found it. A writer looks for the claim of a
+later one before each record, and again when the record is synced, before it is answered. So of
+two writers that do not know of each other, on machines that share the directory, at least one
+sees the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Final
+
+from cln_backup.backends.dir import store as dir_store
+from cln_backup.backends.dir.blocks import BlockFile
+from cln_backup.backends.dir.records import Tail, judge_tail
+from cln_backup.backends.dir.store import list_files
+from cln_backup.backends.look import LookSchedule, conflict, moved
+from cln_backup.formats import v2
+from cln_backup.formats.v2_stream import Encoder
+from cln_backup.model.errors import AlreadyExists, StorageError, WriterConflict
+from cln_backup.storage import fsio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cln_backup.backends.dir.log import LogEnd, Tracker
+    from cln_backup.backends.dir.store import Store
+
+MAX_NUMBER: Final = 10**10 - 1
+"""The greatest that a segment's name has room for."""
+
+_SPARE_AFTER_BYTES: Final = 1 << 15
+_UPKEEP_WAIT_S: Final = 3.0
+
+
+class SegmentWriter:
+    """Appends records; starts with none, and claims its first segment at the first append."""
+
+    def __init__(self, store: Store, end: LogEnd, seal: bytes, upkeep: Sequence[str]) -> None:
+        """Starts behind `end`; in an empty log, behind the base with the seal given.
+
+        `upkeep` are the arguments of the process beside, besides the directory.
+        """
+        self._store = store
+        self._upkeep_arguments = upkeep
+        self._begun = end if end.segment else end._replace(seal=seal)
+        self.epoch = end.epoch + 1
+        self._file: BlockFile | None = None
+        self._capacity_bytes = 0
+        self._encoder: Encoder | None = None
+        self._digest = hashlib.sha256()
+        self._next_path = ""
+        self._leftover = end
+        self._upkeep: subprocess.Popen[bytes] | None = None
+        self._spare_wanted = True
+        self._schedule = LookSchedule()
+
+    @property
+    def end(self) -> LogEnd:
+        """Where the log ends."""
+        if self._file is None or self._encoder is None:
+            return self._begun
+        return self._begun._replace(end_bytes=self._file.end_bytes, seal=self._encoder.seal)
+
+    def look_is_due(self) -> bool:
+        """Counts one append that is about to be made; whether to `look` before it."""
+        return self._schedule.is_due()
+
+    def look(self, *, at_all_names: bool = False) -> None:
+        """Looks whether the log is as this writer left it.
+
+        With `at_all_names` for later segments than the next one too.
+
+        Raises:
+            WriterConflict: another writer went on from there; nothing was written.
+            StorageError.
+        """
+        if self._file is None:
+            self._require_end(self._begun)
+            at_all_names = True
+        else:
+            found = self._file.look()
+            if found is not None:
+                raise conflict(self._store.log_path(self._begun.segment), found)
+            # A network file system asks its server for the names anew.
+            fsio.visit_directory(self._store.path, op="look at backup")
+            self._require_no_later_writer()
+        if at_all_names:
+            last = max(list_files(self._store.path).segments, default=0)
+            if last > self._begun.last_number:
+                raise self._conflict(self._store.log_path(last))
+
+    def prepare(self, tracker: Tracker, size_bytes: int) -> int:
+        """Makes sure that there is a segment with room for a record of at most this size.
+
+        Returns the segment's number.
+
+        Raises:
+            WriterConflict: a later writer is at work.
+        """
+        if not self._has_room(size_bytes):
+            self._begin(tracker, v2.HEADER_BYTES + size_bytes)
+        return self._begun.segment
+
+    def _has_room(self, size_bytes: int) -> bool:
+        return self._file is not None and (
+            self._file.end_bytes + size_bytes <= self._capacity_bytes
+        )
+
+    def next_place(self, size_bytes: int) -> tuple[int, int]:
+        """Segment and offset where the next record of about this size will be; claims nothing."""
+        if self._has_room(size_bytes):
+            return self._begun.segment, self.end.end_bytes
+        return self.end.last_number + 1, v2.HEADER_BYTES
+
+    def _begin(self, tracker: Tracker, least_bytes: int) -> None:
+        """Claims the next segment and writes its header. Durable with the first record."""
+        if self._file is not None:
+            self.look(at_all_names=True)  # what is behind this end will count no more
+        prev, number = self.end, self.end.last_number + 1
+        path = self._claim(number, least_bytes)
+        # By its name, not by the descriptor that wrote the zeros: the spare is made by a process
+        # of its own, which may have put a new one in its place.
+        file = BlockFile(path, op="open segment")
+        try:
+            if self._file is None:
+                self._require_end(prev)
+            capacity = fsio.size_bytes(file.fd)
+            state = v2.LogState(
+                prev.segment,
+                prev.end_bytes,
+                prev.seal,
+                prev.digest if self._file is None else self._digest.digest(),
+                tracker.ordinal,
+                tracker.may_rewind,
+                tracker.head,
+                tracker.before,
+                capacity,
+            )
+            header, sealer = self._store.new_header(
+                v2.FileKind.TIMED_LOG, number, self.epoch, v2.pack_log_state(state)
+            )
+            file.append(header, op="write segment header")
+        except BaseException:
+            file.close()
+            raise
+        if self._file is not None:
+            self._file.close()
+        self._file, self._capacity_bytes = file, capacity
+        self._encoder = Encoder(sealer, header[-v2.SEAL_BYTES :], timed=True)
+        self._digest = hashlib.sha256(header)
+        self._next_path = self._store.log_path(number + 1)
+        self._leftover = prev
+        self._spare_wanted = True
+        self._begun = prev._replace(
+            segment=number, end_bytes=v2.HEADER_BYTES, epoch=self.epoch, last_number=number
+        )
+
+    def _claim(self, number: int, least_bytes: int) -> str:
+        """Gives a segment's name to zeros that are on stable storage, for records to lie within.
+
+        So while it is the newest one, the file is as long as it was made, whatever is cut.
+        """
+        path = self._store.log_path(number)
+        if number > MAX_NUMBER:
+            raise StorageError(
+                f"{self._store.path} holds a segment {MAX_NUMBER}, behind which none can stand. No "
+                "backup comes that far: find out who put it there."
+            )
+        built = self._store.spare_path
+        first_bytes = dir_store.FIRST_SEGMENT_BYTES
+        if not fsio.is_sole_name(built) or os.path.getsize(built) < first_bytes:
+            # A claim that was cut leaves a spare that is a segment as well; and a link leads
+            # anywhere. What is written to one name must be seen at no other.
+            fsio.remove(built, op="remove unusable spare")
+        if not os.path.exists(built) or os.path.getsize(built) < least_bytes:
+            fd, built = fsio.create_beside(built, "first", op="create segment")
+            try:
+                length_bytes = -(-least_bytes // first_bytes) * first_bytes
+                fsio.preallocate(fd, length_bytes, op="preallocate segment")
+            except BaseException:
+                fsio.remove(built, op="remove unfinished segment")
+                raise
+            finally:
+                os.close(fd)
+        try:
+            fsio.publish(built, path, op="claim segment", withdraws=False)
+        except AlreadyExists:
+            raise self._conflict(path) from None
+        return path
+
+    def _require_end(self, prev: LogEnd) -> None:
+        """Makes sure that no other writer went on behind the end, before this one's claim.
+
+        What was torn when it was found may have been another writer's record on its way.
+        """
+        if not prev.segment:
+            return
+        path = self._store.log_path(prev.segment)
+        expected = Tail.TORN if prev.torn_bytes else Tail.CLEAN
+        fd = fsio.open_existing(path, writable=False, op="open segment")
+        try:
+            if judge_tail(fd, prev.end_bytes) is not expected:
+                raise conflict(path, f"more was written from byte {prev.end_bytes} on")
+        finally:
+            os.close(fd)
+
+    def append(
+        self, record_type: v2.Type, version: int, content: bytes, stored_ms: int = 0
+    ) -> v2.Position:
+        """Appends one record; it is on stable storage when this returns. Returns its start.
+
+        Raises:
+            WriterConflict: a later writer is at work; what was written does not count.
+            StorageError, BadChange.
+        """
+        encoder, file = self._encoder, self._file
+        assert encoder is not None, "no segment is prepared"
+        assert file is not None
+        if not file.is_in_place():
+            raise moved(self._store.path, "its newest segment")
+        self._require_no_later_writer()
+        start = v2.Position(self._begun.segment, file.end_bytes, encoder.seal)
+        data = encoder.encode(record_type, version, content, stored_ms)
+        file.append(data, op="append record")
+        fsio.sync(file.fd, op="sync record")
+        self._require_no_later_writer()
+        self._schedule.appended()
+        self._digest.update(data)
+        if start.offset_bytes == v2.HEADER_BYTES:
+            self._trim_previous()
+        if self._spare_wanted and file.end_bytes > _SPARE_AFTER_BYTES:
+            self.start_upkeep()
+        return start
+
+    def _require_no_later_writer(self) -> None:
+        if os.access(self._next_path, os.F_OK):  # cheaper than an exception where there is none
+            raise self._conflict(self._next_path)
+
+    def _conflict(self, path: str) -> WriterConflict:
+        return WriterConflict(
+            f"Another process began to write to this backup after this one ({path} is not ours); "
+            "this one has lost the right to write and stores nothing more. Two nodes must never "
+            "share a backup, and a node must never run twice: find the other one. If this machine "
+            "was set back to an older state, such as a checkpoint of a virtual machine, do not "
+            "start the node from it: bring its database to the newest state with "
+            "`backup-cli restore`."
+        )
+
+    def _trim_previous(self) -> None:
+        """Cuts off what was never used of the segments before, now that this one is durable.
+
+        Those that were claimed and never begun keep their names: by the name of the one behind
+        its own, a writer of an older epoch learns that there was another.
+        """
+        prev, begun = self._leftover, self._begun.segment
+        numbers: Sequence[int] = (prev.segment,)
+        if not prev.segment or begun > prev.segment + 1:
+            listed = list_files(self._store.path).segments
+            numbers = [number for number in listed if prev.segment <= number < begun]
+        for number in numbers:
+            path = self._store.log_path(number)
+            fd = fsio.open_existing(path, writable=True, op="open segment")
+            try:
+                end = prev.end_bytes if number == prev.segment else 0
+                fsio.truncate(fd, end, op="trim segment")
+            finally:
+                os.close(fd)
+
+    def start_upkeep(self) -> None:
+        """Starts the process that prepares the next segment and removes what has expired.
+
+        It runs beside, at low priority, so that the node does not wait for it. That it cannot be
+        started is no fault of the backup: the next segment is then prepared while the node waits.
+        """
+        self._spare_wanted = False
+        if self._upkeep is not None and self._upkeep.poll() is None:
+            return
+        command = [sys.executable, "-m", "cln_backup.backends.dir.upkeep", self._store.path]
+        command.extend((*self._upkeep_arguments, str(os.getpid())))
+        with contextlib.suppress(OSError):
+            self._upkeep = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+
+    def close(self) -> None:
+        """Lets go of the segment, and waits for the process beside."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._upkeep is not None:
+            try:
+                self._upkeep.wait(_UPKEEP_WAIT_S)
+            except subprocess.TimeoutExpired:
+                self._upkeep.kill()
+                self._upkeep.wait()
+            self._upkeep = None

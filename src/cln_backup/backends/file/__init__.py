@@ -1,0 +1,1 @@
+"""`file:`, one file as the community's plugin writes it."""

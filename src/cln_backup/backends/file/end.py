@@ -1,0 +1,82 @@
+"""What the writer of a `file:` backup left in it last, and whether it is still there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cln_backup.backends.look import BLOCK_BYTES, LookSchedule, conflict, moved, read_anew
+from cln_backup.formats import v1
+from cln_backup.storage import fsio
+from cln_backup.storage.path_watch import PathWatch
+
+if TYPE_CHECKING:
+    from cln_backup.backends.file.scan import Entry
+
+
+class FileEnd:
+    """The header and the end of the last entry, as the one writer last knew them.
+
+    Attributes:
+        header: as the file has it, without the zeros that fill it up.
+        payload: of the last entry, or the end of it; empty in an empty backup.
+    """
+
+    def __init__(self, path: str, fd: int, header: v1.Header, head: Entry | None) -> None:
+        """Reads the end of the last entry."""
+        self._path = path
+        self._watch = PathWatch(path, fd, size=True)
+        self._schedule = LookSchedule()
+        self.header = v1.pack_header(header)
+        self.payload = b""
+        self.read_payload(fd, head)
+
+    def read_payload(self, fd: int, head: Entry | None) -> None:
+        """Learns from the file what its last entry is."""
+        length = 0 if head is None else min(BLOCK_BYTES, head.length_bytes)
+        end = 0 if head is None else head.end_bytes
+        self.payload = fsio.read_at(fd, length, end - length, op="read backup")
+
+    def replaced(self, fd: int, header: v1.Header) -> None:
+        """Takes note that another file, with the same last entry, has taken the path."""
+        self._watch = PathWatch(self._path, fd, size=True)
+        self.header = v1.pack_header(header)
+
+    def appended(self, payload: bytes) -> None:
+        """Takes note of an entry that was appended and synced."""
+        self.payload = payload
+        self._schedule.appended()
+
+    def require(self, end_bytes: int, *, now: bool) -> None:
+        """Makes sure that the backup still ends there; looks closer where that is due, or `now`.
+
+        Raises:
+            WriterConflict: another process wrote to it.
+            StorageError: the path leads elsewhere.
+        """
+        size = self._watch.size_bytes()
+        if size != end_bytes:
+            if size is None:
+                raise moved(self._path, f"{self._path}.writer")
+            raise conflict(self._path, _longer_or_shorter(size, end_bytes))
+        if self._schedule.is_due() or now:
+            self.look(end_bytes)
+
+    def look(self, end_bytes: int) -> None:
+        """Looks now whether header and last change are there. Raises what `require` raises."""
+        last = self.payload[-BLOCK_BYTES:]
+        start = (end_bytes - len(last)) // BLOCK_BYTES * BLOCK_BYTES
+        length = end_bytes - start
+        # Up to a byte that must not be there.
+        whole = (length // BLOCK_BYTES + 1) * BLOCK_BYTES
+        header, found = read_anew(self._path, [(0, BLOCK_BYTES), (start, whole)])
+        if len(found) != length:
+            raise conflict(self._path, _longer_or_shorter(start + len(found), end_bytes))
+        if not header.startswith(self.header):
+            raise conflict(self._path, "its header is another one")
+        if not found.endswith(last):
+            raise conflict(self._path, "its last change is another one")
+
+
+def _longer_or_shorter(size_bytes: int, end_bytes: int) -> str:
+    what = "more" if size_bytes > end_bytes else "less"
+    return f"it has {what} than the {end_bytes} bytes that were written"

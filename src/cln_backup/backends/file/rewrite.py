@@ -1,0 +1,221 @@
+"""Writes files of format 1 beside a backup: new ones, mended ones, and what is set aside.
+
+Each is built under a name of its own, synced, and only then given the name that it is for.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from typing import TYPE_CHECKING
+
+from cln_backup.backends.contract import Staged
+from cln_backup.backends.file.scan import entries
+from cln_backup.backends.writer import require_locks
+from cln_backup.formats import v1
+from cln_backup.model.change import FOREIGN_KEYS_OFF
+from cln_backup.model.errors import StorageError
+from cln_backup.storage import fsio
+
+if TYPE_CHECKING:
+    from cln_backup.backends.file.scan import Entry, Layout
+    from cln_backup.model.change import Change
+
+_PIECE_BYTES = 1 << 18
+
+_EMPTY = v1.Header(0, v1.HEADER_BYTES, 0, 0, 0)
+
+
+def create(path: str, base: Change | None) -> None:
+    """Makes a new file, empty or with a snapshot. Durable, with its name, when it returns.
+
+    Where the file system has no locks, without which no writer could begin, nothing is made.
+    """
+    fd, built = fsio.create_beside(path, "unfinished", op="create backup")
+    try:
+        header = _EMPTY
+        require_locks(fd, path)
+        _write_blank_header(fd)
+        if base is not None:
+            end = write_snapshot(fd, base, v1.HEADER_BYTES)
+            header = v1.Header(base.version, end, 0, v1.HEADER_BYTES, 1)
+        fsio.write_at(fd, [v1.pack_header(header)], 0, op="write header")
+        if base is not None and base.stored_ms:
+            fsio.set_time(fd, base.stored_ms)
+        fsio.sync(fd, op="sync new backup")
+        fsio.publish(built, path, op="publish new backup")
+    except BaseException:
+        fsio.remove(built, op="remove unfinished backup")
+        raise
+    finally:
+        os.close(fd)
+
+
+def withdraw(path: str, made: os.stat_result) -> None:
+    """Removes a file that `create` made, unless another one took its place. Durable."""
+    if os.path.samestat(os.lstat(path), made):
+        fsio.remove(path, op="remove unfinished backup")
+        fsio.sync_directory(os.path.dirname(path), op="remove unfinished backup")
+
+
+def write_snapshot(fd: int, change: Change, start: int) -> int:
+    """Writes a snapshot's entry; returns the offset behind it. Synced piece by piece."""
+    assert change.snapshot is not None
+    size = change.snapshot.size_bytes
+    head = v1.pack_entry_head(size, change.version, v1.SNAPSHOT)
+    end = fsio.write_at(fd, [head], start, op="write snapshot")
+    for chunk in change.snapshot.chunks():
+        end = fsio.write_at(fd, [chunk], end, op="write snapshot")
+        fsio.sync(fd, op="sync snapshot")
+    if end != start + v1.ENTRY_BYTES + size:
+        raise StorageError(
+            f"The snapshot was to have {size} bytes and has {end - start - v1.ENTRY_BYTES}: the "
+            "database changed while it was read. Nothing of it counts; try again."
+        )
+    return end
+
+
+def repair(fd: int, path: str, layout: Layout) -> tuple[int, str]:
+    """Writes the file anew without stale transactions; the damaged one is kept.
+
+    Returns the new file's descriptor, and the name of the one that is kept. Durable when it
+    returns.
+    """
+    new_fd, built = fsio.create_beside(path, "unfinished", op="create repaired backup", like=path)
+    try:
+        header = _EMPTY
+        _write_blank_header(new_fd)
+        for entry in entries(fd, layout.end_bytes):
+            if entry.stale:
+                continue
+            start = header.offset_bytes
+            end = _copy(fd, entry.offset_bytes, entry.end_bytes, new_fd, start, op="repair")
+            header = v1.Header(entry.version, end, header.version, start, header.version_count + 1)
+        fsio.write_at(new_fd, [v1.pack_header(header)], 0, op="write header")
+        fsio.keep_times(new_fd, fd)
+        fsio.sync(new_fd, op="sync repaired backup")
+        kept = fsio.keep(path, f"{path}.before-repair", op="keep damaged backup")
+        fsio.replace(built, path, op="publish repaired backup")
+    except BaseException:
+        os.close(new_fd)
+        fsio.remove(built, op="remove unfinished repair")
+        raise
+    return new_fd, kept
+
+
+def set_aside(fd: int, path: str, entry: Entry) -> str:
+    """Copies an entry into a file of format 1 of its own; returns its name. Durable."""
+    start = v1.HEADER_BYTES
+    end = start + entry.end_bytes - entry.offset_bytes
+    header = v1.pack_header(v1.Header(entry.version, end, 0, start, 1)).ljust(start, b"\x00")
+    name = f"{path}.dropped-{entry.version}"
+    return _keep_part(fd, entry.offset_bytes, entry.end_bytes, path, name, header)
+
+
+def keep_torn(fd: int, path: str, layout: Layout) -> str:
+    """Copies what a cut left behind the last entry, as it is; returns its name. Durable."""
+    version = 0 if layout.head is None else layout.head.version
+    name = f"{path}.torn-after-{version}"
+    return _keep_part(fd, layout.end_bytes, layout.size_bytes, path, name, b"")
+
+
+def _keep_part(fd: int, start: int, end: int, path: str, name: str, header: bytes) -> str:
+    new_fd, built = fsio.create_beside(path, "unfinished", op="create set-aside file", like=path)
+    try:
+        fsio.write_at(new_fd, [header], 0, op="set aside")
+        _copy(fd, start, end, new_fd, len(header), op="set aside")
+        fsio.sync(new_fd, op="sync set-aside file")
+        return fsio.keep(built, name, op="keep set-aside file")
+    finally:
+        os.close(new_fd)
+        fsio.remove(built, op="remove unfinished set-aside file")
+
+
+def stage(
+    fd: int, path: str, head: Entry, version_count: int, base: Change | None, *, foreign_keys: bool
+) -> Staged:
+    """See `Backend.stage`; `head` is the backup's, `version_count` its number of changes."""
+    new_fd, built = fsio.create_beside(path, "compacting", op="create compacted backup", like=path)
+    try:
+        _write_blank_header(new_fd)
+        end = v1.HEADER_BYTES
+        count = 0
+        if base is not None:
+            end = write_snapshot(new_fd, base, end)
+            count = 1
+            if not foreign_keys:
+                payload = v1.pack_transaction([FOREIGN_KEYS_OFF])
+                rider = v1.pack_entry_head(len(payload), base.version, v1.TRANSACTION)
+                end = fsio.write_at(new_fd, [rider, payload], end, op="write rider")
+                count = 2
+        fold = head.offset_bytes
+        source = os.fstat(fd).st_ino
+        folded = version_count - 1 - count
+        staged = Staged(built, source, fold, fold, end - fold, folded, fold - end)
+        return _stage_more(fd, new_fd, staged)
+    except BaseException:
+        fsio.remove(built, op="remove unfinished compaction")
+        raise
+    finally:
+        os.close(new_fd)
+
+
+def stage_more(fd: int, staged: Staged) -> Staged:
+    """See `Backend.stage_more`."""
+    new_fd = fsio.open_existing(staged.name, writable=True, op="open compacted backup")
+    try:
+        return _stage_more(fd, new_fd, staged)
+    except BaseException:
+        fsio.remove(staged.name, op="remove unfinished compaction")
+        raise
+    finally:
+        os.close(new_fd)
+
+
+def _stage_more(fd: int, new_fd: int, staged: Staged) -> Staged:
+    """Copies the entries that are there whole."""
+    end = staged.copied_bytes
+    size = fsio.size_bytes(fd)
+    while end + v1.ENTRY_BYTES <= size:
+        head = fsio.read_at(fd, v1.ENTRY_BYTES, end, op="read backup")
+        behind = end + v1.ENTRY_BYTES + v1.unpack_entry_head(head).length_bytes
+        if behind > size:
+            break
+        end = behind
+    while True:  # a writer beside this waits for no more than a piece
+        piece = min(end, staged.copied_bytes + _PIECE_BYTES)
+        copy_to_staged(fd, new_fd, staged, piece)
+        fsio.sync(new_fd, op="sync compacted backup")
+        staged = staged._replace(copied_bytes=piece)
+        if piece == end:
+            return staged
+
+
+def copy_to_staged(fd: int, new_fd: int, staged: Staged, end: int) -> None:
+    """Copies what stands in the backup up to `end` and not yet in its replacement. Not durable.
+
+    Raises:
+        StorageError: the replacement is not what was staged.
+    """
+    start = staged.copied_bytes
+    to = start + staged.shift_bytes
+    made_from_this = staged.source == os.fstat(fd).st_ino
+    if not made_from_this or fsio.size_bytes(new_fd) != to or start > end:
+        raise StorageError(f"{staged.name} is not what was staged; the backup is as before.")
+    _copy(fd, start, end, new_fd, to, op="copy to compacted backup")
+
+
+def discard(path: str) -> None:
+    """Removes the replacements beside a backup."""
+    for name in glob.glob(f"{glob.escape(path)}.compacting*"):
+        fsio.remove(name, op="remove unfinished compaction")
+
+
+def _copy(fd: int, start: int, end: int, to_fd: int, to_offset: int, *, op: str) -> int:
+    for chunk in fsio.chunks_at(fd, end - start, start, op="read backup"):
+        to_offset = fsio.write_at(to_fd, [chunk], to_offset, op=op)
+    return to_offset
+
+
+def _write_blank_header(fd: int) -> None:
+    fsio.write_at(fd, [bytes(v1.HEADER_BYTES)], 0, op="write header")

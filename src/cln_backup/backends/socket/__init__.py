@@ -1,0 +1,1 @@
+"""`socket:`, a backup on a server."""

@@ -1,0 +1,268 @@
+"""The changes of a backup on a server, as they come; an interrupted stream goes on where it was."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup.formats import digests, v1
+from cln_backup.model.change import Change, Kind
+from cln_backup.model.errors import BadPacket, Damaged, StorageError
+from cln_backup.storage import scratch
+from cln_backup.storage.spool import Spool
+from cln_backup.wire import packets as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from hashlib import blake2b
+    from typing import TypeVar
+
+    from cln_backup.backends.socket.link import Link
+    from cln_backup.backends.socket.session import Incoming, Session
+
+    T = TypeVar("T")
+
+_CHANGED = (
+    "The backup on the server changed while it was read, so that the stream, which was cut, cannot "
+    "go on where it was. Nothing is wrong with it; start again."
+)
+
+
+class WireSnapshot:
+    """A snapshot that is on its way; its bytes can be had once."""
+
+    def __init__(self, size_bytes: int, pieces: Iterator[bytes]) -> None:
+        self.size_bytes = size_bytes
+        self._pieces: Iterator[bytes] | None = pieces
+
+    def chunks(self) -> Iterator[bytes]:
+        """The file's bytes in order."""
+        if self._pieces is None:
+            raise StorageError("A snapshot that comes from a server can be read only once.")
+        pieces, self._pieces = self._pieces, None
+        return pieces
+
+
+class Download:
+    """A stream of the extension; takes part in `Link.until` packet by packet."""
+
+    def __init__(self, link: Link, limit_s: float, start: int, *, head: bool) -> None:
+        self._link = link
+        self._limit_s = limit_s
+        self._position = wire.Position(start, 0, head, 0, digests.NO_DIGEST)
+        self._session: Session | None = None
+        self._resumed = False
+        self._until: tuple[int, bytes] | None = None
+
+    def changes(self) -> Iterator[Change]:
+        """The changes, up to the head that the backup had when the stream began."""
+        while True:
+            packet, payload = self._packet()
+            if packet.type == wire.STREAM_END:
+                if self._resumed and self._position.head and not self._at_end():
+                    raise StorageError(_CHANGED)
+                break
+            if packet.type == wire.APPEND:
+                version, transaction, digest = _or_damaged(wire.unpack_append, payload)
+                self._advance(version, digest)
+                yield Change(version, None, transaction, 0)
+            elif packet.type == wire.SNAPSHOT_BEGIN:
+                version, size = wire.unpack_snapshot_begin(payload)
+                pieces = self._pieces(version, size)
+                yield Change(version, WireSnapshot(size, pieces), None, 0)
+                for _ in pieces:  # whoever asks for the next change has no use for it
+                    pass
+            else:
+                raise BadPacket(f"The server sent a packet of type {packet.type} among changes.")
+            if self._resumed and self._at_end():  # what follows came later
+                self._link.close()
+                break
+        if self._session is not None:
+            self._session.used_by = None
+
+    def _packet(self) -> tuple[Incoming, bytes]:
+        """The next packet, on this connection or on the next one."""
+        return self._link.until(self._limit_s, self._attempt, self)
+
+    def _attempt(self, session: Session) -> tuple[Incoming, bytes]:
+        if session is not self._session:
+            stands = (session.standing.version, session.standing.digest)
+            if self._until is None:
+                self._until = stands
+            else:
+                self._resumed = True
+                if not self._position.head and stands != self._until:
+                    raise StorageError(_CHANGED)
+            session.used_by = self
+            session.request_stream(self._position)
+            self._session = session
+        packet = session.incoming()
+        return packet, session.payload(packet, wire.MAX_CHANGE_BYTES + wire.APPEND_BYTES)
+
+    def _at_end(self) -> bool:
+        return self._until == (self._position.start, self._position.digest)
+
+    def _advance(self, version: int, digest: bytes) -> None:
+        again = version == self._position.start
+        skip = self._position.skip + 1 if again else 1
+        self._position = wire.Position(version, skip, self._position.head, 0, digest)
+
+    def _pieces(self, version: int, size: int) -> Iterator[bytes]:
+        digest: blake2b = digests.change_digest(v1.SNAPSHOT, version)
+        got = 0
+        while True:
+            packet, payload = self._packet()
+            if packet.type == wire.SNAPSHOT_DATA:
+                piece = wire.unpack_piece(payload)
+                digest.update(piece)
+                got += len(piece)
+                if got > size:
+                    raise BadPacket("The server sent more of a snapshot than it announced.")
+                self._position = self._position._replace(offset_bytes=got)
+                yield piece
+            elif packet.type == wire.SNAPSHOT_BEGIN and self._resumed:
+                if wire.unpack_snapshot_begin(payload) != (version, size):
+                    raise StorageError(_CHANGED)
+            elif packet.type == wire.SNAPSHOT_END:
+                if got != size or payload != digest.digest():
+                    raise Damaged(
+                        f"The snapshot for data version {version} is not what the server read: its "
+                        "digest differs. Try again; if it stays so, look at the server's memory."
+                    )
+                self._advance(version, digest.digest())
+                return
+            else:
+                raise BadPacket(f"The server sent a packet of type {packet.type} in a snapshot.")
+
+
+class _Item(NamedTuple):
+    """One change of protocol 1; a snapshot lies in a spool."""
+
+    version: int
+    transaction: tuple[str, ...] | None
+    snapshot: Spool | None
+
+
+class PlainDownload:
+    """A stream of protocol 1. A cut one starts anew and skips what was had already."""
+
+    def __init__(self, link: Link, limit_s: float, start: int, *, head: bool) -> None:
+        self._link = link
+        self._limit_s = limit_s
+        self._start = start
+        self._with_head = head
+        self._session: Session | None = None
+        self._had = 0
+        self._last_digest = digests.NO_DIGEST
+
+    def changes(self) -> Iterator[Change]:
+        """The changes; of two transactions with one version the first was never committed."""
+        held: Change | None = None
+        spool: Spool | None = None
+        while (item := self._link.until(self._limit_s, self._attempt, self)) is not None:
+            change = _as_change(item)
+            stale = (
+                held is not None
+                and held.kind is Kind.TRANSACTION
+                and change.kind is Kind.TRANSACTION
+                and held.version == change.version
+            )
+            if held is not None and not stale and held.version >= self._start:
+                yield held
+            if spool is not None:
+                spool.close()
+            held, spool = change, item.snapshot
+        if held is not None and self._with_head and held.version >= self._start:
+            yield held
+        if spool is not None:
+            spool.close()
+
+    def _attempt(self, session: Session) -> _Item | None:
+        if session is not self._session:
+            session.used_by = self
+            session.request_stream(wire.Position(0, 0, True, 0, digests.NO_DIGEST))
+            last = digests.NO_DIGEST
+            for _ in range(self._had):
+                item, last = self._receive(session)
+                if item is None:
+                    raise StorageError(_CHANGED)
+                if item.snapshot is not None:
+                    item.snapshot.close()
+            if last != self._last_digest:
+                raise StorageError(_CHANGED)
+            self._session = session
+        item, digest = self._receive(session)
+        if item is None:
+            session.used_by = None
+        else:
+            self._had += 1
+            self._last_digest = digest
+        return item
+
+    def _receive(self, session: Session) -> tuple[_Item | None, bytes]:
+        packet = session.incoming()
+        if packet.type == wire.DONE:
+            session.payload(packet, 0)
+            return None, digests.NO_DIGEST
+        if packet.type == wire.CHANGE:
+            payload = session.payload(packet, wire.MAX_CHANGE_BYTES)
+            version, transaction = _or_damaged(wire.unpack_change, payload)
+            return _Item(version, transaction, None), digests.digest_of(version, transaction)
+        if packet.type == wire.SNAPSHOT:
+            return _receive_snapshot(session.pieces(packet))
+        raise BadPacket(f"The server sent a packet of type {packet.type} among changes.")
+
+
+def _receive_snapshot(pieces: Iterator[bytes]) -> tuple[_Item, bytes]:
+    room = scratch.room_bytes(scratch.temporary(), op="receive a snapshot")
+    spool = Spool()
+    try:
+        version, digest = unpack_snapshot(pieces, spool, room)
+    except BaseException:
+        spool.close()
+        raise
+    return _Item(version, None, spool), digest
+
+
+def unpack_snapshot(pieces: Iterator[bytes], spool: Spool, limit_bytes: int) -> tuple[int, bytes]:
+    """Spools the snapshot in a packet of protocol 1; returns its version and digest.
+
+    Memory is constant. Raises `BadPacket`, `StorageError`, and whatever `pieces` raises.
+    """
+    start = b""
+    for piece in pieces:
+        start += piece
+        if len(start) >= 4:
+            break
+    version = wire.unpack_version(start[:4])
+    digest = digests.change_digest(v1.SNAPSHOT, version)
+    stream = zlib.decompressobj()
+    try:
+        for packed in itertools.chain((start[4:],), pieces):
+            rest = packed
+            while rest:
+                content = stream.decompress(rest, wire.CHUNK_BYTES)
+                rest = stream.unconsumed_tail
+                if spool.size_bytes + len(content) > limit_bytes:
+                    raise BadPacket(f"a snapshot that becomes larger than {limit_bytes} bytes")
+                digest.update(content)
+                spool.write(content)
+                if stream.unused_data:
+                    raise BadPacket("a compressed snapshot that goes on behind its end")
+    except zlib.error:
+        raise BadPacket("a snapshot that is not compressed by zlib") from None
+    if not stream.eof:
+        raise BadPacket("a compressed snapshot that is cut")
+    return version, digest.digest()
+
+
+def _as_change(item: _Item) -> Change:
+    return Change(item.version, item.snapshot, item.transaction, 0)
+
+
+def _or_damaged(unpack: Callable[[bytes], T], payload: bytes) -> T:
+    try:
+        return unpack(payload)
+    except BadPacket as error:
+        raise Damaged(f"The server sent {error}; nothing of it was used.") from None

@@ -1,0 +1,56 @@
+"""Tokens: the secret that a node shows to its server, and what the server keeps of it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+
+from cln_backup.model.errors import BadSettings
+from cln_backup.storage import fsio, interruption
+
+_MAX_BYTES = 512
+_TOKEN = re.compile(r"[!-~]{16,256}")
+
+
+def read_token(path: str) -> str:
+    """The token in a file.
+
+    Raises:
+        BadSettings: the file cannot be read, or holds none.
+    """
+    if fsio.kind_at(path, op="read token file") is None:
+        raise BadSettings(f"There is no token file {path}. `backup-cli token` makes one.")
+    fd = fsio.open_existing(path, writable=False, op="read token file")
+    try:
+        if os.fstat(fd).st_mode & 0o077:
+            raise BadSettings(
+                f"The token file {path} can be read by others than its owner: chmod 600 {path}"
+            )
+        content = fsio.read_at(fd, _MAX_BYTES, 0, op="read token file")
+    finally:
+        os.close(fd)
+    token = content.decode("ascii", "replace").strip()
+    if _TOKEN.fullmatch(token) is None:
+        raise BadSettings(
+            f"{path} holds no token: one line of 16 to 256 letters, digits and signs."
+        )
+    return token
+
+
+def create_token(path: str) -> str:
+    """Makes a token of 256 random bits in a new file; returns its hash.
+
+    Durable when it returns. Raises `AlreadyExists`, `StorageError`.
+    """
+    token = base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=")
+    with interruption.deferred():
+        fsio.write_file(path, token + b"\n", op="write token file", new=True)
+        interruption.finished()
+    return token_hash(token.decode())
+
+
+def token_hash(token: str) -> str:
+    """What a server keeps: no token can be found from it, since tokens are long and random."""
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,220 @@
+"""`socket:HOST:PORT[?OPTION=VALUE[&…]]`, taken apart."""
+
+from __future__ import annotations
+
+import re
+import socket
+from typing import NamedTuple, NoReturn
+from urllib.parse import unquote
+
+from cln_backup.backends import redacted
+from cln_backup.model.errors import BadUrl
+
+_OPTIONS = (
+    "proxy",
+    "node",
+    "token-file",
+    "tls",
+    "fingerprint",
+    "pin",
+    "ca",
+    "deadline",
+    "protocol",
+    "insecure",
+)
+_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
+_NODE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_DIGITS = re.compile(r"[0-9]{1,9}")
+_DEADLINE_S = 600
+_LOOPBACK = ("localhost", "::1")
+FORM = "socket:HOST:PORT[?proxy=socks5:HOST:PORT][&OPTION=VALUE…]"
+
+
+class Address(NamedTuple):
+    """A host and its port; the host is an address without brackets, or a name."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class SocketUrl(NamedTuple):
+    """A server, and how to reach it.
+
+    Attributes:
+        proxy: a SOCKS5 proxy, which also resolves the server's name.
+        node: whose backup is meant, on a server with several.
+        token_file: path of the file that holds the credential.
+        tls: whether the connection is encrypted.
+        fingerprint: SHA-256 of the server's certificate, in lower case hex.
+        pin: path of a file that keeps the fingerprint found at the first connection.
+        ca: path of the certificates to trust, in the place of the system's.
+        deadline_s: how long a lost connection is tried again before the node is stopped.
+        protocol: 1 when the extension shall not be offered.
+    """
+
+    server: Address
+    proxy: Address | None = None
+    node: str = ""
+    token_file: str | None = None
+    tls: bool = False
+    fingerprint: str | None = None
+    pin: str | None = None
+    ca: str | None = None
+    deadline_s: int = _DEADLINE_S
+    protocol: int = 2
+
+
+def parse_socket_url(url: str) -> SocketUrl:
+    """Takes a URL apart.
+
+    Raises:
+        BadUrl: the message says what is wrong with which part, and how it should be.
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme != "socket":
+        _bad(url, "it does not start with socket:")
+    if any(sign.isspace() or not sign.isprintable() for sign in url):
+        _bad(url, "it holds a space or a control character")
+    place, question_mark, query = rest.partition("?")
+    if "#" in url:
+        _bad(url, "it has a '#'; write %23 in a value")
+    if place.startswith("//"):
+        _bad(url, "there are no slashes behind socket:")
+    server = _address(url, place, "the server")
+    options = _options(url, query) if question_mark else {}
+    proxy = None
+    if "proxy" in options:
+        kind, colon, proxy_place = options["proxy"].partition(":")
+        if kind != "socks5" or not colon:
+            _bad(url, "the proxy must be socks5:HOST:PORT; no other kind is known")
+        proxy = _address(url, proxy_place, "the proxy")
+    if server.host.lower().endswith(".onion") and proxy is None:
+        _bad(url, "an onion name is reached through Tor only: add ?proxy=socks5:127.0.0.1:9050")
+    return _checked(url, server, proxy, options)
+
+
+def _checked(
+    url: str, server: Address, proxy: Address | None, options: dict[str, str]
+) -> SocketUrl:
+    fingerprint = options.get("fingerprint")
+    if fingerprint is not None:
+        fingerprint = fingerprint.lower().removeprefix("sha256:").replace(":", "")
+        if re.fullmatch("[0-9a-f]{64}", fingerprint) is None:
+            _bad(url, "a fingerprint has 64 hexadecimal digits, as the server prints it")
+    pinned = [name for name in ("fingerprint", "pin", "ca") if name in options]
+    if len(pinned) > 1:
+        _bad(url, f"{' and '.join(pinned)} exclude each other")
+    tls = _switch(url, options, "tls") if "tls" in options else bool(pinned)
+    if pinned and not tls:
+        _bad(url, f"{pinned[0]} is of use with TLS only, and tls=no was given")
+    node = options.get("node", "")
+    if "node" in options and _NODE_NAME.fullmatch(node) is None:
+        _bad(url, "a node's name has 1 to 64 letters, digits, dots, dashes or underscores")
+    deadline = options.get("deadline", str(_DEADLINE_S))
+    if _DIGITS.fullmatch(deadline) is None or int(deadline) < 1:
+        _bad(url, "the deadline is a whole number of seconds, at least 1")
+    protocol = options.get("protocol", "2")
+    if protocol not in {"1", "2"}:
+        _bad(url, "the protocol is 1 or 2")
+    named = [name for name in ("node", "token-file") if name in options]
+    if protocol == "1" and named:
+        _bad(url, f"protocol 1 knows no {named[0]}")
+    insecure = "insecure" in options and _switch(url, options, "insecure")
+    if "token-file" in options and not (tls or insecure or _is_private(server)):
+        _bad(
+            url,
+            "the token would cross the network readable to all: add tls=yes with a fingerprint, "
+            "or insecure=yes where a tunnel of your own (WireGuard, SSH) encrypts the way",
+        )
+    return SocketUrl(
+        server,
+        proxy,
+        node,
+        options.get("token-file"),
+        tls,
+        fingerprint,
+        options.get("pin"),
+        options.get("ca"),
+        int(deadline),
+        int(protocol),
+    )
+
+
+def _is_private(server: Address) -> bool:
+    """Whether the way to the server cannot be listened to: this machine, or an onion service."""
+    host = server.host.lower()
+    return host in _LOOPBACK or host.endswith(".onion") or re.match(r"127\.\d", host) is not None
+
+
+def parse_address(text: str) -> Address:
+    """`HOST:PORT`, with an IPv6 address in brackets, as a server is told where to listen.
+
+    Port 0 lets the system choose one. Raises `BadUrl`.
+    """
+    return _address(text, text, "the address", lowest_port=0)
+
+
+def _options(url: str, query: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for pair in query.split("&"):
+        name, equals, value = pair.partition("=")
+        if name not in _OPTIONS:
+            _bad(url, f"there is no option {name!r}; known are {', '.join(_OPTIONS)}")
+        if not equals or not value:
+            _bad(url, f"the option {name} has no value")
+        if name in options:
+            _bad(url, f"the option {name} is given twice")
+        options[name] = unquote(value)
+        if any(not sign.isprintable() for sign in options[name]):
+            _bad(url, f"the option {name} holds a control character")
+    return options
+
+
+def _switch(url: str, options: dict[str, str], name: str) -> bool:
+    if options[name] not in {"yes", "no"}:
+        _bad(url, f"{name} is yes or no")
+    return options[name] == "yes"
+
+
+def _address(url: str, place: str, whose: str, lowest_port: int = 1) -> Address:
+    if place.startswith("["):
+        host, bracket, rest = place[1:].partition("]")
+        if not bracket:
+            _bad(url, f"the bracket around {whose}'s IPv6 address is not closed")
+        if not _is_ip(socket.AF_INET6, host.partition("%")[0]):
+            _bad(url, f"{host!r} in brackets is no IPv6 address")
+        if not rest.startswith(":"):
+            _bad(url, f"{whose} has no port; write [{host}]:PORT")
+        port = rest[1:]
+    else:
+        host, colon, port = place.partition(":")
+        if ":" in port:
+            _bad(url, f"{whose}'s IPv6 address must stand in brackets: [ADDRESS]:PORT")
+        if not host:
+            _bad(url, f"{whose} has no host")
+        if not colon:
+            _bad(url, f"{whose} has no port")
+        numeric = re.fullmatch(r"[0-9.]+", host) is not None
+        if not (_is_ip(socket.AF_INET, host) if numeric else _HOST_NAME.fullmatch(host)):
+            _bad(url, f"{host!r} is neither an address nor a name of a host")
+    if not port:
+        _bad(url, f"{whose} has no port")
+    if _DIGITS.fullmatch(port) is None or not lowest_port <= int(port) < 1 << 16:
+        _bad(url, f"{whose}'s port {port!r} is no number from 1 to 65535")
+    return Address(host, int(port))
+
+
+def _is_ip(family: socket.AddressFamily, host: str) -> bool:
+    try:
+        socket.inet_pton(family, host)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _bad(url: str, why: str) -> NoReturn:
+    raise BadUrl(f"{redacted(url)!r} cannot be understood: {why}. The form is {FORM}")

@@ -1,0 +1,1 @@
+"""`backup-cli`: arguments, output, exit codes."""

@@ -1,0 +1,56 @@
+"""Where `backup-cli` begins, before anything that may be missing is imported."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOPPED = 130
+
+
+def backup_cli() -> None:
+    """The command line: its streams and signals are seen to first, then it is imported and run."""
+    stop_by(_stop_at_once)
+    open_streams()
+    try:
+        from cln_backup.cli.commands import main
+    except ImportError as error:
+        from cln_backup.model.errors import broken_installation
+
+        found = broken_installation(error)
+        sys.stderr.write(f"Error: {found}\n")
+        sys.exit(found.exit_code)
+    main()
+
+
+def stop_by(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Has the signals that mean to stop handled so, but for those that nohup ignores."""
+    for name in _SIGNALS:
+        if signal.getsignal(name) is not signal.SIG_IGN:
+            signal.signal(name, handler)
+
+
+def open_streams() -> None:
+    """Gives the process the three standard streams, where it was started without some of them.
+
+    Otherwise the next file that is opened, a database perhaps, would be taken for one.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            stream = os.fdopen(fd, "w" if fd else "r", encoding="utf-8", closefd=False)
+            setattr(sys, name, stream)
+
+
+def _stop_at_once(_signal: int, _frame: FrameType | None) -> None:
+    os._exit(_STOPPED)  # nothing was begun

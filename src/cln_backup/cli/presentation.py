@@ -1,0 +1,202 @@
+"""How `backup-cli` shows things: notes, errors, tables, progress on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cln_backup.model.errors import BackupError, Damaged, ReplayFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cln_backup.backends.contract import Size
+    from cln_backup.model.change import Change
+    from cln_backup.operations.history import Holdings
+
+Fields = dict[str, Any]
+
+
+def report(error: BackupError, *, as_json: bool, known: Fields | None = None) -> None:
+    """Says what went wrong, as text or as JSON; there, with what is known all the same."""
+    if not as_json:
+        click.echo(f"Error: {error}", err=True)
+        return
+    fields: Fields = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, Damaged):
+        fields["offset_bytes"] = error.offset_bytes
+    if isinstance(error, Damaged | ReplayFailed):
+        fields["good_version"] = error.good_version
+    click.echo(json.dumps({"error": fields} | (known or {})))
+
+
+def warn_of_foreign_keys(faults: int) -> None:
+    """Notes rows that refer to rows which are not there."""
+    if faults:
+        warn(
+            f"{faults} rows refer to rows that are not there (foreign keys). The node's own "
+            "database has them as well, from before the backup or from a migration."
+        )
+
+
+def show_notices(notices: list[str]) -> None:
+    """Notes what was found of a backup when it was opened."""
+    for notice in notices:
+        warn(notice)
+
+
+def warn(text: str) -> None:
+    """A note, on standard error."""
+    click.echo(f"Note: {text}", err=True)
+
+
+class Meter:
+    """How many bytes of changes were gone through, and of about how many.
+
+    How large a change is, one knows when it was read. Those to come count as those before them do
+    on average, snapshots apart; at first, as the backup has it.
+
+    Attributes:
+        done_bytes: of statements, and of database files.
+    """
+
+    def __init__(self, of: Size, passes: int = 1) -> None:
+        """For a backup of this size, whose changes are gone through so many times."""
+        self._count, self._passes = of["version_count"], passes
+        self._mean_bytes = of["backupsize"] / max(1, self._count)
+        self._seen = self._transactions = self._transaction_bytes = self._pass_bytes = 0
+        self.done_bytes = 0
+
+    def add(self, change: Change) -> None:
+        """Notes that a change was gone through."""
+        if change.snapshot is not None:
+            size_bytes = change.snapshot.size_bytes
+        else:
+            size_bytes = sum(map(len, change.transaction or ()))
+            self._transactions += 1
+            self._transaction_bytes += size_bytes
+        self._seen += 1
+        self.done_bytes += size_bytes
+        if self._seen <= self._count:
+            self._pass_bytes += size_bytes
+
+    @property
+    def total_bytes(self) -> float:
+        """About how many there are; just as many when the first pass is over."""
+        mean_bytes = self._mean_bytes
+        if self._transactions:
+            mean_bytes = self._transaction_bytes / self._transactions
+        left = max(0, self._count - self._seen)
+        return self._passes * (self._pass_bytes + left * mean_bytes)
+
+
+@contextlib.contextmanager
+def progress(
+    of: Size, *, as_json: bool, passes: int = 1
+) -> Iterator[Callable[[Change], None] | None]:
+    """A bar with bytes, rate and time left, on a terminal; nothing elsewhere."""
+    if as_json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+    from rich.progress import TransferSpeedColumn as Speed
+
+    meter = Meter(of, passes)
+    columns = BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=meter.total_bytes)
+        shown = time.monotonic()
+
+        def step(change: Change) -> None:
+            nonlocal shown
+            meter.add(change)
+            now = time.monotonic()
+            if now - shown > 0.1:
+                shown = now
+                bar.update(task, completed=meter.done_bytes, total=meter.total_bytes)
+
+        yield step
+
+
+@contextlib.contextmanager
+def working(what: str, *, as_json: bool) -> Iterator[None]:
+    """Shows on a terminal that something is being done."""
+    if as_json or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def show_table(*rows: tuple[str, str]) -> None:
+    """Names and values, one a line."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def rows_of(held: Holdings) -> list[tuple[str, str]]:
+    """What a backup consists of, as rows of a table; what is unknown is left out."""
+    rows = []
+    if held.encrypted is not None:
+        rows.append(("encryption", held.cipher or "none"))
+    if held.encrypted:
+        slots = [
+            str(key["label"]) if key["label"] == key["kind"] else f"{key['label']} ({key['kind']})"
+            for key in held.keys or ()
+        ]
+        rows.append(("key slots", ", ".join(slots) or "none: nothing unlocks it"))
+    if held.generations is not None and held.oldest_generation_at is not None:
+        which = "" if held.generations == 1 else "the oldest "
+        made = f"{which}made {moment(held.oldest_generation_at)}"
+        rows.append(("generations", f"{held.generations}, {made}"))
+    if held.space_bytes is not None:
+        rows.append(("space used", f"{size(held.space_bytes)} of the disk"))
+    return rows
+
+
+def size(size_bytes: float) -> str:
+    """A size in a unit that suits it."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
+
+
+def changes(number: int) -> str:
+    """How many there are."""
+    return "1 change" if number == 1 else f"{number} changes"
+
+
+def amount(of: Size) -> str:
+    """How large a backup is."""
+    return f"{size(of['backupsize'])} in {changes(of['version_count'])}"
+
+
+def moment(at: float) -> str:
+    """A time since 1970, as the clock on the wall has it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def age(at: float) -> str:
+    """How long ago that was, or how far in the future it is."""
+    seconds = int(time.time() - at)
+    if seconds < 0:
+        return f"{_length(-seconds)} in the future: this machine's clock is or was wrong"
+    return f"{_length(seconds)} ago"
+
+
+def _length(seconds: int) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return "1 second" if seconds == 1 else f"{seconds} seconds"

@@ -1,0 +1,235 @@
+"""The part of `backup-cli` that has to do with secrets: what unlocks a backup, keys, copies."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+from cln_backup.backends import redacted, url_of
+from cln_backup.cli.presentation import changes, progress, warn
+from cln_backup.model.errors import Interrupted, Locked
+from cln_backup.operations import keyring
+from cln_backup.operations.copy import copy as copy_backup
+from cln_backup.storage import interruption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Fields = dict[str, Any]
+
+
+class Command(Protocol):
+    """The decorator that makes a command of a group, or of the program itself."""
+
+    def __call__(
+        self, example: str, group: click.Group | None = None
+    ) -> Callable[[Callable[..., Fields]], click.Command]:
+        """Takes the examples for the help."""
+
+
+_file = click.Path(exists=True, dir_okay=False)
+_SOURCES = ("key_file", "hsm_secret", "passphrase_file")
+
+
+def with_secrets(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that say what unlocks an encrypted backup."""
+    for name, what in (
+        ("passphrase-file", "a passphrase, in the first line of a file"),
+        ("hsm-secret", "the node's hsm_secret; asks for its passphrase where it has one"),
+        ("key-file", "a key file"),
+    ):
+        option = click.option(f"--{name}", type=_file, help=f"Unlock an encrypted backup: {what}.")
+        command = option(command)
+    words = click.option(
+        "--words", is_flag=True, help="Unlock it with the words on paper; asks for them."
+    )
+    passphrase = click.option(
+        "--passphrase", is_flag=True, help="Unlock it with a passphrase; asks for it."
+    )
+    return words(passphrase(command))
+
+
+@contextlib.contextmanager
+def unlocked(options: dict[str, Any], *, new: bool = False) -> Iterator[None]:
+    """Takes these options away from the others; inside, backups are unlocked with them.
+
+    With `new`, what is typed is to unlock a new backup, and is asked for twice.
+    """
+    with keyring.unlocking_with(_secret(options, new=new)):
+        yield
+
+
+def _ask(what: str, *, twice: bool = False, **options: Any) -> str:  # noqa: ANN401 - click's own
+    """What is typed on the terminal, which does not show it; without one, a line of the input.
+
+    Raises:
+        Locked: the input ended.
+    """
+    if not _has_terminal():
+        return _line_of_input(what)
+    try:
+        with interruption.at_once():
+            return str(
+                click.prompt(what, hide_input=True, confirmation_prompt=twice, err=True, **options)
+            )
+    except Interrupted:
+        click.echo(err=True)  # the cursor is after the question
+        raise
+    except click.Abort:
+        raise _nobody(what) from None
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return sys.stdin.isatty()
+    return True
+
+
+def _line_of_input(what: str) -> str:
+    try:
+        line = sys.stdin.readline()
+    except (OSError, UnicodeDecodeError):
+        line = ""
+    if not line:
+        raise _nobody(what)
+    return line.rstrip("\r\n")
+
+
+def _nobody(what: str) -> Locked:
+    return Locked(
+        f"There is nobody to ask for this: {what}. There is no terminal, or the input ended. A "
+        "program names a file: --key-file, --hsm-secret or --passphrase-file."
+    )
+
+
+def _secret(options: dict[str, Any], *, new: bool = False) -> keyring.Secret | None:
+    paths = {name: options.pop(name) for name in _SOURCES}
+    asked = {name: options.pop(name) for name in ("passphrase", "words")}
+    given = [name for name, value in (paths | asked).items() if value]
+    if len(given) > 1:
+        raise click.UsageError("Name one secret that unlocks the backup, not several.")
+    if not given:
+        return None
+    if asked["passphrase"]:
+        return keyring.passphrase_secret(_ask("Passphrase", twice=new))
+    if asked["words"]:
+        words = _ask("Words of the node's secret", twice=new)
+        keyring.check_words(words)  # before the passphrase is asked for
+        text = _ask(
+            "Passphrase of the words (empty if none)", twice=new, default="", show_default=False
+        )
+        return keyring.secret_of_words(words, text)
+    name = given[0]
+    source = (name.replace("_", "-"), paths[name])
+    try:
+        return keyring.secret_from(source)
+    except Locked:
+        if name != "hsm_secret" or not keyring.needs_passphrase(paths[name]):
+            raise
+        return keyring.secret_from(source, _ask("Passphrase of hsm_secret"))
+
+
+def register(cli: click.Group, command: Command) -> None:
+    """Adds these commands to the others; `command` is the decorator that makes one."""
+
+    @command("backup-cli copy file:///mnt/old/node.bkp dir:///mnt/new/node")
+    @click.argument("source", metavar="FROM")
+    @click.argument("target", metavar="TO")
+    def copy(source: str, target: str, *, as_json: bool) -> Fields:
+        """Copy a backup to a new place, in the format of that place, and compare the two.
+
+        The node must be stopped if it writes to FROM. To go on with the copy, name it in
+        backup.lock. What unlocks FROM is named by the options, or by its URL; whether TO is
+        encrypted, and what unlocks it, is said by the options in its URL.
+        """
+        bar = functools.partial(progress, as_json=as_json, passes=2)
+        done = copy_backup(url_of(source), url_of(target), bar)
+        if keyring.is_encrypted(url_of(source)) and not keyring.is_encrypted(url_of(target)):
+            warn(
+                "The copy is not encrypted: whoever reads it reads the node's database. For one "
+                "that is, name a key in the URL of the copy: dir:///the/copy?key-file=PATH"
+            )
+        if not done.keeps_time:
+            warn(
+                "The copy does not say when its last change was stored: a server takes the time of "
+                "the copy. If the node's machine lost power since that change, start the node on "
+                "the backup that was copied before you go on with the copy."
+            )
+        if not as_json:
+            click.echo(
+                f"Copied {changes(done.version_count)} up to data version {done.version} to "
+                f"{redacted(url_of(target))}; read back, they are the same."
+            )
+        return done._asdict()
+
+    @cli.group(
+        epilog="\b\nExamples:\n"
+        "  backup-cli key list /mnt/backup/node\n"
+        "  backup-cli key remove /mnt/backup/node passphrase"
+    )
+    def key() -> None:
+        """Who can unlock an encrypted backup."""
+
+    url = click.argument(
+        "url", metavar="URL", callback=lambda _context, _parameter, place: url_of(place)
+    )
+
+    @command("backup-cli key list /mnt/backup/node", key)
+    @url
+    def list(url: str, *, as_json: bool) -> Fields:  # noqa: A001
+        """List who can unlock a backup."""
+        keys = keyring.list_keys(url)
+        if not as_json:
+            for found in keys:
+                click.echo(f"{found.label:<34}{found.kind}")
+            if not keys:
+                click.echo("The backup is not encrypted, so it has no keys.")
+        return {"keys": [found._asdict() for found in keys]}
+
+    @command(
+        "backup-cli key add --key-file ~/.lightning/bitcoin/backup.key "
+        "--new-passphrase /mnt/backup/node",
+        key,
+    )
+    @click.option(
+        "--new-key-file", type=click.Path(dir_okay=False), help="A key file; made if there is none."
+    )
+    @click.option("--new-hsm-secret", type=_file, help="The node's hsm_secret, in any form.")
+    @click.option("--new-passphrase-file", type=_file, help="A passphrase, in a file.")
+    @click.option("--new-passphrase", is_flag=True, help="A passphrase; asks for it.")
+    @click.option("--name", help="What to call it.")
+    @url
+    def add(url: str, name: str | None, *, as_json: bool, **options: Any) -> Fields:  # noqa: ANN401
+        """Let one more secret unlock a backup. One that unlocks it now must be given as well."""
+        new = {name.removeprefix("new_"): value for name, value in options.items()}
+        path = options["new_key_file"]
+        with keyring.key_file(path) if path else interruption.deferred():
+            secret = _secret(new | {"words": False}, new=True)
+            if secret is None:
+                raise click.UsageError("Name the secret to add.")
+            label = keyring.add_key(url, secret, name)
+            interruption.finished()
+        if not as_json:
+            click.echo(f"Added {label}.")
+        return {"added": label}
+
+    @command("backup-cli key remove /mnt/backup/node passphrase", key)
+    @url
+    @click.argument("name")
+    def remove(url: str, name: str, *, as_json: bool) -> Fields:
+        """Let a secret no longer unlock a backup.
+
+        Who has a copy of the backup from before, and the secret, can still read that copy, and
+        with its master key what is written later: to keep such a one out, copy the backup.
+        """
+        keyring.remove_key(url, name)
+        if not as_json:
+            click.echo(f"Removed {name}.")
+        return {"removed": name}

@@ -1,0 +1,1 @@
+"""A history folded into one snapshot."""

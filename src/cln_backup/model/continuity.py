@@ -1,0 +1,118 @@
+"""Whether a change follows the backup: the decision that keeps a history from being mixed up."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from cln_backup.model.change import Head, Kind
+
+STARTED_WELL = "Versions match up"
+"""What the log says of a good start; others look for it."""
+
+
+class Decision(Enum):
+    """What to do with a call of `db_write`."""
+
+    APPEND = "append"
+    DROP_HEAD = "drop the head, then append"
+    GAP = "the backup is behind the database"
+    OLDER = "the database is older than the backup"
+    ROLL_FORWARD = "the database may have lost changes with its storage; the backup has them"
+    OUT_OF_ORDER = "the call does not follow the one before"
+
+
+class Storage(NamedTuple):
+    """What holds the node's database, by names that change when it may have lost something.
+
+    Attributes:
+        boot_id: of the machine's run; `None` where it is not known.
+        mount: of the file system that the database's directory lies on (`mount_identity`);
+            `None` where it is not known.
+    """
+
+    boot_id: str | None = None
+    mount: str | None = None
+
+
+class Loss(Enum):
+    """Why the database's storage may have lost what was committed before, for a message."""
+
+    POWER = "the machine was started anew since"
+    MOUNT = "the file system of the database was mounted anew since"
+    UNKNOWN = (
+        "it is not known whether the machine was started anew, or the file system of the database "
+        "mounted anew, since"
+    )
+
+
+def possible_loss(before: Storage, now: Storage) -> Loss | None:
+    """Whether the storage may have lost a commit since the last answer; `None` if it has not.
+
+    Args:
+        before: as it was at the last answer, as far as that was noted.
+        now: as it is at the first call of the next process.
+    """
+    if None not in (before.boot_id, now.boot_id) and before.boot_id != now.boot_id:
+        return Loss.POWER
+    if None in (*before, *now):
+        return Loss.UNKNOWN
+    return None if before.mount == now.mount else Loss.MOUNT
+
+
+def database_version(call_version: int, *, rider: bool) -> int:
+    """The version at which the node's database stands while it waits for this call's answer."""
+    return call_version if rider else call_version - 1
+
+
+def decide(
+    call_version: int, *, rider: bool, head: Head | None, first: bool, may_have_lost: bool
+) -> Decision:
+    """Decides about one call of `db_write`.
+
+    Args:
+        call_version: `data_version` of the call.
+        rider: whether the call is made only of `PRAGMA` statements.
+        head: the last change of the backup, `None` when it is empty.
+        first: whether this is the first call of the node's process.
+        may_have_lost: whether the database's storage may have lost a commit (`possible_loss`).
+
+    A transaction at version N says that the database stands at N-1, a rider at N that it stands
+    at N. With the database at D and the backup at B, the first call of a process gives:
+
+    ========  =============  =============  =============  ========================================
+    D         head           same storage   may have lost  why
+    ========  =============  =============  =============  ========================================
+    D = B     any or none    APPEND         APPEND         nothing was in doubt
+    D = B-1   transaction    DROP_HEAD      ROLL_FORWARD   answered, and the node died before the
+                                                           commit; or the storage took a commit back
+    D = B-1   rider          OLDER          ROLL_FORWARD   a rider is sent after the commit of B
+    D = B-1   snapshot       OLDER          ROLL_FORWARD   a snapshot is taken after that commit
+    D = B-2   any            OLDER          ROLL_FORWARD   SQLite's journal came back
+    D < B-2   any            OLDER          OLDER          an old copy of the database
+    D > B     any or none    GAP            GAP            the node ran without its backup, or
+                                                           committed after its plugins had gone
+    ========  =============  =============  =============  ========================================
+
+    *Same storage* is the same run of the machine and the same mount of the database's file system.
+    Where either is not known, the storage may have lost a commit: to roll forward is right in any
+    case, to drop what the node had committed and acted on loses funds.
+
+    In every later call of the process D = B holds, or the call is OUT_OF_ORDER: the node
+    committed what was answered, or it would not have gone on.
+
+    Where D < B-1 or the head is no transaction, an empty backup (B = 0) cannot be meant: D is
+    never negative.
+    """
+    behind = (0 if head is None else head.version) - database_version(call_version, rider=rider)
+    if behind == 0:
+        return Decision.APPEND
+    if not first:
+        return Decision.OUT_OF_ORDER
+    if behind < 0:
+        return Decision.GAP
+    if may_have_lost and behind <= 2:
+        return Decision.ROLL_FORWARD
+    if behind == 1 and head is not None and head.kind is Kind.TRANSACTION:
+        return Decision.DROP_HEAD
+    return Decision.OLDER

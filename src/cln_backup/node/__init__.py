@@ -1,0 +1,1 @@
+"""The node, seen from outside its own process."""

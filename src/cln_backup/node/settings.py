@@ -1,0 +1,148 @@
+"""What is kept in the node's network directory: `backup.lock`, and what the plugin remembers.
+
+`backup.lock` is the community plugin's, `{"backend_url": "…"}`; ours may also name the wallet's
+path. `backup.state` says in which run of the machine, and on which mount of the database's file
+system, the plugin last answered.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, NamedTuple
+
+from cln_backup.backends import SCHEMES, redacted, url_of
+from cln_backup.model.errors import BadSettings
+from cln_backup.storage import fsio
+
+LOCK_NAME = "backup.lock"
+STATE_NAME = "backup.state"
+_MAX_BYTES = 1 << 16
+_MEND = (
+    "Mend it, or move it away: backup.lock can be written anew from the backup's URL; without "
+    "backup.state the next start takes no missing change for one that was never committed."
+)
+
+
+class Settings(NamedTuple):
+    """The contents of `backup.lock`.
+
+    Attributes:
+        backend_url: where the backup is.
+        wallet: the database's path, where it is not `lightningd.sqlite3` in the directory.
+    """
+
+    backend_url: str
+    wallet: str | None = None
+
+
+class State(NamedTuple):
+    """The contents of `backup.state`.
+
+    Attributes:
+        boot_id: of the machine's run in which the last answer was given.
+        last_compaction_at: seconds since 1970.
+        mount: of the file system that the node's database lay on then (`mount_identity`).
+    """
+
+    boot_id: str | None = None
+    last_compaction_at: float | None = None
+    mount: str | None = None
+
+
+def read_settings(directory: str) -> Settings:
+    """Reads `backup.lock` in a network directory.
+
+    Raises:
+        BadSettings: it is not there, or cannot be understood.
+    """
+    path = os.path.join(directory, LOCK_NAME)
+    if fsio.kind_at(path, op="read settings") is None:
+        where = os.path.abspath(directory)
+        where += "" if os.path.isdir(directory) else ", which is not a directory"
+        raise BadSettings(
+            f"Could not find {LOCK_NAME} in the lightning-dir ({where}). "
+            "Without it nobody knows where the backup is, and the node does not run without one. "
+            "For a new backup, run: backup-cli init --lightning-dir "
+            f"{os.path.abspath(directory)} URL. If the node was restored from its backup, write "
+            'the file by hand: {"backend_url": "URL"}'
+        )
+    try:
+        fields = _read_object(path)
+    except _BarePlace as error:
+        raise BadSettings(
+            f"{path} holds a path or a URL alone. Write it as: "
+            f"{json.dumps({'backend_url': redacted(url_of(error.place))})}"
+        ) from None
+    url, wallet = fields.get("backend_url"), fields.get("wallet")
+    if not isinstance(url, str) or not isinstance(wallet, str | None) or not url or wallet == "":
+        raise BadSettings(f'{path} must be of the form {{"backend_url": "file:///the/path"}}.')
+    return Settings(url, wallet)
+
+
+def create_settings(directory: str, settings: Settings) -> None:
+    """Writes `backup.lock`; durable when it returns. Raises `AlreadyExists`, `StorageError`."""
+    path = os.path.join(directory, LOCK_NAME)
+    fields = {"backend_url": settings.backend_url}
+    if settings.wallet is not None:
+        fields["wallet"] = settings.wallet
+    content = json.dumps(fields).encode() + b"\n"
+    fsio.write_file(path, content, op="write backup.lock", new=True)
+
+
+def read_state(directory: str) -> State:
+    """Reads `backup.state`; an empty one where there is none.
+
+    Raises:
+        BadSettings: it cannot be understood.
+    """
+    path = os.path.join(directory, STATE_NAME)
+    if fsio.kind_at(path, op="read settings") is None:
+        return State()
+    fields = _read_object(path)
+    boot_id, mount = fields.get("boot_id"), fields.get("mount")
+    compaction = fields.get("last_compaction_at")
+    return State(
+        boot_id if isinstance(boot_id, str) else None,
+        compaction if isinstance(compaction, int | float) else None,
+        mount if isinstance(mount, str) else None,
+    )
+
+
+def write_state(directory: str, state: State) -> None:
+    """Writes `backup.state`; durable when it returns. Raises `StorageError`."""
+    content = json.dumps(state._asdict()).encode() + b"\n"
+    fsio.write_file(os.path.join(directory, STATE_NAME), content, op="write backup.state")
+
+
+def _read_object(path: str) -> dict[str, Any]:
+    fd = fsio.open_existing(path, writable=False, op="read settings")
+    try:
+        content = fsio.read_at(fd, _MAX_BYTES, 0, op="read settings")
+    finally:
+        os.close(fd)
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        _refuse_bare_place(content.decode("utf-8", "replace"))
+        raise BadSettings(f"{path} is not valid JSON ({error}). {_MEND}") from None
+    if isinstance(fields, str):
+        _refuse_bare_place(fields)
+    if not isinstance(fields, dict):
+        raise BadSettings(f"{path} is not a JSON object. {_MEND}")
+    return fields
+
+
+class _BarePlace(Exception):
+    """The file holds a path or a URL, and nothing around it."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)
+        self.place = place
+
+
+def _refuse_bare_place(text: str) -> None:
+    place = text.strip()
+    known = place.startswith(("/", "~", "./", "../")) or place.partition(":")[0] in SCHEMES
+    if known and place.isprintable():
+        raise _BarePlace(place)

@@ -1,0 +1,198 @@
+"""Starts a backup of a node, and brings one that fell behind up to the node again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup.backends import backend_class, creating_backend, open_backend, redacted
+from cln_backup.model.change import Change
+from cln_backup.model.errors import AlreadyExists, Discontinuity, NotFound, StorageError
+from cln_backup.node.outside import find_database, require_stopped
+from cln_backup.node.settings import LOCK_NAME, Settings, create_settings, read_settings
+from cln_backup.operations.keyring import add_key, encrypted, secrets_at_init
+from cln_backup.replay.replica import DatabaseFile, copy_database, node_id_of
+from cln_backup.storage import interruption, ownership, scratch
+from cln_backup.storage.file_system import lacks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cln_backup.backends.contract import Backend
+
+
+class Initialized(NamedTuple):
+    """What was set up.
+
+    Attributes:
+        database: the node's database, `None` where it has none yet.
+        version: data version of the backup.
+        snapshot_bytes: size of the snapshot that the backup starts with, 0 without one.
+        same_disk: whether the backup lies on the database's disk, and would be lost with it.
+        backend_url: of the backup, with the key file's path where one was made.
+        lacks: what the backup's place cannot promise, a line each.
+    """
+
+    database: str | None
+    version: int
+    snapshot_bytes: int
+    same_disk: bool
+    backend_url: str
+    lacks: tuple[str, ...]
+
+
+class Appended(NamedTuple):
+    """A snapshot that was appended; other attributes are those of `Initialized`.
+
+    Attributes:
+        version_before: data version that the backup had before.
+    """
+
+    database: str
+    version: int
+    snapshot_bytes: int
+    same_disk: bool
+    version_before: int
+
+
+def initialize(
+    url: str, directory: str | None, wallet: str | None = None, *, encrypt: bool = False
+) -> Initialized:
+    """Makes a backup and, for a node's network directory, the `backup.lock` that points to it.
+
+    With a database there, the backup starts with a snapshot of it. With `encrypt` it is encrypted,
+    and unlocked by a key file that is made in the directory, and by the secrets that are there.
+    Backup and lock file are on stable storage when this returns; the lock file is written last,
+    so that a node never starts on an unfinished backup.
+
+    Raises:
+        AlreadyExists: a backup or a lock file stands there; both are left as they are.
+        NodeRunning: lightningd runs on the directory.
+        BackupError: nothing was made, or what was made is removed; but for a backup on a server,
+            which the message then names.
+    """
+    backend_class(url)
+    if directory is None:
+        with interruption.deferred(), creating_backend(url, None), open_backend(url) as backend:
+            found = lacks(backend.storage_dir)
+            interruption.finished()
+        return Initialized(None, 0, 0, False, url, found)
+    database = find_database(directory, wallet)
+    require_stopped(directory, database)
+    lock = os.path.join(directory, LOCK_NAME)
+    if os.path.lexists(lock):
+        raise AlreadyExists(
+            f"{lock} exists: this node has a backup already, and it is left as it is. To start "
+            "anew, move the lock file away and name a backup that does not exist yet."
+        )
+    if not os.access(directory, os.W_OK):
+        raise StorageError(f"{directory} cannot be written to by this user; nothing was made.")
+    _refuse_existing(url)
+    secrets = secrets_at_init(directory) if encrypt else []
+    with (
+        interruption.deferred(),
+        ownership.of_node(directory),
+        encrypted(url, directory) if encrypt else contextlib.nullcontext(url) as url,
+        contextlib.nullcontext() if database is None else _snapshot_of(database) as base,
+        creating_backend(url, base),
+    ):
+        for secret in secrets:
+            add_key(url, secret)
+        with open_backend(url) as backend:
+            same_disk = _same_disk(backend, database or directory)
+            found = lacks(backend.storage_dir, directory)
+        with interruption.held():
+            try:
+                create_settings(directory, Settings(url, wallet))
+            except StorageError as error:
+                if backend.storage_dir is None:
+                    raise _only_on_server(url, error) from error
+                raise
+            interruption.finished()
+    snapshot = None if base is None else base.snapshot
+    version, size = (
+        (0, 0) if base is None or snapshot is None else (base.version, snapshot.size_bytes)
+    )
+    return Initialized(database, version, size, same_disk, url, found)
+
+
+def _only_on_server(url: str, error: StorageError) -> StorageError:
+    fields = json.dumps({"backend_url": redacted(url)})
+    return StorageError(
+        f"{error}. The backup at {redacted(url)} was made, and a server does not take it away. To "
+        f"go on with it, write backup.lock by hand: {fields}"
+    )
+
+
+def take_snapshot(directory: str, log: Callable[[str], None]) -> Appended:
+    """Appends a snapshot of the node's database to its backup, which had fallen behind.
+
+    Nothing of the backup is removed. What was mended when it was opened is told to `log`. The
+    snapshot is on stable storage when this returns.
+
+    Raises:
+        NodeRunning: lightningd runs on the directory.
+        Discontinuity: the database is older than the backup, so the backup is what to keep.
+        BadSettings, NotFound, WriterConflict, Damaged, StorageError: the backup is as before.
+    """
+    settings = read_settings(directory)
+    database = find_database(directory, settings.wallet)
+    require_stopped(directory, database)
+    if database is None:
+        raise NotFound(f"{directory} has no database to take a snapshot of.")
+    with (
+        interruption.deferred(),
+        open_backend(settings.backend_url, writable=True) as backend,
+        _snapshot_of(database) as change,
+    ):
+        for notice in backend.notices:
+            log(notice)
+        node_id = node_id_of(database)
+        if node_id is not None:
+            backend.claim(node_id)
+        if change.version < backend.version:
+            raise Discontinuity(
+                f"The database is at data version {change.version} and the backup at "
+                f"{backend.version}: the backup is newer and must be kept. A node that starts on "
+                "the older database can lose its funds. If the node was only killed, start it: the "
+                "plugin sees to one change that was not committed. Otherwise restore from the "
+                "backup: backup-cli restore"
+            )
+        before = backend.version
+        backend.add_change(change)
+        interruption.finished()
+        assert change.snapshot is not None
+        same_disk = _same_disk(backend, database)
+        size = change.snapshot.size_bytes
+        return Appended(database, change.version, size, same_disk, before)
+
+
+def _refuse_existing(url: str) -> None:
+    """Looks before a snapshot is taken, which may take long."""
+    with contextlib.suppress(NotFound), open_backend(url) as backend:
+        if backend.remote and backend.version_count == 0:
+            return  # as `init` on the server leaves it
+        raise AlreadyExists(
+            f"There is a backup at {redacted(url)} already; it is left as it is. Choose another "
+            "name. To go on with it after a restore, write its URL into backup.lock by hand: "
+            '{"backend_url": "URL"}'
+        )
+
+
+def _same_disk(backend: Backend, path: str) -> bool:
+    if backend.storage_dir is None:
+        return False
+    return os.stat(backend.storage_dir).st_dev == os.stat(path).st_dev
+
+
+@contextmanager
+def _snapshot_of(database: str) -> Iterator[Change]:
+    """A consistent copy of the database, beside it, for as long as the block runs."""
+    place = os.path.dirname(os.path.abspath(database))
+    with scratch.directory(place, op="take snapshot") as directory:
+        path = os.path.join(directory, "snapshot.sqlite3")
+        version = copy_database(database, path)
+        yield Change(version, DatabaseFile(path), None)

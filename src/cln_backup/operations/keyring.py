@@ -1,0 +1,203 @@
+"""Who can unlock an encrypted backup: at the start of one, and later."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from cln_backup.backends import backend_class, open_backend
+from cln_backup.backends.contract import Key
+from cln_backup.backends.dir.url import place_of
+from cln_backup.backends.places import require_outside
+from cln_backup.backends.secrets import (
+    Secret,
+    check_words,
+    given_secret,
+    kind_name,
+    needs_passphrase,
+    passphrase_secret,
+    secret_from,
+    secret_of_words,
+    unlocking_with,
+)
+from cln_backup.model.errors import AlreadyExists, BackupError, BadUrl, NotFound
+from cln_backup.node.settings import LOCK_NAME
+from cln_backup.storage import fsio, interruption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = [
+    "Key",
+    "Secret",
+    "add_key",
+    "check_words",
+    "encrypted",
+    "given_secret",
+    "is_encrypted",
+    "key_file",
+    "list_keys",
+    "needs_passphrase",
+    "network_directory",
+    "passphrase_secret",
+    "remove_key",
+    "secret_from",
+    "secret_of_words",
+    "secrets_at_init",
+    "unlocking_with",
+]
+
+KEY_NAME = "backup.key"
+HSM_SECRET_NAME = "hsm_secret"  # noqa: S105 - the name of a file
+_KEY_BYTES = 32
+
+
+def list_keys(url: str) -> list[Key]:
+    """All who can unlock a backup; nothing needs to be unlocked for it.
+
+    Raises:
+        NotFound, Damaged, BadUrl, StorageError.
+    """
+    return backend_class(url).list_keys(url)
+
+
+def is_encrypted(url: str) -> bool:
+    """Whether a backup is encrypted; nothing needs to be unlocked for it.
+
+    Raises:
+        NotFound, Damaged, BadUrl, StorageError.
+    """
+    return backend_class(url).can_encrypt and bool(list_keys(url))
+
+
+def add_key(url: str, secret: Secret, label: str | None = None) -> str:
+    """Lets one more secret unlock a backup, which must be unlocked now; returns its name.
+
+    Without a name it is called what it is, with a number where there is such a one already. On
+    stable storage when it returns. The backup may be written to meanwhile.
+
+    Raises:
+        Locked: the backup is not unlocked, or not encrypted.
+        AlreadyExists: there is a key of this name.
+    """
+    if label is None:
+        label = kind = kind_name(secret.kind)
+        taken = {key.label for key in list_keys(url)}
+        for number in range(2, len(taken) + 2):
+            if label not in taken:
+                break
+            label = f"{kind}-{number}"
+    with open_backend(url) as backend:
+        backend.add_key(secret, label)
+    return label
+
+
+def remove_key(url: str, label: str) -> None:
+    """Lets a secret no longer unlock a backup. On stable storage when it returns.
+
+    Raises:
+        NotFound, Locked: nothing was changed.
+    """
+    with interruption.deferred():
+        backend_class(url).remove_key(url, label)
+        interruption.finished()
+
+
+@contextmanager
+def key_file(path: str, needed: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Makes a key file of 32 random bytes that only its owner may read, if there is none.
+
+    It is taken away again where what runs inside fails, unless it is `needed` all the same.
+    """
+    with interruption.deferred():
+        if os.path.lexists(path):
+            yield
+            return
+        require_outside(os.path.dirname(os.path.abspath(path)))
+        _make_key_file(path)
+        try:
+            yield
+            interruption.check()
+        except BaseException:
+            with interruption.held():
+                if not needed():
+                    fsio.remove(path, op="remove unused key file")
+            raise
+
+
+def _make_key_file(path: str) -> None:
+    fd, built = fsio.create_beside(path, "new", op="create key file")
+    try:
+        fsio.write_at(fd, [os.urandom(_KEY_BYTES)], 0, op="write key file")
+        fsio.sync(fd, op="sync key file")
+        fsio.publish(built, path, op="publish key file")
+    finally:
+        os.close(fd)
+        fsio.remove(built, op="remove unfinished key file")
+
+
+@contextmanager
+def encrypted(url: str, directory: str) -> Iterator[str]:
+    """The URL with a key file in the node's directory, which the node unlocks the backup with.
+
+    The file is made here, and taken away again where what runs inside makes no backup.
+    """
+    if not backend_class(url).can_encrypt:
+        raise BadUrl("Only a dir: backup can be encrypted; formats of other schemes cannot.")
+    if not os.path.isdir(directory):
+        yield url  # what runs inside says so
+        return
+    path = os.path.join(os.path.abspath(directory), KEY_NAME)
+    if os.path.lexists(path):
+        raise AlreadyExists(
+            f"{path} exists: it unlocks another backup, and is left as it is. Name it in the URL "
+            "(?key-file=…) to use it, or move it away."
+        )
+    joint = "&" if "?" in url else "?"
+    with key_file(path, needed=lambda: _stands(url)), unlocking_with(None):
+        yield f"{url}{joint}key-file={quote(path)}"
+
+
+def _stands(url: str) -> bool:
+    """Whether there is a backup, which the node's key file may be the only one to unlock."""
+    try:
+        list_keys(url)
+    except NotFound:
+        return False
+    except BackupError:
+        return True
+    return True
+
+
+def secrets_at_init(directory: str) -> list[Secret]:
+    """What a person gave, and the node's own secret where it can be read, to unlock a new backup.
+
+    An `hsm_secret` with a passphrase is left out: `backup-cli key add` asks for it.
+
+    Raises:
+        Locked: the node's secret cannot be used.
+    """
+    given = given_secret()
+    secrets = [] if given is None else [given]
+    path = os.path.join(directory, HSM_SECRET_NAME)
+    own = given is not None and kind_name(given.kind) == "hsm-secret"
+    if os.path.exists(path) and not own and not needs_passphrase(path):
+        secrets.append(secret_from(("hsm-secret", path)))
+    return secrets
+
+
+def network_directory(url: str) -> str | None:
+    """The network directory of the node whose key file unlocks a backup, where it lies in there.
+
+    The node's database lies there unencrypted anyway.
+    """
+    if not url.startswith("dir:"):
+        return None
+    given, source = given_secret(), place_of(url).key_source
+    path = source[1] if given is None and source is not None else given and given.path
+    directory = os.path.dirname(os.path.abspath(path)) if path else None
+    if directory is None or not os.path.exists(os.path.join(directory, LOCK_NAME)):
+        return None
+    return directory

@@ -1,0 +1,150 @@
+"""Brings a node's database back from a backup."""
+
+from __future__ import annotations
+
+import os
+from itertools import takewhile
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup.backends.places import require_outside
+from cln_backup.model.errors import AlreadyExists, NotFound
+from cln_backup.node.outside import DATABASE_NAME, network_directories_in
+from cln_backup.replay.ahead import read_ahead
+from cln_backup.replay.replica import Replica, replay
+from cln_backup.storage import fsio, interruption
+from cln_backup.storage.file_system import syncs_names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cln_backup.backends.contract import Backend
+    from cln_backup.model.change import Change
+
+_LOOK = "look at the destination"
+_COMPANIONS = ("-journal", "-wal", "-shm")
+_NAME_MAY_BE_LOST = (
+    "The file system of {} cannot sync a directory. Should the machine lose power soon, look "
+    "whether the database is still there before you start the node."
+)
+
+
+class Restored(NamedTuple):
+    """What a restore made.
+
+    Attributes:
+        path: of the database.
+        version: its data version.
+        version_count: number of changes replayed.
+        size_bytes: of the database file.
+        foreign_key_faults: number of rows that refer to none, as the node itself had them.
+        notices: what the destination's file system cannot promise.
+    """
+
+    path: str
+    version: int
+    version_count: int
+    size_bytes: int
+    foreign_key_faults: int
+    notices: tuple[str, ...] = ()
+
+
+def restore(
+    backend: Backend,
+    destination: str,
+    progress: Callable[[Change], None] | None = None,
+    to: int | None = None,
+) -> Restored:
+    """Builds the database at the backup's version, checks it, and gives it its name.
+
+    With `to`, at that earlier version: what helps after a migration that was cut in the middle,
+    and what can cost a node its funds in any other case.
+
+    `destination` is a file, or a directory: then `lightningd.sqlite3` in it. The database is built
+    beside its name and is complete, checked and on stable storage when the name appears; whatever
+    goes wrong before, the unfinished file is removed. Nothing is ever overwritten.
+
+    Raises:
+        AlreadyExists: the name, or that of a journal that SQLite would apply to it, is taken.
+        NotFound: the backup holds no change, or none for `to`, or there is no such directory.
+        ReplayFailed, Damaged, StorageError: nothing was left behind.
+    """
+    path = target_path(destination)
+    if backend.head is None:
+        raise NotFound(
+            "The backup is empty: no change of a node was ever stored in it, so there is nothing "
+            "to restore."
+        )
+    built = f"{path}.restoring-{os.getpid()}"
+    with interruption.deferred():
+        try:
+            replica, faults, size = _build(backend, built, progress, to)
+            target_path(destination)  # the node may have been started meanwhile
+            named = syncs_names(os.path.dirname(path))
+            fsio.publish(built, path, op="publish restored database")
+            interruption.finished()
+        finally:
+            for name in (built, *(built + companion for companion in _COMPANIONS)):
+                if os.path.lexists(name):  # not where it could not be made
+                    fsio.remove(name, op="remove unfinished restore")
+    notices = () if named else (_NAME_MAY_BE_LOST.format(os.path.dirname(path)),)
+    return Restored(path, replica.applied, replica.changes, size, faults, notices)
+
+
+def _build(
+    backend: Backend, built: str, progress: Callable[[Change], None] | None, to: int | None
+) -> tuple[Replica, int, int]:
+    """Replays and checks, and syncs the file; returns its foreign key faults and size as well."""
+    with read_ahead(backend) as changes:
+        wanted = takewhile(lambda change: to is None or change.version <= to, changes)
+        replica = replay(wanted, built, progress)
+    try:
+        if not replica.changes or (to is not None and replica.applied != to):
+            raise NotFound(
+                f"The backup has no change for data version {to}; `backup-cli log` lists those "
+                "that it has."
+            )
+        faults = replica.check()
+    finally:
+        replica.close()
+    fd = fsio.open_existing(built, writable=True, op="sync restored database")
+    try:
+        fsio.sync(fd, op="sync restored database")
+        size = fsio.size_bytes(fd)
+    finally:
+        os.close(fd)
+    return replica, faults, size
+
+
+def _refuse_directory_above(path: str) -> None:
+    below = network_directories_in(path)
+    if below:
+        raise NotFound(
+            f"{path} is not a network directory: lightningd looks for its database in one below "
+            f"it, such as {os.path.join(path, below[0])}. Name that one; or name the file, if "
+            f"it is to be here all the same: {os.path.join(path, DATABASE_NAME)}"
+        )
+
+
+def target_path(destination: str) -> str:
+    """Where the database will stand, if nothing stands there.
+
+    Raises:
+        AlreadyExists, NotFound: as `restore`.
+    """
+    path = os.path.abspath(destination)
+    if fsio.kind_at(path, op=_LOOK) == "directory":
+        _refuse_directory_above(path)
+        path = os.path.join(path, DATABASE_NAME)
+    elif destination.endswith("/"):
+        raise NotFound(f"There is no directory {destination}.")
+    if fsio.kind_at(os.path.dirname(path), op=_LOOK) != "directory":
+        raise NotFound(f"There is no directory {os.path.dirname(path)}.")
+    require_outside(os.path.dirname(path))
+    for name in (path, *(path + companion for companion in _COMPANIONS)):
+        if os.path.lexists(name):
+            raise AlreadyExists(
+                f"{name} exists, and a restore never overwrites. Make sure that no lightningd "
+                "runs on it, then move it away with everything of that name (-journal, -wal, "
+                "-shm); do not delete it before the node is well again."
+            )
+    return path

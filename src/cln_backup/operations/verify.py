@@ -1,0 +1,64 @@
+"""Says how much of a backup is good."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup.replay.replica import replay
+from cln_backup.storage import interruption, scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cln_backup.backends.contract import Backend
+    from cln_backup.model.change import Change
+
+
+class Verified(NamedTuple):
+    """What was found good.
+
+    Attributes:
+        version: the data version of the backup.
+        version_count: number of changes.
+        replayed: whether they were replayed into a database, which was checked and removed.
+        foreign_key_faults: number of rows that refer to none, as the node itself had them.
+    """
+
+    version: int
+    version_count: int
+    replayed: bool
+    foreign_key_faults: int
+
+
+def verify(
+    backend: Backend,
+    *,
+    replayed: bool,
+    progress: Callable[[Change], None] | None = None,
+    scratch_dir: str | None = None,
+) -> Verified:
+    """Reads every change; if asked for, replays them into a database that is removed again.
+
+    Opening the backend has judged its structure already. A format without checksums can be proved
+    by a replay only. The database is built in `scratch_dir`; by default beside the backup, and for
+    one that is encrypted or a server's in the directory for temporary files.
+
+    Raises:
+        NotFound: there is no such directory to work in.
+        Damaged, ReplayFailed: the message says up to which version the backup is good.
+        StorageError.
+    """
+    faults = 0
+    if replayed and backend.head is not None:
+        place = scratch.place(scratch_dir, backend.scratch_dir)
+        with interruption.deferred(), scratch.directory(place, op="verify") as directory:
+            path = os.path.join(directory, "replica.sqlite3")
+            replica = replay(backend.stream_changes(), path, progress)
+            try:
+                faults = replica.check()
+            finally:
+                replica.close()
+    else:
+        backend.read_through(progress)
+    return Verified(backend.version, backend.version_count, replayed, faults)

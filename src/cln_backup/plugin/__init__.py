@@ -1,0 +1,1 @@
+"""The plugin: two processes between lightningd and the backup."""

@@ -1,0 +1,166 @@
+"""Keeps a node from running on when the worker that writes its backup has died.
+
+lightningd forgets a plugin that is not marked as important as soon as its pipe ends, and goes on
+without it, silently. So a second process holds the same pipes. It does nothing while the worker
+lives; when the worker is gone, it answers what the worker left unanswered, and the next `db_write`
+with a halt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import time
+import traceback
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup.node.outside import other_plugins_live
+from cln_backup.plugin import jsonrpc
+
+if TYPE_CHECKING:
+    from cln_backup.plugin.jsonrpc import Mailbox
+
+SHUTDOWN_S = 8.0
+"""How long to stay after `shutdown` at most: containers are killed after 10 s."""
+
+SHUTDOWN_POLL_S = 0.05
+
+LEAVE_S = 2.0
+"""How long to wait at most until lightningd's pipe is quiet, before leaving."""
+
+_QUIET_S = 0.2
+_DISMISS_S = 1.0
+
+_ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')
+_METHOD = re.compile(rb'"method"\s*:\s*"(\w[\w-]*)"')
+_LEAVE = b"leave"
+_REASON = (
+    "The backup plugin's worker process was killed or has crashed, so the backup can no longer "
+    "follow. The node is halted before it commits anything that the backup does not have; nothing "
+    "is lost. Start the node again; if this comes back, look into the system's log for what kills "
+    "the worker (the kernel, when memory runs out)."
+)
+
+
+class Guard(NamedTuple):
+    """A guard process, seen from the worker.
+
+    Attributes:
+        pid: its process id.
+        life_fd: a pipe to it that ends when the worker dies.
+    """
+
+    pid: int
+    life_fd: int
+
+    def dismiss(self) -> None:
+        """Has the guard end without a word: the worker is leaving as it should.
+
+        When this returns it is gone, and no longer holds lightningd's pipes.
+        """
+        with contextlib.suppress(BrokenPipeError):  # it has gone before
+            os.write(self.life_fd, _LEAVE)
+        os.close(self.life_fd)
+        deadline_s = time.monotonic() + _DISMISS_S
+        with contextlib.suppress(ChildProcessError):  # somebody has waited for it before
+            while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+                if time.monotonic() >= deadline_s:  # somebody has stopped it
+                    os.kill(self.pid, signal.SIGKILL)
+                    os.waitpid(self.pid, 0)
+                    return
+                time.sleep(0.001)
+
+
+def spawn(mailbox: Mailbox, lightningd: int, manifest: object) -> Guard:
+    """Starts a guard as a child of this process, which holds lightningd's pipes as 0 and 1.
+
+    Args:
+        mailbox: what the worker has read and not answered.
+        lightningd: its process id.
+        manifest: what to answer should the worker die before it was asked.
+    """
+    ours, life_fd = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(ours)
+        return Guard(pid, life_fd)
+    try:
+        os.dup2(ours, 3)
+        os.closerange(4, 1 << 16)  # the worker's lock on the backup must not live on in here
+        signal.set_wakeup_fd(-1)
+        _watch(3, mailbox, lightningd, manifest)
+    except BrokenPipeError:
+        pass  # lightningd has gone too
+    except BaseException:  # noqa: BLE001 - a child must not go on in its parent's code
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+def is_quiet(until: float) -> bool:
+    """Whether lightningd sends nothing for a while, or, from that monotonic time on, just now."""
+    return not select.select([0], [], [], _QUIET_S if time.monotonic() < until else 0)[0]
+
+
+def end_pipe() -> None:
+    """Ends what lightningd reads from this process: the last thing that it does.
+
+    The end of the process would do so too, but only after the system has taken back its memory.
+    """
+    with contextlib.suppress(OSError):
+        os.close(1)
+
+
+def _watch(life_fd: int, mailbox: Mailbox, lightningd: int, manifest: object) -> None:
+    if os.read(life_fd, len(_LEAVE)) == _LEAVE:
+        return
+    pending = mailbox.text()
+    if not pending:  # otherwise it is said with the answer
+        jsonrpc.write(jsonrpc.log("error", _REASON))
+    large = len(pending) == jsonrpc.MAILBOX_BYTES
+    leave_at: float | None = None
+    while True:
+        *messages, pending = pending.split(b"\n\n")
+        for message in messages:
+            if _take_over(message, manifest) == "shutdown":
+                leave_at = time.monotonic() + SHUTDOWN_S
+        if pending and b"db_write" in pending[:4096]:
+            # The worker may have read all of it: the rest may never come.
+            _take_over(pending, manifest)
+            pending = b""
+        elif large:
+            pending = b""
+        large = False
+        if leave_at is not None and not pending:
+            gone = not other_plugins_live(lightningd, os.getpid())
+            if (gone or time.monotonic() >= leave_at) and is_quiet(leave_at):
+                end_pipe()
+                return
+        timeout_s = None if leave_at is None else SHUTDOWN_POLL_S
+        if select.select([0], [], [], timeout_s)[0]:
+            data = os.read(0, jsonrpc.MAILBOX_BYTES)
+            if not data:
+                return
+            pending += data
+
+
+def _take_over(message: bytes, manifest: object) -> str:
+    """Answers one message of lightningd, whole or just its start; returns its method."""
+    method_found, id_found = _METHOD.search(message[:4096]), _ID.search(message[:4096])
+    method = "" if method_found is None else method_found[1].decode()
+    if id_found is None:
+        return method
+    request_id = id_found[1]
+    if method == "db_write":
+        jsonrpc.write(jsonrpc.log("error", _REASON))
+        jsonrpc.write(jsonrpc.answer(request_id, {"result": "halt", "reason": _REASON}))
+    elif method == "getmanifest":
+        jsonrpc.write(jsonrpc.answer(request_id, manifest))
+    elif method == "init":
+        jsonrpc.write(jsonrpc.answer(request_id, {}))
+    else:
+        jsonrpc.write(jsonrpc.error(request_id, _REASON))
+    return method

@@ -1,0 +1,224 @@
+"""The messages between lightningd and a plugin, and the pipe that they come through.
+
+Each message is JSON, ended by an empty line. An answer repeats the id as it was written. Text may
+hold bytes that are no valid UTF-8 (lightningd escapes control characters only).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import re
+from typing import Any, Literal
+
+import msgspec
+
+from cln_backup.model.errors import BadChange
+
+MAILBOX_BYTES = 1 << 20
+_END = b"\n\n"
+_ESCAPED_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
+
+
+class Message(msgspec.Struct):
+    """A request of lightningd, or a notification, whose id is empty."""
+
+    method: str
+    id: msgspec.Raw = msgspec.Raw(b"")
+    params: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class DbWrite(msgspec.Struct):
+    """The parameters of `db_write`."""
+
+    data_version: int
+    writes: list[str]
+
+
+class Call(msgspec.Struct):
+    """A `db_write` whose text is valid UTF-8, taken apart with its parameters."""
+
+    method: Literal["db_write"]
+    params: DbWrite
+    id: msgspec.Raw = msgspec.Raw(b"")
+
+
+class InitConfiguration(msgspec.Struct, frozen=True):
+    """What `init` says of the node."""
+
+    lightning_dir: str = msgspec.field(name="lightning-dir", default=".")
+    rpc_file: str = msgspec.field(name="rpc-file", default="lightning-rpc")
+    startup: bool = True
+
+
+class Init(msgspec.Struct):
+    """The parameters of `init`."""
+
+    options: dict[str, Any] = {}
+    configuration: InitConfiguration = InitConfiguration()
+
+
+_call = msgspec.json.Decoder(Call)
+_message = msgspec.json.Decoder(Message)
+_init = msgspec.json.Decoder(Init)
+
+
+def decode(text: bytes) -> Call | Message:
+    """Takes a message apart: a `db_write` wholly, any other down to its parameters.
+
+    Raises:
+        BadChange: it is no request and no notification.
+    """
+    try:
+        return _call.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    try:
+        return _message.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise BadChange("lightningd sent a message that cannot be understood.") from None
+
+
+def decode_db_write(message: Call | Message) -> DbWrite:
+    """The parameters of `db_write`; bytes that are no UTF-8 come as lone surrogates (PEP 383).
+
+    Raises:
+        BadChange: they are not of the form that lightningd sends.
+    """
+    if isinstance(message, Call):
+        return message.params
+    params = bytes(message.params)
+    try:
+        if _ESCAPED_SURROGATE.search(params):  # could not be told from a stray byte
+            raise ValueError
+        fields = json.loads(params.decode("utf-8", "surrogateescape"))
+        return msgspec.convert(fields, DbWrite)
+    except (ValueError, RecursionError):
+        raise BadChange(
+            "lightningd sent a db_write that cannot be understood; nothing was stored. Is this "
+            "release of lightningd newer than cln-backup? Go back to the release that worked, and "
+            "report this."
+        ) from None
+
+
+def decode_init(params: msgspec.Raw) -> Init:
+    """The parameters of `init`. Raises `BadChange`."""
+    try:
+        return _init.decode(params)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise BadChange("lightningd sent an init that cannot be understood.") from None
+
+
+def asks_for_force(params: msgspec.Raw) -> bool:
+    """Whether `backup-compact` is to compact in any case. Raises `BadChange`."""
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        given = msgspec.json.decode(params)
+        if given in ([], {}, [False], {"force": False}):
+            return False
+        if given in ([True], {"force": True}):
+            return True
+    raise BadChange("backup-compact takes force=true, or nothing.")
+
+
+def answer(request_id: bytes, result: object) -> bytes:
+    """A request's answer, ready to be written at once."""
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n\n' % (request_id, msgspec.json.encode(result))
+
+
+def error(request_id: bytes, message: str) -> bytes:
+    """The answer to a request that failed."""
+    fields = {"code": -1, "message": message}
+    return b'{"jsonrpc":"2.0","id":%b,"error":%b}\n\n' % (request_id, msgspec.json.encode(fields))
+
+
+def log(level: str, message: str) -> bytes:
+    r"""A line for lightningd's log; `level` is `debug`, `info`, `warn` or `error`.
+
+    In plain UTF-8: lightningd shows a message with a `\u` escape in it as it was sent.
+    """
+    text = "".join(sign if sign.isprintable() else " " for sign in message)
+    fields = {"level": level, "message": text}
+    return (
+        json.dumps({"jsonrpc": "2.0", "method": "log", "params": fields}, ensure_ascii=False)
+        + "\n\n"
+    ).encode("utf-8", "replace")
+
+
+def write(data: bytes) -> None:
+    """Writes whole messages to lightningd. Raises `BrokenPipeError` when it has gone."""
+    while data:
+        data = data[os.write(1, data) :]
+
+
+class Mailbox:
+    """Memory that holds what was read from lightningd and is not yet answered.
+
+    It is shared with the guard, which finds in it the request that the worker died over. Behind
+    the text everything is zero, which JSON does not hold, so that its length needs no record
+    which could be behind the truth. Of a message that is larger than the mailbox the start is
+    kept, where its id stands.
+    """
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, MAILBOX_BYTES)
+
+    def text(self) -> bytes:
+        """What is in it."""
+        end = self.memory.find(b"\x00")
+        return self.memory[: end if end >= 0 else MAILBOX_BYTES]
+
+
+class Reader:
+    """Reads messages from a pipe, through a mailbox."""
+
+    def __init__(self, fd: int, mailbox: Mailbox) -> None:
+        self._fd = fd
+        self._memory = mailbox.memory
+        self._view = memoryview(mailbox.memory)
+        self._used = 0
+        self._searched = 0
+        self._large: bytearray | None = None
+        self._taken = 0
+
+    def read(self) -> bool:
+        """Reads what is there, waiting for something; `False` when lightningd has closed."""
+        if self._used == MAILBOX_BYTES:
+            if self._large is None:
+                self._large = bytearray(self._memory)
+            data = os.read(self._fd, MAILBOX_BYTES)
+            self._large += data
+            return bool(data)
+        count = os.readv(self._fd, [self._view[self._used :]])
+        self._used += count
+        return count > 0
+
+    def has_begun(self) -> bool:
+        """Whether a part of a message was read, whose rest is still to come."""
+        return self._used > 0
+
+    def take(self) -> bytes | None:
+        """The next whole message, if there is one; it stays in the mailbox until `drop`."""
+        source = self._memory if self._large is None else self._large
+        used = self._used if self._large is None else len(self._large)
+        end = source.find(b"\n", max(0, self._searched - 1), used)
+        if end >= 0 and source[end + 1 : end + 2] != b"\n":  # lightningd writes no such message
+            end = source.find(_END, end, used)
+        if end < 0:
+            self._searched = used
+            return None
+        self._taken = end + len(_END)
+        return bytes(source[:end])
+
+    def drop(self) -> None:
+        """Empties the mailbox of the message that `take` gave: it is answered."""
+        if self._large is not None:
+            rest = bytes(self._large[self._taken :])
+            self._large = bytearray(rest) if len(rest) >= MAILBOX_BYTES else None
+        else:
+            rest = self._memory[self._taken : self._used]
+        kept = rest[:MAILBOX_BYTES]
+        self._view[: self._used] = kept.ljust(self._used, b"\x00")
+        self._used = len(kept)
+        self._searched = self._taken = 0

@@ -1,0 +1,1 @@
+"""Changes into a SQLite database."""

@@ -1,0 +1,370 @@
+"""A SQLite database kept at a backup's version by replaying its changes."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+import apsw
+
+from cln_backup.model import statements
+from cln_backup.model.change import Kind
+from cln_backup.model.errors import Damaged, NotFound, ReplayFailed, StorageError
+from cln_backup.storage import fsio, interruption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from cln_backup.model.change import Change
+
+_PAGES_PER_STEP = 256
+_PLAIN_STARTS = frozenset("ABCDIRSU")
+_PRAGMAS = frozenset(
+    (
+        "foreign_keys",
+        "defer_foreign_keys",
+        "ignore_check_constraints",
+        "legacy_alter_table",
+        "recursive_triggers",
+        "user_version",
+    )
+)
+_CONSTRAINT = re.compile(
+    r"(?:UNIQUE|NOT NULL|CHECK|FOREIGN KEY|PRIMARY KEY) constraint failed(?:: [\w.]+(?:, [\w.]+)*)?"
+)
+_REASONS: dict[type[apsw.Error], str] = {
+    apsw.BusyError: "another program has it locked; stop that",
+    apsw.LockedError: "another program has it locked; stop that",
+    apsw.CantOpenError: "it, or its journal, cannot be opened; look at the owner and permissions",
+    apsw.PermissionsError: "this user may not read it",
+    apsw.ReadOnlyError: "this user may not write to it, which its journal needs",
+    apsw.IOError: "its disk fails a read",
+    apsw.FullError: "the disk is full",
+    apsw.CorruptError: "it is damaged",
+}
+_FOREIGN_KEYS = "PRAGMA foreign_keys = ON"
+
+
+class DatabaseFile:
+    """A database file that nobody writes to, as a snapshot."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.size_bytes = os.path.getsize(path)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The file's bytes in order, in pieces. Raises `StorageError`."""
+        fd = fsio.open_existing(self._path, writable=False, op="read snapshot")
+        try:
+            yield from fsio.chunks_at(fd, self.size_bytes, 0, op="read snapshot")
+        finally:
+            os.close(fd)
+
+
+class Replica:
+    """A database that is being built from changes; of no use to anybody until `check` passed.
+
+    It is written without a journal and without syncs: whoever wants to keep it syncs the file
+    after `close`. Foreign keys are enforced as lightningd enforces them: always, except between
+    two riders that say otherwise.
+
+    Attributes:
+        foreign_keys: whether they are enforced now.
+        applied: data version of the last change applied.
+        stored_ms: when that was stored, as `Change.stored_ms`.
+        changes: how many were applied.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Starts with an empty database at a path where nothing stands."""
+        self._path = path
+        os.close(fsio.create(path, op="create replica"))
+        self._connection = self._connect()
+        self._execute = self._connection.cursor().execute
+        self.foreign_keys = True
+        self.applied = 0
+        self.stored_ms: int | None = None
+        self.changes = 0
+
+    def _connect(self) -> apsw.Connection:
+        connection = apsw.Connection(
+            self._path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=0
+        )
+        # What a backup holds comes from elsewhere: it must reach no other file than this one.
+        connection.limit(apsw.SQLITE_LIMIT_ATTACHED, 0)
+        # The order matters: under an exclusive lock a WAL needs no shared memory file.
+        for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = OFF", "synchronous = OFF"):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        connection.execute(_FOREIGN_KEYS)
+        return connection
+
+    def apply(self, change: Change) -> None:
+        """Replays one change: a transaction as one, a rider outside any.
+
+        Raises:
+            ReplayFailed: it does not fit; the message names the version and the kind of the
+                statement, never its contents.
+            StorageError: the disk is full or failed.
+        """
+        kind = change.kind
+        self.applied, self.stored_ms = change.version, change.stored_ms
+        self.changes += 1
+        if kind is Kind.SNAPSHOT:
+            self._load(change)
+            return
+        transaction = change.transaction
+        assert transaction is not None
+        if kind is Kind.RIDER:
+            self._run(change.version, transaction)
+            self.foreign_keys = statements.foreign_keys_after(transaction, self.foreign_keys)
+            return
+        self._run(change.version, ("BEGIN", *transaction))
+        sets_version = statements.bumps_data_version_to(transaction[-1]) == change.version
+        if not sets_version or self._connection.changes() != 1:
+            raise ReplayFailed(
+                f"The transaction for data version {change.version} does not follow the database "
+                "before it: its last statement had to set this version in exactly one row. The "
+                "backup holds changes that do not belong together; keep it, and do not start a "
+                "node on anything made from it.",
+                good_version=change.version - 1,
+            )
+        self._run(change.version, ("COMMIT",))
+
+    def _run(self, version: int, batch: Sequence[str]) -> None:
+        # What a backup holds may come from elsewhere. Statements of the node's own kind need no
+        # look; with any other, SQLite asks about each thing that is to be done.
+        plain = all(statement[:1] in _PLAIN_STARTS for statement in batch)
+        self._connection.authorizer = None if plain else _authorize
+        execute = self._execute
+        rest = iter(batch)
+        statement = ""
+        while True:
+            try:
+                for statement in rest:
+                    execute(statement)
+            except (UnicodeEncodeError, apsw.Error) as error:
+                self._run_mended(version, statement, error)
+            else:
+                return
+
+    def _run_mended(self, version: int, statement: str, error: Exception) -> None:
+        """Runs a statement in another form that means the same, where there is one."""
+        if isinstance(error, apsw.FullError | apsw.IOError):
+            raise StorageError(
+                f"Cannot write {self._path}: {error}. What was built is of no use; the backup is "
+                "as it was."
+            ) from error
+        mended = statement
+        if isinstance(error, UnicodeEncodeError):
+            mended = statements.with_stray_bytes_as_hex(statement)
+        elif isinstance(error, apsw.SQLError):
+            mended = statements.mend(statement)
+        if mended == statement:
+            raise _failed(version, statement, _harmless(error)) from None
+        try:
+            self._execute(mended)
+        except (UnicodeEncodeError, apsw.Error) as still:
+            raise _failed(version, statement, _harmless(still)) from None
+
+    def _load(self, change: Change) -> None:
+        assert change.snapshot is not None
+        self._connection.close()
+        fd = fsio.open_existing(self._path, writable=True, op="write snapshot")
+        try:
+            if fsio.size_bytes(fd):  # ext4 writes a file out at its close once it was truncated
+                fsio.truncate(fd, 0, op="write snapshot")
+            offset = 0
+            for chunk in change.snapshot.chunks():
+                offset = fsio.write_at(fd, [chunk], offset, op="write snapshot")
+        finally:
+            os.close(fd)
+        try:
+            self._connection = self._connect()
+            self._execute = self._connection.cursor().execute
+            self._connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        except apsw.Error as error:
+            raise ReplayFailed(
+                f"The snapshot at data version {change.version} is no SQLite database ({error})."
+            ) from None
+        self.foreign_keys = True
+
+    def check(self) -> int:
+        """Checks that this is a sound database at the last change's version.
+
+        Returns the number of its foreign key faults. Such faults are the node's own: with foreign
+        keys enforced as the node had them, a replay makes none that the node did not have.
+
+        Raises:
+            ReplayFailed: it is not sound, or at another version.
+        """
+        self._connection.authorizer = None
+        try:
+            found = _data_version(self._connection)
+            sound = is_sound(self._connection)
+            faults = sum(1 for _ in self._connection.execute("PRAGMA foreign_key_check"))
+        except apsw.Error as error:
+            raise ReplayFailed(
+                f"SQLite cannot read what was made ({type(error).__name__})."
+            ) from None
+        if found != self.applied:
+            raise ReplayFailed(
+                f"The database says it is at data version {found}, and the backup says "
+                f"{self.applied}. They do not belong together; do not start a node on it."
+            )
+        if not sound:
+            raise ReplayFailed(
+                f"SQLite's integrity check found faults in the database at version {found}; do not "
+                "start a node on it."
+            )
+        return faults
+
+    def close(self) -> None:
+        """Lets go of the file; all of it is in the kernel's hands, nothing is synced."""
+        self._connection.close()
+
+
+def replay(
+    changes: Iterable[Change], path: str, progress: Callable[[Change], None] | None = None
+) -> Replica:
+    """Builds a replica at `path` from the changes, calling `progress` after each.
+
+    Raises:
+        ReplayFailed, Damaged, StorageError: the file at `path` is for the caller to remove.
+    """
+    replica = Replica(path)
+    good = 0
+    try:
+        for change in changes:
+            if interruption.state.pending:
+                interruption.check()
+            replica.apply(change)
+            good = change.version
+            if progress is not None:
+                progress(change)
+    except Damaged as error:
+        error.good_up_to(good)
+        replica.close()
+        raise
+    except BaseException:
+        replica.close()
+        raise
+    return replica
+
+
+def copy_database(source: str, path: str) -> int:
+    """Copies a database through SQLite, as one consistent moment of it; returns its data version.
+
+    What a journal or a WAL beside the source says is seen to. Not durable.
+
+    Raises:
+        NotFound: there is no database, or it is none of SQLite's.
+        StorageError: it is locked by another program, or the disk failed.
+    """
+    try:
+        origin = apsw.Connection(source, flags=apsw.SQLITE_OPEN_READWRITE)
+        copy = apsw.Connection(path)
+    except apsw.Error as error:
+        raise StorageError(f"Cannot open the database {source}: {_reason(error)}") from error
+    try:
+        _require_lightningds(origin, source)
+        for pragma in ("journal_mode = OFF", "synchronous = OFF"):
+            copy.execute(f"PRAGMA {pragma}").fetchall()
+        with copy.backup("main", origin, "main") as backup:
+            while not backup.done:
+                interruption.check()
+                backup.step(_PAGES_PER_STEP)
+        if not is_sound(copy):
+            raise StorageError(
+                f"{source} is damaged: SQLite's integrity check found faults in it. A backup of it "
+                "would be of no use. Find out what is wrong with its disk first."
+            )
+        return _data_version(copy)
+    except apsw.NotADBError as error:
+        raise NotFound(f"{source} is no SQLite database ({error}).") from error
+    except apsw.Error as error:
+        raise StorageError(f"Cannot copy the database {source}: {_reason(error)}") from error
+    finally:
+        copy.close()
+        origin.close()
+
+
+def _require_lightningds(connection: apsw.Connection, path: str) -> None:
+    """Makes sure that a database is lightningd's, of whatever age, or holds no table yet."""
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    tables = {name for (name,) in rows}
+    bookkeepers = "chain_events" in tables and "outputs" not in tables
+    if tables and (bookkeepers or tables.isdisjoint(("vars", "outputs"))):
+        raise NotFound(
+            f"{path} is a SQLite database, but not lightningd's. Name the one that lightningd "
+            "uses: lightningd.sqlite3, if its option wallet names no other."
+        )
+
+
+def _reason(error: apsw.Error) -> str:
+    """What SQLite says, or, where it names the other of two databases, the kind of the error."""
+    text = str(error)
+    if text not in ("not an error", ""):
+        return text
+    code = apsw.mapping_result_codes.get(getattr(error, "result", -1), type(error).__name__)
+    return f"{_REASONS.get(type(error), 'SQLite reports')} ({code})"
+
+
+def node_id_of(path: str) -> str | None:
+    """The id of the node whose database this is; `None` where it has none yet or is locked.
+
+    Nothing is changed and nothing waited for, so that it can be asked while the node waits in
+    `db_write`: a reader then sees the database as it was before the transaction.
+    """
+    try:
+        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+    except apsw.Error:
+        return None
+    try:
+        columns = connection.execute("SELECT name FROM pragma_table_info('vars')").fetchall()
+        if ("blobval",) not in columns:
+            return None
+        rows = connection.execute("SELECT hex(blobval) FROM vars WHERE name = 'node_id'").fetchall()
+    except apsw.Error:
+        return None
+    finally:
+        connection.close()
+    return str(rows[0][0]).lower() if rows else None
+
+
+def is_sound(connection: apsw.Connection) -> bool:
+    """Whether SQLite's integrity check passes."""
+    return connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]
+
+
+def _data_version(connection: apsw.Connection) -> int:
+    columns = connection.execute("SELECT name FROM pragma_table_info('vars')").fetchall()
+    if ("intval",) not in columns:  # releases before 2019 had no such column
+        return 0
+    rows = connection.execute("SELECT intval FROM vars WHERE name = 'data_version'").fetchall()
+    version = rows[0][0] if rows else 0
+    return version if isinstance(version, int) else 0
+
+
+def _failed(version: int, statement: str, why: str) -> ReplayFailed:
+    return ReplayFailed(
+        f"The change for data version {version} cannot be replayed: its "
+        f"{statements.kind(statement)} {why}. The backup up to version {version - 1} can be "
+        "replayed; keep it as it is.",
+        good_version=version - 1,
+    )
+
+
+def _harmless(error: Exception) -> str:
+    """What SQLite says, where it speaks of the schema only; else just the class of the error."""
+    constraint = _CONSTRAINT.fullmatch(str(error))
+    return f"fails ({type(error).__name__ if constraint is None else constraint[0]})"
+
+
+def _authorize(
+    action: int, name: str | None, _value: str | None, _database: str | None, _trigger: str | None
+) -> int:
+    """Lets through all but the `PRAGMA`s that would change the process or other files."""
+    if action == apsw.SQLITE_PRAGMA and (name or "").lower() not in _PRAGMAS:
+        return apsw.SQLITE_DENY
+    return apsw.SQLITE_OK

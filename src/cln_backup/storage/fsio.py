@@ -1,0 +1,415 @@
+"""The only place of this project that writes, syncs, renames or removes a file.
+
+Every call carries an `op`, the name of the step it is part of ("append entry", "sync head"), which
+stands in the error message; tests fail or crash the process at these names. All errors of the
+operating system become `StorageError` here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import sys
+from typing import TYPE_CHECKING
+
+from cln_backup.model.errors import AlreadyExists, StorageError
+from cln_backup.storage import interruption, ownership
+from cln_backup.storage.os_errors import storage_errors
+from cln_backup.storage.regular import open_regular
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+CHUNK_BYTES = 1 << 20
+"""How much is read or written at once where a file of any size passes through."""
+
+_PRIVATE = 0o600
+
+_SYNCS_NO_DIRECTORIES = frozenset(
+    (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+)
+"""What fsync says of a directory where a file system, such as CIFS and some of FUSE, has none."""
+
+
+def open_existing(path: str, *, writable: bool, op: str) -> int:
+    """Opens a file and returns its descriptor (closed on exec).
+
+    Nothing is written through a symbolic link: whoever may write to the backup's directory could
+    lead the node to a file of its own, such as its secret. Nothing but a regular file is opened: a
+    FIFO would be waited for.
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW if writable else os.O_RDONLY
+    with storage_errors(op, path):
+        return open_regular(path, flags, op)
+
+
+def kind_at(path: str, *, op: str) -> str | None:
+    """What is at a path: "file", "directory", "special" or, at a link that leads nowhere, "link".
+
+    `None` where there is nothing. Raises `StorageError` where this user cannot know: what cannot
+    be looked at is not missing.
+    """
+    with storage_errors(op, path):
+        try:
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return "link" if os.path.islink(path) else None
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "file" if stat.S_ISREG(mode) else "special"
+
+
+def open_direct(path: str, *, op: str) -> int:
+    """Opens a file for writing past the system's cache, or through it where that cannot be.
+
+    What is written must be whole blocks of 4096 bytes, in memory and in the file (open(2)).
+    """
+    fd = open_existing(path, writable=True, op=op)
+    if sys.platform != "linux":
+        return fd
+    with contextlib.suppress(OSError), mmap.mmap(-1, mmap.PAGESIZE) as block:
+        direct = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_DIRECT)
+        try:
+            os.preadv(direct, [block], 0)
+        except OSError:
+            os.close(direct)
+            raise
+        os.close(fd)
+        return direct
+    return fd
+
+
+def create(path: str, *, op: str, like: str | None = None) -> int:
+    """Creates a file that only its owner may read; returns its descriptor, open for both ways.
+
+    The owner is that of `like`, otherwise of the directory, where this process may do that.
+    Raises `AlreadyExists` when the path is taken, also by a link; nothing durable yet.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with storage_errors(op, path):
+        try:
+            fd = os.open(path, flags, _PRIVATE)
+        except FileExistsError:
+            raise AlreadyExists(f"{path} exists and is left as it is.") from None
+    ownership.give(fd, path, like)
+    return fd
+
+
+def create_beside(path: str, purpose: str, *, op: str, like: str | None = None) -> tuple[int, str]:
+    """Creates a file of this process's own beside a path, as `create`; returns its name too."""
+    number = 0
+    while True:
+        name = f"{path}.{purpose}-{os.getpid()}" + (f"-{number}" if number else "")
+        try:
+            return create(name, op=op, like=like), name
+        except AlreadyExists:  # left by a process that had the same id
+            number += 1
+
+
+def open_lock(path: str, *, op: str, like: str | None = None) -> int:
+    """Opens a lock file, made as `create` does if it is not there; never a link."""
+    while True:
+        with contextlib.suppress(AlreadyExists):
+            return create(path, op=op, like=like)
+        with storage_errors(op, path), contextlib.suppress(FileNotFoundError):
+            return open_regular(path, os.O_RDWR | os.O_NOFOLLOW, op)
+
+
+def write_at(fd: int, buffers: Sequence[bytes | memoryview], offset_bytes: int, *, op: str) -> int:
+    """Writes all buffers in a row at the offset; returns the offset behind them.
+
+    In the kernel's hands when it returns, not durable. A safe point (`interruption`).
+    """
+    if interruption.state.pending:
+        interruption.check()
+    with storage_errors(op, fd):
+        length = sum(map(len, buffers))
+        written = os.pwritev(fd, buffers, offset_bytes)
+        if written < length:  # the disk is filling up, or a signal came
+            rest = memoryview(buffers[0] if len(buffers) == 1 else b"".join(buffers))
+            while written < length:
+                written += os.pwrite(fd, rest[written:], offset_bytes + written)
+        return offset_bytes + length
+
+
+def read_at(fd: int, length_bytes: int, offset_bytes: int, *, op: str) -> bytes:
+    """Reads up to that many bytes; fewer only where the file ends. A safe point."""
+    if interruption.state.pending:
+        interruption.check()
+    with storage_errors(op, fd):
+        data = os.pread(fd, length_bytes, offset_bytes)
+        if len(data) == length_bytes or not data:
+            return data
+        pieces = [data]
+        got = len(data)
+        while got < length_bytes:
+            data = os.pread(fd, length_bytes - got, offset_bytes + got)
+            if not data:
+                break
+            pieces.append(data)
+            got += len(data)
+        return b"".join(pieces)
+
+
+def chunks_at(fd: int, length_bytes: int, offset_bytes: int, *, op: str) -> Iterator[bytes]:
+    """Reads a range in pieces of at most `CHUNK_BYTES`; ends early where the file does."""
+    end = offset_bytes + length_bytes
+    while offset_bytes < end:
+        chunk = read_at(fd, min(CHUNK_BYTES, end - offset_bytes), offset_bytes, op=op)
+        if not chunk:
+            return
+        yield chunk
+        offset_bytes += len(chunk)
+
+
+def size_bytes(fd: int) -> int:
+    """The file's size as it stands now."""
+    with storage_errors("read the size", fd):
+        return os.fstat(fd).st_size
+
+
+def sync(fd: int, *, op: str) -> None:
+    """Puts the file's bytes on stable storage; durable when it returns.
+
+    A failed sync is final: the kernel may have thrown the bytes away and would call a second try
+    a success (Rebello et al., "Can Applications Recover from fsync Failures?", 2020). Whoever
+    gets a `StorageError` from here must not go on with this descriptor.
+    """
+    with storage_errors(op, fd):
+        if sys.platform == "darwin":
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        else:
+            os.fdatasync(fd)
+
+
+def forget_cached(fd: int) -> None:
+    """Asks the system to read the file from its storage the next time, where it can be asked."""
+    if hasattr(os, "posix_fadvise"):
+        with storage_errors("read again", fd):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def truncate(fd: int, length_bytes: int, *, op: str) -> None:
+    """Cuts the file off; durable after a `sync`."""
+    with storage_errors(op, fd):
+        os.ftruncate(fd, length_bytes)
+
+
+def sync_directory(path: str, *, op: str) -> bool:
+    """Makes the names in a directory durable, as files were created, renamed or removed in it.
+
+    Returns `False` where the file system syncs no directories: it promises nothing for names, and
+    what can be done was done.
+    """
+    with storage_errors(op, path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno not in _SYNCS_NO_DIRECTORIES:
+                raise
+            return False
+        finally:
+            os.close(fd)
+    return True
+
+
+@contextlib.contextmanager
+def locked_directory(path: str, *, op: str) -> Iterator[None]:
+    """Inside, no other process is; where the file system locks no directories, nothing is done."""
+    with storage_errors(op, path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def publish(built: str, path: str, *, op: str, withdraws: bool = True) -> None:
+    """Gives a file that was built and synced beside its name; never replaces anything.
+
+    Durable when it returns. Where that fails, the name is taken away again, so that the next try
+    does not find it taken; unless other processes go by it (`withdraws`).
+
+    Raises:
+        AlreadyExists: the name was taken meanwhile.
+        StorageError.
+    """
+    with storage_errors(op, path):
+        try:
+            os.link(built, path)
+        except FileExistsError:
+            raise AlreadyExists(f"{path} exists and is left as it is.") from None
+        except OSError:  # a file system without hard links
+            if os.path.lexists(path):
+                raise AlreadyExists(f"{path} exists and is left as it is.") from None
+            os.rename(built, path)
+        else:
+            os.unlink(built)
+    try:
+        sync_directory(os.path.dirname(path) or ".", op=op)
+    except StorageError as error:
+        if withdraws:
+            try:
+                os.unlink(path)
+            except OSError:
+                raise StorageError(
+                    f"{error}. {path} is complete, but a loss of power may take its name. Remove "
+                    "it before you try again."
+                ) from error
+        raise
+
+
+def replace(built: str, path: str, *, op: str) -> None:
+    """Puts a file that was built and synced beside in the place of another, atomically.
+
+    Durable when it returns.
+    """
+    with storage_errors(op, path):
+        os.replace(built, path)
+    sync_directory(os.path.dirname(path) or ".", op=op)
+
+
+def keep(path: str, name: str, *, op: str) -> str:
+    """Gives a file a second name that is not taken, so that no later step can lose it.
+
+    Returns the name: the one asked for, or with a number behind it. Durable when it returns.
+    """
+    number = 1
+    kept = name
+    with storage_errors(op, name):
+        while True:
+            try:
+                os.link(path, kept)
+                break
+            except FileExistsError:
+                number += 1
+                kept = f"{name}-{number}"
+            except OSError:  # a file system without hard links
+                _copy_whole(path, kept)
+                break
+    sync_directory(os.path.dirname(name) or ".", op=op)
+    return kept
+
+
+def _copy_whole(path: str, name: str) -> None:
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        target = create(name, op="keep a copy", like=path)
+        try:
+            offset = 0
+            while chunk := os.pread(source, CHUNK_BYTES, offset):
+                offset = write_at(target, [chunk], offset, op="keep a copy")
+            sync(target, op="keep a copy")
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+
+
+def make_directory(path: str, *, op: str) -> bool:
+    """Makes a directory that only its owner may enter, durable with its name when it returns.
+
+    Returns whether it was made; `False` where there is one. Its owner is as `create` has it.
+    """
+    with storage_errors(op, path):
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if os.path.isdir(path):
+                return False
+            raise AlreadyExists(f"{path} exists and is left as it is.") from None
+    try:
+        with storage_errors(op, path):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                ownership.give(fd, path.rstrip("/"))
+            finally:
+                os.close(fd)
+        sync_directory(os.path.dirname(path.rstrip("/")) or ".", op=op)
+    except StorageError:
+        remove_directory(path, op=op)
+        raise
+    return True
+
+
+def remove_directory(path: str, *, op: str) -> None:
+    """Removes an empty directory of our own."""
+    with storage_errors(op, path):
+        os.rmdir(path)
+
+
+def list_directory(path: str, *, op: str) -> list[str]:
+    """The names in a directory, sorted."""
+    with storage_errors(op, path):
+        return sorted(os.listdir(path))
+
+
+def visit_directory(path: str, *, op: str) -> None:
+    """Opens a directory, at which a network file system asks its server what it holds now."""
+    with storage_errors(op, path):
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+def preallocate(fd: int, length_bytes: int, *, op: str) -> None:
+    """Fills a new file with zeros and syncs it, so that a later sync has only bytes to write.
+
+    Allocating alone would not do: the file system notes when a part is first written to, which
+    is one more write at each sync. Durable when it returns.
+    """
+    zeros = bytes(min(CHUNK_BYTES, length_bytes))
+    offset = 0
+    while offset < length_bytes:
+        offset = write_at(fd, [zeros[: length_bytes - offset]], offset, op=op)
+    sync(fd, op=op)
+
+
+def remove(path: str, *, op: str) -> None:
+    """Removes a file of our own; one that is not there is no error."""
+    with storage_errors(op, path), contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def write_file(path: str, content: bytes, *, op: str, new: bool = False) -> None:
+    """Writes a small file whole, in the place of what stood there; durable when it returns.
+
+    With `new`, raises `AlreadyExists` where something stands there, and leaves it.
+    """
+    fd, built = create_beside(path, "unfinished", op=op, like=None if new else path)
+    try:
+        write_at(fd, [content], 0, op=op)
+        sync(fd, op=op)
+        (publish if new else replace)(built, path, op=op)
+    except BaseException:
+        remove(built, op=op)
+        raise
+    finally:
+        os.close(fd)
+
+
+def keep_times(fd: int, like_fd: int) -> None:
+    """Gives a file the time of the last change of another."""
+    with storage_errors("set the time of", fd):
+        times = os.fstat(like_fd)
+        os.utime(fd, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def set_time(fd: int, at_ms: int) -> None:
+    """Gives a file the time of its last change, in milliseconds since 1970."""
+    with storage_errors("set the time of", fd):
+        os.utime(fd, ns=(at_ms * 1_000_000, at_ms * 1_000_000))
+
+
+def is_sole_name(path: str) -> bool:
+    """Whether a regular file stands at the path, no link, that has no other name beside it."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1

@@ -1,0 +1,59 @@
+"""A nameless file on disk, for what is too large to hold and must be whole before it is used."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+from cln_backup.model.errors import StorageError
+from cln_backup.storage import fsio, scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Self
+
+_LOOK_EVERY_BYTES = 1 << 24
+
+
+class Spool:
+    """Bytes that come in pieces and go out in pieces, as often as wanted; a `Snapshot`.
+
+    Raises `StorageError` when the disk fails, and before it takes the disk's last room, which
+    nodes need for their changes. Nothing is left when it is closed, or when the process dies.
+    """
+
+    def __init__(self, directory: str | None = None) -> None:
+        """Opens the file in a directory; by default in the one for temporary files."""
+        self._directory = directory or scratch.temporary()
+        try:
+            self._fd, path = tempfile.mkstemp(prefix=".spool-", dir=self._directory)
+        except OSError as error:
+            raise StorageError(f"Cannot make a temporary file: {error}") from error
+        os.unlink(path)
+        self._look_at_bytes = 0
+        self.size_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """Adds bytes at the end; not durable."""
+        if self.size_bytes >= self._look_at_bytes:
+            scratch.require_room(self._directory, op="write spool", needed_bytes=len(data))
+            self._look_at_bytes = self.size_bytes + _LOOK_EVERY_BYTES
+        self.size_bytes = fsio.write_at(self._fd, [data], self.size_bytes, op="write spool")
+
+    def chunks(self, start: int = 0) -> Iterator[bytes]:
+        """The bytes from `start` on, in order."""
+        return fsio.chunks_at(self._fd, self.size_bytes - start, start, op="read spool")
+
+    def close(self) -> None:
+        """Removes the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()

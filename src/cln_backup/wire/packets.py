@@ -1,0 +1,345 @@
+"""Packets to changes and back: protocol 1 of the community's plugin, and its extension.
+
+`docs/wire.md` has the byte tables. A packet is `u8 type, u32 length, payload`, big-endian. The
+extension is offered in a packet that a server of the community's plugin reads and ignores
+(METADATA, which only servers send there), and used only when the answer says that it is
+understood; so nothing of it ever reaches a peer that knows protocol 1 only.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from cln_backup.formats import v1
+from cln_backup.formats.digests import NO_DIGEST, transaction_digest
+from cln_backup.formats.encoding import DEFLATED, PLAIN, decoded, inflate
+from cln_backup.model.change import Kind
+from cln_backup.model.errors import BadChange, BadPacket
+
+# Protocol 1
+CHANGE: Final = 0x01
+SNAPSHOT: Final = 0x02
+REWIND: Final = 0x03
+REQ_METADATA: Final = 0x04
+RESTORE: Final = 0x05
+ACK: Final = 0x06
+NACK: Final = 0x07
+METADATA: Final = 0x08
+DONE: Final = 0x09
+COMPACT: Final = 0x0A
+COMPACT_RES: Final = 0x0B
+# The extension
+APPEND: Final = 0x20
+SNAPSHOT_BEGIN: Final = 0x21
+SNAPSHOT_DATA: Final = 0x22
+SNAPSHOT_END: Final = 0x23
+DROP: Final = 0x24
+STREAM: Final = 0x25
+STREAM_END: Final = 0x26
+REFUSED: Final = 0x27
+CREATE: Final = 0x28
+CLAIM: Final = 0x29
+
+PROTOCOL: Final = 1
+EXTENDED: Final = 2
+MAX_PAYLOAD_BYTES: Final = 0xFFFF_FFFF
+MAX_CHANGE_BYTES: Final = 1 << 28
+"""The largest transaction that is taken from a peer, as it is and after decompression."""
+MAX_HELLO_BYTES: Final = 4096
+MAX_NODE_ID_BYTES: Final = 128
+MAX_REFUSAL_BYTES: Final = 4096
+MAX_STATISTICS_BYTES: Final = 1 << 16
+CHUNK_BYTES: Final = 1 << 18
+"""The most of a snapshot that one SNAPSHOT_DATA packet carries."""
+
+_HEAD = struct.Struct("!BI")
+_VERSION = struct.Struct("!I")
+_METADATA = struct.Struct("!IIIQ")
+_STANDING = struct.Struct("!BBQQQ32s")
+_APPEND = struct.Struct("!IB32s")
+_SNAPSHOT_BEGIN = struct.Struct("!IQ")
+_DROP = struct.Struct("!I32s")
+_STREAM = struct.Struct("!IIBQ32s")
+_REFUSED = struct.Struct("!BIQ")
+
+HEAD_BYTES: Final = _HEAD.size
+METADATA_BYTES: Final = _METADATA.size
+APPEND_BYTES: Final = _APPEND.size
+
+assert HEAD_BYTES == 5
+assert METADATA_BYTES == 20
+assert _STANDING.size == 58
+assert APPEND_BYTES == 37
+assert _SNAPSHOT_BEGIN.size == 12
+assert _DROP.size == 36
+assert _STREAM.size == 49
+assert _REFUSED.size == 13
+
+_KINDS: Final = (None, Kind.TRANSACTION, Kind.SNAPSHOT, Kind.RIDER)
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """What a client that knows the extension says of itself, as JSON.
+
+    Attributes:
+        role: `read`, `write`, `create` or `takeover`.
+        node: whose backup is meant, on a server with several.
+        token: the credential, where the server asks for one.
+        session: a random name of the writing process; a connection that was lost is known by it.
+        resume: whether this session has been the writer before.
+        deflate: whether the server shall compress what it streams.
+        who: the process, for a message to another writer.
+    """
+
+    role: str
+    node: str = ""
+    token: str = ""
+    session: str = ""
+    resume: bool = False
+    deflate: bool = False
+    who: str = ""
+
+
+class Standing(NamedTuple):
+    """Where a server's backup stands.
+
+    Attributes:
+        head: kind of the last change; `None` when empty, or when the server knows protocol 1 only.
+        foreign_keys: whether foreign keys are enforced after it.
+        size_bytes: of the backup; 0 where it is not known.
+        changed_at_ms: when the head was stored, since 1970; 0 where it is not known.
+        epoch: number of writers that the server has seen since it was started.
+        digest: of the head; zeros when empty or not known.
+    """
+
+    version: int
+    prev_version: int
+    version_count: int
+    head: Kind | None = None
+    foreign_keys: bool = True
+    size_bytes: int = 0
+    changed_at_ms: int = 0
+    epoch: int = 0
+    digest: bytes = NO_DIGEST
+
+
+class Position(NamedTuple):
+    """From where a server shall stream.
+
+    Attributes:
+        start: the first data version.
+        skip: how many changes of just that version the client has already.
+        head: whether the last change is wanted too.
+        offset_bytes: how much the client has of the snapshot that comes first.
+        digest: of the last change that is skipped; zeros where none is.
+    """
+
+    start: int
+    skip: int
+    head: bool
+    offset_bytes: int
+    digest: bytes
+
+
+class Refusal(NamedTuple):
+    """Why a server did not do what it was asked.
+
+    Attributes:
+        code: exit code of the error's class in `errors`.
+        version: for damage, up to where the backup is good; else where it stands.
+        offset_bytes: for damage, where.
+    """
+
+    code: int
+    version: int
+    offset_bytes: int
+    message: str
+
+
+def pack_head(packet_type: int, length_bytes: int) -> bytes:
+    """The 5 bytes before a payload. Raises `BadChange` where the length does not fit."""
+    if length_bytes > MAX_PAYLOAD_BYTES:
+        raise BadChange(
+            f"Protocol 1 cannot carry {length_bytes} bytes at once (at most 4 GiB less one byte). "
+            "A server of this project takes them in pieces; nothing was sent."
+        )
+    return _HEAD.pack(packet_type, length_bytes)
+
+
+def unpack_head(data: bytes) -> tuple[int, int]:
+    """Type and length of the packet that follows."""
+    packet_type, length = _HEAD.unpack(data)
+    return packet_type, length
+
+
+def pack_version(version: int) -> bytes:
+    """The payload of REWIND, ACK and NACK. Raises `BadChange` for what is no version."""
+    if not 0 <= version <= v1.MAX_VERSION:
+        raise BadChange(f"No protocol can carry data version {version}; nothing was sent.")
+    return _VERSION.pack(version)
+
+
+def unpack_version(payload: bytes) -> int:
+    """The version in a REWIND, an ACK or a NACK. Raises `BadPacket`."""
+    return int(_fields(_VERSION, payload, exact=True)[0])
+
+
+def pack_metadata(standing: Standing) -> bytes:
+    """METADATA of protocol 1."""
+    return _METADATA.pack(PROTOCOL, *standing[:3])
+
+
+def pack_hello(hello: Hello) -> bytes:
+    """METADATA as a client offers the extension."""
+    return _VERSION.pack(EXTENDED) + msgspec.json.encode(hello)
+
+
+def unpack_hello(payload: bytes) -> Hello:
+    """What a client says of itself. Raises `BadPacket`."""
+    try:
+        if payload[:4] == _VERSION.pack(EXTENDED):
+            return msgspec.json.decode(payload[4:], type=Hello)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    raise BadPacket("a greeting that cannot be understood")
+
+
+def pack_standing(standing: Standing) -> bytes:
+    """METADATA as a server gives it to a client that offered the extension."""
+    return _METADATA.pack(EXTENDED, *standing[:3]) + _STANDING.pack(
+        _KINDS.index(standing.head), standing.foreign_keys, *standing[5:]
+    )
+
+
+def unpack_standing(payload: bytes) -> tuple[int, Standing]:
+    """The protocol that a server speaks, and where its backup stands. Raises `BadPacket`."""
+    protocol, version, prev_version, count = _fields(_METADATA, payload, exact=False)
+    standing = Standing(version, prev_version, count)
+    if protocol == PROTOCOL and len(payload) == METADATA_BYTES:
+        return PROTOCOL, standing
+    if protocol != EXTENDED:
+        raise BadPacket(f"protocol {protocol}, where this program knows 1 and 2")
+    kind, foreign_keys, *others = _fields(_STANDING, payload[METADATA_BYTES:], exact=False)
+    if kind >= len(_KINDS):
+        raise BadPacket(f"a head of kind {kind}")
+    return EXTENDED, Standing(*standing[:3], _KINDS[kind], bool(foreign_keys), *others)
+
+
+def pack_change(version: int, payload: bytes) -> bytes:
+    """CHANGE of protocol 1, made of a transaction as `v1.pack_transaction` has it."""
+    return pack_version(version) + zlib.compress(payload)
+
+
+def unpack_change(
+    payload: bytes, limit_bytes: int = MAX_CHANGE_BYTES
+) -> tuple[int, tuple[str, ...]]:
+    """Version and statements of a CHANGE. Raises `BadPacket`, `TooLarge`."""
+    version = _fields(_VERSION, payload, exact=False)[0]
+    return version, v1.unpack_transaction(inflate(payload[4:], limit_bytes))
+
+
+def pack_append(version: int, payload: bytes, digest: bytes, *, deflate: bool) -> bytes:
+    """APPEND: a transaction as `v1.pack_transaction` has it, with its digest."""
+    pack_version(version)
+    if deflate:
+        # Level 1: three quarters of what level 6 saves, for a quarter of the node's waiting.
+        return _APPEND.pack(version, DEFLATED, digest) + zlib.compress(payload, 1)
+    return _APPEND.pack(version, PLAIN, digest) + payload
+
+
+def unpack_append(
+    payload: bytes, limit_bytes: int = MAX_CHANGE_BYTES
+) -> tuple[int, tuple[str, ...], bytes]:
+    """Version, statements and digest of an APPEND.
+
+    Raises `BadPacket`, also for a wrong digest, and `TooLarge`.
+    """
+    version, encoding, digest = _fields(_APPEND, payload, exact=False)
+    content = decoded(encoding, payload[APPEND_BYTES:], limit_bytes)
+    if transaction_digest(version, content) != digest:
+        raise BadPacket(f"a change for version {version} that is not what its digest says")
+    return version, v1.unpack_transaction(content), digest
+
+
+def pack_snapshot_begin(version: int, size_bytes: int) -> bytes:
+    """SNAPSHOT_BEGIN: a snapshot of that size follows in pieces."""
+    pack_version(version)
+    return _SNAPSHOT_BEGIN.pack(version, size_bytes)
+
+
+def unpack_snapshot_begin(payload: bytes) -> tuple[int, int]:
+    """Version and size of the snapshot that follows. Raises `BadPacket`."""
+    version, size = _fields(_SNAPSHOT_BEGIN, payload, exact=True)
+    return version, size
+
+
+def pack_piece(piece: bytes, *, deflate: bool) -> bytes:
+    """SNAPSHOT_DATA: at most `CHUNK_BYTES` of a snapshot."""
+    assert len(piece) <= CHUNK_BYTES
+    if deflate:
+        return bytes([DEFLATED]) + zlib.compress(piece, 1)
+    return bytes([PLAIN]) + piece
+
+
+def unpack_piece(payload: bytes) -> bytes:
+    """The bytes of a snapshot in a SNAPSHOT_DATA. Raises `BadPacket`."""
+    if not payload:
+        raise BadPacket("an empty piece of a snapshot")
+    return decoded(payload[0], payload[1:], CHUNK_BYTES)
+
+
+def pack_drop(to_version: int, digest: bytes) -> bytes:
+    """DROP: go back to a version, by dropping the head that has this digest."""
+    return _DROP.pack(to_version, digest)
+
+
+def unpack_drop(payload: bytes) -> tuple[int, bytes]:
+    """The version to go back to, and the digest of the head to drop. Raises `BadPacket`."""
+    to_version, digest = _fields(_DROP, payload, exact=True)
+    return to_version, digest
+
+
+def pack_claim(node_id: str) -> bytes:
+    """CLAIM: the backup is to be this node's."""
+    return node_id.encode("ascii")
+
+
+def unpack_claim(payload: bytes) -> str:
+    """The node's id, in hex. Raises `BadPacket`."""
+    if len(payload) > MAX_NODE_ID_BYTES or not payload.isalnum():
+        raise BadPacket("a node's id that is none")
+    return payload.decode("ascii")
+
+
+def pack_position(position: Position) -> bytes:
+    """STREAM: from where, and with or without the head."""
+    return _STREAM.pack(*position)
+
+
+def unpack_position(payload: bytes) -> Position:
+    """From where a client wants the changes. Raises `BadPacket`."""
+    start, skip, head, offset, digest = _fields(_STREAM, payload, exact=True)
+    return Position(start, skip, bool(head), offset, digest)
+
+
+def pack_refusal(refusal: Refusal) -> bytes:
+    """REFUSED: why something was not done."""
+    text = refusal.message.encode("utf-8", "replace")[: MAX_REFUSAL_BYTES - _REFUSED.size]
+    return _REFUSED.pack(refusal.code, refusal.version, refusal.offset_bytes) + text
+
+
+def unpack_refusal(payload: bytes) -> Refusal:
+    """Why a server refused; the text is cleaned for a terminal. Raises `BadPacket`."""
+    code, version, offset = _fields(_REFUSED, payload, exact=False)
+    text = payload[_REFUSED.size :].decode("utf-8", "replace")
+    return Refusal(code, version, offset, "".join(c if c.isprintable() else " " for c in text))
+
+
+def _fields(form: struct.Struct, payload: bytes, *, exact: bool) -> tuple[Any, ...]:
+    if len(payload) < form.size or (exact and len(payload) != form.size):
+        raise BadPacket(f"a packet of {len(payload)} bytes, where {form.size} were due")
+    return form.unpack_from(payload)
