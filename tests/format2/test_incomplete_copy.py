@@ -13,6 +13,7 @@ from cln_backup.backends import accepting_incomplete_copies, create_backend, ope
 from cln_backup.backends.dir import log as dir_log
 from cln_backup.backends.dir import store as dir_store
 from cln_backup.backends.dir import whole as dir_whole
+from cln_backup.backends.dir import writer as dir_writer
 from cln_backup.cli.commands import cli
 from cln_backup.formats import v2
 from cln_backup.model.change import Change
@@ -147,6 +148,22 @@ def test_record_of_any_length_lies_within_what_was_zeros(url: str) -> None:
     before = _segments(url)[-1].stat().st_size
     os.truncate(_segments(url)[-1], before - 1)
     assert _refused(url).good_version == 13
+
+
+def test_segment_that_a_large_change_made_longer_is_not_filled_up(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for the change before it is compressed: each start would read all of a huge segment."""
+    monkeypatch.setattr(dir_store, "SPARE_BYTES", 2 * FIRST_BYTES)
+    monkeypatch.setattr(dir_writer.SegmentWriter, "start_upkeep", lambda _writer: None)
+    with open_backend(url, writable=True) as backend:
+        backend.add_change(payment(9, os.urandom(15_000).hex()))
+        large = _segments(url)[-1]
+        made = large.stat().st_size
+        backend.add_change(payment(10))
+        assert _segments(url)[-1] != large
+    assert 15_000 < large.stat().st_size < made * 0.7
+    assert told_by(url)[-1] == told([payment(10)])[0]
 
 
 def test_spare_that_is_shorter_than_any_is_not_used(url: str) -> None:

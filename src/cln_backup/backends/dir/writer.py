@@ -152,7 +152,10 @@ class SegmentWriter:
             raise
         if self._file is not None:
             self._file.close()
-        self._file, self._capacity_bytes = file, capacity
+        self._file = file
+        # One that was made for a large change is not filled up: whoever opens the backup reads all
+        # of its newest segment, and the room that the change did not need is given back.
+        self._capacity_bytes = min(capacity, dir_store.SPARE_BYTES)
         self._encoder = Encoder(sealer, header[-v2.SEAL_BYTES :], timed=True)
         self._digest = hashlib.sha256(header)
         self._next_path = self._store.log_path(number + 1)
