@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, look, open_backend
+from cln_backup.backends.file.end import FileEnd
 from cln_backup.backends.look import APPENDS, PAUSE_S, LookSchedule
+from cln_backup.formats.v1 import Header
 from cln_backup.model.errors import BackupError, StorageError, WriterConflict
 from tests.backends.conformance import PLACES
 from tests.backends.set_back import CASES, compact, files, fill_to_a_border, newest_file
@@ -236,6 +238,15 @@ def test_file_system_that_cannot_read_past_the_cache_is_looked_at_through_it(
         _overwrite(file, end - 1, b"\x00")
         _rest()
         assert "Nothing was overwritten" in _refused(backend, tmp_path)
+
+
+def test_large_change_is_not_held_in_memory_until_the_next(file_url: str) -> None:
+    path = file_url.removeprefix("file://")
+    with open(path, "rb") as file:
+        end = FileEnd(path, file.fileno(), Header(0, 512, 0, 0, 0), None)
+    end.appended(bytes(100_000) + b"the end")
+    assert len(end.payload) == look.BLOCK_BYTES
+    assert end.payload.endswith(b"the end")
 
 
 def test_look_is_due_after_a_pause_after_many_appends_and_when_the_clock_was_set() -> None:

@@ -18,7 +18,7 @@ class FileEnd:
 
     Attributes:
         header: as the file has it, without the zeros that fill it up.
-        payload: of the last entry, or the end of it; empty in an empty backup.
+        payload: the end of the last entry, at most a block; empty in an empty backup.
     """
 
     def __init__(self, path: str, fd: int, header: v1.Header, head: Entry | None) -> None:
@@ -43,7 +43,7 @@ class FileEnd:
 
     def appended(self, payload: bytes) -> None:
         """Takes note of an entry that was appended and synced."""
-        self.payload = payload
+        self.payload = payload[-BLOCK_BYTES:]  # no more: it may be a migration's
         self._schedule.appended()
 
     def require(self, end_bytes: int, *, now: bool) -> None:
@@ -63,7 +63,7 @@ class FileEnd:
 
     def look(self, end_bytes: int) -> None:
         """Looks now whether header and last change are there. Raises what `require` raises."""
-        last = self.payload[-BLOCK_BYTES:]
+        last = self.payload
         start = (end_bytes - len(last)) // BLOCK_BYTES * BLOCK_BYTES
         length = end_bytes - start
         # Up to a byte that must not be there.
