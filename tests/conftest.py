@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,14 @@ settings.register_profile(
     "search", deadline=None, max_examples=2_000, suppress_health_check=_CHECKS
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# A shell starts what it runs in the background with these ignored, and so would be what the tests
+# start: a program that ignores them from its start goes on doing so.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _name in (signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_name) is signal.SIG_IGN:
+        signal.signal(_name, signal.SIG_DFL)
 
 _MEMORY = "/dev/shm"  # noqa: S108 - what is tried thousands of times need not wait for a disk
 
