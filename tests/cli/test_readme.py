@@ -1,27 +1,65 @@
-"""The steps of the README, as they are written there."""
+"""The steps of the README and of the runbook, as they are written there."""
 
 from __future__ import annotations
 
+import ast
+import errno
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+from cln_backup.node.settings import LOCK_NAME
 from tests.histories import assert_same_database, build_database, started_node
 
-_README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+_ROOT = Path(__file__).parents[2]
+_README = (_ROOT / "README.md").read_text(encoding="utf-8")
+_RUNBOOK = (_ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 _CLI = Path(sys.executable).with_name("backup-cli")
 
 
-def _commands(heading: str) -> str:
-    """What is to be typed in a section, as a script; lightningd's own tools are left out."""
-    section = re.split(r"^## ", _README.partition(f"\n## {heading}\n")[2], flags=re.MULTILINE)[0]
-    assert section, f"the README has no section {heading}"
+def _commands(document: str, heading: str) -> str:
+    """The commands that a section has one type, as a script, without lightningd's own tools."""
+    section = re.split(r"^## ", document.partition(f"\n## {heading}\n")[2], flags=re.MULTILINE)[0]
+    assert section, f"there is no section {heading}"
     typed = re.sub(r"\\\n +", "", "\n".join(section.split("```")[1::2]))
     lines = [line.strip() for line in typed.splitlines()]
-    return "\n".join(line for line in lines if not line.startswith("lightning-"))
+    left_out = ("lightning-", "important-plugin=")
+    return "\n".join(line for line in lines if not line.startswith(left_out))
+
+
+def _run(script: str, replacements: list[tuple[str, str]], directory: Path) -> None:
+    for there, here in replacements:
+        assert there in script
+        script = script.replace(there, here)
+    done = subprocess.run(
+        ["bash", "-ec", script], capture_output=True, text=True, check=False, cwd=directory
+    )
+    assert done.returncode == 0, f"{script}\n{done.stderr}"
+
+
+def test_quick_start_makes_a_backup_that_restores(tmp_path: Path) -> None:
+    node, backup, look = (tmp_path / name for name in ("node", "backup", "look.sqlite3"))
+    node.mkdir()
+    expected = build_database(node / "lightningd.sqlite3", started_node())
+    (node / "hsm_secret").write_bytes(bytes(range(32)))
+    script = _commands(_README, "Quick start")
+    kept = f"cp {look} {look}.kept"
+    replacements = [
+        ("backup-cli", shlex.quote(str(_CLI))),
+        ("--words", f"--hsm-secret {shlex.quote(f'{node}/hsm_secret')}"),
+        ("/mnt/backup/node", str(backup)),
+        ("~/.lightning/bitcoin", str(node)),
+        ("/tmp/look.sqlite3", str(look)),  # noqa: S108 - replaced, never used
+        (f"&& rm {look}", f"&& {kept} && rm {look}"),
+    ]
+    _run(script, replacements, tmp_path)
+    assert_same_database(Path(f"{look}.kept"), expected)
+    assert not look.exists()
+    assert "key-file=" in json.loads((node / "backup.lock").read_text())["backend_url"]
 
 
 def test_restoring_ends_with_the_node_and_without_the_key_of_the_lost_machine(
@@ -34,21 +72,15 @@ def test_restoring_ends_with_the_node_and_without_the_key_of_the_lost_machine(
     (lost / "hsm_secret").write_bytes(bytes(range(32)))
     (copy / "hsm_secret").write_bytes(bytes(range(32)))
     subprocess.run([_CLI, "init", "--encrypt", "--lightning-dir", lost, backup], check=True)
-    script = _commands("Restoring")
-    for there, here in (
+    replacements = [
         ("backup-cli", shlex.quote(str(_CLI))),
         ("--words", f"--hsm-secret {shlex.quote(f'{copy}/hsm_secret')}"),
         ("/mnt/backup/node", str(backup)),
         ("~/.lightning/bitcoin", str(new)),
         ("/home/ln/.lightning/bitcoin", str(new)),
         ("/the/copy", str(copy)),
-    ):
-        assert there in script
-        script = script.replace(there, here)
-    done = subprocess.run(
-        ["bash", "-ec", script], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    assert done.returncode == 0, f"{script}\n{done.stderr}"
+    ]
+    _run(_commands(_RUNBOOK, "Restoring"), replacements, tmp_path)
     assert_same_database(new / "lightningd.sqlite3", expected)
     assert (new / "hsm_secret").read_bytes() == (lost / "hsm_secret").read_bytes()
 
@@ -58,13 +90,74 @@ def test_restoring_ends_with_the_node_and_without_the_key_of_the_lost_machine(
         assert found.returncode == code
 
 
+def test_readme_fits_one_reading() -> None:
+    assert len(_README.split()) <= 900
+
+
 def test_what_one_searches_for_is_there() -> None:
+    command = "lightning-hsmtool getsecret ~/.lightning/bitcoin/hsm_secret"
+    assert command in _README, "the words on paper"
     for phrase in (
-        "lightning-hsmtool getsecret ~/.lightning/bitcoin/hsm_secret",  # the words on paper
         "lightning-hsmtool generatehsm ~/.lightning/bitcoin/hsm_secret",  # and back
         "`lightning-cli graceful`",
-        "exactly one change older than the backup, put there by hand",
     ):
-        assert phrase in _README
-    for error in ("duplicate column name", "no such column", "Invalid bitcoin transaction bytes"):
-        assert _README.count(f"`{error}`") == 2, "in the table, and where it is explained"
+        assert phrase in _RUNBOOK
+    for document in (_README, _RUNBOOK):
+        assert "exactly one change older than the backup, put there by hand" in document
+    for error in _OF_LIGHTNINGD:
+        assert _RUNBOOK.count(f"`{error}`") == 2, "in the table, and where it is explained"
+
+
+_OF_LIGHTNINGD = (
+    "duplicate column name",
+    "no such column",
+    "Invalid bitcoin transaction bytes",
+)
+_OF_THE_SYSTEM = (os.strerror(errno.ENOSPC), os.strerror(errno.EIO))
+
+
+def _text(part: ast.expr) -> str:
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    return LOCK_NAME if "LOCK_NAME" in ast.dump(part) else "…"
+
+
+def _messages() -> str:
+    """Every text in the source, with `…` for what is filled in."""
+    found = []
+    for path in (_ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(map(_text, node.values)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_runbook_quotes_messages_as_the_program_says_them() -> None:
+    messages = _messages()
+    section = _RUNBOOK.partition("\n## When the node stops\n")[2].partition("\n### ")[0]
+    quoted = [
+        phrase
+        for row in re.findall(r'^\| (<a id="[^|]*) \|', section, re.MULTILINE)
+        for phrase in re.findall(r"`([^`]+)`", row)
+    ]
+    assert len(quoted) > len(_OF_LIGHTNINGD) + len(_OF_THE_SYSTEM)
+    for phrase in quoted:
+        if phrase not in (*_OF_LIGHTNINGD, *_OF_THE_SYSTEM):
+            assert phrase in messages, phrase
+
+
+def test_phrases_in_the_log_that_stop_the_node_lead_to_the_runbook() -> None:
+    section = _RUNBOOK.partition("\n## When the node stops\n")[2].partition("\n## ")[0]
+    phrases = (_ROOT / "docs" / "cli.md").read_text("utf-8").partition("### Log phrases\n")[2]
+    halting = re.findall(r"^\| `([^`]+)` \| BROKEN, ", phrases, re.MULTILINE)
+    assert halting
+    for phrase in halting:
+        assert phrase in section, phrase
+
+
+def test_every_error_leads_to_the_runbook() -> None:
+    table = _RUNBOOK.partition("\n### By exit code\n")[2].partition("\n## ")[0]
+    for code in (4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 20):
+        assert re.search(rf"^\|[^|]*\b{code}\b", table, re.MULTILINE), code
