@@ -140,8 +140,8 @@ class Conversation:
                 standing = node.standing()
             elif hello.role == "read":
                 self._reader = node.open_reader()
-                standing = standing_of(self._reader, head_digest(self._reader), 0)
-                self._seen = standing
+                digest, size = head_digest(self._reader), self._reader.size_bytes
+                self._seen = standing = standing_of(self._reader, digest, 0, size_bytes=size)
             elif hello.role == "create":
                 standing = self._standing_if_any(node)
             else:
@@ -297,7 +297,7 @@ class Conversation:
         except BackupError as error:
             self._say(logging.WARNING, f"refused: {error}")
             node.counters.refusals += 1
-            self._channel.send(wire.NACK, wire.pack_version(node.standing().version))
+            self._channel.send(wire.NACK, wire.pack_version(node.standing_and_writes()[0].version))
 
     def _answer_plain(self, node: Served, packet_type: int, length: int) -> None:
         if packet_type == wire.CHANGE:

@@ -69,7 +69,7 @@ class _Figures:
             if last is None:
                 continue
             gauges["head_version"].add_metric([name], last.version)
-            gauges["size_bytes"].add_metric([name], last.size_bytes)
+            gauges["size_bytes"].add_metric([name], node.size_bytes())
             gauges["changes"].add_metric([name], last.version_count)
             if last.changed_at_ms:
                 age_s = max(0.0, time.time() - last.changed_at_ms / 1000)

@@ -87,6 +87,8 @@ class Served:
         self._session = ""
         self._epoch = 0
         self._writes = 0
+        self._size_bytes = 0
+        self._sized_at_write = -1
         self._compacting = False
         self._compacted_at_write = -1
         self._retired = False
@@ -94,13 +96,14 @@ class Served:
     def open(self) -> None:
         """Opens the backup for writing. Raises what `open_backend` raises."""
         with self._changed:
-            self._stand(self._opened())
+            self._stand_and_measure()
 
     def _opened(self) -> Backend:
         if self._retired:
             raise ConnectionAbortedError("the list of nodes was changed")
         if self._backend is None:
             self._digest = None
+            self._sized_at_write = -1
             self._backend = open_backend(self.url, writable=True)
             self._say_notices()
         return self._backend
@@ -118,10 +121,32 @@ class Served:
         self.last = standing_of(backend, self._digest, self._epoch)
         return self.last
 
+    def _stand_and_measure(self) -> wire.Standing:
+        return self._stand(self._opened())._replace(size_bytes=self._measured())
+
+    def _measured(self) -> int:
+        self._size_bytes = self._opened().size_bytes
+        self._sized_at_write = self._writes
+        return self._size_bytes
+
+    def size_bytes(self) -> int:
+        """What the backup takes on its storage; waits for nobody.
+
+        As it was when it was last measured, while the backup is written or its storage is remote.
+        """
+        if self._changed.acquire(blocking=False):
+            try:
+                written = self._sized_at_write != self._writes
+                if written and self._backend is not None and not self._backend.remote:
+                    return self._measured()
+            finally:
+                self._changed.release()
+        return self._size_bytes
+
     def standing(self) -> wire.Standing:
-        """Where the backup stands; the writer's changes are in it."""
+        """Where the backup stands, with its size; the writer's changes are in it."""
         with self._changed:
-            return self._stand(self._opened())
+            return self._stand_and_measure()
 
     def open_reader(self) -> Backend:
         """Opens the backup for reading. Raises what `open_backend` raises."""
@@ -170,7 +195,7 @@ class Served:
                     )
                 if self._holder is not None:
                     raise WriterConflict("Another writer came first; this process wrote nothing.")
-            standing = self._stand(self._opened())
+            standing = self._stand_and_measure()
             self._holder = writer
             if not session or session != self._session:
                 self._epoch += 1
@@ -370,6 +395,7 @@ class Served:
                     statistics = compactor.step()
                     if statistics is not None:
                         self._compacted_at_write = writes
+                        self._sized_at_write = -1
                         self._stand(backend)
                         return statistics
         finally:

@@ -12,8 +12,13 @@ if TYPE_CHECKING:
     from cln_backup.model.change import Change
 
 
-def standing_of(backend: Backend, digest: bytes, epoch: int) -> wire.Standing:
-    """Where a backup stands, as it goes over the wire."""
+def standing_of(
+    backend: Backend, digest: bytes, epoch: int, *, size_bytes: int = 0
+) -> wire.Standing:
+    """Where a backup stands, as it goes over the wire.
+
+    Its size costs a look at each of its files, so a caller that needs it passes it.
+    """
     head = backend.head
     changed_at = backend.last_change_at
     return wire.Standing(
@@ -22,7 +27,7 @@ def standing_of(backend: Backend, digest: bytes, epoch: int) -> wire.Standing:
         backend.version_count,
         None if head is None else head.kind,
         head is None or head.foreign_keys,
-        backend.size_bytes,
+        size_bytes,
         0 if changed_at is None else int(changed_at * 1000),
         epoch,
         digest,

@@ -137,7 +137,22 @@ class SocketBackend(Backend):
 
     @property
     def size_bytes(self) -> int:
-        """See `Backend.size_bytes`; 0 where the server knows protocol 1 only."""
+        """See `Backend.size_bytes`; 0 where the server knows protocol 1 only.
+
+        The answer to a change does not have it, so that no append looks at all files; it is asked
+        for.
+
+        Raises:
+            Unreachable.
+        """
+        if self._extended and not self._standing.size_bytes:
+
+            def attempt(session: Session) -> int:
+                session.refresh()
+                return session.standing.size_bytes
+
+            size = self._link.until(self._limit_s(), attempt)
+            self._standing = self._standing._replace(size_bytes=size)
         return self._standing.size_bytes
 
     @property
