@@ -37,7 +37,7 @@ class Server(NamedTuple):
 
 
 @contextlib.contextmanager
-def _server(*arguments: str) -> Iterator[Server]:
+def running_server(*arguments: str) -> Iterator[Server]:
     process = subprocess.Popen(
         [drive.CLI, "server", *arguments, "127.0.0.1:0", "--log-level", "info"],
         stdout=subprocess.PIPE,
@@ -89,7 +89,7 @@ def socket_answer_time(directory: str, capture: str) -> Iterator[Row]:
             os.mkdir(home)
             backup = f"file://{home}/server.bkp"
             create_backend(backup, None)
-            port = stack.enter_context(_server(backup)).port
+            port = stack.enter_context(running_server(backup)).port
             if delay_ms:
                 port = stack.enter_context(_delay(port, delay_ms / 2))
             drive.new_backup(home, url=f"socket:127.0.0.1:{port}")
@@ -123,7 +123,7 @@ def socket_crowd(directory: str, capture: str) -> Iterator[Row]:  # noqa: ARG001
         lines.append(f"{name} file://{directory}/{name}.bkp {shown}\n")
     with open(f"{directory}/nodes", "w", encoding="ascii") as file:
         file.writelines(lines)
-    with _server("--nodes", f"{directory}/nodes") as server:
+    with running_server("--nodes", f"{directory}/nodes") as server:
         urls = [
             f"socket:127.0.0.1:{server.port}?node={n}&token-file={directory}/{n}.token"
             for n in names
