@@ -25,7 +25,7 @@ except ImportError:
 endef
 export REQUIRE_PYTHON
 
-.PHONY: setup demo test check bench fuzz clean
+.PHONY: setup demo test check bench fuzz dist clean
 
 setup: $(STAMP)
 
@@ -55,6 +55,11 @@ bench: setup
 # A longer search for damage that the reader of format 2 takes for something else.
 fuzz: setup
 	$(BIN)/python -m tests.format2.fuzz $(or $(SECONDS),600)
+
+# The source archive, and the wheel that is built from it.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 clean:
 	rm -rf .venv build dist

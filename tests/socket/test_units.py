@@ -19,10 +19,10 @@ from tests.socket.serving import CLI, unused_port
 
 _ROOT = Path(__file__).parents[2]
 _UNITS = _ROOT / "contrib" / "systemd"
-_CHECKOUT = "/opt/cln-backup"
-"""Where the docs have this project's checkout."""
+_INSTALLED = "/opt/cln-backup"
+"""The virtual environment into which the docs install the wheel."""
 
-_PROGRAM = f"{_CHECKOUT}/.venv/bin/backup-cli"
+_PROGRAM = f"{_INSTALLED}/bin/backup-cli"
 _SYSTEMD = "/lib/systemd/systemd"
 
 # A user's systemd, with a /run of its own, in which it believes that the system was booted by one.
@@ -104,19 +104,19 @@ def _settings(name: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("name", sorted(path.name for path in _UNITS.glob("*.service")))
 def test_units_start_the_program_that_the_documented_install_makes(name: str) -> None:
-    """Docs, unit, command line and what `make setup` makes are one."""
+    """Docs, unit, command line and the installed wheel agree."""
     (started,) = _settings(name)["ExecStart"]
     program, *arguments = split(started)
-    installed = Path(program).relative_to(_CHECKOUT)
-    assert f"\nBIN := {installed.parent}\n" in (_ROOT / "Makefile").read_text()
+    assert program == _PROGRAM
     scripts = (_ROOT / "pyproject.toml").read_text().partition("[project.scripts]\n")[2]
-    assert f"\n{installed.name} = " in f"\n{scripts}"
+    assert f"\n{Path(program).name} = " in f"\n{scripts}"
     for document in ("README.md", "docs/server.md"):
         text = (_ROOT / document).read_text()
-        assert f"cd {_CHECKOUT} && make setup" in text
-        assert f'export PATH="{Path(program).parent}:$PATH"' in text
+        assert f"python3 -m venv {_INSTALLED}\n" in text
+        assert f"{_INSTALLED}/bin/pip install cln_backup-*.whl\n" in text
+        assert f'export PATH="{_INSTALLED}/bin:$PATH"' in text
         assert "/usr/local" not in text
-        assert "pip install" not in text
+        assert f"{_INSTALLED}/.venv" not in text
     with server.make_context("server", arguments[1:]) as context:
         assert arguments[0] == context.info_name
         listed, certificate = context.params["nodes_file"], context.params["tls_dir"]
@@ -129,13 +129,25 @@ def test_units_start_the_program_that_the_documented_install_makes(name: str) ->
     assert _settings(name)["RequiresMountsFor"] == [writable]
 
 
+def test_both_services_are_equally_hardened() -> None:
+    """They differ in who opens the port, and in nothing else."""
+    alone, activated = (
+        (_UNITS / f"{name}.service").read_text().partition("[Service]\n")[2].partition("\n[")[0]
+        for name in ("cln-backup-server", "cln-backup-server-activated")
+    )
+    assert alone.replace(" [::]:8700\n", "\n").strip() == activated.strip()
+    assert "ProtectSystem=strict\n" in alone
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in _UNITS.iterdir()))
-def test_documented_files_are_there(name: str) -> None:
+def test_documented_files_are_in_the_wheel(name: str) -> None:
     install = (_ROOT / "docs" / "server.md").read_text()
     assert name in install
-    copied = re.findall(rf"cp {_CHECKOUT}/(\S+)", install)
+    copied = re.findall(rf"cp {_INSTALLED}/share/cln-backup/systemd/(\S+)", install)
     assert copied
-    assert all((_ROOT / path).is_file() for path in copied)
+    assert all((_UNITS / path).is_file() for path in copied)
+    build = (_ROOT / "pyproject.toml").read_text()
+    assert '"contrib/systemd" = "share/cln-backup/systemd"' in build
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")

@@ -199,5 +199,5 @@ def broken_installation(error: ImportError) -> BrokenInstallation:
     """What an error of an import means to an operator."""
     return BrokenInstallation(
         f"The installation of cln-backup is incomplete, or was changed while it ran ({error}). "
-        "Start the program again; if that does not help, install it again (make setup)."
+        "Start the program again; if that does not help, install it again."
     )

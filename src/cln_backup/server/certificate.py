@@ -74,8 +74,8 @@ def make(directory: str) -> tuple[str, str]:
         from cryptography.hazmat.primitives.asymmetric import ec
     except ImportError:
         raise BadSettings(
-            "To make a certificate, the Python package cryptography is needed. Run `make setup` "
-            "again in the checkout, or name a certificate with --tls-cert and --tls-key."
+            "The Python package cryptography is not installed; it makes the certificate. Install "
+            "cln-backup again, or name a certificate with --tls-cert and --tls-key."
         ) from None
     os.makedirs(os.path.dirname(os.path.abspath(directory)), mode=0o700, exist_ok=True)
     fsio.make_directory(directory, op="make directory of the certificate")

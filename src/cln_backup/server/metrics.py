@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -136,8 +137,8 @@ def serve(address: Address, nodes: Mapping[str, Served], listener: Listener) -> 
         from prometheus_client import CollectorRegistry, MetricsHandler
     except ImportError:
         raise BadSettings(
-            "For metrics, the Python package prometheus-client is needed. Run `make setup` again "
-            "in the checkout."
+            "The Python package prometheus-client is not installed; --metrics needs it. Install it "
+            f"with: {sys.executable} -m pip install prometheus-client"
         ) from None
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Figures(nodes, listener))
