@@ -14,6 +14,7 @@ import pytest
 from cln_backup.backends import create_backend
 from cln_backup.backends.socket.token_file import create_token
 from cln_backup.cli.server import server
+from cln_backup.model.errors import AlreadyExists
 from cln_backup.server import certificate
 from tests.socket.serving import CLI, unused_port
 
@@ -198,3 +199,9 @@ def test_units_under_systemd(tmp_path: Path) -> None:
     if "Startup finished" not in said and "# started when" not in said:
         pytest.skip(f"systemd does not run here: {said}")
     assert done.stdout == _SAID, said
+
+
+def test_a_file_in_the_way_of_the_certificates_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AlreadyExists, match=f"{tmp_path}/file exists"):
+        certificate.make(str(tmp_path / "file" / "tls" / "server"))

@@ -254,3 +254,16 @@ def test_files_of_a_directory_give_their_room_back(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     scratch.empty(str(tmp_path), op="compact")
     assert (tmp_path / "replica").stat().st_size < len(_LARGE)
+
+
+def test_missing_directories_are_made_private_one_by_one(tmp_path: Path) -> None:
+    fsio.make_directories(f"{tmp_path}/a/b/c/", op="make")
+    fsio.make_directories(f"{tmp_path}/a/b/c", op="make")
+    for name in ("a", "a/b", "a/b/c"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_file_among_the_directories_to_make_is_left(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AlreadyExists, match="file exists and is left as it is"):
+        fsio.make_directories(f"{tmp_path}/file/a/b", op="make")

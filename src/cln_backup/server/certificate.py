@@ -60,6 +60,7 @@ def make(directory: str) -> tuple[str, str]:
 
     Raises:
         BadSettings: the package is not installed.
+        AlreadyExists: a file is where a directory is to be.
         StorageError: they cannot be written.
     """
     certificate = os.path.join(directory, "server.crt")
@@ -77,8 +78,7 @@ def make(directory: str) -> tuple[str, str]:
             "The Python package cryptography is not installed; it makes the certificate. Install "
             "cln-backup again, or name a certificate with --tls-cert and --tls-key."
         ) from None
-    os.makedirs(os.path.dirname(os.path.abspath(directory)), mode=0o700, exist_ok=True)
-    fsio.make_directory(directory, op="make directory of the certificate")
+    fsio.make_directories(os.path.abspath(directory), op="make directory of the certificate")
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _COMMON_NAME)])
     start = dt.datetime.now(dt.timezone.utc) - dt.timedelta(days=1)

@@ -1,4 +1,4 @@
-"""The only place of this project that writes, syncs, renames or removes a file.
+"""Writes, syncs, renames and removes files; no package but `storage` does.
 
 Every call carries an `op`, the name of the step it is part of ("append entry", "sync head"), which
 stands in the error message; tests fail or crash the process at these names. All errors of the
@@ -337,6 +337,17 @@ def make_directory(path: str, *, op: str) -> bool:
         remove_directory(path, op=op)
         raise
     return True
+
+
+def make_directories(path: str, *, op: str) -> None:
+    """Makes a directory, and those above it that are missing, each as `make_directory` does.
+
+    Raises `AlreadyExists` where a file is in the way, and leaves it.
+    """
+    parent = os.path.dirname(path.rstrip("/"))
+    if parent and not os.path.isdir(parent):
+        make_directories(parent, op=op)
+    make_directory(path, op=op)
 
 
 def remove_directory(path: str, *, op: str) -> None:

@@ -1,4 +1,4 @@
-"""A nameless file on disk, for what is too large to hold and must be whole before it is used."""
+"""A temporary file (unlinked), for data that is too large to hold and must be whole when used."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
-from cln_backup.model.errors import StorageError
 from cln_backup.storage import fsio, scratch
+from cln_backup.storage.os_errors import storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,11 +27,9 @@ class Spool:
     def __init__(self, directory: str | None = None) -> None:
         """Opens the file in a directory; by default in the one for temporary files."""
         self._directory = directory or scratch.temporary()
-        try:
+        with storage_errors("make a temporary file in", self._directory):
             self._fd, path = tempfile.mkstemp(prefix=".spool-", dir=self._directory)
-        except OSError as error:
-            raise StorageError(f"Cannot make a temporary file: {error}") from error
-        os.unlink(path)
+        fsio.remove(path, op="unlink spool")
         self._look_at_bytes = 0
         self.size_bytes = 0
 
