@@ -17,8 +17,12 @@ from simulator.rpc import (
 )
 
 if TYPE_CHECKING:
-    from simulator.node import Node
+    from collections.abc import Callable
+
+    from simulator.host import PluginHost
     from simulator.plugin import Plugin
+    from simulator.report import Report
+    from simulator.settings import Settings
     from simulator.wire import Message
 
 NODE_ID = "02" + hashlib.sha256(b"simulated node").hexdigest()
@@ -35,10 +39,22 @@ class CommandError(Exception):
 
 
 class Commands:
-    """Answers requests, and passes those on that the plugin has registered."""
+    """Answers requests, and passes those on that the plugin has registered.
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    `stop` is told who waits for the answer to a command `stop`, and the request's id.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        host: PluginHost,
+        report: Report,
+        stop: Callable[[Connection, object], None],
+    ) -> None:
+        self._settings = settings
+        self._host = host
+        self._report = report
+        self._stop = stop
         self._own = {
             "getinfo": self._getinfo,
             "listconfigs": self._listconfigs,
@@ -56,13 +72,11 @@ class Commands:
             missing = "No params" if isinstance(method, str) else "No method"
             connection.error(request_id, INVALID_REQUEST, missing)
             return
-        plugin = self._node.host.plugin
+        plugin = self._host.plugin
         if plugin is not None and method in plugin.manifest.methods:
             self._pass_on(plugin, connection, request)
         elif method == "stop":
-            self._node.log(Level.UNUSUAL, "lightningd", "JSON-RPC shutdown")
-            self._node.stop_asked_by = (connection, request_id)
-            self._node.stop(0, "stop")
+            self._stop(connection, request_id)
         elif method == "notifications":
             connection.notifications = bool(_param(params, 0, "enable"))
             connection.result(request_id, {})
@@ -91,7 +105,7 @@ class Commands:
         )
 
     def _getinfo(self, _params: object) -> object:
-        settings = self._node.settings
+        settings = self._settings
         return {
             "id": NODE_ID,
             "alias": ALIAS,
@@ -122,7 +136,7 @@ class Commands:
         return {"configs": {wanted: configs[wanted]}}
 
     def _configs(self) -> dict[str, object]:
-        settings, plugin = self._node.settings, self._node.host.plugin
+        settings, plugin = self._settings, self._host.plugin
         configs: dict[str, object] = {}
         for name in ("plugin", "important-plugin"):
             given = settings.plugin
@@ -157,7 +171,7 @@ class Commands:
 
     def _plugin(self, params: object) -> object:
         """Stop a dynamic plugin, or list what there is (`lightningd/plugin_control.c`)."""
-        plugin, command = self._node.host.plugin, _param(params, 0, "subcommand")
+        plugin, command = self._host.plugin, _param(params, 0, "subcommand")
         if command == "list":
             listed = [] if plugin is None else [plugin]
             return {
@@ -178,13 +192,13 @@ class Commands:
             raise CommandError(INVALID_PARAMS, f"Could not find plugin {name}")
         if not plugin.manifest.dynamic:
             raise CommandError(INVALID_PARAMS, f"{name} cannot be managed when lightningd is up")
-        self._node.host.important = False
-        self._node.host.lose(Level.INFO, "stopped by lightningd via RPC")
+        self._host.important = False
+        self._host.lose(Level.INFO, "stopped by lightningd via RPC")
         return {"command": "stop", "result": f"Successfully stopped {name}."}
 
     def _simulator(self, _params: object) -> object:
         """Say how far the replay is; a command of the simulator's own."""
-        report = self._node.report
+        report = self._report
         return {
             "data_version": report.data_version,
             "next_call": report.next_call,

@@ -37,7 +37,6 @@ class Node:
 
     Attributes:
         host: holds the plugin.
-        stop_asked_by: who waits for the answer to `stop`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -45,7 +44,7 @@ class Node:
         os.chdir(settings.directory)
         self.settings = settings
         self.report = Report()
-        self.stop_asked_by: tuple[Connection, object] | None = None
+        self._stop_asked_by: tuple[Connection, object] | None = None
         self._log = NodeLog(settings.log_file, Level.UNUSUAL if settings.quiet else Level.INFO)
         self._selector = selectors.DefaultSelector()
         self.host = PluginHost(settings, self.report, self._selector, self.log, self.stop)
@@ -95,6 +94,11 @@ class Node:
         if self._stopping is None:
             self._stopping, self._exit_code = reason, exit_code
 
+    def _stop_for(self, connection: Connection, request_id: object) -> None:
+        self.log(Level.UNUSUAL, "lightningd", "JSON-RPC shutdown")
+        self._stop_asked_by = (connection, request_id)
+        self.stop(0, "stop")
+
     def _catch_signals(self) -> None:
         if not self.settings.shutdown.on_sigterm:
             return
@@ -130,7 +134,8 @@ class Node:
         if given is not None:
             self._replay(given.before_init)
         if given is not None or self.settings.hold:
-            self._rpc = RpcServer(RPC_FILE, self._selector, Commands(self).take)
+            commands = Commands(self.settings, self.host, self.report, self._stop_for)
+            self._rpc = RpcServer(RPC_FILE, self._selector, commands.take)
         if given is not None and self.host.plugin is not None and self._stopping is None:
             during = given.during_init
             self.host.configure(self.host.plugin, given, lambda: self._replay(during))
@@ -207,8 +212,8 @@ class Node:
         self._database.close()
         if self._pid_file is not None:
             self._pid_file.remove()
-        if self.stop_asked_by is not None:
-            connection, request_id = self.stop_asked_by
+        if self._stop_asked_by is not None:
+            connection, request_id = self._stop_asked_by
             connection.result(request_id, {"result": "Shutdown complete"})
         if self._rpc is not None:
             self._rpc.close()
