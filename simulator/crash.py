@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -93,30 +92,6 @@ def parse_point(text: str) -> CrashPoint:
         raise PlanError(f"{text}: a crash point is POINT@CALL")
     settings = dict(part.partition("=")[::2] for part in tail.split(",") if part)
     return _crash_point(int(at), point, settings)
-
-
-def read_plan(path: str) -> list[CrashPoint]:
-    """Read a plan: a JSON array of objects with `at`, `point` and the point's settings.
-
-    Raises:
-        OSError: the file cannot be read.
-        PlanError: it is no such array.
-    """
-    with open(path, encoding="utf-8") as file:
-        try:
-            entries = json.load(file)
-        except ValueError as error:
-            raise PlanError(f"{path}: {error}") from None
-    if not isinstance(entries, list):
-        raise PlanError(f"{path}: a plan is a JSON array")
-    return [_from_entry(path, entry) for entry in entries]
-
-
-def _from_entry(path: str, entry: object) -> CrashPoint:
-    if not isinstance(entry, dict) or not isinstance(entry.get("at"), int):
-        raise PlanError(f'{path}: an entry is an object with "at" and "point"')
-    settings = {key: str(entry[key]) for key in entry if key not in ("at", "point")}
-    return _crash_point(entry["at"], str(entry.get("point")), settings)
 
 
 def _crash_point(at: int, point: str, settings: dict[str, str]) -> CrashPoint:

@@ -287,5 +287,6 @@ class Node:
 
     def _end(self, reason: str) -> int:
         self.report.exit_reason, self.report.exit_code = reason, int(self._exit_code)
-        self.report.write(self.settings.report, self.settings.times)
+        if self.settings.report is not None:
+            self.report.write(self.settings.report)
         return int(self._exit_code)

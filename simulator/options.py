@@ -63,13 +63,11 @@ class Command:
         settings: those of the node; a supervisor changes some for each process.
         supervise: start one process after the other.
         recorded: those that the recording says there were.
-        restart_delay_s: the time between them.
     """
 
     settings: Settings
     supervise: bool
     recorded: bool
-    restart_delay_s: float
 
 
 def parse(arguments: list[str] | None = None) -> Command:
@@ -108,7 +106,6 @@ def _add_source(group: argparse._ArgumentGroup) -> None:
         type=int,
         help=f"generate {START_CALLS} calls that make a schema, then COUNT transactions",
     )
-    group.add_argument("--seed", type=int, default=1, help="of the generated load (%(default)s)")
     group.add_argument(
         "--blob-bytes",
         metavar="N",
@@ -192,7 +189,6 @@ def _add_plugin(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_node(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--network", metavar="NAME", help="default: the last part of DIR")
     group.add_argument(
         "--wallet",
         metavar="PATH",
@@ -215,7 +211,6 @@ def _add_node(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--hold", action="store_true", help="stay when all calls are made")
     group.add_argument("--report", metavar="FILE", help="write counts and times as JSON")
-    group.add_argument("--times", metavar="FILE", help="write each answer's time in µs, one a line")
 
 
 def _add_end(group: argparse._ArgumentGroup) -> None:
@@ -268,11 +263,6 @@ def _add_crash(group: argparse._ArgumentGroup) -> None:
         "--crash", metavar="POINT@CALL", action="append", default=[], help="see below"
     )
     group.add_argument(
-        "--plan",
-        metavar="FILE",
-        help='crash points as JSON: [{"at": 20, "point": "in-plugin", "bytes": 100}, …]',
-    )
-    group.add_argument(
         "--supervise",
         action="store_true",
         help="start the next process after each crash; a recording with events does so anyway",
@@ -282,16 +272,11 @@ def _add_crash(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="replay such a recording in one process, without the calls that were rolled back",
     )
-    group.add_argument(
-        "--restart-delay", metavar="S", type=float, default=0.0, help="seconds between processes"
-    )
 
 
 def _command(options: argparse.Namespace) -> Command:
     directory = os.path.abspath(options.directory)
     points = [crash.parse_point(text) for text in options.crash]
-    if options.plan is not None:
-        points += crash.read_plan(options.plan)
     events = options.capture is not None and has_events(options.capture)
     recorded = events and not options.one_process
     supervise = options.supervise or recorded
@@ -299,7 +284,7 @@ def _command(options: argparse.Namespace) -> Command:
         raise ValueError("a recording with events has its own crashes; try --one-process")
     if not supervise and sum(point.kills_node for point in points) > 1:
         raise ValueError("one process crashes once; more than that needs --supervise")
-    network = options.network or os.path.basename(directory)
+    network = os.path.basename(directory)
     settings = Settings(
         directory=directory,
         network=network,
@@ -331,9 +316,8 @@ def _command(options: argparse.Namespace) -> Command:
         manifest_only=options.manifest_only,
         crash_points=tuple(sorted(points, key=lambda point: point.at)),
         report=_absolute(options.report),
-        times=_absolute(options.times),
     )
-    return Command(settings, supervise, recorded, options.restart_delay)
+    return Command(settings, supervise, recorded)
 
 
 def _load(options: argparse.Namespace) -> Load | None:
@@ -341,10 +325,9 @@ def _load(options: argparse.Namespace) -> Load | None:
         return None
     return Load(
         options.generate,
-        options.seed,
-        options.blob_bytes,
-        options.invalid_utf8,
-        options.database_mb,
+        blob_bytes=options.blob_bytes,
+        stray_bytes=options.invalid_utf8,
+        database_mb=options.database_mb,
     )
 
 

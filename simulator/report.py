@@ -68,19 +68,11 @@ class Report:
             "exit_reason": self.exit_reason,
         }
 
-    def write(self, path: str | None, times_path: str | None) -> None:
-        """Write the summary, and the single times in µs one a line, where a path is given.
-
-        Raises:
-            OSError: a file cannot be written.
-        """
-        if path is not None:
-            with open(path, "w", encoding="utf-8") as file:
-                json.dump(self.as_dict(), file, indent=2)
-                file.write("\n")
-        if times_path is not None:
-            with open(times_path, "w", encoding="utf-8") as file:
-                file.writelines(f"{ns / 1000:.1f}\n" for ns in self.answer_ns)
+    def write(self, path: str) -> None:
+        """Write the summary as JSON. Raises `OSError`."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(self.as_dict(), file, indent=2)
+            file.write("\n")
 
 
 def _quantile_us(sorted_ns: list[int], fraction: float) -> float | None:

@@ -144,7 +144,6 @@ class Settings:
     manifest_only: bool = False
     crash_points: tuple[CrashPoint, ...] = ()
     report: str | None = None
-    times: str | None = None
 
     def calls_from(self, data_version: int) -> Iterator[Call]:
         """Yield the calls of this process for a database that stands at a version.

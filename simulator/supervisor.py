@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
@@ -90,12 +89,9 @@ class Supervisor:
             settings,
             variant=f"{settings.variant}_{self._started}" if again else None,
             report=None if report is None else f"{report}.{self._started}",
-            times=None if settings.times is None else f"{settings.times}.{self._started}",
         )
 
     def _run_one(self, settings: Settings) -> int:
-        if self._started:
-            time.sleep(self._command.restart_delay_s)
         settings = self._numbered(settings)
         self._started += 1
         sys.stdout.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ import pytest
 from simulator import content
 from simulator.build import build_database, place_database
 from simulator.calls import all_calls, committed_calls, read_recording
-from simulator.crash import CrashPoint, PlanError, parse_point, read_plan
+from simulator.crash import CrashPoint, PlanError, parse_point
 from simulator.database import NodeDatabase
 from simulator.load import Load, generate
 from simulator.settings import Exit
@@ -173,7 +172,7 @@ def test_a_database_of_other_calls_is_refused(setup: Setup) -> None:
 def test_supervisor_replays_a_recording_with_its_crashes(setup: Setup, tmp_path: Path) -> None:
     recording = CAPTURES / "crash" / "kill9-three-times.jsonl.xz"
     plugin = ("--plugin", setup.plugin())
-    ended = setup.run("--capture", str(recording), *plugin, "--restart-delay", "0.2")
+    ended = setup.run("--capture", str(recording), *plugin)
     assert ended.code == 0
     assert [process["exit_reason"] for process in ended.report["processes"]] == [
         "crash: in-plugin@8",
@@ -195,21 +194,14 @@ def test_supervisor_replays_a_recording_with_its_crashes(setup: Setup, tmp_path:
     assert content.differences(setup.database, expected) == []
 
 
-def test_supervisor_goes_on_after_each_planned_crash(setup: Setup, tmp_path: Path) -> None:
-    plan = tmp_path / "plan.json"
-    plan.write_text(
-        json.dumps(
-            [
-                {"at": 7, "point": "in-commit"},
-                {"at": 9, "point": "after-answer"},
-                {"at": 9, "point": "in-plugin", "bytes": 40},
-                {"at": 11, "point": "kill-plugin", "when": "sent"},
-                {"at": 14, "point": "before-hook"},
-            ]
-        )
+def test_supervisor_goes_on_after_each_planned_crash(setup: Setup) -> None:
+    points = (
+        *("in-commit@7", "after-answer@9", "in-plugin@9:bytes=40"),
+        *("kill-plugin@11:when=sent", "before-hook@14"),
     )
     ended = setup.run(
-        *(*GENERATE, "--plugin", setup.plugin(silent=100), "--plan", str(plan), "--supervise"),
+        *(*GENERATE, "--plugin", setup.plugin(silent=100), "--supervise"),
+        *(word for point in points for word in ("--crash", point)),
         *("--variant", "--synchronous", "full"),
     )
     assert ended.code == 0
@@ -240,16 +232,13 @@ def test_supervised_recording_in_one_process(setup: Setup, tmp_path: Path) -> No
 # Plans
 
 
-def test_points_are_read_as_they_are_written(tmp_path: Path) -> None:
+def test_points_are_read_as_they_are_written() -> None:
     assert parse_point("before-hook@3") == CrashPoint(3, "before-hook")
     assert parse_point("in-plugin@4:bytes=7") == CrashPoint(4, "in-plugin", size_bytes=7)
     assert parse_point("in-commit@5:step=done") == CrashPoint(5, "in-commit", step="done")
     assert parse_point("kill-plugin@6:delay-ms=20") == CrashPoint(
         6, "kill-plugin", when="sent", delay_s=0.02
     )
-    plan = tmp_path / "plan.json"
-    plan.write_text('[{"at": 4, "point": "in-plugin", "bytes": 7}]')
-    assert read_plan(str(plan)) == [parse_point("in-plugin@4:bytes=7")]
 
 
 @pytest.mark.parametrize(
