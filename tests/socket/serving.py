@@ -13,10 +13,10 @@ import threading
 from itertools import count
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.socket.url import Address
 from cln_backup.server.command import _raise_file_limit as raise_file_limit
 from cln_backup.server.listener import Listener, bind
 from cln_backup.server.served import Served
+from cln_backup.wire.address import Address
 
 if TYPE_CHECKING:
     import ssl

@@ -30,6 +30,7 @@ from cln_backup.model.errors import (
     AlreadyExists,
     BackupError,
     BadPacket,
+    BadUrl,
     Damaged,
     Unreachable,
     WriterConflict,
@@ -290,6 +291,13 @@ def test_list_of_nodes_that_cannot_be_right(tmp_path: Path, line: str, what: str
     done = _cli("server", "--nodes", str(tmp_path / "nodes"), "127.0.0.1:0")
     assert done.returncode == 12
     assert what in done.stderr
+
+
+def test_a_bad_address_to_listen_at_is_told_by_its_own_form(tmp_path: Path) -> None:
+    done = _cli("server", f"file://{tmp_path}/none", "127.0.0.1:http")
+    assert done.returncode == BadUrl.exit_code
+    assert "'127.0.0.1:http' cannot be understood: the address's port 'http' is no" in done.stderr
+    assert "The form is HOST:PORT" in done.stderr
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0"])

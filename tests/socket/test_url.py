@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from cln_backup.backends.socket.url import Address, SocketUrl, parse_socket_url
+from cln_backup.backends.socket.url import SocketUrl, parse_socket_url
 from cln_backup.model.errors import BadUrl
+from cln_backup.wire.address import Address
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import signal
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import redacted, url_of
-from cln_backup.backends.socket.url import Address, parse_address
-from cln_backup.model.errors import BackupError, BadSettings, NotFound
+from cln_backup.model.errors import BackupError, BadSettings, BadUrl, NotFound
 from cln_backup.server import certificate, listener, logs, systemd
 from cln_backup.server.admission import MAX_CONNECTIONS
 from cln_backup.server.nodes import of_this_machine, open_nodes, read_nodes, renew, say_not_found
 from cln_backup.server.served import Served
+from cln_backup.wire.address import Address, BadAddress, parse_address
 
 if TYPE_CHECKING:
     import socket
@@ -44,12 +44,13 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
     """Serves until SIGTERM or SIGINT; then finishes what was begun, and returns.
 
     Raises:
+        BadUrl: an address is not one.
         BadSettings: what is asked for is not safe, or not complete.
         BackupError: a backup cannot be opened, or an address not be listened at.
     """
     logs.set_up(options.log_mode, options.log_level)
-    place = None if address is None else parse_address(address)
-    figures_at = None if options.metrics is None else parse_address(options.metrics)
+    place = None if address is None else _address(address)
+    figures_at = None if options.metrics is None else _address(options.metrics)
     nodes = _nodes(url, options)
     paths = _certificate(options)
     tls = None if paths is None else certificate.load(*paths)
@@ -90,6 +91,14 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
     server.run()
     systemd.notify("STOPPING=1")
     _log.info("Stopped")
+
+
+def _address(text: str) -> Address:
+    """Where to listen; port 0 lets the system choose one."""
+    try:
+        return parse_address(text, "the address", lowest_port=0)
+    except BadAddress as error:
+        raise BadUrl(f"{text!r} cannot be understood: {error}. The form is HOST:PORT") from None
 
 
 def _leave_soon(_signal: int, _frame: FrameType | None) -> None:

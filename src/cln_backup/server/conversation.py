@@ -8,7 +8,6 @@ import logging
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.socket.download import unpack_snapshot
 from cln_backup.formats import digests
 from cln_backup.model.change import Change
 from cln_backup.model.errors import (
@@ -25,6 +24,7 @@ from cln_backup.server.streaming import send_all_plain, send_changes
 from cln_backup.storage import scratch
 from cln_backup.storage.spool import Spool
 from cln_backup.wire import packets as wire
+from cln_backup.wire.plain_snapshot import unpack_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping, Sequence
 
-    from cln_backup.backends.socket.url import Address
     from cln_backup.server.served import Served
+    from cln_backup.wire.address import Address
 
 _log = logging.getLogger("cln_backup.server")
 

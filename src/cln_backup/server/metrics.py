@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from cln_backup.backends.socket.url import Address
     from cln_backup.server.listener import Listener
     from cln_backup.server.served import Served
+    from cln_backup.wire.address import Address
 
 
 _MAX_REQUESTS = 8

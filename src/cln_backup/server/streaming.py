@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.socket.session import pack_snapshot, send_snapshot
 from cln_backup.formats import digests, v1
 from cln_backup.model.errors import StorageError
 from cln_backup.server.standing import digest_of
 from cln_backup.storage.spool import Spool
 from cln_backup.wire import packets as wire
+from cln_backup.wire.plain_snapshot import pack_snapshot, send_snapshot
 
 if TYPE_CHECKING:
     from cln_backup.backends.contract import Backend

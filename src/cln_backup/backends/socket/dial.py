@@ -10,7 +10,8 @@ from cln_backup.backends.socket import socks5
 from cln_backup.wire.channel import Channel
 
 if TYPE_CHECKING:
-    from cln_backup.backends.socket.url import Address, SocketUrl
+    from cln_backup.backends.socket.url import SocketUrl
+    from cln_backup.wire.address import Address
 
 STALL_S = 30.0
 """How long an open connection may bring nothing while something is due."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.formats import digests, v1
@@ -12,6 +10,7 @@ from cln_backup.model.errors import BadPacket, Damaged, StorageError
 from cln_backup.storage import scratch
 from cln_backup.storage.spool import Spool
 from cln_backup.wire import packets as wire
+from cln_backup.wire.plain_snapshot import unpack_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -223,38 +222,6 @@ def _receive_snapshot(pieces: Iterator[bytes]) -> tuple[_Item, bytes]:
         spool.close()
         raise
     return _Item(version, None, spool), digest
-
-
-def unpack_snapshot(pieces: Iterator[bytes], spool: Spool, limit_bytes: int) -> tuple[int, bytes]:
-    """Spools the snapshot in a packet of protocol 1; returns its version and digest.
-
-    Memory is constant. Raises `BadPacket`, `StorageError`, and whatever `pieces` raises.
-    """
-    start = b""
-    for piece in pieces:
-        start += piece
-        if len(start) >= 4:
-            break
-    version = wire.unpack_version(start[:4])
-    digest = digests.change_digest(v1.SNAPSHOT, version)
-    stream = zlib.decompressobj()
-    try:
-        for packed in itertools.chain((start[4:],), pieces):
-            rest = packed
-            while rest:
-                content = stream.decompress(rest, wire.CHUNK_BYTES)
-                rest = stream.unconsumed_tail
-                if spool.size_bytes + len(content) > limit_bytes:
-                    raise BadPacket(f"a snapshot that becomes larger than {limit_bytes} bytes")
-                digest.update(content)
-                spool.write(content)
-                if stream.unused_data:
-                    raise BadPacket("a compressed snapshot that goes on behind its end")
-    except zlib.error:
-        raise BadPacket("a snapshot that is not compressed by zlib") from None
-    if not stream.eof:
-        raise BadPacket("a compressed snapshot that is cut")
-    return version, digest.digest()
 
 
 def _as_change(item: _Item) -> Change:

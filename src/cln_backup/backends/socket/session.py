@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +27,7 @@ from cln_backup.model.errors import (
 )
 from cln_backup.storage.spool import Spool
 from cln_backup.wire import packets as wire
+from cln_backup.wire.plain_snapshot import pack_snapshot, send_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -324,23 +324,6 @@ def open_session(
         channel.close()
         raise
     return session
-
-
-def pack_snapshot(snapshot: Snapshot, packed: Spool) -> None:
-    """Compresses a snapshot for protocol 1, where its length must be sent before it."""
-    packer = zlib.compressobj()
-    for chunk in snapshot.chunks():
-        packed.write(packer.compress(chunk))
-    packed.write(packer.flush())
-
-
-def send_snapshot(channel: Channel, version: int, packed: Spool) -> None:
-    """Sends what `pack_snapshot` made. Raises `BadChange` where it does not fit in one packet."""
-    channel.send_head(wire.SNAPSHOT, 4 + packed.size_bytes)
-    channel.send_bytes(wire.pack_version(version))
-    for chunk in packed.chunks():
-        for start in range(0, len(chunk), wire.CHUNK_BYTES):
-            channel.send_bytes(chunk[start : start + wire.CHUNK_BYTES])
 
 
 def error_of(refusal: wire.Refusal) -> BackupError:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import socket
 from typing import NamedTuple, NoReturn
 from urllib.parse import unquote
 
 from cln_backup.backends import redacted
 from cln_backup.model.errors import BadUrl
+from cln_backup.wire.address import Address, BadAddress, parse_address
 
 _OPTIONS = (
     "proxy",
@@ -22,23 +22,11 @@ _OPTIONS = (
     "protocol",
     "insecure",
 )
-_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _NODE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _DIGITS = re.compile(r"[0-9]{1,9}")
 _DEADLINE_S = 600
 _LOOPBACK = ("localhost", "::1")
 FORM = "socket:HOST:PORT[?proxy=socks5:HOST:PORT][&OPTION=VALUE…]"
-
-
-class Address(NamedTuple):
-    """A host and its port; the host is an address without brackets, or a name."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
 
 
 class SocketUrl(NamedTuple):
@@ -150,14 +138,6 @@ def _is_private(server: Address) -> bool:
     return host in _LOOPBACK or host.endswith(".onion") or re.match(r"127\.\d", host) is not None
 
 
-def parse_address(text: str) -> Address:
-    """`HOST:PORT`, with an IPv6 address in brackets, as a server is told where to listen.
-
-    Port 0 lets the system choose one. Raises `BadUrl`.
-    """
-    return _address(text, text, "the address", lowest_port=0)
-
-
 def _options(url: str, query: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for pair in query.split("&"):
@@ -180,40 +160,11 @@ def _switch(url: str, options: dict[str, str], name: str) -> bool:
     return options[name] == "yes"
 
 
-def _address(url: str, place: str, whose: str, lowest_port: int = 1) -> Address:
-    if place.startswith("["):
-        host, bracket, rest = place[1:].partition("]")
-        if not bracket:
-            _bad(url, f"the bracket around {whose}'s IPv6 address is not closed")
-        if not _is_ip(socket.AF_INET6, host.partition("%")[0]):
-            _bad(url, f"{host!r} in brackets is no IPv6 address")
-        if not rest.startswith(":"):
-            _bad(url, f"{whose} has no port; write [{host}]:PORT")
-        port = rest[1:]
-    else:
-        host, colon, port = place.partition(":")
-        if ":" in port:
-            _bad(url, f"{whose}'s IPv6 address must stand in brackets: [ADDRESS]:PORT")
-        if not host:
-            _bad(url, f"{whose} has no host")
-        if not colon:
-            _bad(url, f"{whose} has no port")
-        numeric = re.fullmatch(r"[0-9.]+", host) is not None
-        if not (_is_ip(socket.AF_INET, host) if numeric else _HOST_NAME.fullmatch(host)):
-            _bad(url, f"{host!r} is neither an address nor a name of a host")
-    if not port:
-        _bad(url, f"{whose} has no port")
-    if _DIGITS.fullmatch(port) is None or not lowest_port <= int(port) < 1 << 16:
-        _bad(url, f"{whose}'s port {port!r} is no number from 1 to 65535")
-    return Address(host, int(port))
-
-
-def _is_ip(family: socket.AddressFamily, host: str) -> bool:
+def _address(url: str, place: str, whose: str) -> Address:
     try:
-        socket.inet_pton(family, host)
-    except (OSError, ValueError):
-        return False
-    return True
+        return parse_address(place, whose)
+    except BadAddress as error:
+        _bad(url, str(error))
 
 
 def _bad(url: str, why: str) -> NoReturn:
