@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cln_backup.node.settings import LOCK_NAME
 from tests.histories import assert_same_database, build_database, started_node
 
@@ -113,6 +115,7 @@ _OF_LIGHTNINGD = (
     "no such column",
     "Invalid bitcoin transaction bytes",
 )
+_OF_OTHERS = (*_OF_LIGHTNINGD, "restore")
 _OF_THE_SYSTEM = (os.strerror(errno.ENOSPC), os.strerror(errno.EIO))
 
 
@@ -134,18 +137,25 @@ def _messages() -> str:
     return "\n".join(found)
 
 
-def test_runbook_quotes_messages_as_the_program_says_them() -> None:
-    messages = _messages()
-    section = _RUNBOOK.partition("\n## When the node stops\n")[2].partition("\n### ")[0]
-    quoted = [
-        phrase
-        for row in re.findall(r'^\| (<a id="[^|]*) \|', section, re.MULTILINE)
-        for phrase in re.findall(r"`([^`]+)`", row)
-    ]
-    assert len(quoted) > len(_OF_LIGHTNINGD) + len(_OF_THE_SYSTEM)
+_QUOTING = {
+    "docs/operations.md": ("## When the node stops", "### When a restore fails"),
+    "docs/server.md": ("## When the connection is lost",),
+}
+"""The sections with a table whose first column quotes messages."""
+
+
+@pytest.mark.parametrize("document", _QUOTING)
+def test_messages_are_quoted_as_the_program_says_them(document: str) -> None:
+    messages, text = _messages(), (_ROOT / document).read_text(encoding="utf-8")
+    quoted = []
+    for heading in _QUOTING[document]:
+        table = re.split(r"^#", text.partition(f"\n{heading}\n")[2], flags=re.MULTILINE)[0]
+        for row in re.findall(r"^\|([^|]*`[^|]*)\|", table, re.MULTILINE):
+            quoted += re.findall(r"`([^`]+)`", row)
+    assert len(quoted) > len(_OF_OTHERS)
     for phrase in quoted:
-        if phrase not in (*_OF_LIGHTNINGD, *_OF_THE_SYSTEM):
-            assert phrase in messages, phrase
+        if phrase not in _OF_OTHERS and not phrase.endswith(_OF_THE_SYSTEM):
+            assert re.sub(r"\bN\b", "…", phrase) in messages, phrase
 
 
 def test_phrases_in_the_log_that_stop_the_node_lead_to_the_runbook() -> None:
