@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 import re
@@ -27,6 +28,9 @@ FIRST_SEGMENT_BYTES: Final = 1 << 18
 """Zeros written while the node waits, where no spare lies ready; no segment is made shorter."""
 SPARE_BYTES: Final = 1 << 20
 """Zeros that a process beside prepares."""
+_SEGMENT: Final = "log-"
+_AFTER_SEGMENTS: Final = "log-:"
+"""Comes after the name of each segment, and before that of each snapshot."""
 _NAME = re.compile(r"(?:log-(\d{10})|base-(\d{10})-(\d{10})|snapshot-(\d{10})-(\d{10}))")
 
 
@@ -74,6 +78,21 @@ def list_files(path: str) -> Listing:
         else:
             snapshots.append((int(referrer), int(number)))
     return Listing(tuple(bases), tuple(segments), tuple(snapshots))
+
+
+def newest_segment(path: str) -> int:
+    """The number of the newest segment, 0 where there is none; cheap where there are many files.
+
+    Raises `StorageError`.
+    """
+    names = fsio.list_directory(path, op="list backup")
+    for index in range(bisect.bisect(names, _AFTER_SEGMENTS) - 1, -1, -1):
+        found = _NAME.fullmatch(names[index])
+        if found is not None and found[1] is not None:
+            return int(found[1])
+        if not names[index].startswith(_SEGMENT):
+            break
+    return 0
 
 
 def damaged(path: str, offset_bytes: int, version: int, what: str) -> NoReturn:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from cln_backup.backends.dir import store as dir_store
 from cln_backup.backends.dir.blocks import BlockFile
 from cln_backup.backends.dir.records import Tail, judge_tail
-from cln_backup.backends.dir.store import list_files
+from cln_backup.backends.dir.store import list_files, newest_segment
 from cln_backup.backends.look import LookSchedule, conflict, moved
 from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import Encoder
@@ -92,7 +92,7 @@ class SegmentWriter:
             fsio.visit_directory(self._store.path, op="look at backup")
             self._require_no_later_writer()
         if at_all_names:
-            last = max(list_files(self._store.path).segments, default=0)
+            last = newest_segment(self._store.path)
             if last > self._begun.last_number:
                 raise self._conflict(self._store.log_path(last))
 
