@@ -11,9 +11,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import captured
+from tests.skips import pytest_make_collect_report, pytest_runtest_makereport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+__all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]
 
 _CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 # The same examples in every run, so that a red check is red for everybody.
@@ -50,5 +53,7 @@ def large_captures() -> Path:
     """The recordings that are too large for this repository."""
     path = captured.large()
     if path is None:
-        pytest.skip("CLN_BACKUP_CAPTURES names no directory with the larger recordings")
+        named = os.environ.get("CLN_BACKUP_CAPTURES")
+        assert not named, f"CLN_BACKUP_CAPTURES names no directory: {named}"
+        pytest.skip("CLN_BACKUP_CAPTURES is not set")
     return path

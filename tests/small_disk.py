@@ -24,7 +24,7 @@ def small_disk(place: Path, size_kib: int) -> Iterator[Path]:
         capture_output=True,
     )
     if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
+        pytest.skip("needs root, to mount a small file system")
     try:
         yield place
     finally:

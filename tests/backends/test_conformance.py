@@ -57,7 +57,7 @@ def url(scheme: str, tmp_path: Path) -> str:
 def stages(scheme: str) -> None:
     """For tests of what the caller does in a compaction."""
     if scheme in COMPACTED_ELSEWHERE:
-        pytest.skip(f"the storage behind {scheme}: compacts by itself")
+        pytest.skip(f"does not apply: the storage behind {scheme}: compacts by itself")
 
 
 @pytest.fixture

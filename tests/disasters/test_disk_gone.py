@@ -36,7 +36,7 @@ class Disk:
             ["mkfs.ext4", "-q", "-F", self._image], check=False, capture_output=True
         )
         if made.returncode or not self.mount():
-            pytest.skip("mounting a file system needs root, and a loop device")
+            pytest.skip("needs root and a loop device, to mount a file system")
 
     def mount(self) -> bool:
         command = ["mount", "-o", "loop,commit=600", str(self._image), str(self.place)]

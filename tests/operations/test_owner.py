@@ -20,7 +20,7 @@ from tests.histories import append, build_database, payments, started_node
 
 _USER = 4711
 _HISTORY = [*started_node(), *payments(4, 9)]
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
 
 
 def _owners(directory: Path) -> set[int]:

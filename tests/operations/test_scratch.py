@@ -123,7 +123,7 @@ def test_directory_in_use_is_no_leftover(tmp_path: Path) -> None:
     assert scratch.leftovers(str(tmp_path)) == [str(path)]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a directory of another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a directory of another user")
 def test_directory_of_another_user_is_no_leftover(tmp_path: Path) -> None:
     """In /tmp, its maker could put a link to the node's files in its place before it is emptied."""
     path = _left(tmp_path, _dead_process())

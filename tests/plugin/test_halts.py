@@ -232,7 +232,7 @@ def test_full_disk_that_has_no_room_for_a_segment_halts_and_says_so(
     home: Home, tmp_path: Path
 ) -> None:
     if home.kind == "file":
-        pytest.skip("a file has no segments")
+        pytest.skip("does not apply: a file has no segments")
     with small_disk(tmp_path / "backup", 600):
         _grow(home)
         other = fill(home.backup)

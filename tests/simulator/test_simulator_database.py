@@ -17,7 +17,7 @@ from tests.simulator.simulated_node import CAPTURES, Setup, recordings
 LOCAL = sorted(CAPTURES.glob("*/*.jsonl.xz"))
 MIGRATIONS = recordings("migrations")
 ELSEWHERE = pytest.mark.skipif(
-    "CLN_BACKUP_CAPTURES" not in os.environ, reason="CLN_BACKUP_CAPTURES names no folder"
+    not os.environ.get("CLN_BACKUP_CAPTURES"), reason="CLN_BACKUP_CAPTURES is not set"
 )
 
 

@@ -139,7 +139,7 @@ _IN_A_NETWORK_OF_ITS_OWN = """
 )
 def test_node_whose_machine_vanished_comes_back_without_a_takeover(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this user may make no network of its own")
+        pytest.skip("needs root, or the right to make a network")
     url = _made(tmp_path)
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     script = textwrap.dedent(_IN_A_NETWORK_OF_ITS_OWN).format(root=root, url=url)

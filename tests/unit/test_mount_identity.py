@@ -48,7 +48,7 @@ def test_file_system_of_the_machine_is_the_same_in_a_private_namespace(tmp_path:
         [*_IN_A_NAMESPACE, sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     if said.returncode:
-        pytest.skip("this user may make no namespace")
+        pytest.skip("needs root, or the right to make a namespace")
     assert said.stdout.strip() == found
 
 

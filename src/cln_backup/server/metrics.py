@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -138,7 +137,8 @@ def serve(address: Address, nodes: Mapping[str, Served], listener: Listener) -> 
     except ImportError:
         raise BadSettings(
             "The Python package prometheus-client is not installed; --metrics needs it. Install it "
-            f"with: {sys.executable} -m pip install prometheus-client"
+            "where cln-backup is installed: pip install prometheus-client in its virtual "
+            "environment, or pipx inject cln-backup prometheus-client."
         ) from None
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Figures(nodes, listener))
