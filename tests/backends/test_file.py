@@ -304,7 +304,7 @@ def test_wrong_count_in_the_header_is_no_damage(tmp_path: Path) -> None:
 
 _DIES_WHILE_IT_NOTES_ITSELF = """
 import os, signal, sys
-from cln_backup import fsio
+from cln_backup.storage import fsio
 from cln_backup.backends import open_backend
 write_at = fsio.write_at
 def dying(fd, buffers, offset, *, op):

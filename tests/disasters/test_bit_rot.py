@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from cln_backup.backends.file.backend import FileBackend
-from cln_backup.model.errors import Damaged, ReplayFailed
+from cln_backup.model.errors import BackupError, Damaged, NotFound, ReplayFailed
 from cln_backup.operations.restore import restore
 from simulator.content import differences
 from tests.disasters.places import NAME, make, url_in
@@ -275,12 +275,19 @@ def test_file_without_a_whole_header(length: int, memory_path: Path) -> None:
     assert path.stat().st_size == length
 
 
-@pytest.mark.parametrize("content", [b"SQLite format 3\0" * 64, bytes(1024), b"\0\0\0\2" * 200])
-def test_another_file(content: bytes, memory_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"SQLite format 3\0" * 64, NotFound),  # a database, and said to be one
+        (bytes(1024), Damaged),
+        (b"\0\0\0\2" * 200, Damaged),
+    ],
+)
+def test_another_file(content: bytes, error: type[BackupError], memory_path: Path) -> None:
     path = memory_path / NAME
     path.write_bytes(content)
     for writable in (False, True):
-        with pytest.raises(Damaged):
+        with pytest.raises(error):
             FileBackend.open(url_in(memory_path), writable=writable)
     assert path.read_bytes() == content
 

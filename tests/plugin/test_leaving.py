@@ -47,7 +47,7 @@ def test_guard_that_took_over_looks_once_more_before_it_leaves() -> None:
     """A call that comes while it asks whether the other plugins have gone is answered too."""
     code = (
         "import os\n"
-        "from cln_backup import guard, jsonrpc\n"
+        "from cln_backup.plugin import guard, jsonrpc\n"
         "ours, theirs = os.pipe()\n"
         "os.dup2(ours, 0)\n"
         "life, worker = os.pipe()\n"
@@ -69,7 +69,7 @@ def test_a_late_call_is_waited_for_before_the_pipe_is_ended() -> None:
     """A real node's late call was answered, and the next one, 20 ms later, found no reader."""
     code = (
         "import os, threading, time\n"
-        "from cln_backup import guard\n"
+        "from cln_backup.plugin import guard\n"
         "ours, theirs = os.pipe()\n"
         "os.dup2(ours, 0)\n"
         "def seen_while_waiting():\n"
