@@ -25,7 +25,7 @@ except ImportError:
 endef
 export REQUIRE_PYTHON
 
-.PHONY: setup demo test check bench fuzz dist clean
+.PHONY: setup demo test check soak bench fuzz dist clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,10 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m bench
+
+# All of the long searches, of which `make test` runs half, and what takes 15 GB of disk.
+soak: setup
+	CLN_BACKUP_SOAK=1 $(BIN)/pytest -n auto
 
 # A longer search for damage that the reader of format 2 takes for something else.
 fuzz: setup

@@ -37,6 +37,7 @@ from tests.histories import (
     told,
     told_by,
 )
+from tests.soak import parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +73,7 @@ def test_every_scheme_is_in_this_suite() -> None:
     assert {place.partition("-")[0] for place in PLACES} == set(SCHEMES)
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", parts(4))
 def test_any_order_of_calls(scheme: str, memory_path: Path, part: int) -> None:
     numbers = count()
 

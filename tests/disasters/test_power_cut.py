@@ -26,6 +26,7 @@ from tests.histories import (
     told,
     told_by,
 )
+from tests.soak import parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -214,7 +215,7 @@ def test_head_whose_successor_was_begun_is_not_dropped(
         judge.refuses_to_drop(files)
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", parts(4))
 @pytest.mark.parametrize("what", ["transaction", "rider", "replacement"])
 def test_power_cut_wherever_a_sector_ends_in_the_entry(
     what: str, part: int, memory_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -245,7 +246,7 @@ def _filled_up_to(place: int) -> Change:
     return payment(3, "x" * ((place - length) % 512))
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", parts(4))
 @pytest.mark.parametrize("kind", DIRECTORIES)
 def test_power_cut_wherever_a_sector_ends_in_the_record(
     kind: str, part: int, memory_path: Path, monkeypatch: pytest.MonkeyPatch

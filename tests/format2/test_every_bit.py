@@ -10,6 +10,7 @@ from cln_backup.backends.dir import log as dir_log
 from cln_backup.backends.dir import store as dir_store
 from cln_backup.model.errors import Damaged, Locked
 from tests.format2.small import KINDS, make_every_kind_of_file, read_all, url_of
+from tests.soak import parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _PARTS = 4
 
 
-@pytest.mark.parametrize("part", range(_PARTS))
+@pytest.mark.parametrize("part", parts(_PARTS))
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_flipped_bit_is_found(
     kind: str, part: int, memory_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,12 @@
+"""How much of a long search runs: half of its parts, or all with `CLN_BACKUP_SOAK`."""
+
+from __future__ import annotations
+
+import os
+
+SOAK = "CLN_BACKUP_SOAK" in os.environ
+
+
+def parts(number: int) -> range:
+    """The parts to run of a search that is divided into so many."""
+    return range(0, number, 1 if SOAK else 2)
