@@ -32,6 +32,7 @@ from tests.histories import (
     started_node,
     told,
     told_by,
+    wearing_payments,
 )
 from tests.socket.serving import CLI, ServerProcess, server_here, server_process
 
@@ -270,12 +271,12 @@ def test_compactions_asked_for_in_a_loop_hold_no_node_up(tmp_path: Path) -> None
             thread.start()
         with open_backend(alice, writable=True) as one, open_backend(bob, writable=True) as other:
             add_all(one, payments(200, 230))
-            add_all(other, payments(4, 40))
+            add_all(other, wearing_payments(4, 40))
         over.set()
         for thread in threads:
             thread.join()
         assert told_by(alice)[-1] == told(payments(229, 230))[0]
-        assert told_by(bob)[-1] == told(payments(39, 40))[0]
+        assert told_by(bob)[-1] == told(wearing_payments(39, 40))[0]
         with open_backend(bob) as backend:
             figures = backend.compact()
         assert figures is not None
@@ -286,6 +287,7 @@ def test_compaction_without_a_change_since_the_last_does_nothing(tmp_path: Path)
     url = _made(tmp_path)
     with server_here() as server:
         there = server.add(url)
+        append(there, wearing_payments(4, 24))
         with open_backend(there) as backend:
             backend.compact()
             inode = (tmp_path / "node.bkp").stat().st_ino
@@ -293,7 +295,7 @@ def test_compaction_without_a_change_since_the_last_does_nothing(tmp_path: Path)
             assert figures is not None
             assert figures["before"] == figures["after"]
             assert (tmp_path / "node.bkp").stat().st_ino == inode
-        append(there, [payment(4)])
+        append(there, wearing_payments(24, 44))
         with open_backend(there) as backend:
             backend.compact()
         assert (tmp_path / "node.bkp").stat().st_ino != inode
@@ -304,6 +306,7 @@ def test_compaction_with_more_than_a_thousand_files_open(tmp_path: Path) -> None
         there = server.add(_made(tmp_path))
         for _ in range(1100):
             open_ones.enter_context(open(os.devnull, "rb"))
+        append(there, wearing_payments(4, 24))
         with open_backend(there) as backend:
             figures = backend.compact()
         assert figures is not None
