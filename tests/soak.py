@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 SOAK = "CLN_BACKUP_SOAK" in os.environ
+"""Whether everything is to run, what takes minutes and 15 GB of disk as well."""
 
 
 def parts(number: int) -> range:

@@ -17,6 +17,7 @@ from cln_backup.model.change import Change
 from cln_backup.model.errors import BadChange
 from cln_backup.wire import packets as wire
 from tests.histories import append, payment, started_node, told, told_by
+from tests.soak import SOAK
 from tests.socket.boundless import CountedSnapshot
 from tests.socket.proxies import DOWN, UP, cut_after, proxy
 from tests.socket.serving import server_here
@@ -28,7 +29,7 @@ _GIB = 1 << 30
 _LARGE_BYTES = 4 * _GIB + _GIB // 4 + 1
 
 soak = pytest.mark.skipif(
-    "CLN_BACKUP_SOAK" not in os.environ,
+    not SOAK,
     reason="CLN_BACKUP_SOAK is not set; takes minutes and 15 GB of disk",
 )
 
