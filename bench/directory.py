@@ -27,7 +27,7 @@ _PIECE_BYTES = 1_000_000
 _TO_REACH = {"dir:": ("≤ 1.0×", "≤ 150 ms"), "dir:, encrypted": ("≤ 1.1×", "≤ 150 ms")}
 
 
-def _new(home: str, kind: str) -> list[str]:
+def new_home(home: str, kind: str) -> list[str]:
     """Sets a backup up; returns what a command needs to open it."""
     os.makedirs(home)
     place = os.path.join(home, "backup")
@@ -68,7 +68,7 @@ def dir_answer_time(directory: str, capture: str) -> Iterator[Row]:
     for load, kind in itertools.product(loads, _TO_REACH):
         number = str(next(numbers))
         home = os.path.join(directory, number)
-        opened_by = _new(home, kind)
+        opened_by = new_home(home, kind)
         floor = drive.Program([floor_program, os.path.join(directory, f"floor{number}")], directory)
         plugin = drive.Program([drive.PLUGIN], home)
         floor_s, plugin_s, sql_bytes = _in_turn(floor, plugin, loads[load]())
@@ -114,7 +114,7 @@ def dir_first_answer(directory: str, capture: str) -> Iterator[Row]:
         times_s = []
         for number in range(15):
             home = os.path.join(directory, f"{kind[-3:]}{number}")
-            _new(home, kind)
+            new_home(home, kind)
             plugin = drive.Program([drive.PLUGIN], home)
             plugin.answer_time_s(request)
             times_s.append(time.perf_counter() - plugin.started)
@@ -139,7 +139,7 @@ def dir_size_and_restore(directory: str, capture: str) -> Iterator[Row]:
         opened_by, sizes = {}, {}
         for kind in kinds:
             home = os.path.join(directory, f"{stream.replace('/', '-')}-{kinds.index(kind)}")
-            opened_by[kind] = _new(home, kind)
+            opened_by[kind] = new_home(home, kind)
             plugin = drive.Program([drive.PLUGIN], home)
             sizes[kind] = 0
             for number, (version, writes) in enumerate(load()):

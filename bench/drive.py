@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-BIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), ".venv", "bin")
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BIN = os.path.join(ROOT, ".venv", "bin")
 CLI = os.path.join(BIN, "backup-cli")
 PLUGIN = os.path.join(BIN, "cln-backup")
 
@@ -29,6 +30,11 @@ class Program:
         assert self._process.stdout is not None
         self._in = self._process.stdin.fileno()
         self._out = self._process.stdout.fileno()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     def send(self, request: bytes) -> None:
         """Writes a request without waiting for its answer."""
@@ -72,6 +78,15 @@ class Program:
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
+
+
+def processor_time_s(pid: int) -> float:
+    """What the living threads of a process have taken so far, in user and kernel mode."""
+    total_ns = 0
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as file:
+            total_ns += int(file.read().split()[0])
+    return total_ns / 1e9
 
 
 def request(number: int, version: int, writes: Iterable[str]) -> bytes:
