@@ -9,7 +9,7 @@ import pytest
 from cln_backup.backends import create_backend, open_backend
 from cln_backup.compaction.compact import compact
 from cln_backup.model.change import Change, Kind
-from cln_backup.model.continuity import Decision, decide
+from cln_backup.model.continuity import Decision, Facts, decide
 from cln_backup.node.settings import read_settings
 from cln_backup.operations.history import log, status
 from cln_backup.operations.initialize import initialize
@@ -120,22 +120,12 @@ def test_recorded_node_that_was_killed_three_times(kind: str, url: str, memory_p
                     backend.close()
                 backend = None
             continue
-        first = backend is None
         if backend is None:
             backend = open_backend(url, writable=True)
-        decision = decide(
-            line.version,
-            rider=line.kind is Kind.RIDER,
-            head=backend.head,
-            first=first,
-            may_have_lost=False,
-        )
-        if first:
-            decisions.append(decision)
-        if decision is Decision.DROP_HEAD:
-            backend.rewind()
-        else:
-            assert decision is Decision.APPEND
+            facts = Facts(line.version, line.kind is Kind.RIDER, backend.head, loss=None)
+            decisions.append(decide(facts))
+            if decisions[-1] is Decision.DROP_HEAD:
+                backend.rewind()
         backend.add_change(line)
     assert backend is not None
     backend.close()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.histories import started_node
+from tests.histories import payment, started_node, told, told_by
 from tests.plugin.home import CAPTURES, ROOT, Home
 from tests.small_disk import fill, small_disk
 from tests.socket.test_plugin import Node
@@ -193,6 +193,25 @@ def test_plugin_that_is_loaded_twice_in_a_node_is_told_so(home: Home) -> None:
     assert "two nodes" not in said["reason"]
     other.close()
     one.close()
+
+
+@pytest.mark.parametrize("away", [-1, 1])
+def test_call_that_does_not_follow_the_one_before_halts(tmp_path: Path, away: int) -> None:
+    home = Home(tmp_path)
+    home.init()
+    node = Node(home.directory)
+    changes = started_node()
+    for change in changes:
+        assert node.write(change) == {"result": "continue"}
+    at = changes[-1].version
+    said = node.write(payment(at + 1 + away))
+    assert said["result"] == "halt"
+    assert said["reason"].startswith(
+        f"The node sent a change for data version {at + 1 + away}, and the backup stands at {at}. "
+    )
+    assert node.write(payment(at + 1)) == said, "once halted, always halted"
+    node.close()
+    assert told_by(home.url) == told(changes)
 
 
 def test_backup_of_another_node_at_the_same_version_is_refused(kind: str, tmp_path: Path) -> None:

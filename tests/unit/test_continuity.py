@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cln_backup.model.change import Head, Kind
+from cln_backup.backends.contract import check_follows
+from cln_backup.model.change import Change, Head, Kind
 from cln_backup.model.continuity import (
     Decision,
+    Facts,
     Loss,
     Storage,
     database_version,
     decide,
     possible_loss,
 )
+from cln_backup.model.errors import BadChange, Discontinuity
+from cln_backup.plugin.start.actions import ACTIONS
+from tests.histories import rider as rider_at
+from tests.histories import transaction
 
+LOSSES = (None, *Loss)
 APPEND, DROP, GAP = Decision.APPEND, Decision.DROP_HEAD, Decision.GAP
 OLDER, FORWARD = Decision.OLDER, Decision.ROLL_FORWARD
 B = 100
@@ -58,51 +63,66 @@ def test_first_call_of_a_process(
 ) -> None:
     difference, kind = cell
     head = Head(B, kind, foreign_keys)
-    for may_have_lost, decision in zip((False, True), decisions, strict=True):
-        call = _call(B + difference, rider=rider)
-        found = decide(call, rider=rider, head=head, first=True, may_have_lost=may_have_lost)
-        assert found is decision
+    call = _call(B + difference, rider=rider)
+    on_same_storage, where_some_may_be_lost = decisions
+    for loss in LOSSES:
+        facts = Facts(call, rider, head, loss)
+        assert decide(facts) is (on_same_storage if loss is None else where_some_may_be_lost)
+        assert (facts.database_version, facts.backup_version) == (B + difference, B)
 
 
 @pytest.mark.parametrize(("stands_at", "decision"), [(0, APPEND), (1, GAP), (2, GAP), (1000, GAP)])
 @pytest.mark.parametrize("rider", [False, True])
-@pytest.mark.parametrize("may_have_lost", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_first_call_on_an_empty_backup(
-    stands_at: int, decision: Decision, rider: bool, may_have_lost: bool
+    stands_at: int, decision: Decision, rider: bool, loss: Loss | None
 ) -> None:
     call = _call(stands_at, rider=rider)
-    assert decide(call, rider=rider, head=None, first=True, may_have_lost=may_have_lost) is decision
+    assert decide(Facts(call, rider, None, loss)) is decision
 
 
 @given(
     st.integers(-5, 5),
     st.booleans(),
     st.sampled_from([None, *Kind]),
-    st.booleans(),
     st.integers(5, 2**31),
 )
 def test_later_calls_follow_or_are_out_of_order(
-    difference: int, rider: bool, kind: Kind | None, may_have_lost: bool, version: int
+    difference: int, rider: bool, kind: Kind | None, version: int
 ) -> None:
-    head = None if kind is None else Head(version, kind, foreign_keys=True)
-    at = 0 if head is None else version
-    call = _call(max(0, at + difference), rider=rider)
-    found = decide(call, rider=rider, head=head, first=False, may_have_lost=may_have_lost)
-    follows = max(0, at + difference) == at
-    assert found is (APPEND if follows else Decision.OUT_OF_ORDER)
+    at = 0 if kind is None else version
+    stands_at = max(0, at + difference)
+    call = _call(stands_at, rider=rider)
+    change = rider_at(call) if rider else transaction(call, "DELETE FROM peers")
+    if stands_at == at:
+        check_follows(change, at, empty=kind is None)
+    else:
+        with pytest.raises(Discontinuity):
+            check_follows(change, at, empty=kind is None)
+
+
+@pytest.mark.parametrize("stands_at", range(-3, 4))
+def test_later_call_that_does_not_follow_is_told_so_before_its_end_is_judged(
+    stands_at: int,
+) -> None:
+    """Whatever the transaction is: a node is told of the other program."""
+    change = Change(_call(B + stands_at, rider=False), None, ["DELETE FROM peers"])
+    with pytest.raises(BadChange if stands_at == 0 else Discontinuity):
+        check_follows(change, B, empty=False)
 
 
 @given(st.integers(0, 2**31), st.booleans(), st.integers(1, 2**31), st.sampled_from(Kind),
-       st.booleans())  # fmt: skip
+       st.sampled_from(LOSSES))  # fmt: skip
 def test_a_head_is_dropped_only_where_exactly_one_change_is_in_doubt(
-    call: int, rider: bool, version: int, kind: Kind, may_have_lost: bool
+    call: int, rider: bool, version: int, kind: Kind, loss: Loss | None
 ) -> None:
     head = Head(version, kind, foreign_keys=True)
-    found = decide(call, rider=rider, head=head, first=True, may_have_lost=may_have_lost)
+    found = decide(Facts(call, rider, head, loss))
     stands_at = database_version(call, rider=rider)
     assert (found is APPEND) == (stands_at == version)
+    assert (found is GAP) == (stands_at > version)
     if found is DROP:
-        assert not may_have_lost
+        assert loss is None
         assert kind is Kind.TRANSACTION
         assert stands_at == version - 1
     if found in (OLDER, FORWARD):
@@ -111,12 +131,9 @@ def test_a_head_is_dropped_only_where_exactly_one_change_is_in_doubt(
         assert found is OLDER
 
 
-def test_dropping_is_never_decided_on_the_way() -> None:
-    for difference, rider in itertools.product(range(-3, 4), (False, True)):
-        head = Head(B, Kind.TRANSACTION, foreign_keys=True)
-        call = _call(B + difference, rider=rider)
-        found = decide(call, rider=rider, head=head, first=False, may_have_lost=False)
-        assert found in (APPEND, Decision.OUT_OF_ORDER)
+def test_every_decision_has_one_action() -> None:
+    assert set(ACTIONS) == set(Decision)
+    assert len(set(ACTIONS.values())) == len(Decision)
 
 
 def test_where_the_database_stands() -> None:

@@ -416,25 +416,24 @@ def check_follows(change: Change, version: int, *, empty: bool) -> None:
     kind = change.kind
     if kind is Kind.SNAPSHOT:
         follows = empty or change.version >= version
-    elif kind is Kind.RIDER:
-        follows = change.version == version
-        assert change.transaction is not None
-        if sum(map(len, change.transaction)) > MAX_RIDER_CHARACTERS:
-            raise BadChange("A call made of PRAGMA statements is larger than lightningd's are.")
     else:
-        follows = change.version == version + 1
-        assert change.transaction is not None
-        if not change.transaction or (
-            bumps_data_version_to(change.transaction[-1]) != change.version
-        ):
-            raise BadChange(
-                f"The transaction for data version {change.version} does not end with the "
-                "statement that sets this version, as every transaction of lightningd does; "
-                "nothing was written. Is this release of lightningd newer than cln-backup? "
-                "Go back to the release that worked, and report this."
-            )
+        follows = change.version == version + (kind is Kind.TRANSACTION)
     if not follows:
         raise Discontinuity(
             f"A {kind.value} for data version {change.version} does not follow the backup, which "
             f"stands at {version}; nothing was written."
+        )
+    if change.transaction is None:
+        return
+    if kind is Kind.RIDER:
+        if sum(map(len, change.transaction)) > MAX_RIDER_CHARACTERS:
+            raise BadChange("A call made of PRAGMA statements is larger than lightningd's are.")
+    elif not change.transaction or (
+        bumps_data_version_to(change.transaction[-1]) != change.version
+    ):
+        raise BadChange(
+            f"The transaction for data version {change.version} does not end with the "
+            "statement that sets this version, as every transaction of lightningd does; "
+            "nothing was written. Is this release of lightningd newer than cln-backup? "
+            "Go back to the release that worked, and report this."
         )

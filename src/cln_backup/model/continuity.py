@@ -1,4 +1,4 @@
-"""Whether a change follows the backup: the decision that keeps a history from being mixed up."""
+"""Whether a node's database and its backup fit together: the decision of each start."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ STARTED_WELL = "Versions match up"
 
 
 class Decision(Enum):
-    """What to do with a call of `db_write`."""
+    """What to do at the first call of `db_write`."""
 
     APPEND = "append"
     DROP_HEAD = "drop the head, then append"
     GAP = "the backup is behind the database"
     OLDER = "the database is older than the backup"
     ROLL_FORWARD = "the database may have lost changes with its storage; the backup has them"
-    OUT_OF_ORDER = "the call does not follow the one before"
 
 
 class Storage(NamedTuple):
@@ -61,24 +60,41 @@ def possible_loss(before: Storage, now: Storage) -> Loss | None:
 
 
 def database_version(call_version: int, *, rider: bool) -> int:
-    """The version at which the node's database stands while it waits for this call's answer."""
+    """The version of the node's database while the node waits for this call's answer."""
     return call_version if rider else call_version - 1
 
 
-def decide(
-    call_version: int, *, rider: bool, head: Head | None, first: bool, may_have_lost: bool
-) -> Decision:
-    """Decides about one call of `db_write`.
+class Facts(NamedTuple):
+    """All that the decision at a start depends on, gathered before anything is changed.
 
-    Args:
-        call_version: `data_version` of the call.
+    Attributes:
+        call_version: `data_version` of the first call of `db_write`.
         rider: whether the call is made only of `PRAGMA` statements.
         head: the last change of the backup, `None` when it is empty.
-        first: whether this is the first call of the node's process.
-        may_have_lost: whether the database's storage may have lost a commit (`possible_loss`).
+        loss: why the database's storage may have lost a commit; `None` when it cannot have.
+    """
 
-    A transaction at version N says that the database stands at N-1, a rider at N that it stands
-    at N. With the database at D and the backup at B, the first call of a process gives:
+    call_version: int
+    rider: bool
+    head: Head | None
+    loss: Loss | None
+
+    @property
+    def database_version(self) -> int:
+        """The version of the node's database."""
+        return database_version(self.call_version, rider=self.rider)
+
+    @property
+    def backup_version(self) -> int:
+        """The version of the backup; 0 when it is empty."""
+        return 0 if self.head is None else self.head.version
+
+
+def decide(facts: Facts) -> Decision:
+    """Decides what to do at the first call of a process.
+
+    A transaction at version N says that the database is at N-1, a rider at N that it is at N.
+    With the database at D and the backup at B:
 
     ========  =============  =============  =============  ========================================
     D         head           same storage   may have lost  why
@@ -98,21 +114,19 @@ def decide(
     Where either is not known, the storage may have lost a commit: to roll forward is right in any
     case, to drop what the node had committed and acted on loses funds.
 
-    In every later call of the process D = B holds, or the call is OUT_OF_ORDER: the node
-    committed what was answered, or it would not have gone on.
+    At every later call of the process D = B, or the call does not follow the backup
+    (`check_follows`): the node committed what was answered, or it would not have gone on.
 
-    Where D < B-1 or the head is no transaction, an empty backup (B = 0) cannot be meant: D is
+    Where D < B-1 or the head is not a transaction, an empty backup (B = 0) cannot be meant: D is
     never negative.
     """
-    behind = (0 if head is None else head.version) - database_version(call_version, rider=rider)
+    behind = facts.backup_version - facts.database_version
     if behind == 0:
         return Decision.APPEND
-    if not first:
-        return Decision.OUT_OF_ORDER
     if behind < 0:
         return Decision.GAP
-    if may_have_lost and behind <= 2:
+    if facts.loss is not None and behind <= 2:
         return Decision.ROLL_FORWARD
-    if behind == 1 and head is not None and head.kind is Kind.TRANSACTION:
+    if behind == 1 and facts.head is not None and facts.head.kind is Kind.TRANSACTION:
         return Decision.DROP_HEAD
     return Decision.OLDER

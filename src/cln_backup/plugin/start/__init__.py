@@ -1,0 +1,45 @@
+"""The first call of `db_write`: facts are gathered, `decide` judges them, one action follows.
+
+Nothing is opened before that call: lightningd also starts its plugins to ask for their options,
+next to a node that runs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cln_backup.model.continuity import decide
+from cln_backup.node.settings import read_settings
+from cln_backup.plugin.start.actions import ACTIONS, Start
+from cln_backup.plugin.start.facts import gather_facts, look_at_node
+from cln_backup.plugin.start.opening import open_as_writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cln_backup.backends.contract import Backend
+    from cln_backup.model.change import Change
+    from cln_backup.plugin.patience import Patience
+
+
+def start(
+    directory: str, change: Change, log: Callable[[str], None], patience: Patience
+) -> Backend:
+    """Opens the backup of the node in whose network directory this is, for its first change.
+
+    When it returns, the change follows the backup and may be appended.
+
+    Raises:
+        BackupError: the node must not commit; the message says why and what to do.
+    """
+    settings = read_settings(directory)
+    node = look_at_node(directory, settings.wallet, log)
+    backend = open_as_writer(settings.backend_url, log)
+    try:
+        facts = gather_facts(change, node, backend, log, patience)
+        act = ACTIONS[decide(facts)]
+        act(Start(node, facts, backend, log, patience))
+    except BaseException:
+        backend.close()
+        raise
+    return backend

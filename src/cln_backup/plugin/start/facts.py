@@ -1,0 +1,87 @@
+"""What is known at the first call, before anything is changed."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup.model.change import Kind
+from cln_backup.model.continuity import Facts, Storage, possible_loss
+from cln_backup.node.outside import boot_id, database_in_use, database_path, lightningd_above
+from cln_backup.node.settings import State, read_state
+from cln_backup.plugin.start.opening import log_notices
+from cln_backup.storage.mount_identity import mount_identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cln_backup.backends.contract import Backend
+    from cln_backup.model.change import Change
+    from cln_backup.plugin.patience import Patience
+
+
+class Node(NamedTuple):
+    """The node, as seen from its network directory.
+
+    Attributes:
+        directory: its network directory.
+        database: the path of its database, as its open files tell.
+        wrong_lock: what is wrong in `backup.lock`, for a message; empty where nothing is.
+        state: what `backup.state` says of the last answer.
+        storage: what holds the database now.
+    """
+
+    directory: str
+    database: str
+    wrong_lock: str
+    state: State
+    storage: Storage
+
+
+def look_at_node(directory: str, wallet: str | None, log: Callable[[str], None]) -> Node:
+    """Looks at the node; `wallet` is what `backup.lock` says of its database.
+
+    Raises:
+        BadSettings: `backup.state` cannot be understood.
+    """
+    named = database_path(directory, wallet)
+    database = database_in_use(lightningd_above(), named)
+    wrong_lock = ""
+    if database != named:
+        wrong_lock = (
+            f"The node's database is {database}, and {directory}/backup.lock says that it is "
+            f"{named}. Correct it before you use backup-cli, which would take the wrong one: "
+            f'"wallet": "{database}"'
+        )
+        log(wrong_lock)
+    state = read_state(directory)
+    # SQLite puts its journal beside the file itself, not beside a link to it.
+    holder = os.path.dirname(os.path.realpath(database))
+    return Node(directory, database, wrong_lock, state, Storage(boot_id(), mount_identity(holder)))
+
+
+def gather_facts(
+    change: Change, node: Node, backend: Backend, log: Callable[[str], None], patience: Patience
+) -> Facts:
+    """Gathers what `decide` depends on.
+
+    Raises:
+        Discontinuity: it is another node's backup.
+        StorageError.
+    """
+    node_id = _node_id_of(node.database)
+    if node_id is not None:
+        backend.patience_s = patience.bound_s()
+        backend.claim(node_id)
+    log_notices(backend, log)
+    log(f"Comparing backup version {backend.version} versus first write version {change.version}")
+    loss = possible_loss(Storage(node.state.boot_id, node.state.mount), node.storage)
+    return Facts(change.version, change.kind is Kind.RIDER, backend.head, loss)
+
+
+def _node_id_of(database: str) -> str | None:
+    if not os.path.isfile(database) or not os.path.getsize(database):
+        return None
+    from cln_backup.replay.replica import node_id_of
+
+    return node_id_of(database)

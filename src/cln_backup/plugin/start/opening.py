@@ -1,0 +1,59 @@
+"""Opens the backup as its one writer."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from cln_backup.backends import open_backend
+from cln_backup.model.errors import WriterConflict
+from cln_backup.node.outside import lightningd_above
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cln_backup.backends.contract import Backend
+
+_WAIT_FOR_WRITER_S = 10
+
+
+def open_as_writer(url: str, log: Callable[[str], None]) -> Backend:
+    """Opens the backup for writing; waits a little for a writer that is just ending.
+
+    Raises:
+        WriterConflict: another process is the writer, and goes on.
+        BackupError: what `open_backend` raises.
+    """
+    deadline_s = time.monotonic() + _WAIT_FOR_WRITER_S
+    waiting = False
+    while True:
+        try:
+            return open_backend(url, writable=True)
+        except WriterConflict as error:
+            if error.holder is not None and _is_of_this_node(error.holder):
+                raise WriterConflict(
+                    f"cln-backup is loaded twice in this node: process {error.holder}, of the "
+                    "same lightningd, writes to the backup already; this process wrote "
+                    "nothing. Leave one plugin= or important-plugin= line for it in the "
+                    "configuration, and none in a plugin directory; then start the node again."
+                ) from None
+            if time.monotonic() > deadline_s:
+                raise
+            if not waiting:
+                log(f"Waiting up to {_WAIT_FOR_WRITER_S} seconds: {error}")
+            waiting = True
+        time.sleep(0.1)
+
+
+def log_notices(backend: Backend, log: Callable[[str], None]) -> None:
+    """Logs what the backend found and mended, and empties its list."""
+    while backend.notices:
+        log(backend.notices.pop(0))
+
+
+def _is_of_this_node(process: int) -> bool:
+    """Whether another process was started by the lightningd that started this one."""
+    try:
+        return lightningd_above(process) == lightningd_above()
+    except OSError:  # it has ended meanwhile
+        return False
