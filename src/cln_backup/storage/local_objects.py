@@ -1,0 +1,144 @@
+"""Objects that are the files of one directory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from typing import TYPE_CHECKING, Final
+
+from cln_backup.storage import fsio, giving_back
+from cln_backup.storage.objects import Objects, ObjectStatus, is_name, require_name
+from cln_backup.storage.os_errors import storage_errors
+from cln_backup.storage.source import FileSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+BUILDING: Final = "building"
+_SYNC_EVERY_BYTES: Final = 1 << 23
+"""So that no sync, of this file or of another on its disk, has to wait for much more."""
+
+
+class LocalObjects(Objects):
+    """The files of a directory that is there already; each can be read by its owner alone.
+
+    What is prepared has a name such as `building.PURPOSE-PID`. The directory may hold other files.
+    """
+
+    def __init__(self, directory: str, *, building: str = BUILDING) -> None:
+        """`building` starts the names of what is prepared."""
+        self.directory = directory
+        self._building = building
+
+    def path_of(self, name: str) -> str:
+        """The path of an object's file. Raises `ValueError`."""
+        return os.path.join(self.directory, require_name(name))
+
+    def where(self, name: str) -> str:
+        """See `Objects.where`."""
+        return os.path.join(self.directory, name)
+
+    def prepare(self, purpose: str, content: Iterable[bytes]) -> str:
+        """See `Objects.prepare`."""
+        built = self.path_of(self._building)
+        fd, path = fsio.create_beside(built, purpose, op=f"create {purpose}")
+        try:
+            end = synced = 0
+            for piece in content:
+                end = fsio.write_at(fd, [piece], end, op=f"write {purpose}")
+                if end - synced >= _SYNC_EVERY_BYTES:
+                    fsio.sync(fd, op=f"sync part of {purpose}")
+                    synced = end
+            fsio.sync(fd, op=f"sync {purpose}")
+        except BaseException:
+            fsio.remove(path, op=f"remove unfinished {purpose}")
+            raise
+        finally:
+            os.close(fd)
+        return os.path.basename(path)
+
+    def publish(self, prepared: str, name: str, *, op: str, withdraws: bool = True) -> None:
+        """See `Objects.publish`."""
+        fsio.publish(self.path_of(prepared), self.path_of(name), op=op, withdraws=withdraws)
+
+    def prepared(self, purpose: str = "") -> Sequence[str]:
+        """See `Objects.prepared`."""
+        start = f"{self._building}.{purpose}"
+        return [name for name in self._names() if name.startswith(start)]
+
+    def get(self, name: str, offset_bytes: int, length_bytes: int) -> bytes:
+        """See `Objects.get`."""
+        fd = fsio.open_existing(self.path_of(name), writable=False, op="open")
+        try:
+            return fsio.read_at(fd, length_bytes, offset_bytes, op="read")
+        finally:
+            os.close(fd)
+
+    def status(self, name: str) -> ObjectStatus | None:
+        """See `Objects.status`."""
+        path = self.path_of(name)
+        with storage_errors("look at", path), contextlib.suppress(FileNotFoundError):
+            found = os.stat(path)
+            return ObjectStatus(found.st_size, found.st_mtime)
+        return None
+
+    def list(self, prefix: str = "") -> Sequence[str]:
+        """See `Objects.list`."""
+        building = f"{self._building}."
+        return [
+            name
+            for name in self._names()
+            if name.startswith(prefix) and is_name(name) and not name.startswith(building)
+        ]
+
+    def _names(self) -> Sequence[str]:
+        return fsio.list_directory(self.directory, op="list backup")
+
+    def delete(self, name: str, *, op: str) -> None:
+        """See `Objects.delete`."""
+        fsio.remove(self.path_of(name), op=op)
+        fsio.sync_directory(self.directory, op=op)
+
+    def discard(self, prepared: str) -> None:
+        """See `Objects.discard`."""
+        fsio.remove(self.path_of(prepared), op="remove unfinished file")
+
+    def open(self, name: str, *, op: str, anew: bool = False) -> FileSource:
+        """See `Objects.open`. The file can be read to the end also where it loses its name."""
+        source = FileSource(fsio.open_existing(self.path_of(name), writable=False, op=op))
+        if anew:
+            source.forget_cached()
+        return source
+
+    def open_held(self, name: str, *, op: str) -> FileSource | None:
+        """As `open`; until it is closed, `delete_unheld` leaves the object.
+
+        `None` where the object lost its name meanwhile. Where the file system has no locks, the
+        object is not held.
+        """
+        path = self.path_of(name)
+        fd = fsio.open_existing(path, writable=False, op=op)
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        if os.path.exists(path):
+            return FileSource(fd)
+        os.close(fd)
+        return None
+
+    def delete_unheld(self, name: str, *, op: str) -> bool:
+        """Removes an object that nobody holds, and returns whether it did; not durable.
+
+        Where the file system has no locks, nothing is removed. The room of a large file is given
+        back in pieces.
+        """
+        # NFS gives an exclusive lock only on what is open for writing.
+        fd = fsio.open_existing(self.path_of(name), writable=True, op=op)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fsio.remove(self.path_of(name), op=op)
+        except OSError:
+            return False
+        finally:
+            giving_back.close_reader(fd)
+        return True

@@ -1,0 +1,75 @@
+"""What records are read from: bytes with a size, wherever they are stored."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final, Protocol
+
+from cln_backup.storage import fsio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Self
+
+_READ: Final = "read backup"
+
+
+class Source(Protocol):
+    """Bytes that can be read from any offset, as often as wanted, until it is closed."""
+
+    def size_bytes(self) -> int:
+        """How many bytes there are now. Raises `StorageError`."""
+
+    def read_at(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """Reads up to that many bytes; fewer only at the end. Raises `StorageError`."""
+
+    def close(self) -> None:
+        """Releases what it takes to read; a second call does nothing."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_error: object) -> None: ...
+
+
+class FileSource:
+    """The bytes of an open file, whose descriptor it closes; nobody's file position moves."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def size_bytes(self) -> int:
+        """See `Source.size_bytes`."""
+        return fsio.size_bytes(self._fd)
+
+    def read_at(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """See `Source.read_at`."""
+        return fsio.read_at(self._fd, length_bytes, offset_bytes, op=_READ)
+
+    def forget_cached(self) -> None:
+        """Asks the system to read the file from its disk the next time, where it can be asked."""
+        fsio.forget_cached(self._fd)
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+def chunks(source: Source, length_bytes: int) -> Iterator[bytes]:
+    """Reads the first bytes in pieces of at most `fsio.CHUNK_BYTES`; fewer where it ends early."""
+    offset_bytes = 0
+    while offset_bytes < length_bytes:
+        wanted = min(fsio.CHUNK_BYTES, length_bytes - offset_bytes)
+        chunk = source.read_at(offset_bytes, wanted)
+        if not chunk:
+            return
+        yield chunk
+        offset_bytes += len(chunk)
