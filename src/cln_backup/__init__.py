@@ -1,3 +1,3 @@
-"""A backup of a Core Lightning node that is never behind, not by one transaction."""
+"""A Core Lightning backup that is always up to date, to the last transaction."""
 
 __version__ = "0.2.0"

@@ -219,7 +219,7 @@ def test_module_that_is_missing_since_an_upgrade_is_no_fault_of_the_program(
         env=os.environ | {"PYTHONPATH": str(place.node)},
     )
     assert ended.returncode == errors.BrokenInstallation.exit_code
-    assert "installation of cln-backup is incomplete, or was changed while it ran" in ended.stderr
+    assert "installation of cln-backup is incomplete, or changed while it ran" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -249,6 +249,6 @@ def test_module_that_is_missing_to_the_plugin_is_no_fault_of_the_program() -> No
     from cln_backup.plugin.worker import _fault
 
     said = _fault(ModuleNotFoundError("No module named 'cln_backup.gone'"))
-    assert said.startswith("The installation of cln-backup is incomplete, or was changed")
+    assert said.startswith("The installation of cln-backup is incomplete, or changed")
     assert "has a fault" not in said
     assert _fault(ValueError("secret")).startswith("cln-backup has a fault (ValueError in ")

@@ -110,7 +110,7 @@ def test_commit_that_the_disk_took_back_is_not_dropped(
     assert report["committed"] == 0
     assert report["data_version"] == version  # SQLite took the commit back
     assert "lost its last changes with the power or the disk" in home.stderr
-    assert "was mounted anew since" in home.stderr
+    assert "was remounted since" in home.stderr
     assert home.dropped() == []
     # what the message says to do
     for path in home.database.resolve().parent.glob("lightningd.sqlite3*"):

@@ -47,7 +47,7 @@ def test_forms_with_a_passphrase_need_the_right_one() -> None:
         assert needs_passphrase(form)
         with pytest.raises(NoSecret, match="protected"):
             secret_of(form)
-        with pytest.raises(NoSecret, match="passphrase is not the one"):
+        with pytest.raises(NoSecret, match="wrong passphrase"):
             secret_of(form, "another")
 
 
@@ -91,7 +91,7 @@ def test_words_on_paper_unlock_a_backup(tmp_path: Path) -> None:
 
 def test_passphrase_that_is_no_utf8_is_wrong_and_no_crash() -> None:
     for form in (ENCRYPTED, MNEMONIC_WITH_PASSPHRASE):
-        with pytest.raises(NoSecret, match="passphrase is not the one"):
+        with pytest.raises(NoSecret, match="wrong passphrase"):
             secret_of(form, "\udce9")
 
 
@@ -100,7 +100,7 @@ def test_passphrase_that_is_no_utf8_is_wrong_and_no_crash() -> None:
     [
         ("abandon " * 6 + "abandom " + "abandon " * 4 + "about", r"word 7 .*did you mean abandon"),
         ("abandon " * 11 + "aboot", r"word 12 is not .*did you mean .*about"),
-        ("abandon " * 10 + "zzzzzz qqqqqq", r"word 11 is not in the list of BIP39; word 12 is not"),
+        ("abandon " * 10 + "zzzzzz qqqqqq", r"word 11 is not in the BIP39 list; word 12 is not"),
         ("abandon " * 11 + "abandon", "their checksum does not match"),
         ("about " + "abandon " * 11, "their checksum does not match"),
         ("abandon " * 10 + "about", "there are 11 words"),

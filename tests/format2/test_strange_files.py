@@ -85,7 +85,7 @@ def test_log_is_not_begun_anew_where_the_segment_behind_the_base_is_lost(
 def test_damage_in_a_later_snapshot_says_up_to_where_all_can_be_read(
     kind: str, tmp_path: Path
 ) -> None:
-    """It said "All up to version 0", where everything before the snapshot could be read."""
+    """It said "Everything up to version 0", where everything before the snapshot could be read."""
     url = url_of(kind, tmp_path)
     create_backend(url, None)
     history = [*started_node(), *payments(4, 70)]
@@ -96,7 +96,7 @@ def test_damage_in_a_later_snapshot_says_up_to_where_all_can_be_read(
     content[len(content) // 2] ^= 1
     snapshot.write_bytes(content)
     with open_backend(url) as backend:
-        with pytest.raises(Damaged, match="All up to version 69 can be read") as failed:
+        with pytest.raises(Damaged, match="Everything up to version 69 can be read") as failed:
             restore(backend, str(tmp_path / "restored"))
         assert failed.value.good_version == 69
         with pytest.raises(Damaged) as found:

@@ -138,10 +138,10 @@ def test_two_behind_in_the_same_boot_is_an_old_database(home: Home, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"boot_id": "another boot"}, "the machine was started anew since"),
-        ({"mount": "another mount"}, "the file system of the database was mounted anew since"),
-        ({"mount": None}, "it is not known whether"),
-        (None, "it is not known whether"),
+        ({"boot_id": "another boot"}, "the machine was restarted since"),
+        ({"mount": "another mount"}, "the file system of the database was remounted since"),
+        ({"mount": None}, "it is unknown whether"),
+        (None, "it is unknown whether"),
     ],
     ids=["boot", "mount", "older release", "no file"],
 )

@@ -1,1 +1,1 @@
-"""Bytes to changes and back, one module a format; no input or output."""
+"""Encodes and decodes changes, one module a format; no input or output."""

@@ -1,4 +1,4 @@
-"""The digest that tells one change from every other, from end to end."""
+"""The end-to-end digest that identifies a change."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 DIGEST_BYTES: Final = 32
 NO_DIGEST: Final = bytes(DIGEST_BYTES)
-"""Stands for the digest where there is no change."""
+"""The digest used where there is no change."""
 
 _START = struct.Struct("!BI")
 
 
 def transaction_digest(version: int, payload: bytes) -> bytes:
-    """The digest of a transaction or rider, as `v1.pack_transaction` has it."""
+    """The digest of a transaction or rider, encoded by `v1.pack_transaction`."""
     digest = change_digest(v1.TRANSACTION, version)
     digest.update(payload)
     return digest.digest()

@@ -1,4 +1,4 @@
-"""Data that crosses the wire as it is or compressed, and what it may become there."""
+"""Payloads on the wire, plain or compressed, with limits on their decompressed size."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ _PIECE_BYTES = 1 << 18
 
 
 class TooLarge(BadPacket):
-    """Compressed data that becomes larger than the limit."""
+    """Data that is larger than the limit after decompression."""
 
 
 def decoded(encoding: int, data: bytes, limit_bytes: int) -> bytes:
-    """The data behind an encoding of the wire. Raises `TooLarge`, `BadPacket`."""
+    """Decodes data with an encoding of the wire. Raises `TooLarge`, `BadPacket`."""
     if encoding == PLAIN:
         if len(data) > limit_bytes:
-            raise TooLarge(f"{len(data)} bytes, where {limit_bytes} are the most")
+            raise TooLarge(f"{len(data)} bytes; the limit is {limit_bytes}")
         return data
     if encoding == DEFLATED:
         return inflate(data, limit_bytes)
-    raise BadPacket(f"data in an encoding that is not known ({encoding})")
+    raise BadPacket(f"unknown encoding {encoding}")
 
 
 def inflate(data: bytes, limit_bytes: int) -> bytes:
     """Decompresses at most `limit_bytes`.
 
-    What may become large is first run through without keeping it, so that a bomb takes no memory.
+    Data that may become large is first decompressed without keeping it, so that a zip bomb takes
+    no memory.
 
-    Raises `TooLarge` where there is more, `BadPacket` where it is no zlib.
+    Raises `TooLarge` if there is more, `BadPacket` if it is not valid zlib data.
     """
     try:
         stream = zlib.decompressobj()
@@ -44,13 +45,13 @@ def inflate(data: bytes, limit_bytes: int) -> bytes:
                 size += len(stream.decompress(rest, _PIECE_BYTES))
                 rest = stream.unconsumed_tail
             if size > limit_bytes:
-                raise TooLarge(f"data that becomes larger than {limit_bytes} bytes")
+                raise TooLarge(f"data larger than {limit_bytes} bytes after decompression")
             stream = zlib.decompressobj()
             content = stream.decompress(data, limit_bytes + 1)
     except zlib.error:
-        raise BadPacket("data that is not compressed by zlib") from None
+        raise BadPacket("not valid zlib data") from None
     if len(content) > limit_bytes:
-        raise TooLarge(f"data that becomes larger than {limit_bytes} bytes")
+        raise TooLarge(f"data larger than {limit_bytes} bytes after decompression")
     if not stream.eof or stream.unused_data:
-        raise BadPacket("compressed data that is cut or goes on behind its end")
+        raise BadPacket("compressed data that is truncated or has trailing bytes")
     return content

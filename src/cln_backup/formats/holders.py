@@ -1,4 +1,4 @@
-"""Who can unlock an encrypted backup: the master key, wrapped once for each holder of a secret."""
+"""Key slots of an encrypted backup: the master key, encrypted once for each secret."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _NONCE: Final = bytes(12)  # the wrapping key is used once: it comes from a fres
 assert _HOLDER.size == 116
 assert FILE_BYTES == 196
 
-# As libsodium's "moderate" limits: 256 MiB for about half a second.
+# libsodium's "moderate" limits: 256 MiB for about half a second.
 _MEMORY_KIB: Final = 1 << 18
 _PASSES: Final = 3
 _LANES: Final = 1
 _MAX_MEMORY_KIB: Final = 1 << 21
 _MAX_KIB_PASSES: Final = 1 << 24
-"""Memory times passes; some 20 seconds."""
+"""Memory times passes; about 20 seconds."""
 
 _MIN_LANE_KIB: Final = 8
 _MAX_LANES: Final = 64
 
 
 class HolderKind(IntEnum):
-    """What a holder has."""
+    """The kind of secret that opens a key slot."""
 
     PASSPHRASE = 1
     KEY_FILE = 2
@@ -43,13 +43,13 @@ class HolderKind(IntEnum):
 
 
 class Holder(NamedTuple):
-    """One holder, as its file has it.
+    """One key slot, as its file has it.
 
     Attributes:
-        label: its name, which is also that of its file.
+        label: its name, which is also the name of its file.
         created_ms: since 1970.
         wrapped: the master key, encrypted.
-        opened: all of the file that is not encrypted, which `wrapped` covers.
+        opened: the part of the file that is not encrypted; `wrapped` authenticates it.
     """
 
     kind: HolderKind
@@ -73,10 +73,10 @@ def pack_holder(
     secret: bytes,
     master_key: bytes,
 ) -> bytes:
-    """A holder's file: the master key, to be unwrapped by the secret.
+    """The file of a key slot: the master key, encrypted for the secret.
 
-    A passphrase costs 256 MiB of memory for some time; other secrets have 32 random bytes or more
-    and cost nothing.
+    A passphrase is stretched, which takes 256 MiB of memory and some time; other secrets have 32
+    random bytes or more and need no stretching.
     """
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -90,20 +90,20 @@ def pack_holder(
 
 
 def unpack_holder(data: bytes) -> Holder:
-    """Takes a holder's file apart. Raises `Malformed` where a bit of it was changed."""
+    """Decodes the file of a key slot. Raises `Malformed` if any bit of it was changed."""
     if len(data) != FILE_BYTES or data[:8] != MAGIC:
-        raise v2.Malformed("no key of a holder")
+        raise v2.Malformed("not a key slot")
     if hashlib.sha256(data[:-_CHECK_BYTES]).digest() != data[-_CHECK_BYTES:]:
-        raise v2.Malformed("a holder's key that does not hold what was written")
+        raise v2.Malformed("a key slot whose checksum does not match")
     _, kind, backup_id, created, name, memory, passes, lanes, salt = _HOLDER.unpack_from(data)
     if kind not in HolderKind.__members__.values():
-        raise v2.Malformed("a holder's key of a kind that this program does not know")
+        raise v2.Malformed("a key slot of an unknown kind")
     if memory > _MAX_MEMORY_KIB or memory * passes > _MAX_KIB_PASSES or lanes > _MAX_LANES:
-        raise v2.Malformed("a holder's key that asks for more memory or time than is reasonable")
+        raise v2.Malformed("a key slot that asks for more memory or time than is allowed")
     if kind == HolderKind.PASSPHRASE and (
         passes < 1 or lanes < 1 or memory < _MIN_LANE_KIB * lanes
     ):
-        raise v2.Malformed("a holder's key with a cost that Argon2id does not know")
+        raise v2.Malformed("a key slot with a cost that Argon2id does not support")
     label = name.rstrip(b"\x00").decode("utf-8", "replace")
     wrapped = data[_HOLDER.size : -_CHECK_BYTES]
     opened = data[: _HOLDER.size]
@@ -113,7 +113,7 @@ def unpack_holder(data: bytes) -> Holder:
 
 
 def unwrap(holder: Holder, secret: bytes) -> bytes | None:
-    """The master key, or `None` where the secret is another one."""
+    """The master key, or `None` if the secret is wrong."""
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 

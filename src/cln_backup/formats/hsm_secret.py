@@ -1,9 +1,9 @@
-"""The node's own secret, in each form that lightningd stores it in (common/hsm_secret.c).
+"""The node's `hsm_secret`, in each form that lightningd stores it in (common/hsm_secret.c).
 
 =========  ====================================  ==================================
 bytes      form                                  secret
 =========  ====================================  ==================================
-32         as it is                              these bytes
+32         plain                                 these bytes
 73         encrypted with a passphrase           32 bytes
 33 to …    32 zeros, then BIP39 words            the 64 bytes of the words' seed
 33 to …    SHA-256 of the seed, then words       the seed of words and passphrase
@@ -25,15 +25,15 @@ _WORD = 0xFFFF_FFFF
 
 
 class NoSecret(Exception):
-    """The file cannot be used; the text says why, and holds nothing secret."""
+    """The file cannot be used; the text says why, and contains nothing secret."""
 
 
 class NeedsPassphrase(NoSecret):
-    """The file can be used with its passphrase only, and none was given."""
+    """The file needs a passphrase, and none was given."""
 
 
 def needs_passphrase(content: bytes) -> bool:
-    """Whether the secret can be had with a passphrase only."""
+    """Whether the secret needs a passphrase."""
     if len(content) == ENCRYPTED_BYTES:
         return True
     return len(content) > PLAIN_BYTES and any(content[:PLAIN_BYTES])
@@ -43,10 +43,10 @@ def secret_of(content: bytes, passphrase: str | None = None) -> bytes:
     """The secret in an `hsm_secret` file: 32 bytes, or the 64 of a seed.
 
     Raises:
-        NoSecret: the file is none, or the passphrase is missing or wrong.
+        NoSecret: the file is not an `hsm_secret`, or the passphrase is missing or wrong.
     """
     if len(content) < PLAIN_BYTES or len(content) > MAX_BYTES:
-        raise NoSecret(f"it has {len(content)} bytes, which no hsm_secret has")
+        raise NoSecret(f"it is not an hsm_secret: it has {len(content)} bytes")
     if len(content) == PLAIN_BYTES:
         return content
     if needs_passphrase(content) and passphrase is None:
@@ -58,14 +58,14 @@ def secret_of(content: bytes, passphrase: str | None = None) -> bytes:
         return seed_of(words.decode("utf-8", "replace"))
     seed = seed_of(words.decode("utf-8", "replace"), passphrase or "")
     if hashlib.sha256(seed).digest() != content[:PLAIN_BYTES]:
-        raise NoSecret("the passphrase is not the one that it was made with")
+        raise NoSecret("wrong passphrase")
     return seed
 
 
 def seed_of(words: str, passphrase: str = "") -> bytes:
-    """The seed that BIP39 makes of the words.
+    """The BIP39 seed of the words.
 
-    The passphrase counts as the bytes that were typed, since lightningd does not normalize it.
+    The passphrase is used as it was typed, since lightningd does not normalize it.
     """
     normal = " ".join(words.split())
     salt = b"mnemonic" + passphrase.encode("utf-8", "surrogateescape")
@@ -73,7 +73,7 @@ def seed_of(words: str, passphrase: str = "") -> bytes:
 
 
 def _decrypted(content: bytes, passphrase: str) -> bytes:
-    """As libsodium's `crypto_secretstream_xchacha20poly1305`, of one message."""
+    """Decrypts one message of libsodium's `crypto_secretstream_xchacha20poly1305`."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
     from cryptography.hazmat.primitives.poly1305 import Poly1305
@@ -85,7 +85,7 @@ def _decrypted(content: bytes, passphrase: str) -> bytes:
     key = _hchacha20(key, header[:16])
     nonce = (1).to_bytes(4, "little") + header[16:]
     tag_byte, text, mac = sealed[:1], sealed[1:33], sealed[33:]
-    # The type of the message stands at the start of a block of its own.
+    # The type of the message is at the start of a block of its own.
     block = _chacha20(key, nonce, 1, tag_byte.ljust(64, b"\x00"))
     authenticator = Poly1305(_chacha20(key, nonce, 0, bytes(32)))
     authenticator.update(tag_byte + block[1:])
@@ -94,7 +94,7 @@ def _decrypted(content: bytes, passphrase: str) -> bytes:
     try:
         authenticator.verify(mac)
     except InvalidSignature:
-        raise NoSecret("the passphrase is not the one that it was encrypted with") from None
+        raise NoSecret("wrong passphrase") from None
     return _chacha20(key, nonce, 2, text)
 
 

@@ -1,8 +1,8 @@
-"""Seals: what makes a change of any bit in a file of format 2 come to light.
+"""Seals: detect the change of any bit in a file of format 2.
 
-Without encryption a seal is a digest; whoever can write to the backup can make one. With it, each
-file has a key of its own and the seal is the tag of an authenticated encryption, which nobody can
-make without the key.
+Without encryption a seal is a digest, which anyone who can write to the backup can compute. With
+encryption, each file has a key of its own and the seal is an authentication tag, which cannot be
+computed without the key.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ KEY_BYTES: Final = 32
 
 
 class Sealer(Protocol):
-    """Seals the parts of one file; `index` counts them from 0, the header."""
+    """Seals the parts of one file; `index` counts them, from 0 for the header."""
 
     def seal(self, index: int, covered: bytes, body: bytes) -> bytes:
-        """The body, encrypted or not, with its seal behind it; also covers `covered`."""
+        """The body, encrypted or not, followed by its seal, which also covers `covered`."""
 
     def unseal(self, index: int, covered: bytes, sealed: bytes) -> bytes | None:
-        """The body, or `None` where anything was changed."""
+        """The body, or `None` if anything was changed."""
 
 
 class DigestSealer:
-    """Seals by the first 16 bytes of SHA-256 over what is covered and the body."""
+    """Seals with the first 16 bytes of SHA-256 over the covered bytes and the body."""
 
     def seal(self, index: int, covered: bytes, body: bytes) -> bytes:  # noqa: ARG002
         """See `Sealer`."""
@@ -43,7 +43,7 @@ class DigestSealer:
 
 
 class KeySealer:
-    """Encrypts and seals with AES-256-GCM; the nonce is the index, so a key is for one file."""
+    """Encrypts and seals with AES-256-GCM; the nonce is the index: one key a file."""
 
     def __init__(self, key: bytes) -> None:
         from cryptography.exceptions import InvalidTag
@@ -65,10 +65,10 @@ class KeySealer:
 
 
 def file_sealer(header: v2.Open, master_key: bytes | None) -> Sealer:
-    """What seals the file with this header.
+    """The sealer of the file with this header.
 
     The file's key is derived (HKDF-SHA256) from the master key and 32 random bytes in the header,
-    which comes to the same as a random key that is stored encrypted, and takes no more room.
+    which is as good as a random key that is stored encrypted, and takes no more room.
     """
     if header.cipher == v2.PLAIN:
         return DigestSealer()
@@ -91,5 +91,5 @@ def pack_header(header: v2.Open, state: bytes, sealer: Sealer) -> bytes:
 
 
 def unpack_state(data: bytes, sealer: Sealer) -> bytes | None:
-    """The state in a header, or `None` where anything in the header was changed."""
+    """The state in a header, or `None` if anything in the header was changed."""
     return sealer.unseal(0, data[: v2.OPEN_BYTES], data[v2.OPEN_BYTES : v2.HEADER_BYTES])

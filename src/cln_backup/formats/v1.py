@@ -1,7 +1,7 @@
 """Format 1: the file of the community's `backup` plugin. `docs/format.md` has the byte tables.
 
-The format has no checksum. What can be told of an entry is told from what lightningd puts in it:
-statements are never empty, and the last one of a transaction names the version it starts from.
+The format has no checksum. An entry is checked by what lightningd puts in it: statements are never
+empty, and the last one of a transaction names the version that it starts from.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Header(NamedTuple):
     Attributes:
         version: data version of the last change; 0 in an empty backup.
         offset_bytes: where the next entry goes.
-        prev_version, prev_offset_bytes: what a rewind goes back to; both 0 after a rewind.
+        prev_version, prev_offset_bytes: where a rewind goes back to; both 0 after a rewind.
         version_count: number of changes; may be wrong in old files.
     """
 
@@ -57,7 +57,7 @@ class EntryHead(NamedTuple):
 
 
 def pack_header(header: Header) -> bytes:
-    """The header as it stands in the file, without the zeros that fill it up to 512 bytes."""
+    """The header as it is in the file, without the zeros that pad it to 512 bytes."""
     return _HEADER.pack(FILE_VERSION, *header)
 
 
@@ -68,26 +68,26 @@ def unpack_header(data: bytes) -> tuple[int, Header]:
 
 
 def pack_entry_head(length_bytes: int, version: int, entry_type: int) -> bytes:
-    """The 9 bytes before a payload. Raises `BadChange` for what does not fit into them."""
+    """The 9 bytes before a payload. Raises `BadChange` for values out of range."""
     if not 0 <= version <= MAX_VERSION:
-        raise BadChange(f"Format 1 cannot hold data version {version}; nothing was written.")
+        raise BadChange(f"Format 1 cannot store data version {version}; nothing was written.")
     if length_bytes > MAX_PAYLOAD_BYTES:
         raise BadChange(
-            f"Format 1 cannot hold a change of {length_bytes} bytes (at most 4 GiB less one byte); "
+            f"Format 1 cannot store a change of {length_bytes} bytes (at most 4 GiB - 1); "
             "nothing was written."
         )
     return _ENTRY.pack(length_bytes, version, entry_type)
 
 
 def unpack_entry_head(data: bytes) -> EntryHead:
-    """The 9 bytes before a payload, taken apart."""
+    """Decodes the 9 bytes before a payload."""
     return EntryHead(*_ENTRY.unpack_from(data))
 
 
 def pack_transaction(transaction: Sequence[str]) -> bytes:
-    """Statements joined by NUL bytes, as every format and the wire have them.
+    """Statements joined by NUL bytes, the encoding of every format and of the wire.
 
-    Raises `BadChange` for what could not be read back.
+    Raises `BadChange` for statements that could not be read back.
     """
     good = len(transaction) > 0
     for statement in transaction:  # counting in the joined text would take six times as long
@@ -95,17 +95,17 @@ def pack_transaction(transaction: Sequence[str]) -> bytes:
             good = False
     if not good:
         raise BadChange(
-            "A statement is empty or holds a NUL byte, which a backup cannot hold; "
+            "A statement is empty or contains a NUL byte, which a backup cannot store; "
             "nothing was written."
         )
     try:
         return "\x00".join(transaction).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raise BadChange(
-            "A statement holds a character that is no Unicode text; nothing was written."
+            "A statement contains an invalid Unicode character; nothing was written."
         ) from None
 
 
 def unpack_transaction(payload: bytes) -> tuple[str, ...]:
-    """The statements of a payload; bytes that are no UTF-8 come as lone surrogates."""
+    """The statements of a payload; bytes that are not valid UTF-8 become lone surrogates."""
     return tuple(payload.decode("utf-8", "surrogateescape").split("\x00"))

@@ -1,9 +1,9 @@
 """Format 2: files of sealed records. `docs/format.md` has the byte tables and the threat model.
 
-Every file starts with a header of one sector that says what the file is, and goes on with records.
-The seal of each record covers the record and the seal before it, so that the last one vouches for
-all of them; the first one covers the header. This module is about the bytes alone: `seals` makes
-and checks seals, `v2_stream` brings changes into records and back.
+Every file starts with a header of one sector that says what the file is, followed by records. The
+seal of each record covers the record and the seal before it, so that the last one verifies all of
+them; the first one covers the header. This module is about the bytes alone: `seals` makes and
+checks seals, `v2_stream` encodes changes as records and decodes them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ AES_256_GCM: Final = 1
 
 MARK: Final = 0xC3
 END_MARK: Final = 0x3C
-"""Neither can come out of zeros, nor become zero, by a single flipped bit."""
+"""A single flipped bit neither makes one of them from zeros, nor makes one of them zero."""
 
 MAX_TRANSACTION_BYTES: Final = 1 << 30
 CHUNK_BYTES: Final = 1 << 20
@@ -69,9 +69,9 @@ assert _REFERENCE.size == 32
 
 
 class FileKind(IntEnum):
-    """What a file is."""
+    """The kind of a file."""
 
-    LOG = 1  # whose records have no times; not written any more, and read for ever
+    LOG = 1  # its records have no times; no longer written, but always read
     BASE = 2
     SNAPSHOT = 3
     DROPPED = 4
@@ -79,7 +79,7 @@ class FileKind(IntEnum):
 
 
 class Type(IntEnum):
-    """What a record is."""
+    """The type of a record."""
 
     TRANSACTION = 1
     RIDER = 2  # leaves foreign keys enforced
@@ -92,14 +92,14 @@ class Type(IntEnum):
 
 COMPRESSED: Final = frozenset((Type.TRANSACTION, Type.RIDER, Type.RIDER_WITHOUT_KEYS, Type.CHUNK))
 CHANGES: Final = frozenset((Type.TRANSACTION, Type.RIDER, Type.RIDER_WITHOUT_KEYS, Type.SNAPSHOT))
-"""What has a time where the file's records have times."""
+"""The records that have a time, in files whose records have times."""
 
 
 _TYPES: Final = {int(known): known for known in Type}
 
 
 class Malformed(Exception):
-    """Bytes that no program of this format writes; the reader says where they stand."""
+    """Invalid bytes, which no writer of this format makes; the reader adds their place."""
 
 
 class Open(NamedTuple):
@@ -107,9 +107,9 @@ class Open(NamedTuple):
 
     Attributes:
         number: of the segment, the generation or the snapshot; the version of a dropped change.
-        epoch: how many writers had been started when the file was made.
+        epoch: the number of writers that had been started when the file was made.
         created_ms: since 1970.
-        salt: from which the file's key is derived; zeros without encryption.
+        salt: the file's key is derived from it; zeros without encryption.
     """
 
     kind: FileKind
@@ -125,9 +125,9 @@ class Position(NamedTuple):
     """A place between two records of the log.
 
     Attributes:
-        segment: number of the segment; 0 stands for "in the base, not in the log".
+        segment: number of the segment; 0 means "in the base, not in the log".
         offset_bytes: in its file; 0 for the start of the first segment from this number on.
-        seal: of what stands before it.
+        seal: of the record before it.
     """
 
     segment: int
@@ -139,10 +139,10 @@ NOWHERE: Final = Position(0, 0, bytes(SEAL_BYTES))
 
 
 class Mark(NamedTuple):
-    """A change as far as its successors need to know it, and where its record starts.
+    """A change as the next writer needs to know it, and where its record starts.
 
     Attributes:
-        stored_ms: when it was stored, since 1970; 0 where that is not known.
+        stored_ms: when it was stored, since 1970; 0 if unknown.
     """
 
     kind: Kind
@@ -153,16 +153,16 @@ class Mark(NamedTuple):
 
 
 class LogState(NamedTuple):
-    """What the header of a segment says: all that its writer knew when it began.
+    """The header of a segment: everything that its writer knew when it began.
 
     Attributes:
-        prev_segment, prev_end_bytes, prev_seal: where the log goes on from; 0 in the first one.
-        prev_digest: SHA-256 of the segment before, up to its end.
+        prev_segment, prev_end_bytes, prev_seal: where the previous segment ends; 0 in the first.
+        prev_digest: SHA-256 of the previous segment, up to its end.
         ordinal: number of changes that were ever appended and not dropped.
         may_rewind: whether the head may be dropped.
         head, before: the last two changes.
         capacity_bytes: length of the file when it was made, all of it zeros on stable storage; 0
-            where that is not said. While no segment follows, the file is never shorter.
+            if unknown. Until another segment follows, the file is never shorter.
     """
 
     prev_segment: int
@@ -177,19 +177,18 @@ class LogState(NamedTuple):
 
 
 class BaseState(NamedTuple):
-    """What the header of a base says: where a generation of the history starts.
+    """The header of a base: where a generation of the history starts.
 
     Attributes:
         version: data version of the snapshot.
-        snapshot: whether the base holds one; otherwise the log starts from nothing.
+        snapshot: whether the base has one; otherwise the log starts from nothing.
         foreign_keys: whether they are enforced after it.
-        changes: number of changes that the base stands for: the snapshot, and a rider that switches
+        changes: number of changes that the base replaces: the snapshot, and a rider that switches
             foreign keys off.
         size_bytes: of the database file.
-        start: where the log goes on.
+        start: where the log continues.
         ordinal: as in `LogState`, at that place.
-        stored_ms: when the last change was stored that the base stands for; 0 where that is not
-            known.
+        stored_ms: when the last change that the base replaces was stored; 0 if unknown.
     """
 
     version: int
@@ -203,19 +202,19 @@ class BaseState(NamedTuple):
 
 
 class SnapshotState(NamedTuple):
-    """What the header of a snapshot in a file of its own says."""
+    """The header of a snapshot in a file of its own."""
 
     version: int
     size_bytes: int
 
 
 class DroppedState(NamedTuple):
-    """What the header of a dropped change in a file of its own says.
+    """The header of a dropped change in a file of its own.
 
     Attributes:
-        size_bytes: of its statements as a record has them, or of the database file.
+        size_bytes: of its statements as they are in a record, or of the database file.
         snapshot: which of the two it is.
-        stored_ms: when it was stored; 0 where that is not known.
+        stored_ms: when it was stored; 0 if unknown.
     """
 
     version: int
@@ -225,12 +224,12 @@ class DroppedState(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What a record says of the snapshot that it stands for.
+    """A record's reference to a snapshot in a file of its own.
 
     Attributes:
         number: of the snapshot's file.
         size_bytes: of the database file.
-        seal: the last one in the snapshot's file, so that the log vouches for all of it.
+        seal: the last one in the snapshot's file, so that the log verifies all of it.
     """
 
     number: int
@@ -247,16 +246,16 @@ def unpack_open(data: bytes) -> Open:
     """The open part of a header. Raises `Malformed`."""
     magic, kind, cipher, *rest = _OPEN.unpack_from(data)
     if magic != MAGIC:
-        raise Malformed("a file that does not start as one of format 2 does")
+        raise Malformed("not a file of format 2")
     if kind not in FileKind.__members__.values() or cipher not in (PLAIN, AES_256_GCM):
-        raise Malformed("a header of a kind that this program does not know")
+        raise Malformed("a header of an unknown kind")
     if any(data[10:16]):
-        raise Malformed("a header with bytes set where there must be zeros")
+        raise Malformed("a header whose reserved bytes are not zero")
     return Open(FileKind(kind), cipher, *rest)
 
 
 def pack_log_state(state: LogState) -> bytes:
-    """The state in a segment's header, filled up with zeros."""
+    """The state in a segment's header, padded with zeros."""
     *fields, head, before, capacity = state
     times = [0 if mark is None else mark.stored_ms for mark in (head, before)]
     marks = _pack_mark(head), _pack_mark(before)
@@ -264,7 +263,7 @@ def pack_log_state(state: LogState) -> bytes:
 
 
 def unpack_log_state(data: bytes) -> LogState:
-    """Takes a segment's state apart. Raises `Malformed`."""
+    """Decodes a segment's state. Raises `Malformed`."""
     *chain, ordinal, may_rewind, head, before, capacity, head_ms, before_ms = _LOG.unpack_from(data)
     segment, end, seal, digest = chain
     marks = _mark(head, head_ms), _mark(before, before_ms)
@@ -272,35 +271,35 @@ def unpack_log_state(data: bytes) -> LogState:
 
 
 def pack_base_state(state: BaseState) -> bytes:
-    """The state in a base's header, filled up with zeros."""
+    """The state in a base's header, padded with zeros."""
     *fields, start, ordinal, stored_ms = state
     return _BASE.pack(*fields, *start, ordinal, stored_ms).ljust(STATE_BYTES, b"\x00")
 
 
 def unpack_base_state(data: bytes) -> BaseState:
-    """Takes a base's state apart."""
+    """Decodes a base's state."""
     version, snapshot, keys, count, size, *start, ordinal, stored_ms = _BASE.unpack_from(data)
     at = Position(*start)
     return BaseState(version, bool(snapshot), bool(keys), count, size, at, ordinal, stored_ms)
 
 
 def pack_snapshot_state(state: SnapshotState) -> bytes:
-    """The state in a snapshot's header, filled up with zeros."""
+    """The state in a snapshot's header, padded with zeros."""
     return _SNAPSHOT.pack(*state).ljust(STATE_BYTES, b"\x00")
 
 
 def unpack_snapshot_state(data: bytes) -> SnapshotState:
-    """Takes a snapshot's state apart."""
+    """Decodes a snapshot's state."""
     return SnapshotState(*_SNAPSHOT.unpack_from(data))
 
 
 def pack_dropped_state(state: DroppedState) -> bytes:
-    """The state in the header of a dropped change, filled up with zeros."""
+    """The state in the header of a dropped change, padded with zeros."""
     return _DROPPED.pack(*state).ljust(STATE_BYTES, b"\x00")
 
 
 def unpack_dropped_state(data: bytes) -> DroppedState:
-    """Takes the state of a dropped change apart."""
+    """Decodes the state of a dropped change."""
     version, size, snapshot, stored_ms = _DROPPED.unpack_from(data)
     return DroppedState(version, size, bool(snapshot), stored_ms)
 
@@ -319,12 +318,12 @@ def _mark(data: bytes, stored_ms: int) -> Mark | None:
     if kind == 0:
         return None
     if kind > len(_KINDS):
-        raise Malformed(f"a header that names a change of kind {kind}")
+        raise Malformed(f"a header that names a change of unknown kind {kind}")
     return Mark(_KINDS[kind - 1], bool(foreign_keys), version, Position(*at), stored_ms)
 
 
 def pack_head(body_bytes: int) -> bytes:
-    """What stands before a body. Raises `BadChange` where the body is too large."""
+    """The bytes before a body. Raises `BadChange` if the body is too large."""
     if body_bytes > MAX_BODY_BYTES:
         raise BadChange(
             f"A change of {body_bytes} bytes is too large for the backup; nothing was written."
@@ -333,7 +332,7 @@ def pack_head(body_bytes: int) -> bytes:
 
 
 def unpack_head(data: bytes, at: int = 0) -> int | None:
-    """The length of the body, or `None` where no record starts."""
+    """The length of the body, or `None` if no record starts there."""
     if len(data) < at + HEAD_BYTES:
         return None
     mark, length = _HEAD.unpack_from(data, at)
@@ -342,12 +341,12 @@ def unpack_head(data: bytes, at: int = 0) -> int | None:
 
 
 def pack_foot(body_bytes: int) -> bytes:
-    """What stands behind a seal."""
+    """The bytes after a seal."""
     return _FOOT.pack(body_bytes, END_MARK)
 
 
 def unpack_foot(data: bytes, at: int = 0) -> int | None:
-    """The length of the body as the end of a record has it, or `None` where no record ends."""
+    """The length of the body as the end of a record has it, or `None` if no record ends there."""
     if len(data) < at + FOOT_BYTES:
         return None
     length, mark = _FOOT.unpack_from(data, at)
@@ -355,14 +354,14 @@ def unpack_foot(data: bytes, at: int = 0) -> int | None:
 
 
 def pack_body(record_type: Type, version: int) -> bytes:
-    """What a body starts with, before it is sealed."""
+    """The start of a body, before it is sealed."""
     if not 0 <= version <= MAX_VERSION:
-        raise BadChange(f"The backup cannot hold data version {version}; nothing was written.")
+        raise BadChange(f"The backup cannot store data version {version}; nothing was written.")
     return _BODY.pack(record_type, version)
 
 
 def pack_time(stored_ms: int) -> bytes:
-    """What follows in the body of a change where the file's records have times."""
+    """The next bytes in the body of a change, in files whose records have times."""
     at = min(max(0, stored_ms), MAX_TIME_MS)
     return _TIME.pack(at >> 32, at & 0xFFFF_FFFF)
 
@@ -376,11 +375,11 @@ def unpack_time(body: bytes) -> int:
 
 
 def unpack_body(body: bytes) -> tuple[Type, int]:
-    """What a body starts with. Raises `Malformed`."""
+    """Decodes the start of a body. Raises `Malformed`."""
     record_type, version = _BODY.unpack_from(body)
     known = _TYPES.get(record_type)
     if known is None:
-        raise Malformed(f"a record of type {record_type}")
+        raise Malformed(f"a record of unknown type {record_type}")
     return known, version
 
 
@@ -390,7 +389,7 @@ def pack_reference(reference: Reference) -> bytes:
 
 
 def unpack_reference(payload: bytes) -> Reference:
-    """Takes the rest of the body of a `SNAPSHOT` record apart. Raises `Malformed`."""
+    """Decodes the rest of the body of a `SNAPSHOT` record. Raises `Malformed`."""
     if len(payload) != _REFERENCE.size:
-        raise Malformed("a snapshot's record of a wrong length")
+        raise Malformed("a SNAPSHOT record of the wrong length")
     return Reference(*_REFERENCE.unpack(payload))

@@ -1,7 +1,7 @@
-"""Changes into the records of one file of format 2, and back.
+"""Encodes changes as the records of one file of format 2, and decodes them.
 
-All compressed records of a file are one zstd stream, flushed at the end of each: the history that
-makes the next ones small is shared, and what was written can be read without what comes later.
+All compressed records of a file are one zstd stream, flushed after each record: later records
+share the history, and each can be read without those after it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEVEL: Final = 1  # on this text higher levels come out larger: docs/design.md 
 _WINDOW_LOG: Final = 19
 _MAX_WINDOW_BYTES: Final = 1 << 23
 _MAX_RATIO: Final = 1 << 15
-"""zstd makes no more of a byte: the shortest block has 4 bytes and stands for 128 KiB."""
+"""zstd expands a byte to no more: the shortest block has 4 bytes and decompresses to 128 KiB."""
 
 _RAW = struct.Struct("!I")
 RAW_BYTES: Final = _RAW.size
@@ -31,7 +31,7 @@ class Record(NamedTuple):
     """One record, unsealed and not yet decompressed.
 
     Attributes:
-        payload: what follows type, version and time in the body.
+        payload: the rest of the body after type, version and time.
         start: where it starts.
         end_bytes: where the next one starts.
         seal: its own.
@@ -51,11 +51,11 @@ class Encoder:
     """Makes the records of one file, in order.
 
     Attributes:
-        seal: of what was made last.
+        seal: of the last record made.
     """
 
     def __init__(self, sealer: Sealer, seal: bytes, *, timed: bool = False) -> None:
-        """`timed` where the file's changes have times."""
+        """`timed` if the file's changes have times."""
         from zstandard import COMPRESSOBJ_FLUSH_BLOCK, ZstdCompressionParameters, ZstdCompressor
 
         parameters = ZstdCompressionParameters.from_level(
@@ -71,7 +71,7 @@ class Encoder:
     def encode(
         self, record_type: v2.Type, version: int, content: bytes, stored_ms: int = 0
     ) -> bytes:
-        """The next record. After a `BadChange` the encoder is of no more use."""
+        """The next record. After a `BadChange` the encoder cannot be used any more."""
         body = v2.pack_body(record_type, version)
         if self._timed and record_type in v2.CHANGES:
             body += v2.pack_time(stored_ms)
@@ -91,23 +91,23 @@ class Decoder:
     """Unseals the records of one file, in order.
 
     Attributes:
-        seal: of what was unsealed last.
+        seal: of the last record unsealed.
     """
 
     def __init__(self, sealer: Sealer, seal: bytes, *, timed: bool = False) -> None:
-        """`timed` where the file's changes have times."""
+        """`timed` if the file's changes have times."""
         self._timed = timed
         self._unseal = sealer.unseal
         self._index = 0
         self.seal = seal
 
     def decode(self, window: bytes, segment: int, offset_bytes: int) -> list[Record]:
-        """The records that stand at the start of a window, up to where none stands that holds.
+        """The records at the start of a window, up to the first that is incomplete or invalid.
 
-        The window starts where the last record ended; `segment` and `offset_bytes` say where.
+        The window starts where the last record ended, at `segment` and `offset_bytes`.
 
         Raises:
-            Malformed: the first one holds, and is nothing that this format has.
+            Malformed: the seal of the first one is valid, but its contents are not.
         """
         found: list[Record] = []
         at = 0
@@ -139,10 +139,10 @@ class Decoder:
 
 
 class _Pending:
-    """Compressed bytes that were not taken yet: what the decompressor reads from.
+    """The decompressor's input: compressed bytes that it has not read yet.
 
-    An object of its own, because zstandard's readers are not seen by Python's garbage collector: a
-    reader that led back to the one who holds it would be kept for ever, with its window.
+    An object of its own, because Python's garbage collector does not see through zstandard's
+    readers: a reader that referred back to its owner would be kept forever, with its window.
     """
 
     def __init__(self) -> None:
@@ -157,7 +157,7 @@ class _Pending:
 
 
 class Inflater:
-    """Decompresses the records of one file; it must be given each compressed one, in order."""
+    """Decompresses the records of one file; it must get each compressed one, in order."""
 
     def __init__(self) -> None:
         from zstandard import ZstdDecompressor, ZstdError
@@ -169,34 +169,34 @@ class Inflater:
         self._reader = decompressor.stream_reader(source, read_size=1 << 17)
 
     def inflate(self, payload: bytes) -> bytes:
-        """The content of a record. Memory grows with what is there, not with what it claims.
+        """The content of a record. Memory grows with the bytes present, not with the stated length.
 
         Raises:
-            Malformed: the record is not what its length says.
-            MemoryError: which says nothing about the record.
+            Malformed: the record does not match its length.
+            MemoryError: this machine is out of memory; the record may be valid.
         """
         if len(payload) < RAW_BYTES:
             raise v2.Malformed("a compressed record without its length")
         (wanted,) = _RAW.unpack_from(payload)
         packed = payload[RAW_BYTES:]
         if wanted > min(v2.MAX_TRANSACTION_BYTES, len(packed) * _MAX_RATIO):
-            raise v2.Malformed(f"a record that claims to hold {wanted} bytes")
+            raise v2.Malformed(f"a record with an impossible length of {wanted} bytes")
         self._pending.add(packed)
         try:
-            # In one go: asked again, the reader takes the end of its input for the end of all,
-            # also where it still holds a part of the last block.
+            # In one call: in a second one, the reader takes the end of its input for the end of the
+            # stream, even if it still has a part of the last block.
             content = self._reader.read(wanted) if wanted else b""
         except self._error as error:
-            if "not enough memory" in str(error):  # zstandard has one type for all that it says
+            if "not enough memory" in str(error):  # zstandard has one type for all its errors
                 raise MemoryError(str(error)) from None
             raise v2.Malformed("a record that cannot be decompressed") from None
         if len(content) != wanted:
-            raise v2.Malformed("a record that is shorter than it says")
+            raise v2.Malformed("a record that is shorter than its length says")
         return content
 
 
 def pack_transaction(transaction: Sequence[str]) -> bytes:
-    """As `v1.pack_transaction`, and also refuses what is larger than a record holds."""
+    """As `v1.pack_transaction`, but also refuses more than a record can store."""
     content = v1.pack_transaction(transaction)
     if len(content) > v2.MAX_TRANSACTION_BYTES:
         raise BadChange(

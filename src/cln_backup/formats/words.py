@@ -1,4 +1,4 @@
-"""The words on paper: which of them cannot be right (BIP39, in English, as lightningd has it)."""
+"""The words on paper: finds invalid ones (BIP39, in English, as lightningd uses it)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MOST_GUESSES: Final = 3
 
 
 def fault_of(words: str) -> str | None:
-    """What is wrong with words that were typed, `None` where nothing is.
+    """What is wrong with words that were typed; `None` if they are valid.
 
     A word that is in the list is not repeated. lightningd refuses the same words
     (common/hsm_secret.c, `validate_mnemonic`).
@@ -21,18 +21,18 @@ def fault_of(words: str) -> str | None:
     typed = words.lower().split()
     known = frozenset(bip39.wordlist)
     faults = [
-        f"word {number} is not in the list of BIP39{_guesses(word, bip39.wordlist)}"
+        f"word {number} is not in the BIP39 list{_guesses(word, bip39.wordlist)}"
         for number, word in enumerate(typed, 1)
         if word not in known
     ]
     if len(typed) not in _LENGTHS:
-        faults.append(f"there are {len(typed)} words, and not 12, 15, 18, 21 or 24")
+        faults.append(f"there are {len(typed)} words, not 12, 15, 18, 21 or 24")
     if faults:
         return "; ".join(faults)
     if not bip39.check(" ".join(typed)):
         return (
-            "each word is in the list of BIP39, but their checksum does not match: one of them is "
-            "another one, or they are in another order"
+            "each word is in the BIP39 list, but their checksum does not match: one of them is "
+            "wrong, or they are in the wrong order"
         )
     return None
 

@@ -1,1 +1,1 @@
-"""What everything else speaks of: changes, statements, errors."""
+"""The vocabulary of all other packages: changes, statements, errors."""

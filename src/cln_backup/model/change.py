@@ -1,4 +1,4 @@
-"""What a backup is made of."""
+"""Changes: the parts of a backup's history."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Snapshot(Protocol):
-        """A whole SQLite database file, handed on in pieces so that memory stays small."""
+        """A whole SQLite database file, passed on in pieces so that memory stays small."""
 
         @property
         def size_bytes(self) -> int:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Kind(Enum):
-    """What a change does to the database."""
+    """The kind of a change, by its effect on the database."""
 
     TRANSACTION = "transaction"
     RIDER = "rider"
@@ -35,18 +35,18 @@ class Kind(Enum):
 class Change:
     """One step of a node's history; `version` is the data version after it.
 
-    Exactly one of the two others is set. `transaction` holds the statements of one call of the
-    `db_write` hook as text; bytes that are no UTF-8 stand in it as lone surrogates (PEP 383).
-    A transaction made only of `PRAGMA` statements is a rider: it is replayed outside a
-    transaction and leaves the version as it was.
+    Exactly one of `snapshot` and `transaction` is set. `transaction` has the statements of one
+    call of the `db_write` hook as text; bytes that are not valid UTF-8 are lone surrogates
+    (PEP 383). A transaction made only of `PRAGMA` statements is a rider: it is replayed outside
+    a transaction and does not change the version.
     """
 
     version: int
     snapshot: Snapshot | None
     transaction: Sequence[str] | None
     stored_ms: int | None = field(default=None, compare=False)
-    """When it was stored, in milliseconds since 1970; 0 where that is not known. `None` for a
-    change that was not stored yet: who stores it takes the time of that moment."""
+    """When it was stored, in milliseconds since 1970; 0 if unknown. `None` for a change that is not
+    stored yet: the backend sets it to the current time."""
     kind: Kind = field(init=False)
     """Whether this is a snapshot, a transaction or a rider."""
 
@@ -60,11 +60,11 @@ class Change:
 
 
 class Head(NamedTuple):
-    """The last change of a backup, as far as continuity needs to know it.
+    """The last change of a backup, as far as the check of continuity needs it.
 
     Attributes:
         version: the data version of the backup.
-        kind: what the change is.
+        kind: the kind of the change.
         foreign_keys: whether foreign keys are enforced after it; `False` after an unmatched
             `PRAGMA foreign_keys = OFF`.
     """

@@ -1,4 +1,4 @@
-"""Whether a node's database and its backup fit together: the decision of each start."""
+"""Continuity: decides at a start whether the node's database and its backup match."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from cln_backup.model.change import Head, Kind
 
 STARTED_WELL = "Versions match up"
-"""What the log says of a good start; others look for it."""
+"""The log phrase of a good start; monitoring searches for it."""
 
 
 class Decision(Enum):
@@ -16,18 +16,18 @@ class Decision(Enum):
 
     APPEND = "append"
     DROP_HEAD = "drop the head, then append"
-    GAP = "the backup is behind the database"
+    GAP = "the backup is older than the database"
     OLDER = "the database is older than the backup"
     ROLL_FORWARD = "the database may have lost changes with its storage; the backup has them"
 
 
 class Storage(NamedTuple):
-    """What holds the node's database, by names that change when it may have lost something.
+    """The storage of the node's database, by names that change when it may have lost data.
 
     Attributes:
-        boot_id: of the machine's run; `None` where it is not known.
-        mount: of the file system that the database's directory lies on (`mount_identity`);
-            `None` where it is not known.
+        boot_id: of this boot of the machine; `None` if unknown.
+        mount: of the file system of the database's directory (`mount_identity`); `None` if
+            unknown.
     """
 
     boot_id: str | None = None
@@ -35,13 +35,13 @@ class Storage(NamedTuple):
 
 
 class Loss(Enum):
-    """Why the database's storage may have lost what was committed before, for a message."""
+    """Why the database's storage may have lost commits, for a message."""
 
-    POWER = "the machine was started anew since"
-    MOUNT = "the file system of the database was mounted anew since"
+    POWER = "the machine was restarted since"
+    MOUNT = "the file system of the database was remounted since"
     UNKNOWN = (
-        "it is not known whether the machine was started anew, or the file system of the database "
-        "mounted anew, since"
+        "it is unknown whether the machine was restarted, or the file system of the database "
+        "remounted, since"
     )
 
 
@@ -49,8 +49,8 @@ def possible_loss(before: Storage, now: Storage) -> Loss | None:
     """Whether the storage may have lost a commit since the last answer; `None` if it has not.
 
     Args:
-        before: as it was at the last answer, as far as that was noted.
-        now: as it is at the first call of the next process.
+        before: the storage at the last answer, as far as it was recorded.
+        now: the storage at the first call of the next process.
     """
     if None not in (before.boot_id, now.boot_id) and before.boot_id != now.boot_id:
         return Loss.POWER
@@ -65,7 +65,7 @@ def database_version(call_version: int, *, rider: bool) -> int:
 
 
 class Facts(NamedTuple):
-    """All that the decision at a start depends on, gathered before anything is changed.
+    """Everything that the decision at a start depends on, gathered before anything is changed.
 
     Attributes:
         call_version: `data_version` of the first call of `db_write`.
@@ -93,7 +93,7 @@ class Facts(NamedTuple):
 def decide(facts: Facts) -> Decision:
     """Decides what to do at the first call of a process.
 
-    A transaction at version N says that the database is at N-1, a rider at N that it is at N.
+    A transaction at version N means that the database is at N-1, a rider at N that it is at N.
     With the database at D and the backup at B:
 
     ========  =============  =============  =============  ========================================
@@ -111,14 +111,14 @@ def decide(facts: Facts) -> Decision:
     ========  =============  =============  =============  ========================================
 
     *Same storage* is the same run of the machine and the same mount of the database's file system.
-    Where either is not known, the storage may have lost a commit: to roll forward is right in any
-    case, to drop what the node had committed and acted on loses funds.
+    If either is unknown, the storage may have lost a commit: rolling forward is correct in any
+    case; dropping a change that the node had committed and acted on loses funds.
 
     At every later call of the process D = B, or the call does not follow the backup
-    (`check_follows`): the node committed what was answered, or it would not have gone on.
+    (`check_follows`): a node that sends another call has committed the change answered before.
 
-    Where D < B-1 or the head is not a transaction, an empty backup (B = 0) cannot be meant: D is
-    never negative.
+    If D < B-1 or the head is not a transaction, the backup is not empty (B = 0): D is never
+    negative.
     """
     behind = facts.backup_version - facts.database_version
     if behind == 0:

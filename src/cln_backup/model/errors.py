@@ -1,35 +1,35 @@
-"""Everything that can go wrong, with the exit code that `backup-cli` gives for it.
+"""The errors of this project, each with its exit code of `backup-cli`.
 
     BackupError            1
     ├── BadUrl             3   the backend URL cannot be understood
-    ├── NotFound           4   no backup, database or directory at that place
-    ├── AlreadyExists      5   something stands where nothing may be overwritten
-    ├── NodeRunning        6   lightningd runs on the directory
+    ├── NotFound           4   no backup, database or directory at that path
+    ├── AlreadyExists      5   the destination exists, and is never overwritten
+    ├── NodeRunning        6   lightningd is running on the directory
     ├── WriterConflict     7   another process writes to this backup
-    ├── Damaged            8   the backup holds bytes that cannot be right
+    ├── Damaged            8   the backup contains invalid bytes
     │   └── IncompleteCopy 20  the end of the backup is missing
-    ├── ReplayFailed       9   the changes do not make a database
+    ├── ReplayFailed       9   the changes do not make a valid database
     ├── StorageError      10   the operating system failed a read, write or sync
-    │   └── Unreachable   15   a server did not answer in the time that is given to it
+    │   └── Unreachable   15   a server did not answer before the timeout
     ├── BadChange         11   a change that cannot be stored as it is
     ├── BadSettings       12   `backup.lock` is missing or cannot be understood
-    ├── Discontinuity     13   the node's database and the backup do not fit together
-    ├── BadPacket         14   the other side of a connection sent what cannot be right
+    ├── Discontinuity     13   the node's database and the backup do not match
+    ├── BadPacket         14   the other side of a connection sent an invalid packet
     ├── AccessDenied      16   a server and its client do not trust each other
     ├── Locked            17   the backup is encrypted, and was not unlocked
-    ├── OutputLost        18   the work is done; what there is to say could not be written
+    ├── OutputLost        18   the command succeeded, but its output could not be written
     ├── BrokenInstallation 19  a part of this program is missing
     └── Interrupted      130   stopped by the operator
 
 Code 2 is a wrong command line. Each message says what happened, what is safe and what to do next,
-in plain words, and holds no SQL and no secrets.
+in plain English, and contains no SQL and no secrets.
 """
 
 from __future__ import annotations
 
 
 class BackupError(Exception):
-    """Base of all errors of this project; `str()` of it is written for the operator."""
+    """Base of all errors of this project; its `str()` is written for the operator."""
 
     exit_code = 1
 
@@ -41,13 +41,13 @@ class BadUrl(BackupError):
 
 
 class NotFound(BackupError):
-    """No backup, database or directory at that place; nothing was created."""
+    """No backup, database or directory at that path; nothing was created."""
 
     exit_code = 4
 
 
 class AlreadyExists(BackupError):
-    """Something stands where nothing may be overwritten; it was left as it is."""
+    """The destination exists; nothing was overwritten."""
 
     exit_code = 5
 
@@ -59,10 +59,10 @@ class NodeRunning(BackupError):
 
 
 class WriterConflict(BackupError):
-    """Another process holds the right to write; this one wrote nothing.
+    """Another process writes to this backup; this one wrote nothing.
 
     Attributes:
-        holder: its process id, where it is known and of this machine.
+        holder: its process id, if it is known and on this machine.
     """
 
     exit_code = 7
@@ -73,11 +73,11 @@ class WriterConflict(BackupError):
 
 
 class Damaged(BackupError):
-    """The backup holds bytes that cannot be right; nothing was changed.
+    """The backup contains invalid bytes; nothing was changed.
 
     Attributes:
         offset_bytes: where in the file the first wrong byte may be.
-        good_version: the last data version that can be trusted; 0 where it is not known.
+        good_version: the last data version that can be trusted; 0 if unknown.
     """
 
     exit_code = 8
@@ -89,16 +89,16 @@ class Damaged(BackupError):
         self.good_up_to(good_version)
 
     def good_up_to(self, version: int) -> None:
-        """Adds which data version is the last good one, once, where it is known (not 0)."""
+        """Adds the last good data version, if it is known (not 0) and was not added before."""
         if version > 0 and self.good_version == 0:
             self.good_version = version
-            self.args = (f"{self} All up to version {version} can be read.",)
+            self.args = (f"{self} Everything up to version {version} can be read.",)
 
 
 class IncompleteCopy(Damaged):
     """The end of the backup is missing, as in a copy that stopped early; nothing was changed.
 
-    `good_version` is the last data version that is there; newer changes may have been answered.
+    `good_version` is the last data version in the backup; newer changes may have been answered.
     """
 
     exit_code = 20
@@ -137,21 +137,21 @@ class BadSettings(BackupError):
 
 
 class Discontinuity(BackupError):
-    """The node's database and the backup do not fit together; nothing was written."""
+    """The node's database and the backup do not match; nothing was written."""
 
     exit_code = 13
 
 
 class BadPacket(BackupError):
-    """The other side of a connection sent what cannot be right; nothing of it was used."""
+    """The other side of a connection sent an invalid packet; nothing in it was used."""
 
     exit_code = 14
 
 
 class Unreachable(StorageError):
-    """A server did not answer in the time that is given to it.
+    """A server did not answer before the timeout.
 
-    Whether the last change reached it is found out by the next one that opens the backup.
+    Whether the last change reached it is unknown until the backup is opened again.
     """
 
     exit_code = 15
@@ -164,16 +164,16 @@ class AccessDenied(BackupError):
 
 
 class Locked(BackupError):
-    """The backup is encrypted and was not unlocked; nothing of it was read or changed."""
+    """The backup is encrypted and was not unlocked; nothing in it was read or changed."""
 
     exit_code = 17
 
 
 class OutputLost(BackupError):
-    """What was asked for is done, and standard output cannot be written to.
+    """The command succeeded, but standard output cannot be written to.
 
     Attributes:
-        reader_is_gone: the other end of a pipe was closed, which is no error.
+        reader_is_gone: the other end of a pipe was closed, which is not an error.
     """
 
     exit_code = 18
@@ -184,20 +184,20 @@ class OutputLost(BackupError):
 
 
 class BrokenInstallation(BackupError):
-    """A part of this program is missing, or of another release."""
+    """A part of this program is missing, or belongs to another release."""
 
     exit_code = 19
 
 
 class Interrupted(BackupError):
-    """Stopped by the operator; what was being built was removed."""
+    """Stopped by the operator; the unfinished result was removed."""
 
     exit_code = 130
 
 
 def broken_installation(error: ImportError) -> BrokenInstallation:
-    """What an error of an import means to an operator."""
+    """An import error, as an error with advice for the operator."""
     return BrokenInstallation(
-        f"The installation of cln-backup is incomplete, or was changed while it ran ({error}). "
-        "Start the program again; if that does not help, install it again."
+        f"The installation of cln-backup is incomplete, or changed while it ran ({error}). "
+        "Start the program again; if that does not help, reinstall it."
     )

@@ -1,4 +1,4 @@
-"""What can be said about a statement of lightningd by looking at its text, without running it."""
+"""Classifies the SQL statements of lightningd by their text, without running them."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def is_pragma(statement: str) -> bool:
 
 
 def is_rider(statements: Sequence[str]) -> bool:
-    """Whether a call made of these statements is no transaction but a rider.
+    """Whether a call with these statements is a rider, not a transaction.
 
     lightningd runs such statements at once, outside a transaction, and reports them with the
-    version at which the database already stands (db/db_sqlite3.c, `prepare_table_manip`).
+    current version of the database (db/db_sqlite3.c, `prepare_table_manip`).
     """
     for statement in statements:
         if not is_pragma(statement):
@@ -63,7 +63,7 @@ def is_rider(statements: Sequence[str]) -> bool:
 
 
 def foreign_keys_after(statements: Sequence[str], before: bool) -> bool:
-    """Whether foreign keys are enforced after a rider, if they were (not) before."""
+    """Whether foreign keys are enforced after a rider, given whether they were before."""
     enforced = before
     for statement in statements:
         if match := _FOREIGN_KEYS.match(statement):
@@ -73,11 +73,11 @@ def foreign_keys_after(statements: Sequence[str], before: bool) -> bool:
 
 
 def bumps_data_version_to(statement: str) -> int | None:
-    """The data version that this statement makes of the one before, if it is such a statement.
+    """The data version that this statement sets, or `None` if it sets none.
 
     lightningd ends every transaction with it (db/exec.c, `db_data_version_incr`).
     """
-    if statement.startswith(_AS_SENT):  # the node waits for this: a third of the pattern's time
+    if statement.startswith(_AS_SENT):  # in the hot path: takes a third of the pattern's time
         number = statement[len(_AS_SENT) :]
         if len(number) <= 10 and number.isascii() and number.isdecimal():
             return int(number) + 1
@@ -86,22 +86,22 @@ def bumps_data_version_to(statement: str) -> int | None:
 
 
 def kind(statement: str) -> str:
-    """What the statement does, such as `INSERT` or `CREATE TABLE`; says nothing of its contents."""
+    """The statement's command, such as `INSERT` or `CREATE TABLE`, without its contents."""
     match = _KIND.match(statement)
     return "statement" if match is None else " ".join(match[1].upper().split())
 
 
 def table(statement: str) -> str | None:
-    """The name of the table that the statement touches, where one is named."""
+    """The name of the table that the statement touches, if it names one."""
     match = _TABLE.match(statement)
     return None if match is None else match[1]
 
 
 def mend(statement: str) -> str:
-    """Puts back the space that old releases left out between a number and `WHERE`.
+    """Inserts the space that old releases left out between a number and `WHERE`.
 
     Releases before 2020-10 expanded two statements wrongly (lightningd pull request 4090).
-    SQLite 3.41 and later refuse the text as it stands.
+    SQLite 3.41 and later reject the text without the space.
     """
     if _FAULTY.search(statement) is None:
         return statement
@@ -110,10 +110,10 @@ def mend(statement: str) -> str:
 
 
 def with_stray_bytes_as_hex(statement: str) -> str:
-    """The same statement in valid text: string literals with bytes that are no UTF-8 become hex.
+    """The same statement as valid text: string literals with invalid UTF-8 become hex.
 
-    A text that a peer sent may hold any bytes. SQLite stores them as they are; its bindings for
-    Python take valid text only. `CAST(x'…' AS TEXT)` makes the same value.
+    A text that a peer sent may contain any bytes. SQLite stores them unchanged; its bindings for
+    Python accept valid text only. `CAST(x'…' AS TEXT)` gives the same value.
     """
     return _LITERAL.sub(_literal_as_hex, statement)
 
