@@ -11,6 +11,8 @@ from cln_backup.formats import v1
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cln_backup.model.change import Change
+
 DIGEST_BYTES: Final = 32
 NO_DIGEST: Final = bytes(DIGEST_BYTES)
 """The digest used where there is no change."""
@@ -28,6 +30,17 @@ def transaction_digest(version: int, payload: bytes) -> bytes:
 def digest_of(version: int, transaction: Sequence[str]) -> bytes:
     """The digest of a transaction or rider."""
     return transaction_digest(version, v1.pack_transaction(transaction))
+
+
+def digest_of_change(change: Change) -> bytes:
+    """The digest of a change; reads a snapshot for it. Raises `StorageError`, `Damaged`."""
+    if change.transaction is not None:
+        return digest_of(change.version, change.transaction)
+    assert change.snapshot is not None
+    digest = change_digest(v1.SNAPSHOT, change.version)
+    for chunk in change.snapshot.chunks():
+        digest.update(chunk)
+    return digest.digest()
 
 
 def change_digest(change_type: int, version: int) -> blake2b:

@@ -14,7 +14,6 @@ from cln_backup.model.errors import (
     AccessDenied,
     BackupError,
     BadPacket,
-    Damaged,
     NotFound,
     WriterConflict,
 )
@@ -25,6 +24,7 @@ from cln_backup.storage import scratch
 from cln_backup.storage.spool import Spool
 from cln_backup.wire import packets as wire
 from cln_backup.wire.plain_snapshot import unpack_snapshot
+from cln_backup.wire.refusals import refusal_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -183,11 +183,7 @@ class Conversation:
     def _refuse(self, error: BackupError) -> None:
         if self._node is not None:
             self._node.counters.refusals += 1
-        version = offset = 0
-        if isinstance(error, Damaged):
-            version, offset = error.good_version, error.offset_bytes
-        refusal = wire.Refusal(error.exit_code, version, offset, str(error))
-        self._channel.send(wire.REFUSED, wire.pack_refusal(refusal))
+        self._channel.send(wire.REFUSED, wire.pack_refusal(refusal_of(error)))
 
     # The extension
 
@@ -232,7 +228,7 @@ class Conversation:
             to_version, digest = wire.unpack_drop(self._channel.payload(length, 64))
             return node.drop(self, to_version, digest)
         if packet_type == wire.STREAM:
-            self._stream(wire.unpack_position(self._channel.payload(length, 64)))
+            self._stream(wire.unpack_stream_start(self._channel.payload(length, 64)))
             return None
         if packet_type == wire.COMPACT:
             self._channel.payload(length, 0)
@@ -263,16 +259,16 @@ class Conversation:
         except NotFound:  # it is being made
             return scratch.temporary()
 
-    def _stream(self, position: wire.Position) -> None:
+    def _stream(self, start: wire.StreamStart) -> None:
         assert self._node is not None
         reader = self._reader
         opened = self._node.open_reader() if reader is None else None
         try:
             source = reader if opened is None else opened
             assert source is not None
-            self._say(logging.INFO, f"streaming from version {position.start}")
+            self._say(logging.INFO, f"streaming from version {start.version}")
             deflate = self._hello is not None and self._hello.deflate
-            send_changes(self._channel, source, position, deflate=deflate)
+            send_changes(self._channel, source, start, deflate=deflate)
         finally:
             if opened is not None:
                 opened.close()

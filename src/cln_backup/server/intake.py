@@ -6,11 +6,12 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup.formats import digests, encoding, v1
+from cln_backup.formats import encoding
 from cln_backup.model.errors import BadPacket, StorageError
 from cln_backup.storage import scratch
 from cln_backup.storage.spool import Spool
 from cln_backup.wire import packets as wire
+from cln_backup.wire.pieces import Arriving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,10 +75,8 @@ def unpacked(
 @contextlib.contextmanager
 def snapshot(channel: Channel, begin: bytes, scratch_dir: str) -> Iterator[Received]:
     """The snapshot that follows a SNAPSHOT_BEGIN; its digest was right. Raises as `unpacked`."""
-    version, size = wire.unpack_snapshot_begin(begin)
-    digest = digests.change_digest(v1.SNAPSHOT, version)
-    got = 0
-    with _Intake(scratch_dir, size) as intake:
+    arriving = Arriving(begin)
+    with _Intake(scratch_dir, arriving.size_bytes) as intake:
         while True:
             found = channel.head(PIECE_S)
             if found is None:
@@ -87,15 +86,10 @@ def snapshot(channel: Channel, begin: bytes, scratch_dir: str) -> Iterator[Recei
                 break
             if found[0] != wire.SNAPSHOT_DATA:
                 raise BadPacket(f"a packet of type {found[0]} within a snapshot")
-            piece = wire.unpack_piece(payload)
-            got += len(piece)
-            if got > size:
-                raise BadPacket("more of a snapshot than it announced")
-            digest.update(piece)
-            intake.take(piece)
-        if got != size or payload != digest.digest():
+            intake.take(arriving.take(payload))
+        if not arriving.is_whole(payload):
             raise BadPacket("a snapshot that is not what its size and digest say")
-        yield Received(version, intake.whole(), payload)
+        yield Received(arriving.version, intake.whole(), payload)
 
 
 class _Intake:

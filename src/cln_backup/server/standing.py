@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cln_backup.formats import digests, v1
+from cln_backup.formats import digests
 from cln_backup.wire import packets as wire
 
 if TYPE_CHECKING:
     from cln_backup.backends.contract import Backend
-    from cln_backup.model.change import Change
 
 
 def standing_of(
@@ -39,16 +38,5 @@ def head_digest(backend: Backend) -> bytes:
     digest = digests.NO_DIGEST
     if backend.head is not None:
         for change in backend.stream_changes(backend.version):
-            digest = digest_of(change)
+            digest = digests.digest_of_change(change)
     return digest
-
-
-def digest_of(change: Change) -> bytes:
-    """The digest of a change; a snapshot is read for it."""
-    if change.transaction is not None:
-        return digests.digest_of(change.version, change.transaction)
-    assert change.snapshot is not None
-    digest = digests.change_digest(v1.SNAPSHOT, change.version)
-    for chunk in change.snapshot.chunks():
-        digest.update(chunk)
-    return digest.digest()

@@ -6,21 +6,20 @@ from typing import TYPE_CHECKING
 
 from cln_backup.formats import digests, v1
 from cln_backup.model.errors import StorageError
-from cln_backup.server.standing import digest_of
 from cln_backup.storage.spool import Spool
 from cln_backup.wire import packets as wire
+from cln_backup.wire.pieces import queue_snapshot
 from cln_backup.wire.plain_snapshot import pack_snapshot, send_snapshot
 
 if TYPE_CHECKING:
     from cln_backup.backends.contract import Backend
-    from cln_backup.model.change import Change
     from cln_backup.wire.channel import Channel
 
 _CHANGED = "The backup is another since the stream was cut; start anew."
 
 
 def send_changes(
-    channel: Channel, reader: Backend, position: wire.Position, *, deflate: bool
+    channel: Channel, reader: Backend, start: wire.StreamStart, *, deflate: bool
 ) -> None:
     """Sends the changes from a position on, then STREAM_END.
 
@@ -29,18 +28,19 @@ def send_changes(
         BackupError: what `Backend.stream_changes` raises.
         OSError: the connection is lost.
     """
-    skip, offset = position.skip, position.offset_bytes
-    for change in reader.stream_changes(position.start, head=position.head):
+    skip, offset = start.skip, start.offset_bytes
+    for change in reader.stream_changes(start.version, head=start.head):
         if skip:
             skip -= 1
-            if change.version != position.start or (
-                skip == 0 and digest_of(change) != position.digest
+            if change.version != start.version or (
+                skip == 0 and digests.digest_of_change(change) != start.digest
             ):
                 raise StorageError(_CHANGED)
             continue
-        if change.transaction is None:
-            _send_pieces(channel, change, offset, deflate=deflate)
+        if change.snapshot is not None:
+            queue_snapshot(channel, change.version, change.snapshot, offset, deflate=deflate)
         else:
+            assert change.transaction is not None
             payload = v1.pack_transaction(change.transaction)
             digest = digests.transaction_digest(change.version, payload)
             packed = wire.pack_append(change.version, payload, digest, deflate=deflate)
@@ -49,23 +49,6 @@ def send_changes(
     if skip:
         raise StorageError(_CHANGED)
     channel.send(wire.STREAM_END)
-
-
-def _send_pieces(channel: Channel, change: Change, offset: int, *, deflate: bool) -> None:
-    """Sends a snapshot from an offset on; its digest is over all of it."""
-    snapshot = change.snapshot
-    assert snapshot is not None
-    begin = wire.pack_snapshot_begin(change.version, snapshot.size_bytes)
-    channel.queue(wire.SNAPSHOT_BEGIN, begin)
-    digest = digests.change_digest(v1.SNAPSHOT, change.version)
-    at = 0
-    for chunk in snapshot.chunks():
-        digest.update(chunk)
-        for start in range(max(0, offset - at), len(chunk), wire.CHUNK_BYTES):
-            piece = chunk[start : start + wire.CHUNK_BYTES]
-            channel.send(wire.SNAPSHOT_DATA, wire.pack_piece(piece, deflate=deflate))
-        at += len(chunk)
-    channel.queue(wire.SNAPSHOT_END, digest.digest())
 
 
 def send_all_plain(channel: Channel, reader: Backend) -> None:

@@ -127,18 +127,18 @@ class Standing(NamedTuple):
     digest: bytes = NO_DIGEST
 
 
-class Position(NamedTuple):
+class StreamStart(NamedTuple):
     """From where a server shall stream.
 
     Attributes:
-        start: the first data version.
+        version: the first data version.
         skip: how many changes of just that version the client has already.
         head: whether the last change is wanted too.
         offset_bytes: how much the client has of the snapshot that comes first.
         digest: of the last change that is skipped; zeros where none is.
     """
 
-    start: int
+    version: int
     skip: int
     head: bool
     offset_bytes: int
@@ -315,15 +315,15 @@ def unpack_claim(payload: bytes) -> str:
     return payload.decode("ascii")
 
 
-def pack_position(position: Position) -> bytes:
+def pack_stream_start(start: StreamStart) -> bytes:
     """STREAM: from where, and with or without the head."""
-    return _STREAM.pack(*position)
+    return _STREAM.pack(*start)
 
 
-def unpack_position(payload: bytes) -> Position:
+def unpack_stream_start(payload: bytes) -> StreamStart:
     """From where a client wants the changes. Raises `BadPacket`."""
-    start, skip, head, offset, digest = _fields(_STREAM, payload, exact=True)
-    return Position(start, skip, bool(head), offset, digest)
+    version, skip, head, offset, digest = _fields(_STREAM, payload, exact=True)
+    return StreamStart(version, skip, bool(head), offset, digest)
 
 
 def pack_refusal(refusal: Refusal) -> bytes:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup.formats import digests, v1
+from cln_backup.formats import digests
 from cln_backup.model.change import Change, Kind
 from cln_backup.model.errors import BadPacket, Damaged, StorageError
 from cln_backup.storage import scratch
 from cln_backup.storage.spool import Spool
 from cln_backup.wire import packets as wire
+from cln_backup.wire.pieces import Arriving
 from cln_backup.wire.plain_snapshot import unpack_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from hashlib import blake2b
     from typing import TypeVar
 
     from cln_backup.backends.socket.link import Link
@@ -49,7 +49,7 @@ class Download:
     def __init__(self, link: Link, limit_s: float, start: int, *, head: bool) -> None:
         self._link = link
         self._limit_s = limit_s
-        self._position = wire.Position(start, 0, head, 0, digests.NO_DIGEST)
+        self._next = wire.StreamStart(start, 0, head, 0, digests.NO_DIGEST)
         self._session: Session | None = None
         self._resumed = False
         self._until: tuple[int, bytes] | None = None
@@ -59,7 +59,7 @@ class Download:
         while True:
             packet, payload = self._packet()
             if packet.type == wire.STREAM_END:
-                if self._resumed and self._position.head and not self._at_end():
+                if self._resumed and self._next.head and not self._at_end():
                     raise StorageError(_CHANGED)
                 break
             if packet.type == wire.APPEND:
@@ -67,9 +67,10 @@ class Download:
                 self._advance(version, digest)
                 yield Change(version, None, transaction, 0)
             elif packet.type == wire.SNAPSHOT_BEGIN:
-                version, size = wire.unpack_snapshot_begin(payload)
-                pieces = self._pieces(version, size)
-                yield Change(version, WireSnapshot(size, pieces), None, 0)
+                snapshot = Arriving(payload)
+                pieces = self._pieces(snapshot)
+                arriving = WireSnapshot(snapshot.size_bytes, pieces)
+                yield Change(snapshot.version, arriving, None, 0)
                 for _ in pieces:  # whoever asks for the next change has no use for it
                     pass
             else:
@@ -91,45 +92,40 @@ class Download:
                 self._until = stands
             else:
                 self._resumed = True
-                if not self._position.head and stands != self._until:
+                if not self._next.head and stands != self._until:
                     raise StorageError(_CHANGED)
             session.used_by = self
-            session.request_stream(self._position)
+            session.request_stream(self._next)
             self._session = session
         packet = session.incoming()
         return packet, session.payload(packet, wire.MAX_CHANGE_BYTES + wire.APPEND_BYTES)
 
     def _at_end(self) -> bool:
-        return self._until == (self._position.start, self._position.digest)
+        return self._until == (self._next.version, self._next.digest)
 
     def _advance(self, version: int, digest: bytes) -> None:
-        again = version == self._position.start
-        skip = self._position.skip + 1 if again else 1
-        self._position = wire.Position(version, skip, self._position.head, 0, digest)
+        again = version == self._next.version
+        skip = self._next.skip + 1 if again else 1
+        self._next = wire.StreamStart(version, skip, self._next.head, 0, digest)
 
-    def _pieces(self, version: int, size: int) -> Iterator[bytes]:
-        digest: blake2b = digests.change_digest(v1.SNAPSHOT, version)
-        got = 0
+    def _pieces(self, snapshot: Arriving) -> Iterator[bytes]:
+        version = snapshot.version
         while True:
             packet, payload = self._packet()
             if packet.type == wire.SNAPSHOT_DATA:
-                piece = wire.unpack_piece(payload)
-                digest.update(piece)
-                got += len(piece)
-                if got > size:
-                    raise BadPacket("The server sent more of a snapshot than it announced.")
-                self._position = self._position._replace(offset_bytes=got)
+                piece = snapshot.take(payload)
+                self._next = self._next._replace(offset_bytes=snapshot.received_bytes)
                 yield piece
             elif packet.type == wire.SNAPSHOT_BEGIN and self._resumed:
-                if wire.unpack_snapshot_begin(payload) != (version, size):
+                if wire.unpack_snapshot_begin(payload) != (version, snapshot.size_bytes):
                     raise StorageError(_CHANGED)
             elif packet.type == wire.SNAPSHOT_END:
-                if got != size or payload != digest.digest():
+                if not snapshot.is_whole(payload):
                     raise Damaged(
                         f"The snapshot for data version {version} is not what the server read: its "
                         "digest differs. Try again; if it stays so, look at the server's memory."
                     )
-                self._advance(version, digest.digest())
+                self._advance(version, payload)
                 return
             else:
                 raise BadPacket(f"The server sent a packet of type {packet.type} in a snapshot.")
@@ -180,7 +176,7 @@ class PlainDownload:
     def _attempt(self, session: Session) -> _Item | None:
         if session is not self._session:
             session.used_by = self
-            session.request_stream(wire.Position(0, 0, True, 0, digests.NO_DIGEST))
+            session.request_stream(wire.StreamStart(0, 0, True, 0, digests.NO_DIGEST))
             last = digests.NO_DIGEST
             for _ in range(self._had):
                 item, last = self._receive(session)

@@ -12,22 +12,17 @@ from cln_backup.backends.socket.dial import STALL_S, dial
 from cln_backup.formats import digests, v1
 from cln_backup.model.errors import (
     AccessDenied,
-    AlreadyExists,
     BackupError,
     BadChange,
     BadPacket,
-    Damaged,
     Discontinuity,
-    IncompleteCopy,
-    NotFound,
-    ReplayFailed,
     StorageError,
-    Unreachable,
-    WriterConflict,
 )
 from cln_backup.storage.spool import Spool
 from cln_backup.wire import packets as wire
+from cln_backup.wire.pieces import queue_snapshot
 from cln_backup.wire.plain_snapshot import pack_snapshot, send_snapshot
+from cln_backup.wire.refusals import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,13 +31,6 @@ if TYPE_CHECKING:
     from cln_backup.model.change import Change, Snapshot
     from cln_backup.wire.channel import Channel
 
-_ERRORS = {
-    error.exit_code: error
-    for error in (
-        AccessDenied, AlreadyExists, BackupError, BadChange, BadPacket, Discontinuity, NotFound,
-        ReplayFailed, StorageError, Unreachable, WriterConflict,
-    )
-}  # fmt: skip
 _STORING_BYTES_S = 4_000_000
 """How fast a server must at least be at putting a snapshot on its disk."""
 
@@ -104,7 +92,7 @@ class Session(ABC):
         """Has the head dropped, which has this digest (of use in the extension only)."""
 
     @abstractmethod
-    def request_stream(self, position: wire.Position) -> None:
+    def request_stream(self, start: wire.StreamStart) -> None:
         """Asks for changes; protocol 1 always gives all."""
 
     def bound_stall(self, stall_s: float) -> None:
@@ -208,7 +196,7 @@ class PlainSession(Session):
                 f"{version}; it can go back only once. Nothing was dropped."
             )
 
-    def request_stream(self, position: wire.Position) -> None:  # noqa: ARG002
+    def request_stream(self, start: wire.StreamStart) -> None:  # noqa: ARG002
         """See `Session.request_stream`."""
         self._channel.send(wire.RESTORE)
 
@@ -234,7 +222,10 @@ class ExtendedSession(Session):
         else:
             storing_s = change.snapshot.size_bytes / _STORING_BYTES_S
             try:
-                change.digest = self._send_snapshot(change.version, change.snapshot)
+                change.digest = queue_snapshot(
+                    self._channel, change.version, change.snapshot, deflate=self._deflate
+                )
+                self._channel.flush()
             except BaseException:
                 self.close()  # so that the server forgets what it has of it
                 raise
@@ -244,25 +235,6 @@ class ExtendedSession(Session):
                 f"The server was sent a change for version {change.version}, and the last one that "
                 "it holds is another. Does another node write to the same backup?"
             )
-
-    def _send_snapshot(self, version: int, snapshot: Snapshot) -> bytes:
-        digest = digests.change_digest(v1.SNAPSHOT, version)
-        size = snapshot.size_bytes
-        self._channel.queue(wire.SNAPSHOT_BEGIN, wire.pack_snapshot_begin(version, size))
-        for chunk in snapshot.chunks():
-            digest.update(chunk)
-            for start in range(0, len(chunk), wire.CHUNK_BYTES):
-                piece = chunk[start : start + wire.CHUNK_BYTES]
-                packed = wire.pack_piece(piece, deflate=self._deflate)
-                self._channel.send(wire.SNAPSHOT_DATA, packed)
-                size -= len(piece)
-        if size != 0:
-            raise StorageError(
-                "The snapshot has another size than it was to have: the database changed while it "
-                "was read. Nothing of it was stored; try again."
-            )
-        self._channel.send(wire.SNAPSHOT_END, digest.digest())
-        return digest.digest()
 
     def claim(self, node_id: str) -> None:
         """Has the server make sure that the backup is this node's."""
@@ -283,9 +255,9 @@ class ExtendedSession(Session):
         payload = self._expect(wire.METADATA, wire.MAX_HELLO_BYTES, storing_s)
         self.standing = wire.unpack_standing(payload)[1]
 
-    def request_stream(self, position: wire.Position) -> None:
+    def request_stream(self, start: wire.StreamStart) -> None:
         """See `Session.request_stream`."""
-        self._channel.send(wire.STREAM, wire.pack_position(position))
+        self._channel.send(wire.STREAM, wire.pack_stream_start(start))
 
 
 def open_session(
@@ -324,14 +296,3 @@ def open_session(
         channel.close()
         raise
     return session
-
-
-def error_of(refusal: wire.Refusal) -> BackupError:
-    """What a server refused with, as the error that it is here."""
-    message = refusal.message
-    for damaged in (Damaged, IncompleteCopy):
-        if refusal.code == damaged.exit_code:
-            error = damaged(message, offset_bytes=refusal.offset_bytes)
-            error.good_version = refusal.version  # its message says so already
-            return error
-    return _ERRORS.get(refusal.code, BackupError)(message)
