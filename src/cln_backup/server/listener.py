@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from cln_backup.model.errors import StorageError
 from cln_backup.server.admission import MAX_CONNECTIONS, is_loopback, why_refused
-from cln_backup.server.conversation import GREETING_S, Conversation
+from cln_backup.server.connection import Connection
+from cln_backup.server.conversation import GREETING_S, converse
 from cln_backup.wire.channel import Channel
 
 if TYPE_CHECKING:
@@ -67,12 +68,17 @@ def is_private(sock: socket.socket) -> bool:
 
 
 class _Guest:
-    """A connection that was accepted, and the conversation on it once there is one."""
+    """A socket that was accepted, and the connection on it after the TLS handshake."""
 
     def __init__(self, sock: socket.socket, host: str) -> None:
         self.sock = sock
         self.host = host
-        self.talk: Conversation | None = None
+        self.connection: Connection | None = None
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether it has not yet said who it is."""
+        return self.connection is None or self.connection.node is None
 
 
 class Listener:
@@ -150,7 +156,7 @@ class Listener:
         peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         with self._lock:
             guests = list(self._guests.values())
-        strangers = [guest.host for guest in guests if guest.talk is None or not guest.talk.greeted]
+        strangers = [guest.host for guest in guests if guest.is_stranger]
         why = why_refused(host, strangers, len(guests), self._most)
         if why is not None:
             _log.warning("%s: closed: %s", peer, why)
@@ -176,8 +182,8 @@ class Listener:
                 sock = self._tls.wrap_socket(sock, server_side=True)
             channel = Channel(sock, stall_s=_STALL_S)
             local = is_loopback(guest.host)
-            guest.talk = Conversation(channel, peer, self._nodes, local=local)
-            guest.talk.run()
+            guest.connection = Connection(channel, peer, local=local)
+            converse(guest.connection, self._nodes)
         except OSError as error:
             _log.warning("%s: closed: no TLS: %s", peer, error)
         finally:
@@ -189,13 +195,13 @@ class Listener:
         with self._lock:
             guests = dict(self._guests)
         for guest in guests.values():
-            if guest.talk is not None:
-                guest.talk.finish()
+            if guest.connection is not None:
+                guest.connection.finish()
         until = time.monotonic() + _STOP_S
         for thread, guest in guests.items():
             thread.join(max(0.0, until - time.monotonic()))
-            if thread.is_alive() and guest.talk is not None:
-                guest.talk.evict("closed: the server stops")  # it reads too slowly
+            if thread.is_alive() and guest.connection is not None:
+                guest.connection.evict("closed: the server stops")  # it reads too slowly
         for node in self._nodes.values():
             node.close()
 
