@@ -172,7 +172,7 @@ def test_directory_above_the_network_directory_is_refused_with_its_name(
     (above / network).mkdir(parents=True)
     with pytest.raises(NotFound, match=f"such as {above}/{network}"):
         target_path(str(above))
-    with pytest.raises(NotFound, match=f"{above}/{network} is there. Name that one"):
+    with pytest.raises(NotFound, match=f"{above}/{network}. Use that one"):
         initialize(f"dir://{tmp_path}/new", str(above))
     assert target_path(f"{above}/lightningd.sqlite3") == f"{above}/lightningd.sqlite3"
     assert os.listdir(above) == [network]

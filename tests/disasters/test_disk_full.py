@@ -163,7 +163,7 @@ def test_next_writer_goes_on_when_there_is_room_again(
 def test_message_says_to_make_room(kind: str, small_disk: Path) -> None:
     url = _started(kind, small_disk, started_node())
     fill(small_disk)
-    with pytest.raises(StorageError, match="Make room"):
+    with pytest.raises(StorageError, match="Free space"):
         append(url, [_large(version) for version in range(4, 9)])
 
 

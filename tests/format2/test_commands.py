@@ -268,7 +268,7 @@ def test_copy_to_a_server_that_was_stopped_says_that_it_is_not_whole(
 
     def stopped(self: Backend, change: Change) -> None:
         if change.version == 20:
-            raise Interrupted("Stopped. What was being built is removed.")
+            raise Interrupted("Stopped. The unfinished result was removed.")
         add(self, change)
 
     monkeypatch.setattr(kind, "add_change", stopped)

@@ -159,7 +159,7 @@ def test_name_that_cannot_be_taken_away_again_is_told(
 
     monkeypatch.setattr(os, "fsync", _directory_sync_fails(errno.EIO))
     monkeypatch.setattr(os, "unlink", stuck)
-    with pytest.raises(StorageError, match=r"is complete, but a loss of power may take its name"):
+    with pytest.raises(StorageError, match=r"is complete, but its name may be lost"):
         fsio.publish(str(built), path, op="publish")
 
 
@@ -234,9 +234,9 @@ def test_mount_of_a_path(path: str, expected: Mount) -> None:
         ("/mnt/over/x", []),
         ("/mnt/usb/x", []),
         ("/tmp/x", ["is memory"]),  # noqa: S108 - never opened
-        ("/mnt/my share/x", ["may not see the lock"]),
-        ("/mnt/win/x", ["may not see the lock"]),
-        ("/mnt/ssh/x", ["may not see the lock", "depends on the program"]),
+        ("/mnt/my share/x", ["may not see the node's lock"]),
+        ("/mnt/win/x", ["may not see the node's lock"]),
+        ("/mnt/ssh/x", ["may not see the node's lock", "depends on the program"]),
     ],
 )
 def test_only_what_a_file_system_lacks_is_told(
@@ -267,5 +267,5 @@ def test_read_only_file_system_is_named(tmp_path: Path) -> None:
 def test_full_disk_is_not_said_to_keep_what_was_never_answered(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as failed, storage_errors("create backup", str(tmp_path)):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert "Make room" in str(failed.value)
+    assert "Free space" in str(failed.value)
     assert "answered" not in str(failed.value)

@@ -132,4 +132,4 @@ def test_who_cannot_give_a_file_to_its_owner_says_so(
         os.close(fsio.create(str(tmp_path / name), op="create", like=str(tmp_path / "old")))
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1
-    assert f"What was made in {tmp_path} could not be given to" in said[0]
+    assert f"Cannot change the owner of the new files in {tmp_path} to" in said[0]

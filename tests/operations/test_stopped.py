@@ -46,7 +46,7 @@ def test_command_stopped_at_any_step_did_all_or_nothing(command: str, memory_pat
             assert result["finished"], result
         else:
             assert result["code"] == 130, result
-            assert result["said"].startswith("Error: Stopped. What was being built is"), result
+            assert result["said"].startswith("Error: Stopped. The unfinished result was"), result
             assert result["as_it_was"], result
 
 

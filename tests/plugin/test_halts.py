@@ -255,7 +255,7 @@ def test_full_disk_that_has_no_room_for_a_segment_halts_and_says_so(
     with small_disk(tmp_path / "backup", 600):
         _grow(home)
         other = fill(home.backup)
-        _refused(home, "Make room")
+        _refused(home, "Free space")
         other.unlink()
         home.run(*_ROUTER, "--calls", "30")
         home.require_same(home.database)

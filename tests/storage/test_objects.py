@@ -245,7 +245,7 @@ def test_full_disk_leaves_nothing_and_later_there_is_room(tmp_path: Path) -> Non
     with small_disk(tmp_path / "disk", 256) as disk:
         objects = LocalObjects(str(disk))
         other = fill(disk)
-        with pytest.raises(StorageError, match="Make room"):
+        with pytest.raises(StorageError, match="Free space"):
             objects.put_new("base-1", "test", [bytes(4096)], op="put")
         assert objects.list() == ["other"]
         assert objects.prepared() == []

@@ -134,8 +134,8 @@ def test_remove_of_what_is_not_there(path: str) -> None:
 @pytest.mark.parametrize(
     ("number", "hint"),
     [
-        (errno.ENOSPC, "Make room"),
-        (errno.EDQUOT, "Make room"),
+        (errno.ENOSPC, "Free space"),
+        (errno.EDQUOT, "Free space"),
         (errno.EACCES, "permissions"),
         (errno.EROFS, "ReadWritePaths"),
         (errno.EIO, "Input/output error"),
@@ -195,7 +195,7 @@ def test_scratch_directory_where_none_can_be_made(tmp_path: Path) -> None:
 
 def test_room(tmp_path: Path) -> None:
     scratch.require_room(str(tmp_path), op="work")
-    with pytest.raises(StorageError, match="Make room"):
+    with pytest.raises(StorageError, match="Free space"):
         scratch.require_room(str(tmp_path), op="work", needed_bytes=1 << 60)
 
 
@@ -265,5 +265,5 @@ def test_missing_directories_are_made_private_one_by_one(tmp_path: Path) -> None
 
 def test_a_file_among_the_directories_to_make_is_left(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(AlreadyExists, match="file exists and is left as it is"):
+    with pytest.raises(AlreadyExists, match="file exists; it was not changed"):
         fsio.make_directories(f"{tmp_path}/file/a/b", op="make")

@@ -1,4 +1,4 @@
-"""What can be learned about a node and its machine from outside its database."""
+"""Facts about a node and its machine from outside its database."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _FIND = "read the node's database"
 
 
 def boot_id() -> str | None:
-    """A name for this run of the machine, another after each boot; `None` where there is none."""
+    """The id of this boot of the machine; `None` if the system has none."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
-    except OSError:  # no Linux, or a /proc of processes alone
+    except OSError:  # not Linux, or a /proc with processes only
         import subprocess
 
         try:
@@ -59,7 +59,7 @@ class _Process(NamedTuple):
 
 
 def _process(pid: int) -> _Process:
-    """What Linux tells of a process. Raises `OSError` where it has ended, or this is no Linux."""
+    """Linux's data about a process. Raises `OSError` if it has ended, or this is not Linux."""
     with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
         command, _, rest = file.read().partition("(")[2].rpartition(")")
     state, parent = rest.split()[:2]
@@ -73,13 +73,13 @@ def lightningd_above(pid: int | None = None) -> int:
         pid: the process; `None` for this one.
 
     Raises:
-        OSError: there is no such process, or the system does not tell.
+        OSError: the process does not exist, or the system does not tell.
     """
     parent = above = os.getppid() if pid is None else _process(pid).parent
     while above > 1:
         try:
             process = _process(above)
-        except OSError:  # no Linux
+        except OSError:  # not Linux
             break
         if process.command == "lightningd":
             return above
@@ -88,10 +88,10 @@ def lightningd_above(pid: int | None = None) -> int:
 
 
 def other_plugins_live(lightningd: int, besides: int) -> bool:
-    """Whether lightningd (its process id) has plugins left besides the process given.
+    """Whether lightningd (its process id) still has plugins other than the given process.
 
     Its own daemons do not count; they end after the plugins. A plugin that has ended stays as a
-    zombie, since lightningd no longer waits for its children when it shuts down. `True` where the
+    zombie, since lightningd no longer waits for its children when it shuts down. `True` if the
     system does not tell.
     """
     if not os.path.isdir("/proc/self"):
@@ -118,7 +118,7 @@ def database_path(directory: str, wallet: str | None) -> str:
     `wallet` may be written as for lightningd: `sqlite3://PATH`, with `:REPLICA` after it.
 
     Raises:
-        BadSettings: it names a database that is not SQLite's.
+        BadSettings: `wallet` names a database that is not SQLite.
     """
     if wallet is None:
         return os.path.join(directory, DATABASE_NAME)
@@ -127,14 +127,14 @@ def database_path(directory: str, wallet: str | None) -> str:
         wallet = rest.partition(":")[0]
     elif slashes:
         raise BadSettings(
-            f"The wallet {redacted(wallet)} is not a SQLite database. lightningd reports the "
-            "changes of a SQLite database only, so no other can be backed up by this program."
+            f"The wallet {redacted(wallet)} is not a SQLite database. This program can back up "
+            "SQLite only, because lightningd reports the changes of no other database."
         )
     return os.path.join(directory, wallet)
 
 
 def network_directories_in(directory: str) -> list[str]:
-    """Names of a node's network directories in a directory, where that is none itself."""
+    """Names of a node's network directories in a directory that is not one itself."""
     names = fsio.list_directory(directory, op=_FIND)
     if not _IN_NETWORK_DIRECTORY.isdisjoint(names):
         return []
@@ -151,9 +151,9 @@ def _is_network_directory(path: str) -> bool:
 
 
 def database_in_use(lightningd: int, path: str) -> str:
-    """The path of the database that a lightningd has open: `path`, if it is that or cannot be told.
+    """The path of the database that a lightningd has open; `path` if it is that or is unknown.
 
-    To be asked while lightningd waits in `db_write`: a SQLite database is open then.
+    For use while lightningd waits in `db_write`: a SQLite database is open then.
     """
     expected = None
     with contextlib.suppress(OSError):
@@ -180,9 +180,9 @@ def _is_sqlite(path: str) -> bool:
 
 
 def wallet_in_configuration(directory: str) -> tuple[str, str] | None:
-    """What lightningd's configuration files say of its option `wallet`: the file, and the value.
+    """The option `wallet` in lightningd's configuration files: the file, and the value.
 
-    Only the usual files are looked at; `None` where none says anything, or none can be read.
+    Only the usual files are read; `None` if none of them sets it, or none can be read.
     """
     absolute = os.path.abspath(directory)
     for place in (absolute, os.path.dirname(absolute)):
@@ -208,22 +208,22 @@ def _require_same_wallet(directory: str, path: str) -> None:
     configured = database_path(directory, value)
     if os.path.realpath(configured) != os.path.realpath(path):
         raise BadSettings(
-            f"{file} says wallet={redacted(value)}, so the node's database is {configured}, and "
-            f"not {path}. Name it: with --wallet {value} when the backup is made, or later in "
-            f'backup.lock: "wallet": "{value}". If that line is not in use any more, remove it.'
+            f"The node's database is {configured}, not {path}: {file} says "
+            f"wallet={redacted(value)}. Name it with --wallet {value} when the backup is made, or "
+            f'later in backup.lock: "wallet": "{value}". If that line is no longer used, remove it.'
         )
 
 
 def find_database(directory: str, wallet: str | None) -> str | None:
-    """The path of the node's database, `None` where it has none yet.
+    """The path of the node's database, `None` if it has none yet.
 
     An empty file counts as none, as it does for SQLite.
 
     Raises:
-        NotFound: there is no such directory, or the directory is the one above.
-        BadSettings: `wallet` names a database that is not SQLite's, or is not given, and the
-            configuration names another one.
-        StorageError: the database, or its directory, cannot be read by this user.
+        NotFound: the directory does not exist, or is the one above the network directory.
+        BadSettings: `wallet` names a database that is not SQLite, or is not given although the
+            configuration names a different one.
+        StorageError: this user cannot read the database or its directory.
     """
     path = database_path(directory, wallet)
     if wallet is None:
@@ -232,7 +232,7 @@ def find_database(directory: str, wallet: str | None) -> str | None:
         kind = fsio.kind_at(place, op=_FIND)
         if kind != "directory":
             what = "is not a directory" if kind else "does not exist"
-            raise NotFound(f"There is no directory {place}: it {what}.")
+            raise NotFound(f"The directory {place} {what}.")
     kind = fsio.kind_at(path, op=_FIND)
     if kind is None:
         if wallet is not None:
@@ -240,13 +240,13 @@ def find_database(directory: str, wallet: str | None) -> str | None:
         below = network_directories_in(directory)
         if below:
             raise NotFound(
-                f"{directory} is not a network directory: it has no database, and "
-                f"{os.path.join(directory, below[0])} is there. Name that one: the plugin is "
-                "started there and looks for backup.lock there."
+                f"{directory} is not a network directory: it has no database, but contains "
+                f"{os.path.join(directory, below[0])}. Use that one: lightningd starts the plugin "
+                "there, and the plugin looks for backup.lock there."
             )
         return None
     if kind == "link":
-        raise NotFound(f"{path} is a link that leads nowhere.")
+        raise NotFound(f"{path} is a dangling link.")
     fd = fsio.open_existing(path, writable=False, op=_FIND)
     try:
         return path if fsio.size_bytes(fd) > 0 else None
@@ -255,20 +255,20 @@ def find_database(directory: str, wallet: str | None) -> str | None:
 
 
 def require_stopped(directory: str, database: str | None) -> None:
-    """Makes sure, as far as can be told, that no lightningd runs on a network directory.
+    """Makes sure, as far as possible, that no lightningd is running on a network directory.
 
-    A running one answers on its RPC socket, and holds a lock on its pid file, which lies in the
+    A running one answers on its RPC socket, and holds a lock on its pid file, which is in the
     directory above (lightningd/lightningd.c, `pidfile_create`) unless the node's unit says
     otherwise. It also has its database open.
 
     Raises:
-        NodeRunning: one runs.
+        NodeRunning: one is running.
     """
     directory = os.path.realpath(directory)
     advice = "Stop the node first (lightning-cli stop); nothing was touched."
     rpc = os.path.join(directory, RPC_SOCKET_NAME)
     if _answers(rpc):
-        raise NodeRunning(f"lightningd runs on {directory}: it answers on {rpc}. {advice}")
+        raise NodeRunning(f"lightningd is running on {directory}: it answers on {rpc}. {advice}")
     user = None if database is None else _process_with_open(os.path.realpath(database))
     if user is not None:
         raise NodeRunning(f"Process {user} has {database} open. {advice}")
@@ -278,12 +278,13 @@ def require_stopped(directory: str, database: str | None) -> None:
         holder = _lock_holder(path)
         if holder is not None:
             raise NodeRunning(
-                f"lightningd runs on {directory}: process {holder} has locked {path}. {advice}"
+                f"lightningd is running on {directory}: process {holder} has locked {path}. "
+                f"{advice}"
             )
 
 
 def _process_with_open(path: str) -> int | None:
-    """A process that has a file open, as far as this user may know."""
+    """A process that has a file open, as far as this user may see."""
     for link in glob.iglob("/proc/[0-9]*/fd/*"):
         try:
             if os.readlink(link) == path:
@@ -302,7 +303,7 @@ def _answers(path: str) -> bool:
         probe.connect(path)
     except (ConnectionError, FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # busy, or no right to ask: somebody is there
+    except OSError:  # busy, or not permitted: a process is there
         return os.path.exists(path)
     else:
         return True
@@ -313,7 +314,7 @@ def _answers(path: str) -> bool:
 def _lock_holder(path: str) -> int | None:
     """The process that holds a lock on the whole file, without touching the lock."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO is not waited for
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # do not block on a FIFO
     except OSError:
         return None
     try:

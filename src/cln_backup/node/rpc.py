@@ -1,4 +1,4 @@
-"""Asks lightningd something over its RPC socket, without waiting for the answer."""
+"""Sends requests to lightningd's RPC socket, without waiting for the answer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _MAX_ANSWER_BYTES = 1 << 24
 
 
 class Request:
-    """One request; readable when some of the answer has come.
+    """One request; readable when some of the answer has arrived.
 
-    No request may be waited for while lightningd may be in `db_write`: it would wait for us.
+    Never wait for an answer while lightningd may be in `db_write`: it waits for this process.
     """
 
     def __init__(self, rpc_path: str, method: str) -> None:
@@ -24,7 +24,7 @@ class Request:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._said = b""
         try:
-            # Relative to the network directory, since a socket's path may have 107 bytes only.
+            # Relative to the network directory, since a socket's path has at most 107 bytes.
             self._socket.connect(min(rpc_path, os.path.relpath(rpc_path), key=len))
             self._socket.sendall(json.dumps(request).encode())
         except OSError:
@@ -32,14 +32,14 @@ class Request:
             raise
 
     def fileno(self) -> int:
-        """Becomes readable when some of the answer has come."""
+        """Becomes readable when some of the answer has arrived."""
         return self._socket.fileno()
 
     def answer(self) -> Any | None:  # noqa: ANN401 - any JSON value
-        """Reads on; the whole answer when it is there, before that `None`.
+        """Reads more; returns the answer when it is complete, before that `None`.
 
         Raises:
-            ConnectionError: there will be none.
+            ConnectionError: no answer will come.
         """
         data = self._socket.recv(1 << 16)
         self._said += data
@@ -51,25 +51,25 @@ class Request:
             return None
 
     def close(self) -> None:
-        """Lets go of the socket."""
+        """Closes the socket."""
         self._socket.close()
 
 
 class _Config(msgspec.Struct):
-    """One entry of `listconfigs`, as far as it is of use here."""
+    """One entry of `listconfigs`, as far as it is used here."""
 
     values_str: list[str] = []
     plugin: str | None = None
 
 
 def is_important(listconfigs: object, program: str, option: str) -> bool:
-    """Whether lightningd has this plugin as important, by what it said to `listconfigs`.
+    """Whether this plugin is loaded as important, by lightningd's answer to `listconfigs`.
 
     Args:
-        listconfigs: its whole answer.
+        listconfigs: the whole answer.
         program: this plugin's path, for releases of lightningd that do not name it.
         option: one that this plugin registers and that has a default: its entry names the plugin
-            as lightningd knows it, which is a wrapper's path where there is one.
+            as lightningd knows it, which is a wrapper's path if there is one.
     """
     try:
         configs = listconfigs["result"]["configs"]  # type: ignore[index]

@@ -1,8 +1,8 @@
-"""What is kept in the node's network directory: `backup.lock`, and what the plugin remembers.
+"""Files in the node's network directory: `backup.lock`, and `backup.state` of the plugin.
 
-`backup.lock` is the community plugin's, `{"backend_url": "…"}`; ours may also name the wallet's
-path. `backup.state` says in which run of the machine, and on which mount of the database's file
-system, the plugin last answered.
+`backup.lock` is as the community plugin has it, `{"backend_url": "…"}`; here it may also name the
+wallet's path. `backup.state` has the boot of the machine, and the mount of the database's file
+system, in which the plugin last answered.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ LOCK_NAME = "backup.lock"
 STATE_NAME = "backup.state"
 _MAX_BYTES = 1 << 16
 _MEND = (
-    "Mend it, or move it away: backup.lock can be written anew from the backup's URL; without "
-    "backup.state the next start takes no missing change for one that was never committed."
+    "Correct it, or move it away: backup.lock can be rewritten from the backup's URL; without "
+    "backup.state, the next start does not assume that a missing change was never committed."
 )
 
 
@@ -29,7 +29,7 @@ class Settings(NamedTuple):
 
     Attributes:
         backend_url: where the backup is.
-        wallet: the database's path, where it is not `lightningd.sqlite3` in the directory.
+        wallet: the database's path, if it is not `lightningd.sqlite3` in the directory.
     """
 
     backend_url: str
@@ -40,9 +40,9 @@ class State(NamedTuple):
     """The contents of `backup.state`.
 
     Attributes:
-        boot_id: of the machine's run in which the last answer was given.
+        boot_id: of the boot of the machine in which the last answer was given.
         last_compaction_at: seconds since 1970.
-        mount: of the file system that the node's database lay on then (`mount_identity`).
+        mount: of the file system of the node's database at that time (`mount_identity`).
     """
 
     boot_id: str | None = None
@@ -54,7 +54,7 @@ def read_settings(directory: str) -> Settings:
     """Reads `backup.lock` in a network directory.
 
     Raises:
-        BadSettings: it is not there, or cannot be understood.
+        BadSettings: it is missing, or cannot be understood.
     """
     path = os.path.join(directory, LOCK_NAME)
     if fsio.kind_at(path, op="read settings") is None:
@@ -62,7 +62,7 @@ def read_settings(directory: str) -> Settings:
         where += "" if os.path.isdir(directory) else ", which is not a directory"
         raise BadSettings(
             f"Could not find {LOCK_NAME} in the lightning-dir ({where}). "
-            "Without it nobody knows where the backup is, and the node does not run without one. "
+            "It says where the backup is, and the node does not run without a backup. "
             "For a new backup, run: backup-cli init --lightning-dir "
             f"{os.path.abspath(directory)} URL. If the node was restored from its backup, write "
             'the file by hand: {"backend_url": "URL"}'
@@ -71,7 +71,7 @@ def read_settings(directory: str) -> Settings:
         fields = _read_object(path)
     except _BarePlace as error:
         raise BadSettings(
-            f"{path} holds a path or a URL alone. Write it as: "
+            f"{path} contains only a path or a URL. Write it as: "
             f"{json.dumps({'backend_url': redacted(url_of(error.place))})}"
         ) from None
     url, wallet = fields.get("backend_url"), fields.get("wallet")
@@ -91,7 +91,7 @@ def create_settings(directory: str, settings: Settings) -> None:
 
 
 def read_state(directory: str) -> State:
-    """Reads `backup.state`; an empty one where there is none.
+    """Reads `backup.state`; an empty state if there is none.
 
     Raises:
         BadSettings: it cannot be understood.
@@ -134,7 +134,7 @@ def _read_object(path: str) -> dict[str, Any]:
 
 
 class _BarePlace(Exception):
-    """The file holds a path or a URL, and nothing around it."""
+    """The file contains only a path or a URL, not JSON."""
 
     def __init__(self, place: str) -> None:
         super().__init__(place)

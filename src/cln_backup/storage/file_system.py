@@ -1,4 +1,4 @@
-"""What the file system of a backup's place cannot promise, in words for the operator."""
+"""Weaknesses of a backup's file system, in words for the operator."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SHARED: Final = frozenset(
         "virtiofs", "vmhgfs",
     )
 )  # fmt: skip
-"""Those that other machines may have mounted as well."""
+"""File systems that other machines may have mounted as well."""
 
 
 def lacks(directory: str | None, node_directory: str | None = None) -> tuple[str, ...]:
-    """What a directory's file system lacks for a backup, a line each; nothing for a server's.
+    """What a directory's file system lacks for a backup, one line each; empty for a server's.
 
     With a node's network directory, also whether that node's user can write there.
     """
@@ -33,19 +33,19 @@ def lacks(directory: str | None, node_directory: str | None = None) -> tuple[str
             found.append(f"{where}, which is memory: the backup is lost when the machine restarts.")
         if mount.kind in _SHARED or mount.kind == "fuse" or mount.kind.startswith("fuse."):
             found.append(
-                f"{where}: other machines may not see the lock of the node that writes, and what "
-                "it reads may be out of date. Never let two nodes write to one backup, and "
-                "compact it on the node's machine only (lightning-cli backup-compact)."
+                f"{where}: other machines may not see the node's lock, and may read outdated "
+                "files. Never let two nodes write to one backup, and compact it on the node's "
+                "machine only (lightning-cli backup-compact)."
             )
         if mount.kind == "fuse" or mount.kind.startswith("fuse."):
             found.append(
-                f"{where}: whether a change is on the disk when a sync returns depends on the "
-                "program that serves it."
+                f"{where}: whether a sync makes changes durable depends on the program that "
+                "serves this file system."
             )
     if not syncs_names(directory):
         found.append(
             f"The file system of {directory} cannot sync a directory: after a loss of power, a "
-            "file that was made just before may be missing, and with it the newest changes."
+            "recently created file may be missing, and with it the newest changes."
         )
     if node_directory is not None:
         refused = ownership.may_write(directory, node_directory)

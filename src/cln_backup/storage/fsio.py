@@ -1,8 +1,8 @@
-"""Writes, syncs, renames and removes files; no package but `storage` does.
+"""Writes, syncs, renames and removes files; no package other than `storage` does.
 
-Every call carries an `op`, the name of the step it is part of ("append entry", "sync head"), which
-stands in the error message; tests fail or crash the process at these names. All errors of the
-operating system become `StorageError` here.
+Every call carries an `op`, the name of the step that it is part of ("append entry", "sync head"),
+which appears in the error message; tests fail or crash the process at these names. All errors of
+the operating system become `StorageError` here.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 CHUNK_BYTES = 1 << 20
-"""How much is read or written at once where a file of any size passes through."""
+"""How much is read or written at once when a file of any size is processed."""
 
 _PRIVATE = 0o600
 
 _SYNCS_NO_DIRECTORIES = frozenset(
     (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 )
-"""What fsync says of a directory where a file system, such as CIFS and some of FUSE, has none."""
+"""Errors of fsync on a directory if the file system (CIFS, some of FUSE) does not support it."""
 
 
 def open_existing(path: str, *, writable: bool, op: str) -> int:
     """Opens a file and returns its descriptor (closed on exec).
 
-    Nothing is written through a symbolic link: whoever may write to the backup's directory could
-    lead the node to a file of its own, such as its secret. Nothing but a regular file is opened: a
-    FIFO would be waited for.
+    Symbolic links are not followed for writing: another user who can write to the backup's
+    directory could make the node overwrite a file of its own, such as its secret. Only a regular
+    file is opened: opening a FIFO would block.
     """
     flags = os.O_RDWR | os.O_NOFOLLOW if writable else os.O_RDONLY
     with storage_errors(op, path):
@@ -48,10 +48,10 @@ def open_existing(path: str, *, writable: bool, op: str) -> int:
 
 
 def kind_at(path: str, *, op: str) -> str | None:
-    """What is at a path: "file", "directory", "special" or, at a link that leads nowhere, "link".
+    """The kind of file at a path: "file", "directory", "special", or "link" for a dangling link.
 
-    `None` where there is nothing. Raises `StorageError` where this user cannot know: what cannot
-    be looked at is not missing.
+    `None` if the path does not exist. Raises `StorageError` if this user may not look: an
+    inaccessible file is not a missing one.
     """
     with storage_errors(op, path):
         try:
@@ -64,9 +64,9 @@ def kind_at(path: str, *, op: str) -> str | None:
 
 
 def open_direct(path: str, *, op: str) -> int:
-    """Opens a file for writing past the system's cache, or through it where that cannot be.
+    """Opens a file for writing past the system's cache, or through it if that is not supported.
 
-    What is written must be whole blocks of 4096 bytes, in memory and in the file (open(2)).
+    Writes must be whole blocks of 4096 bytes, aligned in memory and in the file (open(2)).
     """
     fd = open_existing(path, writable=True, op=op)
     if sys.platform != "linux":
@@ -84,23 +84,23 @@ def open_direct(path: str, *, op: str) -> int:
 
 
 def create(path: str, *, op: str, like: str | None = None) -> int:
-    """Creates a file that only its owner may read; returns its descriptor, open for both ways.
+    """Creates a file that only its owner may read; returns its descriptor, open for read and write.
 
-    The owner is that of `like`, otherwise of the directory, where this process may do that.
-    Raises `AlreadyExists` when the path is taken, also by a link; nothing durable yet.
+    The owner is that of `like`, otherwise of the directory, if this process may change owners.
+    Raises `AlreadyExists` if the path exists, even as a link. The file is not durable yet.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with storage_errors(op, path):
         try:
             fd = os.open(path, flags, _PRIVATE)
         except FileExistsError:
-            raise AlreadyExists(f"{path} exists and is left as it is.") from None
+            raise AlreadyExists(f"{path} exists; it was not changed.") from None
     ownership.give(fd, path, like)
     return fd
 
 
 def create_beside(path: str, purpose: str, *, op: str, like: str | None = None) -> tuple[int, str]:
-    """Creates a file of this process's own beside a path, as `create`; returns its name too."""
+    """Creates a file of this process beside a path, as `create` does; also returns its name."""
     number = 0
     while True:
         name = f"{path}.{purpose}-{os.getpid()}" + (f"-{number}" if number else "")
@@ -111,7 +111,7 @@ def create_beside(path: str, purpose: str, *, op: str, like: str | None = None) 
 
 
 def open_lock(path: str, *, op: str, like: str | None = None) -> int:
-    """Opens a lock file, made as `create` does if it is not there; never a link."""
+    """Opens a lock file, created as by `create` if it does not exist; never a link."""
     while True:
         with contextlib.suppress(AlreadyExists):
             return create(path, op=op, like=like)
@@ -120,9 +120,9 @@ def open_lock(path: str, *, op: str, like: str | None = None) -> int:
 
 
 def write_at(fd: int, buffers: Sequence[bytes | memoryview], offset_bytes: int, *, op: str) -> int:
-    """Writes all buffers in a row at the offset; returns the offset behind them.
+    """Writes all buffers in a row at the offset; returns the offset after them.
 
-    In the kernel's hands when it returns, not durable. A safe point (`interruption`).
+    The kernel has the bytes when it returns; they are not durable. A safe point (`interruption`).
     """
     if interruption.state.pending:
         interruption.check()
@@ -137,7 +137,7 @@ def write_at(fd: int, buffers: Sequence[bytes | memoryview], offset_bytes: int, 
 
 
 def read_at(fd: int, length_bytes: int, offset_bytes: int, *, op: str) -> bytes:
-    """Reads up to that many bytes; fewer only where the file ends. A safe point."""
+    """Reads up to that many bytes; fewer only at the end of the file. A safe point."""
     if interruption.state.pending:
         interruption.check()
     with storage_errors(op, fd):
@@ -156,7 +156,7 @@ def read_at(fd: int, length_bytes: int, offset_bytes: int, *, op: str) -> bytes:
 
 
 def chunks_at(fd: int, length_bytes: int, offset_bytes: int, *, op: str) -> Iterator[bytes]:
-    """Reads a range in pieces of at most `CHUNK_BYTES`; ends early where the file does."""
+    """Reads a range in pieces of at most `CHUNK_BYTES`; stops early at the end of the file."""
     end = offset_bytes + length_bytes
     while offset_bytes < end:
         chunk = read_at(fd, min(CHUNK_BYTES, end - offset_bytes), offset_bytes, op=op)
@@ -167,7 +167,7 @@ def chunks_at(fd: int, length_bytes: int, offset_bytes: int, *, op: str) -> Iter
 
 
 def size_bytes(fd: int) -> int:
-    """The file's size as it stands now."""
+    """The file's current size."""
     with storage_errors("read the size", fd):
         return os.fstat(fd).st_size
 
@@ -175,9 +175,9 @@ def size_bytes(fd: int) -> int:
 def sync(fd: int, *, op: str) -> None:
     """Puts the file's bytes on stable storage; durable when it returns.
 
-    A failed sync is final: the kernel may have thrown the bytes away and would call a second try
-    a success (Rebello et al., "Can Applications Recover from fsync Failures?", 2020). Whoever
-    gets a `StorageError` from here must not go on with this descriptor.
+    A failed sync is final: the kernel may have discarded the bytes and would report success for a
+    retry (Rebello et al., "Can Applications Recover from fsync Failures?", 2020). After a
+    `StorageError` from here, the caller must not use this descriptor any more.
     """
     with storage_errors(op, fd):
         if sys.platform == "darwin":
@@ -187,23 +187,23 @@ def sync(fd: int, *, op: str) -> None:
 
 
 def forget_cached(fd: int) -> None:
-    """Asks the system to read the file from its storage the next time, where it can be asked."""
+    """Asks the system to read the file from its storage the next time, if it supports that."""
     if hasattr(os, "posix_fadvise"):
         with storage_errors("read again", fd):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def truncate(fd: int, length_bytes: int, *, op: str) -> None:
-    """Cuts the file off; durable after a `sync`."""
+    """Truncates the file; durable after a `sync`."""
     with storage_errors(op, fd):
         os.ftruncate(fd, length_bytes)
 
 
 def sync_directory(path: str, *, op: str) -> bool:
-    """Makes the names in a directory durable, as files were created, renamed or removed in it.
+    """Makes the names in a directory durable, after files in it were created, renamed or removed.
 
-    Returns `False` where the file system syncs no directories: it promises nothing for names, and
-    what can be done was done.
+    Returns `False` if the file system does not support it: then names are not guaranteed to be
+    durable.
     """
     with storage_errors(op, path):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -220,7 +220,7 @@ def sync_directory(path: str, *, op: str) -> bool:
 
 @contextlib.contextmanager
 def locked_directory(path: str, *, op: str) -> Iterator[None]:
-    """Inside, no other process is; where the file system locks no directories, nothing is done."""
+    """Excludes other processes from the block; does nothing if directories cannot be locked."""
     with storage_errors(op, path):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -232,23 +232,23 @@ def locked_directory(path: str, *, op: str) -> Iterator[None]:
 
 
 def publish(built: str, path: str, *, op: str, withdraws: bool = True) -> None:
-    """Gives a file that was built and synced beside its name; never replaces anything.
+    """Renames a file that was built beside and synced to its final name; never replaces anything.
 
-    Durable when it returns. Where that fails, the name is taken away again, so that the next try
-    does not find it taken; unless other processes go by it (`withdraws`).
+    Durable when it returns. If that fails, the name is removed again, so that a retry finds it
+    free, unless other processes may already use the file (then `withdraws` is false).
 
     Raises:
-        AlreadyExists: the name was taken meanwhile.
+        AlreadyExists: the name has come to exist meanwhile.
         StorageError.
     """
     with storage_errors(op, path):
         try:
             os.link(built, path)
         except FileExistsError:
-            raise AlreadyExists(f"{path} exists and is left as it is.") from None
+            raise AlreadyExists(f"{path} exists; it was not changed.") from None
         except OSError:  # a file system without hard links
             if os.path.lexists(path):
-                raise AlreadyExists(f"{path} exists and is left as it is.") from None
+                raise AlreadyExists(f"{path} exists; it was not changed.") from None
             os.rename(built, path)
         else:
             os.unlink(built)
@@ -260,14 +260,14 @@ def publish(built: str, path: str, *, op: str, withdraws: bool = True) -> None:
                 os.unlink(path)
             except OSError:
                 raise StorageError(
-                    f"{error}. {path} is complete, but a loss of power may take its name. Remove "
+                    f"{error}. {path} is complete, but its name may be lost with the power. Remove "
                     "it before you try again."
                 ) from error
         raise
 
 
 def replace(built: str, path: str, *, op: str) -> None:
-    """Puts a file that was built and synced beside in the place of another, atomically.
+    """Replaces a file atomically by one that was built beside it and synced.
 
     Durable when it returns.
     """
@@ -277,9 +277,9 @@ def replace(built: str, path: str, *, op: str) -> None:
 
 
 def keep(path: str, name: str, *, op: str) -> str:
-    """Gives a file a second name that is not taken, so that no later step can lose it.
+    """Gives a file a second, new name, so that no later step can lose it.
 
-    Returns the name: the one asked for, or with a number behind it. Durable when it returns.
+    Returns the name: the requested one, or with a number appended. Durable when it returns.
     """
     number = 1
     kept = name
@@ -314,9 +314,9 @@ def _copy_whole(path: str, name: str) -> None:
 
 
 def make_directory(path: str, *, op: str) -> bool:
-    """Makes a directory that only its owner may enter, durable with its name when it returns.
+    """Makes a directory that only its owner may enter; it and its name are durable on return.
 
-    Returns whether it was made; `False` where there is one. Its owner is as `create` has it.
+    Returns whether it was made; `False` if it exists. Its owner is chosen as by `create`.
     """
     with storage_errors(op, path):
         try:
@@ -324,7 +324,7 @@ def make_directory(path: str, *, op: str) -> bool:
         except FileExistsError:
             if os.path.isdir(path):
                 return False
-            raise AlreadyExists(f"{path} exists and is left as it is.") from None
+            raise AlreadyExists(f"{path} exists; it was not changed.") from None
     try:
         with storage_errors(op, path):
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -340,9 +340,9 @@ def make_directory(path: str, *, op: str) -> bool:
 
 
 def make_directories(path: str, *, op: str) -> None:
-    """Makes a directory, and those above it that are missing, each as `make_directory` does.
+    """Makes a directory and its missing parents, each as `make_directory` does.
 
-    Raises `AlreadyExists` where a file is in the way, and leaves it.
+    Raises `AlreadyExists` if a path is a file, which is not changed.
     """
     parent = os.path.dirname(path.rstrip("/"))
     if parent and not os.path.isdir(parent):
@@ -351,7 +351,7 @@ def make_directories(path: str, *, op: str) -> None:
 
 
 def remove_directory(path: str, *, op: str) -> None:
-    """Removes an empty directory of our own."""
+    """Removes an empty directory that this program made."""
     with storage_errors(op, path):
         os.rmdir(path)
 
@@ -363,16 +363,16 @@ def list_directory(path: str, *, op: str) -> list[str]:
 
 
 def visit_directory(path: str, *, op: str) -> None:
-    """Opens a directory, at which a network file system asks its server what it holds now."""
+    """Opens a directory, which makes a network file system ask its server for current contents."""
     with storage_errors(op, path):
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 def preallocate(fd: int, length_bytes: int, *, op: str) -> None:
-    """Fills a new file with zeros and syncs it, so that a later sync has only bytes to write.
+    """Fills a new file with zeros and syncs it, so that a later sync writes data only.
 
-    Allocating alone would not do: the file system notes when a part is first written to, which
-    is one more write at each sync. Durable when it returns.
+    Allocation alone is not enough: the file system records when a part is first written to, which
+    costs one more write at each sync. Durable when it returns.
     """
     zeros = bytes(min(CHUNK_BYTES, length_bytes))
     offset = 0
@@ -382,15 +382,15 @@ def preallocate(fd: int, length_bytes: int, *, op: str) -> None:
 
 
 def remove(path: str, *, op: str) -> None:
-    """Removes a file of our own; one that is not there is no error."""
+    """Removes a file that this program made; it is not an error if the file does not exist."""
     with storage_errors(op, path), contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
 def write_file(path: str, content: bytes, *, op: str, new: bool = False) -> None:
-    """Writes a small file whole, in the place of what stood there; durable when it returns.
+    """Writes a small file as a whole, replacing an existing one; durable when it returns.
 
-    With `new`, raises `AlreadyExists` where something stands there, and leaves it.
+    With `new`, raises `AlreadyExists` if the path exists, and changes nothing.
     """
     fd, built = create_beside(path, "unfinished", op=op, like=None if new else path)
     try:
@@ -405,20 +405,20 @@ def write_file(path: str, content: bytes, *, op: str, new: bool = False) -> None
 
 
 def keep_times(fd: int, like_fd: int) -> None:
-    """Gives a file the time of the last change of another."""
+    """Sets a file's modification time to that of another file."""
     with storage_errors("set the time of", fd):
         times = os.fstat(like_fd)
         os.utime(fd, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def set_time(fd: int, at_ms: int) -> None:
-    """Gives a file the time of its last change, in milliseconds since 1970."""
+    """Sets a file's modification time, in milliseconds since 1970."""
     with storage_errors("set the time of", fd):
         os.utime(fd, ns=(at_ms * 1_000_000, at_ms * 1_000_000))
 
 
 def is_sole_name(path: str) -> bool:
-    """Whether a regular file stands at the path, no link, that has no other name beside it."""
+    """Whether the path is a regular file, not a symbolic link, with no second (hard) link."""
     try:
         found = os.lstat(path)
     except OSError:

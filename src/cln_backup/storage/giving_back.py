@@ -1,4 +1,4 @@
-"""Gives the room of large files back in steps: freed at once, they would hold up their disk."""
+"""Frees the space of large files in steps: freed at once, they would stall other syncs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _PAUSE: Final = 4.0
 def close_reader(fd: int) -> None:
     """Closes a file that was open for reading.
 
-    Where that frees its room, since it has lost its name and nobody else has it open (only then is
-    a lease granted, fcntl(2)), the room is given back piece by piece.
+    If that frees its space, because the file is unlinked and no other process has it open (only
+    then is a lease granted, fcntl(2)), the space is freed piece by piece.
     """
     with contextlib.suppress(OSError):
         if sys.platform == "linux" and os.fstat(fd).st_nlink == 0:
@@ -31,7 +31,7 @@ def close_reader(fd: int) -> None:
 
 
 def give_back(fd: int) -> None:
-    """Shortens a file in steps: freed at once, a large one holds up every sync on its disk."""
+    """Shortens a file in steps: freed at once, a large file stalls every sync on its disk."""
     for length_bytes in range(os.fstat(fd).st_size, 0, -_STEP_BYTES):
         started = time.monotonic()
         os.ftruncate(fd, length_bytes)

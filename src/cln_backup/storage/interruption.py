@@ -1,9 +1,9 @@
-"""Signals that stop a command: at once, or only where it has a file whole.
+"""Signals that stop a command: at once, or only where its files are consistent.
 
-What makes or replaces something runs inside `deferred`. There a signal is taken at safe points
-alone, which are the reads and writes of `fsio` and `check`; so a file is never made without its
-maker knowing of it. What stops is told by one exception, `Interrupted`, and taken away by the same
-code as after any other error; no second signal cuts that short.
+Code that makes or replaces files runs inside `deferred`. There a signal takes effect only at safe
+points, which are the reads and writes of `fsio`, and `check`; so no file is ever made without its
+maker knowing of it. The signal raises `Interrupted`, and the same code cleans up as after any other
+error; a second signal does not cut that short.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_STOPPED: Final = "Stopped. What was being built is removed; the backup is as it was."
-_FINISHED: Final = "Stopped too late: the command had finished, and what it made is in place."
+_STOPPED: Final = "Stopped. The unfinished result was removed; the backup is unchanged."
+_FINISHED: Final = "Stopped too late: the command had already finished; its result is in place."
 
 
 class _State:
-    """What is going on in this process.
+    """The state of signals in this process.
 
     Attributes:
-        pending: whether a signal came that is to be taken at the next safe point.
+        pending: whether a signal arrived that takes effect at the next safe point.
     """
 
     __slots__ = ("deferring", "finished", "holding", "pending", "stopping")
@@ -44,7 +44,7 @@ state: Final = _State()
 
 
 def arrived(_signal: int, _frame: FrameType | None) -> None:
-    """The handler of signals that mean to stop. Raises `Interrupted` where one is taken at once."""
+    """The handler of stop signals. Raises `Interrupted` if the signal takes effect at once."""
     if state.stopping:
         return
     if state.deferring or state.holding:
@@ -60,14 +60,14 @@ def _stop() -> None:
 
 
 def check() -> None:
-    """A safe point. Raises `Interrupted` where a signal came, unless the result is in place."""
+    """A safe point. Raises `Interrupted` if a signal arrived, unless the result is in place."""
     if state.pending and not (state.holding or state.finished):
         _stop()
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Inside, a signal is taken at safe points only; one that came late, at the end."""
+    """Inside, a signal takes effect at safe points only; a late one at the end."""
     if not state.deferring:
         state.finished = False
     state.deferring += 1
@@ -81,7 +81,7 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Inside there are no safe points: what was begun is brought to its end, or taken away."""
+    """Inside there are no safe points: the step is completed or undone as a whole."""
     state.holding += 1
     try:
         yield
@@ -91,7 +91,7 @@ def held() -> Iterator[None]:
 
 @contextmanager
 def let_through() -> Iterator[None]:
-    """Inside a `held` block: a long part of it that has safe points all the same."""
+    """Inside a `held` block: a long part of it that does have safe points."""
     holding, state.holding = state.holding, 0
     try:
         check()
@@ -102,7 +102,7 @@ def let_through() -> Iterator[None]:
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Inside, a signal is taken at once: for waiting, with nothing in hand that could be left."""
+    """Inside, a signal takes effect at once: for waits that leave nothing unfinished."""
     check()
     if state.holding or state.finished:
         yield
@@ -115,11 +115,11 @@ def at_once() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """Has signals no effect any more: this process is about to end."""
+    """Ignores signals from now on: this process is about to end."""
     for name in _SIGNALS:
         signal.signal(name, signal.SIG_IGN)
 
 
 def finished() -> None:
-    """From here on the command's result is in place, and no signal may say otherwise."""
+    """From here on the command's result is in place, and signals no longer change it."""
     state.finished = True

@@ -17,17 +17,18 @@ if TYPE_CHECKING:
 
 BUILDING: Final = "building"
 _SYNC_EVERY_BYTES: Final = 1 << 23
-"""So that no sync, of this file or of another on its disk, has to wait for much more."""
+"""Syncs after so many bytes, so that no sync on this disk has to wait for much more."""
 
 
 class LocalObjects(Objects):
-    """The files of a directory that is there already; each can be read by its owner alone.
+    """The files of an existing directory; only the owner can read each.
 
-    What is prepared has a name such as `building.PURPOSE-PID`. The directory may hold other files.
+    A prepared object has a name such as `building.PURPOSE-PID`. The directory may have other
+    files.
     """
 
     def __init__(self, directory: str, *, building: str = BUILDING) -> None:
-        """`building` starts the names of what is prepared."""
+        """`building` is the prefix of the names of prepared objects."""
         self.directory = directory
         self._building = building
 
@@ -105,17 +106,17 @@ class LocalObjects(Objects):
         fsio.remove(self.path_of(prepared), op="remove unfinished file")
 
     def open(self, name: str, *, op: str, anew: bool = False) -> FileSource:
-        """See `Objects.open`. The file can be read to the end also where it loses its name."""
+        """See `Objects.open`. The file can be read to the end even if it is unlinked."""
         source = FileSource(fsio.open_existing(self.path_of(name), writable=False, op=op))
         if anew:
             source.forget_cached()
         return source
 
     def open_held(self, name: str, *, op: str) -> FileSource | None:
-        """As `open`; until it is closed, `delete_unheld` leaves the object.
+        """As `open`; until it is closed, `delete_unheld` does not remove the object.
 
-        `None` where the object lost its name meanwhile. Where the file system has no locks, the
-        object is not held.
+        `None` if the object was unlinked meanwhile. If the file system has no locks, the object is
+        not held.
         """
         path = self.path_of(name)
         fd = fsio.open_existing(path, writable=False, op=op)
@@ -127,12 +128,12 @@ class LocalObjects(Objects):
         return None
 
     def delete_unheld(self, name: str, *, op: str) -> bool:
-        """Removes an object that nobody holds, and returns whether it did; not durable.
+        """Removes an object that no process holds; returns whether it did. Not durable.
 
-        Where the file system has no locks, nothing is removed. The room of a large file is given
-        back in pieces.
+        If the file system has no locks, nothing is removed. The space of a large file is freed in
+        pieces.
         """
-        # NFS gives an exclusive lock only on what is open for writing.
+        # NFS grants an exclusive lock only on files open for writing.
         fd = fsio.open_existing(self.path_of(name), writable=True, op=op)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,8 @@
-"""Tells one mount of a file system from the next, which may have lost what was not yet on the disk.
+"""Distinguishes mounts of a file system: a remount may have lost data that was not yet on the disk.
 
-As long as the kernel holds a file system, what was written to it is there, whether or not it has
-reached the disk. If the disk drops out, the file system has to be mounted anew when it is back, and
-its journal or SQLite's may then take back what was committed.
+As long as a file system stays mounted, everything written to it is there, whether or not it has
+reached the disk. If the disk drops out, the file system must be remounted when it is back, and its
+journal or SQLite's may then undo commits.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _WITH_ENTRY: Final = ("ext4", "xfs", "f2fs")
 """Drivers that give each file system that they mount an entry in sysfs, named by its device."""
 
 _WITHOUT_DEVICE: Final = frozenset({"btrfs", "zfs", "bcachefs", "overlay", "tmpfs", "ramfs"})
-"""Types that are of this machine and yet have no device number of their own.
+"""Local types of file systems that have no device number of their own.
 
-Any other without one may be of a server, which can lose something while the mount stays.
+Any other type without one may be a server's, which can lose data while the mount stays.
 """
 
 _MOUNT_ID: Final = struct.Struct("=I140xQ")
-"""The start of `struct statx`: what it holds, the unique mount id."""
+"""The start of `struct statx`: its mask, the unique mount id."""
 
 
 def mount_identity(directory: str) -> str | None:
-    """A name for what the directory lies on; another one when that was mounted anew.
+    """A name for the mounted file system of a directory; it changes with a remount.
 
-    `None` where the system does not tell. To be compared within one run of the machine only.
+    `None` if the system does not tell. Comparable within one boot of the machine only.
     """
     try:
         device = os.stat(directory).st_dev
@@ -47,9 +47,9 @@ def mount_identity(directory: str) -> str | None:
 
 
 def _entry_of_device(device: int) -> str | None:
-    """The driver's entry: it goes when the file system does, and the next gets another inode.
+    """The driver's entry: it exists while the file system is mounted; the next has a new inode.
 
-    A mount in a namespace of its own, as each start of a container makes one, is the same here.
+    A mount in a namespace of its own, as each start of a container makes one, has the same entry.
     """
     number = f"{os.major(device)}:{os.minor(device)}"
     try:

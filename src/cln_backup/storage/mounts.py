@@ -1,4 +1,4 @@
-"""Which file system a path lies on, as the kernel lists what is mounted."""
+"""The mounted file system of a path, from the kernel's list of mounts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Mount(NamedTuple):
     """One mounted file system.
 
     Attributes:
-        point: the directory that it is mounted at.
-        kind: as the kernel calls it, such as `ext4`, `nfs4` or `fuse.sshfs`.
-        read_only: whether nothing can be written there.
+        point: the directory where it is mounted.
+        kind: its type, such as `ext4`, `nfs4` or `fuse.sshfs`.
+        read_only: whether it is mounted read-only.
         source: what was mounted, such as the path of a device.
     """
 
@@ -27,17 +27,17 @@ class Mount(NamedTuple):
 
 
 def mount_of(path: str) -> Mount | None:
-    """The file system that a path lies on; `None` where the system has no such list."""
+    """The file system of a path; `None` if the system has no such list."""
     try:
         with open(_TABLE, encoding="utf-8", errors="surrogateescape") as table:
             lines = table.readlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return None
     return longest(lines, os.path.realpath(path))
 
 
 def longest(lines: list[str], path: str) -> Mount | None:
-    """Which of these mounts, in the order of their making, a path is on."""
+    """The mount that a path is on, out of a list in the order of mounting."""
     found: Mount | None = None
     for line in lines:
         # See proc_pid_mountinfo(5): ID PARENT DEVICE ROOT POINT OPTIONS … - KIND SOURCE OPTIONS

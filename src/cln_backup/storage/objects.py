@@ -1,9 +1,9 @@
-"""Objects: what is stored whole under a name, once, and never changed.
+"""Objects: immutable contents, each stored as a whole under a name.
 
-The seam below a backend. Everything in a backup but the end of its log is an object, and beginning
-a new part of the log is one too: of two writers that store an object of one name, one learns that
-it was too late. Neither paths nor descriptors cross the seam, so that an object store in a network
-can stand behind it.
+The interface below a backend. Everything in a backup except the end of its log is an object, and so
+is the start of a new part of the log: of two writers that store an object under one name, exactly
+one succeeds. The interface has neither paths nor descriptors, so that a network's object store can
+implement it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_CHARACTERS - 1}}
 
 
 class ObjectStatus(NamedTuple):
-    """What a store says of an object without reading it.
+    """The metadata of an object.
 
     Attributes:
         stored_at: when, in seconds since 1970, by the store's clock.
@@ -47,48 +47,48 @@ class Objects(ABC):
 
     @abstractmethod
     def prepare(self, purpose: str, content: Iterable[bytes]) -> str:
-        """Stores content that has no name yet; returns what to call it until it has one.
+        """Stores content without a name yet; returns the store's own name for it.
 
         On stable storage when it returns. Memory: one piece of the content at a time.
 
         Args:
-            purpose: what it is, for messages and for `prepared`; one word.
+            purpose: one word for messages and for `prepared`.
             content: in pieces of any size.
 
         Raises:
-            StorageError: nothing is left, as after whatever the content raises.
+            StorageError: nothing is left, as after any error that the content raises.
         """
 
     @abstractmethod
     def publish(self, prepared: str, name: str, *, op: str, withdraws: bool = True) -> None:
         """Gives a prepared object its name; atomic, and on stable storage when it returns.
 
-        Of two that publish one name at a time, exactly one succeeds. A store whose answers can get
-        lost must read the object back before it raises `AlreadyExists`: it may be its own.
+        If two processes publish one name, exactly one succeeds. A store whose answers can be lost
+        must read the object back before it raises `AlreadyExists`: the object may be its own.
 
         Args:
-            prepared: what `prepare` returned.
+            prepared: the result of `prepare`.
             name: never one that was removed before, if a race for it matters.
             op: the step that this is part of, for messages.
-            withdraws: whether the name is taken away again if it may not be durable, so that the
-                next attempt does not find it taken. Not where others go by the name alone.
+            withdraws: whether to remove the name again if it may not be durable, so that a retry
+                finds it free. False if other processes may already use the object.
 
         Raises:
-            AlreadyExists: an object has the name, and is left as it is.
+            AlreadyExists: an object has the name; it is not changed.
             StorageError: the object may have its name or not.
         """
 
     @abstractmethod
     def prepared(self, purpose: str = "") -> Sequence[str]:
-        """All that was prepared, by whomever, and neither published nor removed; of one purpose."""
+        """Objects that any process prepared and did not publish or remove, for one purpose."""
 
     def put_new(
         self, name: str, purpose: str, content: Iterable[bytes], *, op: str, withdraws: bool = True
     ) -> None:
-        """Stores an object: `prepare`, then `publish`, with their promises and their errors.
+        """Stores an object: `prepare`, then `publish`, with their guarantees and their errors.
 
-        Whatever is raised, what was prepared is removed; of a process that is killed meanwhile,
-        nothing is left under the name.
+        After any error, the prepared object is removed; if the process is killed meanwhile,
+        nothing has the name.
         """
         require_name(name)
         prepared = self.prepare(purpose, content)
@@ -100,19 +100,19 @@ class Objects(ABC):
 
     @abstractmethod
     def get(self, name: str, offset_bytes: int, length_bytes: int) -> bytes:
-        """A part of an object: up to that many bytes, fewer only where the object ends.
+        """A range of an object: up to that many bytes, fewer only at its end.
 
         Raises:
-            StorageError: also where there is no such object.
+            StorageError: also if the object does not exist.
         """
 
     @abstractmethod
     def status(self, name: str) -> ObjectStatus | None:
-        """What is known of an object; `None` where there is none. Raises `StorageError`."""
+        """The metadata of an object; `None` if it does not exist. Raises `StorageError`."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> Sequence[str]:
-        """The names that start so, sorted; one that was published before is among them.
+        """The names with this prefix, sorted; all names published before are included.
 
         Raises `StorageError`.
         """
@@ -123,30 +123,29 @@ class Objects(ABC):
 
     @abstractmethod
     def discard(self, prepared: str) -> None:
-        """Removes a prepared object; idempotent. It may come back after a loss of power."""
+        """Removes a prepared object; idempotent. It may reappear after a loss of power."""
 
     def open(self, name: str, *, op: str, anew: bool = False) -> Source:  # noqa: ARG002
-        """An object to read from, as often as wanted.
+        """Opens an object for reading, repeatedly.
 
         Args:
-            name: also a prepared one's.
+            name: may also be that of a prepared object.
             op: the step that this is part of, for messages.
-            anew: whether to read what is stored, and nothing that a cache holds of it, as far as
-                that can be asked for.
+            anew: whether to bypass caches and read from the storage, as far as supported.
 
         Raises:
-            StorageError: also where there is no such object, at once or when it is read.
+            StorageError: also if the object does not exist, at once or on the first read.
         """
         require_name(name)
         return ObjectSource(self, name)
 
     def where(self, name: str) -> str:
-        """What an operator calls an object."""
+        """The object's name in messages for the operator."""
         return name
 
 
 class ObjectSource:
-    """An object of any store as a `Source`; each part that is read is asked for."""
+    """An object of any store as a `Source`; each read is one `get`."""
 
     def __init__(self, objects: Objects, name: str) -> None:
         self._objects = objects
@@ -180,7 +179,7 @@ def is_name(name: str) -> bool:
 
 
 def require_name(name: str) -> str:
-    """The name. Raises `ValueError` where no object may have it."""
+    """Returns the name. Raises `ValueError` if it is not a valid object name."""
     if not is_name(name):
         raise ValueError(f"invalid object name: {name!r}")
     return name

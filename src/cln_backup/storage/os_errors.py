@@ -1,4 +1,4 @@
-"""Turns the errors of the operating system into this project's, with what can be done."""
+"""Turns errors of the operating system into `StorageError`, with advice for the operator."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class storage_errors:  # noqa: N801 - a context manager; a generator would cost 
 
 def _hint(number: int | None, path: str) -> str:
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return ". Make room on that disk"
+        return ". Free space on that disk"
     if number == errno.EROFS:
         mount = mount_of(path)
         where = f"The file system at {mount.point}" if mount else "Its file system"

@@ -1,8 +1,8 @@
-"""Whose the files are that this program makes: where root runs it, the node must read them too.
+"""The owner of the files that this program makes: if root runs it, the node must read them too.
 
-What root makes is given to the owner of the file that it replaces, otherwise to the owner of the
-directory that it was made in. It is private when it is given away, and by its descriptor: a name
-could lead elsewhere meanwhile.
+Files made by root are given to the owner of the file that they replace, otherwise to the owner of
+their directory. They are private when they change owner, which is done by descriptor: a name could
+lead to another file by then.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _said: set[str] = set()
 
 @contextlib.contextmanager
 def of_node(directory: str) -> Iterator[None]:
-    """Inside, what root makes in a directory of root's goes to the owner of this one, a node's."""
+    """Inside, files that root makes in root's directories go to the owner of this directory."""
     found = None
     with contextlib.suppress(OSError):
         found = os.stat(directory)
@@ -36,7 +36,7 @@ def of_node(directory: str) -> Iterator[None]:
 def give(fd: int, path: str, like: str | None = None) -> None:
     """Gives a file or directory, just made at `path`, to the owner of `like` or of its directory.
 
-    Only root can; where it cannot be done and somebody else has to read it, that is logged.
+    Only root can. If it fails and another user needs to read the file, a line is logged.
     """
     root = os.geteuid() == 0
     if not root and like is None:
@@ -59,9 +59,9 @@ def give(fd: int, path: str, like: str | None = None) -> None:
 
 
 def may_write(directory: str, node_directory: str) -> str | None:
-    """Why a node, whose network directory this is, cannot make files in another; `None` if it can.
+    """Why the owner of a node's directory cannot make files in another; `None` if it can.
 
-    Goes by the owner, the group and the mode alone. Asked by root, who could write anywhere.
+    Looks at the owner, the group and the mode only. For root, who could write anywhere itself.
     """
     node, found = os.stat(node_directory), os.stat(directory)
     if os.geteuid() != 0 or node.st_uid in (0, found.st_uid) or found.st_mode & stat.S_IWOTH:
@@ -70,14 +70,14 @@ def may_write(directory: str, node_directory: str) -> str | None:
         return None
     user = name_of_user(node.st_uid)
     return (
-        f"{directory} belongs to {name_of_user(found.st_uid)}. The node's directory belongs to "
-        f"{user}, who cannot make files there, as the node must after a crash: "
+        f"The node cannot create files in {directory}, as it must after a crash: the directory "
+        f"belongs to {name_of_user(found.st_uid)}, and the node's directory to {user}. Run: "
         f"chown {user} {directory}"
     )
 
 
 def name_of_user(uid: int) -> str:
-    """What a user is called; the number where it has no name."""
+    """A user's name; the number if it has none."""
     import pwd
 
     try:
@@ -95,7 +95,7 @@ def _look_at(path: str) -> os.stat_result | None:
 
 
 def _directory_of(made: os.stat_result, path: str) -> os.stat_result | None:
-    """The directory that holds what was made; `None` where a name was changed meanwhile."""
+    """The directory of a file that was made; `None` if a name was changed meanwhile."""
     directory, name = os.path.split(os.path.abspath(path))
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -120,7 +120,7 @@ def _say(directory: str, user: str, why: str) -> None:
     import logging
 
     logging.getLogger(__name__).warning(
-        "What was made in %s could not be given to %s: %s. It can be read by the user alone that "
-        "runs this program. If the node runs as another one, give it the files: chown %s",
+        "Cannot change the owner of the new files in %s to %s: %s. Only the user that runs this "
+        "program can read them. If the node runs as a different user, run: chown %s",
         *(directory, user, why, user),
     )

@@ -1,8 +1,8 @@
-"""Tells whether a path still leads to an open file, and its size, without a look at its times.
+"""Tells whether a path still leads to an open file, and its size, without reading its times.
 
-Since Linux 6.13 a file whose times were looked at gets new ones with its next write, and the next
-sync has to store those too (docs.kernel.org/filesystems/multigrain-ts.html); measured, the sync of
-one block then takes twice as long. Python's `os.stat` always looks at them; statx(2) does as asked.
+Since Linux 6.13 a file whose times were read gets new ones with its next write, and the next sync
+has to store those too (docs.kernel.org/filesystems/multigrain-ts.html); measured, the sync of one
+block then takes twice as long. Python's `os.stat` always reads them; statx(2) only on request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _STATX: Final = struct.Struct("=I28xQQ88xII")
-"""The start of `struct statx`: what it holds, the inode, the size, the device's two numbers."""
+"""The start of `struct statx`: its mask, the inode, the size, the device's two numbers."""
 
 
 _File = tuple[int, int]
@@ -25,7 +25,7 @@ _File = tuple[int, int]
 
 
 def _watched(path: str, asked: int) -> Callable[[], tuple[_File, int] | None]:
-    """What tells which file the path leads to now, and its size, or `None`."""
+    """A function that returns the file that the path leads to now, and its size, or `None`."""
     function = statx.function()
     if function is None:
         return lambda: None
@@ -47,7 +47,7 @@ class PathWatch:
     """A path, and the open file that it led to."""
 
     def __init__(self, path: str, fd: int, *, size: bool = False) -> None:
-        """Watches the path; `size` is for those who will ask for it."""
+        """Watches the path; `size` if the size will be asked for."""
         status = os.fstat(fd)
         self._file = status.st_dev, status.st_ino
         self._path = path
@@ -58,7 +58,7 @@ class PathWatch:
         return self.size_bytes() is not None
 
     def size_bytes(self) -> int | None:
-        """Size of the file as the path shows it; `None` where it does not lead to it."""
+        """Size of the file at the path; `None` if the path does not lead to it."""
         found = self._look()
         if found is None:  # nothing is there, or the system has no statx for us
             try:

@@ -21,11 +21,11 @@ _KINDS = {
 
 
 def open_regular(path: str, flags: int, op: str) -> int:
-    """Opens a file with these flags. Refuses what is no regular file, and never waits for it."""
+    """Opens a regular file with these flags. Refuses any other kind, and never blocks on one."""
     flags |= os.O_CLOEXEC | os.O_NOCTTY
     try:
         fd = os.open(path, flags | os.O_NONBLOCK, PRIVATE)
-    except BlockingIOError:  # a lease has to be taken from the file, which takes a moment
+    except BlockingIOError:  # another process has a lease, which is being broken
         fd = os.open(path, flags, PRIVATE)
     except OSError as error:
         if error.errno not in (errno.ENXIO, errno.EISDIR, errno.ENODEV):

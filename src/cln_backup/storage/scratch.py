@@ -1,4 +1,4 @@
-"""Room for work on a backup: directories that go again, and how much of a disk is left."""
+"""Space for work on a backup: temporary directories, and the free space of a disk."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
 
 _NAME: Final = re.compile(r"\.(?:compact|verify|copy|take-snapshot)-(.+)-([0-9]+)-[^-]+")
 _BEGINS_S: Final = 60.0
-"""How long after it was made a directory may not be locked yet."""
+"""How long after its creation a directory may not be locked yet."""
 
 
 def place(chosen: str | None, beside: str | None) -> str:
-    """Where to work: in the directory that was chosen, else beside the backup, else elsewhere.
+    """Where to work: the chosen directory, else beside the backup, else the system's directory.
 
     Raises:
-        NotFound: there is no such directory.
-        StorageError: there is none for temporary files either.
+        NotFound: the chosen directory does not exist.
+        StorageError: there is no directory for temporary files either.
     """
     if chosen is not None and not os.path.isdir(chosen):
-        raise NotFound(f"There is no directory {chosen} to work in.")
+        raise NotFound(f"The working directory {chosen} does not exist.")
     return chosen or beside or temporary()
 
 
 def temporary() -> str:
-    """The system's directory for temporary files. Raises `StorageError` where it has none."""
+    """The system's directory for temporary files. Raises `StorageError` if there is none."""
     try:
         return tempfile.gettempdir()
     except FileNotFoundError:
         raise StorageError(
-            "There is no directory for temporary files: /tmp and /var/tmp cannot be written to. "
-            "Name one in the variable TMPDIR, or, for `compact` and `verify`, by --scratch-dir."
+            "No directory for temporary files: /tmp and /var/tmp cannot be written to. Name one in "
+            "the variable TMPDIR or, for `compact` and `verify`, with --scratch-dir."
         ) from None
 
 
@@ -54,9 +54,9 @@ _TRIES = 5
 
 @contextlib.contextmanager
 def directory(place: str, *, op: str) -> Iterator[str]:
-    """A directory for this block only; removed with all that is in it.
+    """A temporary directory for this block; it is removed with everything in it.
 
-    Those that processes left which were killed are removed as well.
+    Directories that killed processes left behind are removed as well.
     """
     with storage_errors(op, place):
         for left in leftovers(place):
@@ -69,7 +69,7 @@ def directory(place: str, *, op: str) -> Iterator[str]:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             ownership.give(fd, path)
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(fd, fcntl.LOCK_EX)  # who looks for leftovers holds it for a moment
+            fcntl.flock(fd, fcntl.LOCK_EX)  # a search for leftovers holds it for a moment
         yield path
     finally:
         if fd >= 0:
@@ -79,11 +79,12 @@ def directory(place: str, *, op: str) -> Iterator[str]:
 
 
 def leftovers(place: str) -> list[str]:
-    """The directories in a place that killed processes of this machine left.
+    """The directories that killed processes of this machine left in a place.
 
-    Whoever works in one holds a lock on it. The name tells the process and its machine: for file
-    systems without locks, or with locks that one machine alone sees. In a place that others may
-    write to, such as /tmp, theirs do not count: they could lead to other files meanwhile.
+    A process that works in one holds a lock on it. The name has the process and its machine: for
+    file systems without locks, or with locks that only one machine sees. In a place that other
+    users can write to, such as /tmp, their directories are ignored: they could be replaced by
+    links meanwhile.
     """
     found = []
     owners = (os.geteuid(), os.stat(place).st_uid)
@@ -117,9 +118,9 @@ def _is_left(path: str, pid: int, owners: tuple[int, ...]) -> bool:
 
 
 def _remove_left(path: str) -> None:
-    """Removes a directory of a process that is gone.
+    """Removes a directory of a process that has ended.
 
-    A process beside that one may be at its last step and put one more file there.
+    A helper of that process may still be running and add one more file.
     """
     for _ in range(_TRIES):
         shutil.rmtree(path, ignore_errors=True)
@@ -138,10 +139,10 @@ def _lives(pid: int) -> bool:
 
 
 def clear_beside(places: Iterable[str]) -> None:
-    """Removes what killed processes left in these directories, by a process beside this one.
+    """Removes the leftovers of killed processes in these directories, in a child process.
 
-    It gives their room back in steps, so that nobody who writes to that disk waits for it. Without
-    leftovers nothing is started. The caller need not wait; its child ends by itself.
+    It frees their space in steps, so that no writer on that disk waits for it. If there are no
+    leftovers, no child is started. The caller need not wait; the child ends by itself.
     """
     with contextlib.suppress(OSError):
         left = [path for place in places for path in leftovers(place)]
@@ -155,14 +156,14 @@ def clear_beside(places: Iterable[str]) -> None:
 
 
 def empty(directory: str, *, op: str) -> None:
-    """Gives back the room of the files in a directory of our own, piece by piece."""
+    """Frees the space of the files in a directory of this program, piece by piece."""
     with storage_errors(op, directory):
         for name in os.listdir(directory):
             empty_file(os.path.join(directory, name), op=op)
 
 
 def empty_file(path: str, *, op: str) -> None:
-    """Gives back the room of a file of our own, piece by piece; it is empty then."""
+    """Empties a file of this program, freeing its space piece by piece."""
     with storage_errors(op, path):
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -172,9 +173,10 @@ def empty_file(path: str, *, op: str) -> None:
 
 
 def room_bytes(path: str, *, op: str) -> int:
-    """What work beside a backup may take of its disk; below zero when the last room is taken.
+    """The space that work beside a backup may use; negative if it uses the reserve already.
 
-    64 MiB, or a twentieth of a small disk, are left to the node's changes. Raises `StorageError`.
+    The reserve for the node's changes is 64 MiB, or a twentieth of a small disk. Raises
+    `StorageError`.
     """
     with storage_errors(op, path):
         disk = os.statvfs(path)
@@ -183,21 +185,21 @@ def room_bytes(path: str, *, op: str) -> int:
 
 
 def require_room(path: str, *, op: str, needed_bytes: int = 0) -> None:
-    """Makes sure that work beside a backup does not take the last room of its disk.
+    """Makes sure that work beside a backup does not fill its disk.
 
     Raises:
-        StorageError: besides what is needed, less than 64 MiB, or a twentieth of a small disk,
-            is free.
+        StorageError: after the work, less than 64 MiB, or a twentieth of a small disk, would be
+            free.
     """
     if room_bytes(path, op=op) < needed_bytes:
         raise StorageError(
-            f"Cannot {op}: the disk of {path} is nearly full, and what is left is for the node's "
-            "changes. Make room; the backup is as before."
+            f"Cannot {op}: the disk of {path} is nearly full, and the rest is reserved for the "
+            "node's changes. The backup is unchanged. Free space on that disk."
         )
 
 
 def main() -> None:
-    """The process that clears up: `python -m cln_backup.storage.scratch DIRECTORY…`."""
+    """The child that removes leftovers: `python -m cln_backup.storage.scratch DIRECTORY…`."""
     os.nice(19)
     for path in sys.argv[1:]:
         with contextlib.suppress(StorageError):

@@ -1,4 +1,4 @@
-"""What records are read from: bytes with a size, wherever they are stored."""
+"""Sources: bytes with a size, wherever they are stored, from which records are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _READ: Final = "read backup"
 
 
 class Source(Protocol):
-    """Bytes that can be read from any offset, as often as wanted, until it is closed."""
+    """Bytes that can be read from any offset, repeatedly, until it is closed."""
 
     def size_bytes(self) -> int:
         """How many bytes there are now. Raises `StorageError`."""
@@ -25,7 +25,7 @@ class Source(Protocol):
         """Reads up to that many bytes; fewer only at the end. Raises `StorageError`."""
 
     def close(self) -> None:
-        """Releases what it takes to read; a second call does nothing."""
+        """Releases its resources; idempotent."""
 
     def __enter__(self) -> Self: ...
 
@@ -33,7 +33,7 @@ class Source(Protocol):
 
 
 class FileSource:
-    """The bytes of an open file, whose descriptor it closes; nobody's file position moves."""
+    """The bytes of an open file, whose descriptor it closes; the file position does not move."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -47,7 +47,7 @@ class FileSource:
         return fsio.read_at(self._fd, length_bytes, offset_bytes, op=_READ)
 
     def forget_cached(self) -> None:
-        """Asks the system to read the file from its disk the next time, where it can be asked."""
+        """Asks the system to read the file from its disk the next time, if it supports that."""
         fsio.forget_cached(self._fd)
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class FileSource:
 
 
 def chunks(source: Source, length_bytes: int) -> Iterator[bytes]:
-    """Reads the first bytes in pieces of at most `fsio.CHUNK_BYTES`; fewer where it ends early."""
+    """Reads the first bytes in pieces of at most `fsio.CHUNK_BYTES`; stops early at the end."""
     offset_bytes = 0
     while offset_bytes < length_bytes:
         wanted = min(fsio.CHUNK_BYTES, length_bytes - offset_bytes)

@@ -1,4 +1,4 @@
-"""A temporary file (unlinked), for data that is too large to hold and must be whole when used."""
+"""A temporary file (unlinked), for data too large for memory that must be complete when used."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LOOK_EVERY_BYTES = 1 << 24
 
 
 class Spool:
-    """Bytes that come in pieces and go out in pieces, as often as wanted; a `Snapshot`.
+    """Bytes that are written in pieces and read in pieces, repeatedly; a `Snapshot`.
 
-    Raises `StorageError` when the disk fails, and before it takes the disk's last room, which
-    nodes need for their changes. Nothing is left when it is closed, or when the process dies.
+    Raises `StorageError` if the disk fails, and before it uses the reserve that nodes need for
+    their changes. Nothing is left when it is closed, or when the process dies.
     """
 
     def __init__(self, directory: str | None = None) -> None:
-        """Opens the file in a directory; by default in the one for temporary files."""
+        """Opens the file in a directory; by default in the system's one for temporary files."""
         self._directory = directory or scratch.temporary()
         with storage_errors("make a temporary file in", self._directory):
             self._fd, path = tempfile.mkstemp(prefix=".spool-", dir=self._directory)

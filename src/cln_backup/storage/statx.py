@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 AT_FDCWD: Final = -100
 SIZE_BYTES: Final = 256
-"""Of `struct statx`, whose first four bytes tell which of its fields the system has filled in."""
+"""Size of `struct statx`, whose first four bytes say which fields the system has filled in."""
 
 INODE: Final = 0x100
 SIZE: Final = 0x200
 UNIQUE_MOUNT_ID: Final = 0x4000
-"""Linux 6.8 and later; never given twice until the machine is started anew."""
+"""Linux 6.8 and later; unique until the machine is restarted."""
 
 
 @functools.cache
 def function() -> Callable[..., int] | None:
-    """The C library's `statx`, where there is one, and a Python that can call it."""
+    """The C library's `statx`; `None` if there is none, or this Python cannot call it."""
     if sys.platform != "linux":
         return None
     try:
