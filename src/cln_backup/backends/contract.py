@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypedDict
 
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import BadChange, BadUrl, Discontinuity
+from cln_backup.model.position import Position
 from cln_backup.model.statements import bumps_data_version_to
 
 if TYPE_CHECKING:
@@ -173,6 +174,11 @@ class Backend(ABC):
     @abstractmethod
     def head(self) -> Head | None:
         """The last change; `None` when the backup is empty."""
+
+    @property
+    def position(self) -> Position:
+        """Where the history ends; without a digest where the format has no room for one."""
+        return Position(self.version, self.version_count, None)
 
     @property
     @abstractmethod

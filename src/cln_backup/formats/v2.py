@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import BadChange
+from cln_backup.model.position import UNKNOWN
 
 MAGIC: Final = b"CLNBKP2\n"
 HEADER_BYTES: Final = 512
@@ -42,9 +43,9 @@ _FOOT = struct.Struct("!IB")
 _BODY = struct.Struct("!BQ")
 _TIME = struct.Struct("!HI")
 _MARK = struct.Struct("!BBQQQ16s")
-_LOG = struct.Struct(f"!QQ16s32sQB{_MARK.size}s{_MARK.size}sQQQ")
-_BASE = struct.Struct("!QBBBQQQ16sQQ")
-_SNAPSHOT = struct.Struct("!QQ")
+_LOG = struct.Struct(f"!QQ16s32sQB{_MARK.size}s{_MARK.size}sQQQ32s32s32s32s")
+_BASE = struct.Struct("!QBBBQQQ16sQQ32s")
+_SNAPSHOT = struct.Struct("!QQ32s")
 _DROPPED = struct.Struct("!QQBQ")
 _REFERENCE = struct.Struct("!QQ16s")
 
@@ -62,8 +63,9 @@ assert FRAME_BYTES == 26
 assert BODY_BYTES == 9
 assert TIME_BYTES == 6
 assert _MARK.size == 42
-assert _LOG.size == 181
-assert _BASE.size == 67
+assert _LOG.size == 309
+assert _BASE.size == 99
+assert _SNAPSHOT.size == 48
 assert _DROPPED.size == 25
 assert _REFERENCE.size == 32
 
@@ -143,6 +145,7 @@ class Mark(NamedTuple):
 
     Attributes:
         stored_ms: when it was stored, since 1970; 0 if unknown.
+        prev_digest, digest: of the history before it, and up to it.
     """
 
     kind: Kind
@@ -150,6 +153,8 @@ class Mark(NamedTuple):
     version: int
     at: Position
     stored_ms: int
+    prev_digest: bytes
+    digest: bytes
 
 
 class LogState(NamedTuple):
@@ -189,6 +194,7 @@ class BaseState(NamedTuple):
         start: where the log continues.
         ordinal: as in `LogState`, at that place.
         stored_ms: when the last change that the base replaces was stored; 0 if unknown.
+        digest: of the history up to that change.
     """
 
     version: int
@@ -199,13 +205,20 @@ class BaseState(NamedTuple):
     start: Position
     ordinal: int
     stored_ms: int
+    digest: bytes
 
 
 class SnapshotState(NamedTuple):
-    """The header of a snapshot in a file of its own."""
+    """The header of a snapshot in a file of its own.
+
+    Attributes:
+        size_bytes: of the database file.
+        digest: of its content.
+    """
 
     version: int
     size_bytes: int
+    digest: bytes
 
 
 class DroppedState(NamedTuple):
@@ -259,28 +272,31 @@ def pack_log_state(state: LogState) -> bytes:
     *fields, head, before, capacity = state
     times = [0 if mark is None else mark.stored_ms for mark in (head, before)]
     marks = _pack_mark(head), _pack_mark(before)
-    return _LOG.pack(*fields, *marks, capacity, *times).ljust(STATE_BYTES, b"\x00")
+    digests = _digests_of(head), _digests_of(before)
+    packed = _LOG.pack(*fields, *marks, capacity, *times, *digests[0], *digests[1])
+    return packed.ljust(STATE_BYTES, b"\x00")
 
 
 def unpack_log_state(data: bytes) -> LogState:
     """Decodes a segment's state. Raises `Malformed`."""
-    *chain, ordinal, may_rewind, head, before, capacity, head_ms, before_ms = _LOG.unpack_from(data)
-    segment, end, seal, digest = chain
-    marks = _mark(head, head_ms), _mark(before, before_ms)
+    *fields, head, before, capacity, head_ms, before_ms, a, b, c, d = _LOG.unpack_from(data)
+    segment, end, seal, digest, ordinal, may_rewind = fields
+    marks = _mark(head, head_ms, a, b), _mark(before, before_ms, c, d)
     return LogState(segment, end, seal, digest, ordinal, bool(may_rewind), *marks, capacity)
 
 
 def pack_base_state(state: BaseState) -> bytes:
     """The state in a base's header, padded with zeros."""
-    *fields, start, ordinal, stored_ms = state
-    return _BASE.pack(*fields, *start, ordinal, stored_ms).ljust(STATE_BYTES, b"\x00")
+    *fields, start, ordinal, stored_ms, digest = state
+    packed = _BASE.pack(*fields, *start, ordinal, stored_ms, digest)
+    return packed.ljust(STATE_BYTES, b"\x00")
 
 
 def unpack_base_state(data: bytes) -> BaseState:
     """Decodes a base's state."""
-    version, snapshot, keys, count, size, *start, ordinal, stored_ms = _BASE.unpack_from(data)
+    version, snapshot, keys, count, size, *start, ordinal, at_ms, digest = _BASE.unpack_from(data)
     at = Position(*start)
-    return BaseState(version, bool(snapshot), bool(keys), count, size, at, ordinal, stored_ms)
+    return BaseState(version, bool(snapshot), bool(keys), count, size, at, ordinal, at_ms, digest)
 
 
 def pack_snapshot_state(state: SnapshotState) -> bytes:
@@ -313,13 +329,20 @@ def _pack_mark(mark: Mark | None) -> bytes:
     return _MARK.pack(_KINDS.index(mark.kind) + 1, mark.foreign_keys, mark.version, *mark.at)
 
 
-def _mark(data: bytes, stored_ms: int) -> Mark | None:
+def _digests_of(mark: Mark | None) -> tuple[bytes, bytes]:
+    return (UNKNOWN, UNKNOWN) if mark is None else (mark.prev_digest, mark.digest)
+
+
+def _mark(data: bytes, stored_ms: int, prev_digest: bytes, digest: bytes) -> Mark | None:
     kind, foreign_keys, version, *at = _MARK.unpack(data)
     if kind == 0:
         return None
     if kind > len(_KINDS):
         raise Malformed(f"a header that names a change of unknown kind {kind}")
-    return Mark(_KINDS[kind - 1], bool(foreign_keys), version, Position(*at), stored_ms)
+    start = Position(*at)
+    return Mark(
+        _KINDS[kind - 1], bool(foreign_keys), version, start, stored_ms, prev_digest, digest
+    )
 
 
 def pack_head(body_bytes: int) -> bytes:

@@ -40,6 +40,13 @@ from cln_backup.model.errors import (
     Locked,
     StorageError,
 )
+from cln_backup.model.position import (
+    UNKNOWN,
+    Position,
+    after_snapshot,
+    after_statements,
+    digest_of_snapshot,
+)
 from cln_backup.model.statements import foreign_keys_after
 from cln_backup.storage import fsio, interruption
 
@@ -206,6 +213,12 @@ class DirBackend(Backend):
         return None if head is None else Head(head.version, head.kind, head.foreign_keys)
 
     @property
+    def position(self) -> Position:
+        """See `Backend.position`."""
+        known = None if self._tracker.digest == UNKNOWN else self._tracker.digest
+        return Position(self.version, self._tracker.ordinal, known)
+
+    @property
     def size_bytes(self) -> int:
         """What all files take that hold something of the backup, expired ones left out."""
         end = self._end if self._writer is None else self._writer.end
@@ -271,13 +284,16 @@ class DirBackend(Backend):
             # More than the worst that compression makes of it.
             room_bytes = len(content) + len(content) // 128 + v2.HEADER_BYTES
         with self._last_write:
+            digest = self._tracker.digest
             if change.transaction is None:
-                content = self._write_snapshot(writer, change, room_bytes)
+                content, content_digest = self._write_snapshot(writer, change, room_bytes)
+                digest = after_snapshot(digest, change.version, content_digest)
             else:
                 self._prepare(writer, room_bytes)
+                digest = after_statements(digest, change.version, content)
             stored_ms = stored_now_ms(change)
             start = writer.append(record_type, change.version, content, stored_ms)
-            self._tracker.apply(record_type, change.version, start, stored_ms)
+            self._tracker.apply(record_type, change.version, start, stored_ms, digest)
         self.prev_version, self.version = self.version, change.version
         self.version_count += 1
         self._head = self._tracker.head
@@ -291,16 +307,20 @@ class DirBackend(Backend):
             self._noted_segment = segment
         return segment
 
-    def _write_snapshot(self, writer: SegmentWriter, change: Change, room_bytes: int) -> bytes:
-        """Writes a snapshot's file, then claims room for its record; returns the record's content.
+    def _write_snapshot(
+        self, writer: SegmentWriter, change: Change, room_bytes: int
+    ) -> tuple[bytes, bytes]:
+        """Writes a snapshot's file, then claims room for its record.
 
-        In this order, what is stopped while it is written leaves nothing.
+        In this order, what is stopped while it is written leaves nothing. Returns the content of
+        the record, and the digest of the snapshot.
         """
         assert change.snapshot is not None
         # Where the record will be, which no other one can.
         segment, number = writer.next_place(room_bytes)
-        state = v2.SnapshotState(change.version, change.snapshot.size_bytes)
         with interruption.let_through():
+            digest = digest_of_snapshot(change.snapshot)
+            state = v2.SnapshotState(change.version, change.snapshot.size_bytes, digest)
             built, seal = write_snapshot_file(
                 self._store,
                 "snapshot",
@@ -310,6 +330,7 @@ class DirBackend(Backend):
                 v2.pack_snapshot_state(state),
                 change.version,
                 change.snapshot,
+                digest,
             )
         try:
             writer.look()  # that may have taken long
@@ -318,7 +339,8 @@ class DirBackend(Backend):
         except BaseException:
             fsio.remove(built, op="remove unfinished snapshot")
             raise
-        return v2.pack_reference(v2.Reference(number, change.snapshot.size_bytes, seal))
+        size = change.snapshot.size_bytes
+        return v2.pack_reference(v2.Reference(number, size, seal)), digest
 
     def rewind(self) -> None:
         """See `Backend.rewind`. The dropped change is set aside first; then a record drops it."""
@@ -373,8 +395,10 @@ class DirBackend(Backend):
         """See `Backend.stage`. The next base; the log itself stays where it is."""
         assert self._head is not None, "nothing to fold in an empty backup"
         start, ordinal = self._head.at, self._tracker.ordinal - 1
+        digest = self._head.prev_digest
         if start == v2.NOWHERE:  # the head is the rider of the base that there is
             start, ordinal = self._base.state.start, self._base.state.ordinal
+            digest = self._base.state.digest
             foreign_keys = self._head.foreign_keys
         version, snapshot = (0, None) if base is None else (base.version, base.snapshot)
         foreign_keys = foreign_keys or base is None
@@ -382,7 +406,8 @@ class DirBackend(Backend):
         count = (snapshot is not None) + (not foreign_keys)
         stored_ms = (base and base.stored_ms) or 0
         state = v2.BaseState(
-            version, snapshot is not None, foreign_keys, count, size, start, ordinal, stored_ms
+            *(version, snapshot is not None, foreign_keys, count, size),
+            *(start, ordinal, stored_ms, digest),
         )
         generation = self._base.generation + 1
         kind, packed, epoch = v2.FileKind.BASE, v2.pack_base_state(state), self._end.epoch

@@ -25,6 +25,7 @@ from cln_backup.backends.secrets import given_secret
 from cln_backup.backends.writer import WriterLock
 from cln_backup.formats import v2
 from cln_backup.model.errors import AlreadyExists, Damaged, NotFound, StorageError, WriterConflict
+from cln_backup.model.position import EMPTY, after_snapshot, digest_of_snapshot
 from cln_backup.storage import fsio, interruption, scratch
 
 if TYPE_CHECKING:
@@ -191,7 +192,14 @@ def _create_first_base(place: Place, backup_id: bytes, base: Change | None) -> N
     version = 0 if base is None else base.version
     start = v2.Position(1, 0, bytes(v2.SEAL_BYTES))
     stored_ms = 0 if base is None else stored_now_ms(base)
-    state = v2.BaseState(version, base is not None, True, count, size, start, count, stored_ms)
+    digest, content_digest = EMPTY, None
+    if base is not None:
+        assert base.snapshot is not None
+        content_digest = digest_of_snapshot(base.snapshot)
+        digest = after_snapshot(digest, version, content_digest)
+    state = v2.BaseState(
+        version, base is not None, True, count, size, start, count, stored_ms, digest
+    )
     built, _ = write_snapshot_file(
         store,
         "create",
@@ -201,6 +209,7 @@ def _create_first_base(place: Place, backup_id: bytes, base: Change | None) -> N
         v2.pack_base_state(state),
         version,
         None if base is None else base.snapshot,
+        content_digest,
     )
     fsio.publish(built, os.path.join(place.path, _FIRST_BASE), op="publish new backup")
 

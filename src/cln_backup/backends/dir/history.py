@@ -13,6 +13,7 @@ from cln_backup.formats.v1 import unpack_transaction
 from cln_backup.formats.v2_stream import Inflater
 from cln_backup.model.change import FOREIGN_KEYS_OFF, Change, Kind
 from cln_backup.model.errors import BackupError, Damaged
+from cln_backup.model.position import UNKNOWN
 from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
@@ -36,11 +37,11 @@ class Base(NamedTuple):
         """The last two changes that the base stands for."""
         if not self.state.snapshot:
             return None, None
-        version, stored_ms = self.state.version, self.state.stored_ms
-        snapshot = v2.Mark(Kind.SNAPSHOT, True, version, v2.NOWHERE, stored_ms)
+        version, stored_ms, digest = self.state.version, self.state.stored_ms, self.state.digest
+        snapshot = v2.Mark(Kind.SNAPSHOT, True, version, v2.NOWHERE, stored_ms, UNKNOWN, digest)
         if self.state.foreign_keys:
             return snapshot, None
-        return v2.Mark(Kind.RIDER, False, version, v2.NOWHERE, stored_ms), snapshot
+        return snapshot._replace(kind=Kind.RIDER, foreign_keys=False), snapshot
 
     def changes(self, store: Store) -> list[Change]:
         """The changes that the base stands for."""

@@ -16,11 +16,13 @@ from cln_backup.backends.dir.records import (
     last_byte,
     records,
 )
+from cln_backup.backends.dir.snapshots import snapshot_state
 from cln_backup.backends.dir.store import READ, damaged
 from cln_backup.formats import v2
-from cln_backup.formats.v2_stream import Decoder
+from cln_backup.formats.v2_stream import Decoder, Inflater
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import Damaged
+from cln_backup.model.position import EMPTY, UNKNOWN, after_snapshot, after_statements
 from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
@@ -86,8 +88,26 @@ class Tracker:
         """Data version of the head."""
         return 0 if self.head is None else self.head.version
 
-    def apply(self, record_type: v2.Type, version: int, start: v2.Position, stored_ms: int) -> None:
-        """Takes one record into account. Raises `Malformed` where it cannot follow."""
+    @property
+    def digest(self) -> bytes:
+        """Of the whole history up to here; `UNKNOWN` after a release that did not keep it."""
+        if self.head is not None:
+            return self.head.digest
+        return UNKNOWN if self.ordinal else EMPTY
+
+    def apply(
+        self,
+        record_type: v2.Type,
+        version: int,
+        start: v2.Position,
+        stored_ms: int,
+        digest: bytes = UNKNOWN,
+    ) -> None:
+        """Takes one record into account, after which the history has the digest given.
+
+        Raises:
+            Malformed: it cannot follow.
+        """
         if record_type is v2.Type.DROP:
             if not self.may_rewind or self.head is None:
                 raise v2.Malformed("a change that is dropped where there is none to drop")
@@ -103,8 +123,8 @@ class Tracker:
             kind, foreign_keys = Kind.RIDER, record_type is v2.Type.RIDER
         else:
             raise v2.Malformed(f"a record of type {record_type.name} in the log")
-        self.before = self.head
-        self.head = v2.Mark(kind, foreign_keys, version, start, stored_ms)
+        prev_digest, self.before = self.digest, self.head
+        self.head = v2.Mark(kind, foreign_keys, version, start, stored_ms, prev_digest, digest)
         self.may_rewind = True
         self.ordinal += 1
 
@@ -194,6 +214,7 @@ def _walk(
     state = segment.state
     tracker = Tracker(state.ordinal, state.head, state.before, may_rewind=state.may_rewind)
     decoder = segment.decoder()
+    inflater = Inflater()
     end = v2.HEADER_BYTES
     tries = 0 if alone else _SETTLE_TRIES
     torn_bytes = 0
@@ -202,7 +223,8 @@ def _walk(
         started = end
         try:
             for record in records(fd, decoder, segment.number, size, end):
-                tracker.apply(record.type, record.version, record.start, record.stored_ms)
+                after = _digest_after(store, segment.number, tracker.digest, record, inflater)
+                tracker.apply(record.type, record.version, record.start, record.stored_ms, after)
                 end = record.end_bytes
         except Unreadable as error:
             found, cut = error.found, error.cut
@@ -239,6 +261,18 @@ def _walk(
         _lacks(fd, segment, end, path),
     )
     return log_end, tracker
+
+
+def _digest_after(
+    store: Store, segment: int, digest: bytes, record: Record, inflater: Inflater
+) -> bytes:
+    """The digest of the history after a record."""
+    if record.type in v2.COMPRESSED:
+        return after_statements(digest, record.version, inflater.inflate(record.payload))
+    if record.type is not v2.Type.SNAPSHOT:
+        return UNKNOWN
+    number, _, _ = v2.unpack_reference(record.payload)
+    return after_snapshot(digest, record.version, snapshot_state(store, segment, number).digest)
 
 
 def _lacks(fd: int, segment: Segment, end: int, path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.backends.dir.records import Unreadable, records
@@ -32,13 +33,14 @@ def write_snapshot_file(
     state: bytes,
     version: int,
     snapshot: Snapshot | None,
+    digest: bytes | None = None,
 ) -> tuple[str, bytes]:
     """Writes a base or a snapshot; returns a name of its own for the file, and its last seal.
 
     Written and synced when it returns; its name is not. Whatever is raised, no file is left.
 
     Raises:
-        StorageError: also where the snapshot is not of the size that it says.
+        StorageError: also where the snapshot does not have its size, or the digest given.
     """
     header, sealer = store.new_header(kind, number, epoch, state)
     encoder = Encoder(sealer, header[-v2.SEAL_BYTES :])
@@ -47,10 +49,13 @@ def write_snapshot_file(
     try:
         end = unsynced = fsio.write_at(fd, [header], 0, op="write snapshot")
         got = 0
+        content = sha256()
         for piece in () if snapshot is None else snapshot.chunks():
             for at in range(0, len(piece), v2.CHUNK_BYTES):
                 chunk = piece[at : at + v2.CHUNK_BYTES]
                 got += len(chunk)
+                if digest is not None:
+                    content.update(chunk)
                 data = encoder.encode(v2.Type.CHUNK, version, chunk)
                 end = fsio.write_at(fd, [data], end, op="write snapshot")
             if end - unsynced >= _SYNC_EVERY_BYTES:
@@ -60,6 +65,10 @@ def write_snapshot_file(
             raise StorageError(
                 f"The snapshot was to have {snapshot.size_bytes} bytes and has {got}: the database "
                 "changed while it was read. Nothing of it counts; try again."
+            )
+        if digest not in (None, content.digest()):
+            raise StorageError(
+                "The database changed while its snapshot was read. Nothing of it counts; try again."
             )
         data = encoder.encode(v2.Type.END, version, _LENGTH.pack(got))
         fsio.write_at(fd, [data], end, op="write snapshot")
@@ -145,8 +154,8 @@ def last_seal(path: str) -> bytes:
         os.close(fd)
 
 
-def check_snapshot(store: Store, segment: int, number: int) -> None:
-    """Checks every byte of a snapshot's file. Raises `Damaged`, `StorageError`."""
+def snapshot_state(store: Store, segment: int, number: int) -> v2.SnapshotState:
+    """What the header of a snapshot's file says. Raises `Damaged`, `StorageError`."""
     path = store.snapshot_path(segment, number)
     fd = fsio.open_existing(path, writable=False, op="open snapshot")
     try:
@@ -155,7 +164,13 @@ def check_snapshot(store: Store, segment: int, number: int) -> None:
             damaged(path, 0, 0, "its header is missing")
     finally:
         os.close(fd)
-    version, size = v2.unpack_snapshot_state(header.state)
+    return v2.unpack_snapshot_state(header.state)
+
+
+def check_snapshot(store: Store, segment: int, number: int) -> None:
+    """Checks every byte of a snapshot's file. Raises `Damaged`, `StorageError`."""
+    version, size, _ = snapshot_state(store, segment, number)
+    path = store.snapshot_path(segment, number)
     kind = v2.FileKind.SNAPSHOT
     for _ in StoredSnapshot(store, path, kind, number, version, size, None).chunks():
         pass
