@@ -248,7 +248,7 @@ def _wait(compactor: Compactor) -> Statistics:
 
 def _end(compactor: Compactor) -> None:
     compactor.close()
-    compactor._process.wait(WAIT_S)
+    compactor.wait()
 
 
 @pytest.mark.parametrize("length", [10, 3_000])
@@ -295,7 +295,7 @@ def test_second_process_that_is_killed_leaves_the_backup_as_it_was(url: str) -> 
     before = told_by(url)
     with open_backend(url, writable=True) as writer:
         compactor = Compactor(writer)
-        compactor._process.send_signal(signal.SIGKILL)
+        os.kill(compactor.pid, signal.SIGKILL)
         with pytest.raises(StorageError):
             _wait(compactor)
         _end(compactor)
@@ -313,9 +313,9 @@ def test_scratch_of_a_killed_compaction_does_not_stay_for_ever(url: str, tmp_pat
     with open_backend(url, writable=True) as writer:
         for _ in range(3):
             compactor = Compactor(writer)
-            while not _left_behind(url) and compactor._process.poll() is None:
+            while not _left_behind(url) and compactor._child.is_running():
                 pass
-            compactor._process.send_signal(signal.SIGKILL)
+            os.kill(compactor.pid, signal.SIGKILL)
             _end(compactor)
         compactor = Compactor(writer)
         _wait(compactor)
@@ -362,7 +362,7 @@ from cln_backup.backends import open_backend
 from cln_backup.compaction.compactor import Compactor
 writer = open_backend(sys.argv[1], writable=True)
 compactor = Compactor(writer)
-print(compactor._process.pid, flush=True)
+print(compactor.pid, flush=True)
 time.sleep(600)
 """
 

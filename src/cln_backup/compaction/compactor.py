@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.contract import Staged, size_of
+from cln_backup.backends.contract import size_of
+from cln_backup.compaction.messages import Compacted, More, NotWorthIt, Ready, Start
 from cln_backup.model.errors import StorageError
+from cln_backup.process.child import Child
 
 if TYPE_CHECKING:
     from cln_backup.backends.contract import Backend, Statistics
@@ -35,25 +33,23 @@ class Compactor:
         """
         self._backend = backend
         self._before = size_of(backend)
-        self._said = b""
         self._done = False
         backend.discard()
-        arguments = [backend.url, scratch_dir or "", "if-it-pays" if if_it_pays else "always"]
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "cln_backup.compaction.process", *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-            )
-        except OSError as error:
-            raise StorageError(f"Cannot start a compaction: {error}") from error
+        self._child = Child[Ready | Compacted | NotWorthIt](
+            "cln_backup.compaction.process",
+            Start(backend.url, scratch_dir, if_it_pays),
+            (Ready, Compacted, NotWorthIt),
+            work="compacts",
+        )
+
+    @property
+    def pid(self) -> int:
+        """The second process."""
+        return self._child.pid
 
     def fileno(self) -> int:
         """Becomes readable when `step` has something to do."""
-        assert self._process.stdout is not None
-        return self._process.stdout.fileno()
+        return self._child.fileno()
 
     def step(self) -> Statistics | None:
         """Takes what the second process says; returns the statistics when all is done.
@@ -64,64 +60,34 @@ class Compactor:
         Raises:
             BackupError: the compaction is over; the backup is as before.
         """
-        data = os.read(self.fileno(), 1 << 16)
-        self._said += data
-        if not data:
-            raise StorageError(
-                "The process that compacts has ended unexpectedly; the backup is as before."
-            )
-        if not self._said.endswith(b"\n"):
+        said = self._child.step()
+        if said is None:
             return None
-        message, self._said = json.loads(self._said), b""
-        if "error" in message:
-            raise StorageError(message["error"])
-        if "compacted" in message:
-            self._done = True
-            done: Statistics = message["compacted"]
-            return done
-        if "would_be" in message:
-            self._done = True
-            now = size_of(self._backend)
-            return {"before": now, "after": now, "would_be": message["would_be"]}
-        if message["staged"] is not None:
-            staged = Staged(**message["staged"])
-            if self._backend.size_bytes - staged.copied_bytes > _SWAP_BYTES:
-                self._request(b"more\n")
+        if isinstance(said, Ready) and said.staged is not None:
+            if self._backend.size_bytes - said.staged.copied_bytes > _SWAP_BYTES:
+                self._child.send(More())
                 return None
-            self._backend.replace(staged)
+            self._backend.replace(said.staged)
         self._done = True
-        return {"before": self._before, "after": size_of(self._backend)}
-
-    def _request(self, line: bytes) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line)
-        except BrokenPipeError:
-            raise StorageError(
-                "The process that compacts has ended unexpectedly; the backup is as before."
-            ) from None
+        if isinstance(said, Compacted):
+            return said.statistics
+        after = size_of(self._backend)
+        if isinstance(said, NotWorthIt):
+            return {"before": after, "after": after, "would_be": said.would_be}
+        return {"before": self._before, "after": after}
 
     def close(self) -> None:
         """Ends the second process; what it was building is removed, now or by itself.
 
         After a compaction it still gives back the old file's room, which takes it some time.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         if self._done:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.write(b"done\n")
+            self._child.release()
         else:
-            self._process.terminate()
-        self._process.stdin.close()
-        self._process.stdout.close()
+            self._child.close()
         with contextlib.suppress(StorageError):  # a leftover is removed at the next opportunity
             self._backend.discard()
 
     def wait(self) -> None:
         """After `close`: waits until the second process is gone, for whom nobody else does."""
-        try:
-            self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._child.wait(_END_S)

@@ -1,40 +1,32 @@
-"""The second process of a compaction: `python -m cln_backup.compaction.process URL DIR WHEN`.
+"""The second process of a compaction: `python -m cln_backup.compaction.process`.
 
 It does the long part beside a node's writer, which comes first: it folds the history at the lowest
-priority (in DIR, unless that is empty), stages a replacement beside the backup in small pieces with
-pauses, and gives the room of what is no longer needed back in the same way.
-
-It speaks lines of JSON with the writer, which has the last word: `{"staged": …}` comes from here,
-`more` lets it copy what came since, `done` lets it go; at the end of its input, what was built is
-of no use. Where a server did the work, `{"compacted": …}` comes. Where WHEN is `if-it-pays` and a
-compaction does not, what was staged is removed, and `{"would_be": …}` comes.
+priority, stages a replacement beside the backup in small pieces with pauses, and gives the room of
+what is no longer needed back in the same way. The writer has the last word; when it is gone, what
+was built is of no use (`messages` says what they tell each other).
 """
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
-from threading import Thread, get_native_id
-from typing import TYPE_CHECKING, Any
+from threading import get_native_id
+from typing import TYPE_CHECKING
 
-from cln_backup.model.errors import BackupError, Interrupted
+from cln_backup.compaction.messages import Compacted, More, NotWorthIt, Ready, Start
+from cln_backup.process.parent import Parent, serve
 from cln_backup.storage import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
 
     from cln_backup.backends.contract import Backend, Staged
     from cln_backup.model.change import Change, Snapshot
 
 _PIECE_BYTES = 1 << 16
 _PAUSE = 4.0
-_STOPPED = "The compaction was stopped; the backup is as before."
 
 
 def _yield_to_others() -> None:
@@ -65,65 +57,45 @@ class _PacedSnapshot:
                 time.sleep((time.monotonic() - given) * _PAUSE)
 
 
-class _Process:
-    def __init__(self, url: str, scratch_dir: str, when: str) -> None:
-        self._url = url
-        self._scratch_dir = scratch_dir or None
-        self._if_it_pays = when == "if-it-pays"
-        self._stopped = False
-        self._requests: SimpleQueue[str] = SimpleQueue()
+def _run(start: Start, parent: Parent[More]) -> None:
+    """Stages a replacement for the backup."""
+    with (
+        ThreadPoolExecutor(1, initializer=_yield_to_others) as low_priority,
+        low_priority.submit(_open, start.url).result() as reader,
+    ):
+        _work(start, parent, reader, low_priority)
 
-    def run(self) -> int:
-        """Stages a replacement for the backup; returns the exit code."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._stop)
-        try:
-            Thread(target=_listen, args=(self._requests,), daemon=True).start()
-            with (
-                ThreadPoolExecutor(1, initializer=_yield_to_others) as low_priority,
-                low_priority.submit(_open, self._url).result() as reader,
-            ):
-                self._work(reader, low_priority)
-        except BackupError as error:
-            _say({"error": str(error)})
-            return error.exit_code
-        return 0
 
-    def _work(self, reader: Backend, low_priority: ThreadPoolExecutor) -> None:
-        from cln_backup.compaction.compact import after, fold, pays, worth_folding
+def _work(
+    start: Start, parent: Parent[More], reader: Backend, low_priority: ThreadPoolExecutor
+) -> None:
+    from cln_backup.compaction.compact import after, fold, pays, worth_folding
 
-        statistics = reader.compact()
-        if statistics is not None:
-            _say({"compacted": statistics})
-            return
-        staged = None
-        if worth_folding(reader):
-            place = scratch.place(self._scratch_dir, reader.scratch_dir)
-            with scratch.directory(place, op="compact") as directory:
-                base, foreign_keys = low_priority.submit(
-                    fold, reader, directory, self._go_on
-                ).result()
-                staged = _stage(reader, base, foreign_keys=foreign_keys)
-                scratch.empty(directory, op="compact")
-        if staged is not None and self._if_it_pays and not pays(staged):
-            would_be = after(reader, staged)
-            scratch.empty_file(staged.name, op="compact")
-            reader.discard()
-            _say({"would_be": would_be})
-            return
-        _say({"staged": None if staged is None else staged._asdict()})
-        while self._requests.get() == "more\n" and staged is not None:
-            staged = reader.stage_more(staged)
-            _say({"staged": staged._asdict()})
-
-    def _go_on(self, _change: Change) -> None:
+    def go_on(_change: Change) -> None:
         """Called after each change that was replayed, in the thread that replays."""
-        if self._stopped:
-            raise Interrupted(_STOPPED)
+        parent.check()
 
-    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
-        self._stopped = True
-        raise Interrupted(_STOPPED)
+    statistics = reader.compact()
+    if statistics is not None:
+        parent.say(Compacted(statistics))
+        return
+    staged = None
+    if worth_folding(reader):
+        place = scratch.place(start.scratch_dir, reader.scratch_dir)
+        with scratch.directory(place, op="compact") as directory:
+            base, foreign_keys = low_priority.submit(fold, reader, directory, go_on).result()
+            staged = _stage(reader, base, foreign_keys=foreign_keys)
+            scratch.empty(directory, op="compact")
+    if staged is not None and start.if_it_pays and not pays(staged):
+        would_be = after(reader, staged)
+        scratch.empty_file(staged.name, op="compact")
+        reader.discard()
+        parent.say(NotWorthIt(would_be))
+        return
+    parent.say(Ready(staged))
+    while parent.next() is not None and staged is not None:
+        staged = reader.stage_more(staged)
+        parent.say(Ready(staged))
 
 
 def _open(url: str) -> Backend:
@@ -144,18 +116,5 @@ def _stage(reader: Backend, base: Change | None, *, foreign_keys: bool) -> Stage
     return reader.stage(base, foreign_keys=foreign_keys)
 
 
-def _listen(requests: SimpleQueue[str]) -> None:
-    """Passes the writer's lines on; without a word from it, what is built is of no use."""
-    for line in sys.stdin:
-        requests.put(line)
-        if line == "done\n":
-            return
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _say(message: dict[str, Any]) -> None:
-    print(json.dumps(message), flush=True)
-
-
 if __name__ == "__main__":
-    sys.exit(_Process(*sys.argv[1:4]).run())
+    serve(_run, Start, More)

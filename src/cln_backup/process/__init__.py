@@ -1,0 +1,1 @@
+"""Runs a part of the work in a second process of this program."""

@@ -1,0 +1,232 @@
+"""A process and its child: what each side makes of the other's death, and what comes through."""
+
+from __future__ import annotations
+
+import ast
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cln_backup.model import errors
+from cln_backup.model.errors import BackupError, BrokenInstallation, Damaged, StorageError
+from cln_backup.process import channel
+from cln_backup.process.child import Child
+from tests.process.work import Answer, Ask, Start
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WAIT_S = 60.0
+SECRET = "a secret word"  # noqa: S105 - of a test
+
+
+def child(work: str, *, path: Path | str = "", lowest_priority: bool = False) -> Child[Answer]:
+    start = Start(work, SECRET, str(path))
+    return Child(
+        "tests.process.work",
+        start,
+        (Answer,),
+        work="does the work",
+        lowest_priority=lowest_priority,
+    )
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, where somebody else may reap it."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not gone(pid):
+        assert time.monotonic() < deadline, "the process goes on"
+        time.sleep(0.005)
+
+
+def test_messages_come_back_as_they_were_whatever_their_size() -> None:
+    with child("echo") as echo:
+        for size in (0, 1, 8, 65_535, 65_536, 1 << 20, 20_000_000):
+            sent = os.urandom(min(size, 1_000)) * (size // 1_000 + 1)
+            echo.send(Ask(sent[:size]))
+            assert echo.receive().data == sent[:size]
+
+
+def test_step_waits_for_no_more_than_there_is() -> None:
+    """The plugin polls: a message that has come in part must not hold the node up."""
+    with child("echo") as echo:
+        echo.send(Ask(bytes(3_000_000)))
+        steps = 1
+        while (said := echo.step()) is None:
+            assert select.select([echo], [], [], WAIT_S)[0]
+            steps += 1
+        assert said.data == bytes(3_000_000)
+        assert steps > 2
+
+
+@pytest.mark.parametrize("lowest", [False, True])
+def test_starts_without_a_thread_and_shows_nobody_a_secret(lowest: bool) -> None:
+    threads = threading.active_count()
+    with child("tell", lowest_priority=lowest) as tells:
+        assert threading.active_count() == threads
+        told = ast.literal_eval(tells.receive().data.decode())
+    own_session, priority, secret = told
+    assert own_session, "no signal of the terminal reaches it"
+    assert priority == (19 if lowest else os.getpriority(os.PRIO_PROCESS, 0))
+    assert secret == SECRET
+
+
+def test_log_reaches_the_log_of_the_parent(caplog: pytest.LogCaptureFixture) -> None:
+    with child("log") as logs, pytest.raises(StorageError, match="exit code 0"):
+        logs.receive()
+    told = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
+    assert told == [("cln_backup.elsewhere", "WARNING", "50 % of it")]
+
+
+def test_closed_pipe_stops_the_work_and_what_is_unfinished_is_removed(tmp_path: Path) -> None:
+    waits = child("wait", path=tmp_path / "cleared")
+    assert waits.receive().data == b"begun"
+    waits.close()
+    waits.wait(WAIT_S)
+    assert (tmp_path / "cleared").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signal_stops_the_work_and_the_parent_hears_of_it(name: str, tmp_path: Path) -> None:
+    with child("wait", path=tmp_path / "cleared") as waits:
+        waits.receive()
+        os.kill(waits.pid, signal.Signals[name])
+        with pytest.raises(errors.Interrupted, match="stopped"):
+            waits.receive()
+        assert (tmp_path / "cleared").exists()
+
+
+def test_closed_at_once_ends_before_it_begins(tmp_path: Path) -> None:
+    waits = child("wait", path=tmp_path / "cleared")
+    waits.close()
+    waits.wait(WAIT_S)
+    assert gone(waits.pid)
+
+
+def test_stopped_process_is_killed_in_the_end(tmp_path: Path) -> None:
+    waits = child("wait", path=tmp_path / "cleared")
+    waits.receive()
+    os.kill(waits.pid, signal.SIGSTOP)
+    waits.close()
+    waits.wait(0.05)
+    assert gone(waits.pid)
+    assert not (tmp_path / "cleared").exists()
+
+
+def test_released_process_goes_on_to_its_end(tmp_path: Path) -> None:
+    works = child("work on", path=tmp_path / "finished")
+    works.receive()
+    works.release()
+    works.wait(WAIT_S)
+    assert (tmp_path / "finished").exists()
+
+
+@pytest.mark.parametrize(
+    ("work", "begun"), [("echo", False), ("echo", True), ("wait", True), ("say much", True)]
+)
+def test_killed_child_is_a_clear_error(work: str, begun: bool, tmp_path: Path) -> None:
+    with child(work, path=tmp_path / "cleared") as killed:
+        if begun:
+            if work == "echo":
+                killed.send(Ask(b""))
+            killed.receive()
+        os.kill(killed.pid, signal.SIGKILL)
+        message = r"The process that does the work ended unexpectedly \(SIGKILL\).* as before"
+        with pytest.raises(StorageError, match=message):
+            _receive_to_the_end(killed)
+        with pytest.raises(StorageError, match=message):
+            killed.send(Ask(bytes(100_000)))
+    assert gone(killed.pid)
+
+
+def _receive_to_the_end(said: Child[Answer]) -> None:
+    while True:
+        said.receive()
+
+
+_PARENT = """
+import sys, time
+from tests.process.test_disasters import child
+one = child(sys.argv[1], path=sys.argv[2])
+if sys.argv[3] == "at work":
+    one.receive()
+print(one.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("work", "moment", "name"),
+    [
+        ("wait", "at its start", "SIGKILL"),
+        ("wait", "at work", "SIGKILL"),
+        ("wait", "at work", "SIGINT"),
+        ("say much", "at work", "SIGKILL"),
+    ],
+)
+def test_child_ends_with_its_parent(work: str, moment: str, name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _PARENT, work, f"{tmp_path}/cleared", moment]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.send_signal(signal.Signals[name])
+    wait_until_gone(pid)
+    if (work, moment) == ("wait", "at work"):
+        assert (tmp_path / "cleared").exists()
+
+
+def test_child_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(StorageError, match="Cannot start the process that does the work"):
+        child("echo")
+
+
+@pytest.mark.parametrize(
+    ("work", "kind", "text"),
+    [
+        ("memory", StorageError, "not enough memory"),
+        ("import", BrokenInstallation, "no module"),
+        ("system", StorageError, "Cannot go on with this: what the system says"),
+        ("fault", StorageError, r"KeyError in .*work.py:\d+.*please report"),
+    ],
+)
+def test_what_fails_is_told_without_what_it_worked_on(
+    work: str, kind: type[BackupError], text: str
+) -> None:
+    with child(work) as fails, pytest.raises(kind, match=text) as found:
+        fails.receive()
+    assert "secret" not in str(found.value)
+
+
+def test_error_comes_through_with_its_type() -> None:
+    with child("damaged") as fails, pytest.raises(Damaged) as found:
+        fails.receive()
+    same = Damaged("what happened", offset_bytes=7, good_version=3)
+    assert (str(found.value), vars(found.value)) == (str(same), vars(same))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in vars(errors).values() if isinstance(kind, type)],
+    ids=lambda kind: kind.__name__,
+)
+def test_each_error_comes_through_whole(kind: type[BackupError]) -> None:
+    error = kind("what happened")
+    error.__dict__.update(dict.fromkeys(error.__dict__, 7))
+    again = channel.error_of(channel.failure(error), "does the work")
+    assert (type(again), str(again), vars(again)) == (kind, "what happened", vars(error))
