@@ -123,7 +123,7 @@ def test_init(node: Place) -> None:
     assert before_line == after_line == ""
     assert last == "Then start Core-Lightning, and look for this in its log: Versions match up"
     assert "THE NODE IS NOT PROTECTED YET" in ended.out
-    assert f"The node's database is taken to be {node.database}" in ended.out
+    assert f"The node's database is assumed to be {node.database}" in ended.out
     assert "hsm_secret" in ended.err
     assert told_by(node.url)[0].version == 19
 

@@ -108,4 +108,4 @@ def test_locked_directory_shows_what_can_be_known(encrypted: str) -> None:
 def test_locked_directory_without_any_key_says_so(encrypted: str, tmp_path: Path) -> None:
     for path in (tmp_path / "backup").glob("key-*"):
         path.unlink()
-    assert _status(encrypted, code=17)[1]["key slots"] == "none: nothing unlocks it"
+    assert _status(encrypted, code=17)[1]["key slots"] == "none: the backup cannot be unlocked"

@@ -134,7 +134,7 @@ def test_empty_argument_is_a_wrong_command_line(
         if isinstance(parameter, click.Option) and parameter.name == empty
         for text in (parameter.opts[0], "")
     ]
-    with pytest.raises(click.UsageError, match=r"is empty\. If it came from a variable"):
+    with pytest.raises(click.UsageError, match=r"is empty\. If it came from a shell variable"):
         cli.main([*path, *options, *arguments], standalone_mode=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -193,7 +193,7 @@ def test_working_directory_that_was_removed(place: Place) -> None:
     script = 'mkdir "$1" && cd "$1" && rmdir "$1" && exec "$0" status node.bkp'
     ended = _shell(script, place.node / "gone")
     assert ended.code == errors.NotFound.exit_code
-    assert ended.err.startswith("Error: The working directory was removed")
+    assert ended.err.startswith("Error: The current working directory was removed")
     script = 'mkdir "$1" && cd "$1" && rmdir "$1" && exec "$0" status "$2"'
     assert _shell(script, place.node / "gone", place.file).code == 0, "an absolute path is enough"
 
@@ -230,9 +230,7 @@ def test_module_that_is_missing_since_an_upgrade_is_no_fault_of_the_program(
 def test_words_that_nobody_can_be_asked_for(stream: str, place: Place) -> None:
     ended = _shell(f'exec "$0" status --words "$1" {stream}', place.encrypted)
     assert ended.code == errors.Locked.exit_code
-    assert ended.err.startswith(
-        "Error: There is nobody to ask for this: Words of the node's secret"
-    )
+    assert ended.err.startswith("Error: Cannot ask for this: Words of the node's secret")
     assert len(ended.err.splitlines()) == 1
 
 

@@ -309,6 +309,6 @@ def test_keys_of_a_backup_that_has_none(tmp_path: Path) -> None:
     create_backend(f"dir://{tmp_path}/backup", None)
     command = [sys.executable, "-m", "cln_backup.cli.commands", "key", "list", f"{tmp_path}/backup"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "The backup is not encrypted, so it has no keys.\n"
+    assert done.stdout == "The backup is not encrypted, so it has no key slots.\n"
     said = _cli("key", "remove", f"{tmp_path}/backup", "key-file", code=17)["error"]["message"]
     assert "not encrypted" in said

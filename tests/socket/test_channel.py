@@ -32,7 +32,7 @@ def test_peer_that_stops_within_a_packet(pair: tuple[Channel, socket.socket]) ->
 
 
 def test_peer_that_says_nothing(pair: tuple[Channel, socket.socket]) -> None:
-    with pytest.raises(TimeoutError, match="nothing came"):
+    with pytest.raises(TimeoutError, match="nothing was received"):
         pair[0].head(0.1)
 
 
@@ -44,7 +44,7 @@ def test_peer_that_closes_between_packets_and_within_one(
     theirs.shutdown(socket.SHUT_WR)
     assert channel.head(1.0) == (1, 0)
     assert channel.payload(0, 0) == b""
-    with pytest.raises(ConnectionResetError, match="within a packet"):
+    with pytest.raises(ConnectionResetError, match="in the middle of a packet"):
         channel.head(1.0)
 
 

@@ -1,4 +1,4 @@
-"""What `backup-cli init` says when it is done."""
+"""The closing notes of `backup-cli init`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ if TYPE_CHECKING:
     from cln_backup.operations.initialize import Initialized
 
 _REMIND_OF_HSM = (
-    "hsm_secret is not in the backup, and a restored database is of no use without it. Copy it "
-    "once to a place of its own; it does not change."
+    "hsm_secret is not in the backup, and a restored database is useless without it. Copy it once "
+    "to a separate place; it does not change."
 )
 
 
 def show_next_steps(line: str, directory: str, database: str | None, wallet: str | None) -> None:
-    """Says what is still to be done before the node is protected."""
+    """Prints the steps that remain before the node is protected."""
     if wallet is None:
         path = database or database_path(directory, None)
         click.echo(
-            f"The node's database is taken to be {path}. If lightningd's option wallet names "
-            "another, move backup.lock and this backup away and start over with --wallet PATH."
+            f"The node's database is assumed to be {path}. If lightningd's option wallet names a "
+            "different one, move backup.lock and this backup away and start over with --wallet "
+            "PATH."
         )
     click.echo(
         "\nTHE NODE IS NOT PROTECTED YET. First put this line into lightningd's configuration "
@@ -36,12 +37,12 @@ def show_next_steps(line: str, directory: str, database: str | None, wallet: str
 
 
 def warn_of_disk(done: Initialized, lightning_dir: str | None, *, as_json: bool) -> None:
-    """Notes what the new backup does not protect from."""
+    """Prints notes about risks that the new backup does not cover."""
     if as_json or lightning_dir is None:
         return
     if done.same_disk:
         warn(
-            "The backup lies on the same disk as the database: it does not help when that disk "
-            "fails. Choose a place on another disk, or better on another machine."
+            "The backup is on the same disk as the database: it does not help if that disk fails. "
+            "Choose a place on another disk, or better on another machine."
         )
     warn(_REMIND_OF_HSM)

@@ -1,4 +1,4 @@
-"""Turns whatever ends a command of `backup-cli` into a message and an exit code."""
+"""Turns errors and signals of a `backup-cli` command into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _SHOWN_CHARACTERS = 300
 def speak(main: Callable[[], object]) -> int:
     """Runs the command line; returns the exit code.
 
-    A command speaks when its work is done. So a reader that went away is no error, and any other
-    failure to write has a code of its own, which is not that of work that failed.
+    A command prints its result when its work is done. So a reader that went away is not an error,
+    and any other failure to write has an exit code of its own, unlike that of failed work.
     """
     assert isinstance(sys.stdout, io.TextIOWrapper)
     assert isinstance(sys.stderr, io.TextIOWrapper)
@@ -50,7 +50,7 @@ def speak(main: Callable[[], object]) -> int:
 
 @contextlib.contextmanager
 def told(*, as_json: bool) -> Iterator[None]:
-    """Errors of what runs inside are told, and end the command with their exit code.
+    """Reports errors raised inside, and ends the command with their exit code.
 
     Raises:
         click.exceptions.Exit, click.ClickException.
@@ -77,14 +77,14 @@ def _explained(error: ImportError | MemoryError | OSError) -> BackupError:
     if isinstance(error, ImportError):
         return broken_installation(error)
     if isinstance(error, MemoryError):
-        return StorageError("There is not enough memory for this. Nothing was changed.")
+        return StorageError("Not enough memory for this command. Nothing was changed.")
     if error.filename is None and not _has_working_directory():
         return NotFound(
-            "The working directory was removed, so no relative path leads anywhere. Change to "
-            "another one, or name absolute paths; nothing was done."
+            "The current working directory was removed, so relative paths cannot be used. Nothing "
+            "was done. Change to another directory, or use absolute paths."
         )
     where = "" if error.filename is None else f" {os.fsdecode(error.filename)}"
-    return StorageError(f"Cannot go on with{where or ' this'}: {error.strerror or error}")
+    return StorageError(f"Cannot continue{where and ' with'}{where}: {error.strerror or error}")
 
 
 def _has_working_directory() -> bool:
@@ -96,9 +96,9 @@ def _has_working_directory() -> bool:
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output: where it cannot be written to, `OutputLost` is raised, once.
+    """Standard output: if it cannot be written to, `OutputLost` is raised, once.
 
-    What the terminal's encoding has no sign for is written as an escape sequence.
+    Characters that the terminal's encoding does not have are written as escape sequences.
     """
 
     _last = ""
@@ -124,14 +124,14 @@ class _Output(io.TextIOWrapper):
         if len(text) > _SHOWN_CHARACTERS:
             text = text[:_SHOWN_CHARACTERS] + " …"
         raise OutputLost(
-            f"Cannot write to standard output: {error.strerror}. What was asked for is done; only "
-            f"what there is to say about it is lost, from here on: {text}",
+            f"Cannot write to standard output: {error.strerror}. The command has done its work; "
+            f"only its output is lost, from here on: {text}",
             reader_is_gone=error.errno == errno.EPIPE,
         ) from None
 
 
 class _Errors(io.TextIOWrapper):
-    """Standard error: where nobody hears, the work goes on."""
+    """Standard error: if it cannot be written to, the work continues."""
 
     def write(self, text: str, /) -> int:
         """As any text stream; never fails."""
@@ -150,7 +150,7 @@ class _Errors(io.TextIOWrapper):
 
 
 def _write_to_nowhere(fd: int) -> None:
-    """Has what is still to be written go nowhere, also at the end of the process."""
+    """Discards the output that is still to be written, also at the end of the process."""
     nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(nowhere, fd)
     os.close(nowhere)

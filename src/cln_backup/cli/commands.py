@@ -1,4 +1,4 @@
-"""`backup-cli`: sets a backup up, looks into it, and brings a node back from it."""
+"""`backup-cli`: sets up a backup, inspects it, and restores a node from it."""
 
 from __future__ import annotations
 
@@ -64,18 +64,18 @@ _scratch_dir = click.option(
     "--scratch-dir",
     type=click.Path(file_okay=False),
     metavar="DIR",
-    help="Where the database is built meanwhile. By default beside the backup; for an encrypted "
-    "one in the node's directory, where its key file and backup.lock are, or else where the "
-    "system has its temporary files.",
+    help="Directory where the database is built. By default beside the backup; for an encrypted "
+    "backup, in the node's directory if its key file and backup.lock are there, otherwise in the "
+    "system's directory for temporary files.",
 )
 
 
 def _command(
     example: str, group: click.Group | None = None, *, begins: bool = False
 ) -> Callable[[Callable[..., Fields]], click.Command]:
-    """A command that returns what it found as fields, printed as JSON where asked for.
+    """Makes a command that returns its result as fields, printed as JSON with `--json`.
 
-    One that begins a backup takes secrets that are new.
+    A command that makes a backup takes new secrets.
     """
 
     def decorate(function: Callable[..., Fields]) -> click.Command:
@@ -99,11 +99,11 @@ def _command(
 @click.group(cls=Group, epilog="Exit codes and all options with examples: docs/cli.md")
 @click.version_option(__version__, prog_name="backup-cli")
 def cli() -> None:
-    """Keep a Core Lightning node's database safe, and bring the node back.
+    """Back up a Core Lightning node's database, and restore the node.
 
     URL names a backup: dir:///absolute/path, socket:HOST:PORT on a server, or
-    file:///absolute/path for the format of the community's plugin. A path alone will do; a new
-    backup at a path alone is a dir: one.
+    file:///absolute/path for the format of the community's plugin. A path alone works too; a new
+    backup at a path alone is a dir: backup.
     """
 
 
@@ -126,15 +126,15 @@ for _server_command in (server, token, takeover):
 )
 @click.option(
     "--wallet",
-    help="The database, where lightningd's option wallet names another than lightningd.sqlite3. "
-    "It is remembered in backup.lock.",
+    help="The database, if lightningd's option wallet names a different file than "
+    "lightningd.sqlite3. It is stored in backup.lock.",
 )
 @click.option(
     "--encrypt",
     is_flag=True,
-    help="Encrypt the backup. The node unlocks it with a key file that is made in its directory, "
-    "backup.key; its hsm_secret and what else is named here unlock it as well. To name a secret "
-    "here means --encrypt.",
+    help="Encrypt the backup. The node unlocks it with the key file backup.key, which is made in "
+    "its directory; its hsm_secret and any other secret given here unlock it too. Giving a secret "
+    "implies --encrypt.",
 )
 @_url
 def init(
@@ -148,13 +148,13 @@ def init(
         raise click.UsageError("--wallet needs --lightning-dir.")
     given = given_secret() is not None
     if given and not backend_class(url).can_encrypt:
-        raise BadUrl("Only a dir: backup can be encrypted; formats of other schemes cannot.")
+        raise BadUrl("Only a dir: backup can be encrypted.")
     with working("Taking a snapshot of the database", as_json=as_json):
         if lightning_dir is None:
             if encrypt and not given:
                 raise click.UsageError(
-                    "--encrypt needs --lightning-dir. Without a node, name what unlocks the "
-                    "backup: --key-file, --hsm-secret, --passphrase-file or --passphrase."
+                    "--encrypt needs --lightning-dir. Without a node, give the secret that unlocks "
+                    "the backup: --key-file, --hsm-secret, --passphrase-file or --passphrase."
                 )
             done = initialize(url, None)
         else:
@@ -176,15 +176,15 @@ def init(
             click.echo("Database does not exist yet, created an empty backup file")
         click.echo(f"Initialized backup backend {shown}")
         if keys:
-            click.echo(f"The backup is encrypted. It is unlocked by each of: {', '.join(keys)}")
+            click.echo(f"The backup is encrypted. Each of these keys unlocks it: {', '.join(keys)}")
         show_notices(list(done.lacks))
     warn_of_disk(done, lightning_dir, as_json=as_json)
     if lightning_dir is not None and keys == ["key-file"] and not as_json:
         bare = url.partition("?")[0]
         warn(
-            "Only the key file unlocks the backup. If it is lost with the node's disk, NOBODY CAN "
-            "READ THE BACKUP: copy it to a place of its own, or let the node's hsm_secret unlock "
-            "the backup too, once the node has made it: backup-cli key add --key-file "
+            "Only the key file unlocks the backup. If it is lost with the node's disk, THE BACKUP "
+            "CANNOT BE READ: copy the key file to a separate place, or let the node's hsm_secret "
+            "unlock the backup too, once the node has made it: backup-cli key add --key-file "
             f"{lightning_dir}/backup.key --new-hsm-secret {lightning_dir}/hsm_secret {bare}"
         )
     line = f"important-plugin={plugin_path()}"
@@ -202,9 +202,9 @@ def init(
 @_command("backup-cli snapshot --lightning-dir ~/.lightning/bitcoin")
 @click.option("--lightning-dir", type=_directory, required=True, help="As for init.")
 def snapshot(lightning_dir: str, *, as_json: bool) -> Fields:
-    """Bring a backup that is out of date up to the node, by a fresh snapshot.
+    """Bring a backup that is out of date up to the node, with a fresh snapshot.
 
-    The node must be stopped. Nothing of the backup is removed.
+    The node must be stopped. Nothing is removed from the backup.
     """
     with working("Taking a snapshot of the database", as_json=as_json):
         done = take_snapshot(lightning_dir, warn)
@@ -215,10 +215,10 @@ def snapshot(lightning_dir: str, *, as_json: bool) -> Fields:
         )
         if done.version_before == done.version:
             warn(
-                f"The backup was at data version {done.version} before: as far as versions tell, "
-                "nothing was missing. If the node was refused because the backup is out of date, "
-                f"its database is another one than {done.database}: see lightningd's option "
-                'wallet, and name it in backup.lock: "wallet": "/the/path.sqlite3"'
+                f"The backup was at data version {done.version} before, so nothing seems to have "
+                "been missing. If the node still refuses to start because the backup is out of "
+                f"date, it uses a different database than {done.database}: see lightningd's "
+                'option wallet, and name it in backup.lock: "wallet": "/the/path.sqlite3"'
             )
     return done._asdict()
 
@@ -231,20 +231,20 @@ def snapshot(lightning_dir: str, *, as_json: bool) -> Fields:
     "--to",
     type=click.IntRange(min=0),
     metavar="VERSION",
-    help="Stop at this data version, for a migration that was cut in the middle and cannot go on, "
-    "or where nothing but an incomplete copy is left. In any other case an old database loses "
-    "money.",
+    help="Stop at this data version. Only for a migration that was interrupted and cannot "
+    "continue, or if nothing but an incomplete copy is left. In any other case an old database "
+    "loses money.",
 )
 @_url
 @click.argument("destination", metavar="DESTINATION")
 def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fields:
-    """Bring the database back, to a file or as lightningd.sqlite3 in a directory.
+    """Restore the database, to a file or as lightningd.sqlite3 in a directory.
 
-    Nothing is ever overwritten. The database is built beside its name, checked, and synced; only
-    then it gets its name.
+    Nothing is ever overwritten. The database is built beside its destination, checked, and
+    synced; only then it gets its name.
     """
     target_path(destination)
-    # Whoever names a version asks for what is there; without one, nothing may be missing.
+    # With a version, an incomplete backup will do; without one, nothing may be missing.
     accepting = nullcontext() if to is None else accepting_incomplete_copies()
     with (
         accepting,
@@ -256,9 +256,9 @@ def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fie
         newest = backend.version
     if done.version < newest:
         warn(
-            f"This database is older than the backup ({done.version} of {newest}). A node whose "
-            "peers have seen anything newer loses its funds with it; it is good only for going "
-            "back to before a migration."
+            f"This database is older than the backup ({done.version} of {newest}). A node that "
+            "starts on it loses its funds if its peers have seen a newer state. Use it only to "
+            "go back to before a migration."
         )
     if not as_json:
         click.echo(
@@ -277,9 +277,9 @@ def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fie
 @_command("backup-cli status file:///mnt/backup/node.bkp")
 @_url
 def status(url: str, *, as_json: bool) -> Fields:
-    """Say where a backup stands. A running node may write to it meanwhile.
+    """Show the state of a backup. A running node may write to it meanwhile.
 
-    Of an encrypted backup that nothing unlocks, it says what can be known.
+    For an encrypted backup that is not unlocked, shows what can be read without a key.
     """
     held = history.holdings(url)
     try:
@@ -317,15 +317,15 @@ def status(url: str, *, as_json: bool) -> Fields:
 @click.option(
     "--no-replay",
     is_flag=True,
-    help="Only read the backup; do not replay it into a database beside it.",
+    help="Only read the backup; do not replay it into a database.",
 )
 @_scratch_dir
 @_url
 def verify(url: str, no_replay: bool, scratch_dir: str | None, *, as_json: bool) -> Fields:
-    """Say how much of a backup is good.
+    """Check a backup, and show up to which version it is good.
 
-    Every change is read and replayed into a database, which is checked and removed again. It
-    needs room for the database: beside the backup, or in --scratch-dir.
+    Reads every change and replays it into a database, which is checked and removed again. Needs
+    free space for the database: beside the backup, or in --scratch-dir.
     """
     with open_backend(url) as backend, progress(size_of(backend), as_json=as_json) as step:
         notices = list(backend.notices)
@@ -342,14 +342,14 @@ def verify(url: str, no_replay: bool, scratch_dir: str | None, *, as_json: bool)
 
 
 @_command("backup-cli compact file:///mnt/backup/node.bkp")
-@click.option("--force", is_flag=True, help="Compact it also where it does not get smaller.")
+@click.option("--force", is_flag=True, help="Compact it even if it does not get smaller.")
 @_scratch_dir
 @_url
 def compact(url: str, scratch_dir: str | None, *, force: bool, as_json: bool) -> Fields:
     """Fold a backup's history into one snapshot; the last change stays as it is.
 
-    It is done where the backup gets smaller, or where at least 100,000 changes are folded. For a
-    backup that no node writes to. Where one does, use: lightning-cli backup-compact
+    Compacts only if the backup gets smaller, or if at least 100,000 changes are folded. For a
+    backup that no running node writes to. Otherwise use: lightning-cli backup-compact
     """
     with open_backend(url) as backend:
         of = size_of(backend)
@@ -375,14 +375,14 @@ def compact(url: str, scratch_dir: str | None, *, force: bool, as_json: bool) ->
 )
 @click.option("--from", "start", type=click.IntRange(min=0), default=0, help="First data version.")
 @click.option(
-    "--dropped", is_flag=True, help="List the dropped changes that a dir: backup still holds."
+    "--dropped", is_flag=True, help="List the dropped changes that a dir: backup still has."
 )
 @_url
 def log(url: str, start: int, dropped: bool, *, as_json: bool) -> Fields:
-    """List the changes, one a line, without their contents.
+    """List the changes, one per line, without their contents.
 
-    Shown are data version, when it was stored, kind, size in bytes, number of statements and the
-    tables touched; with --json, one object a line. A file: backup has no room for times.
+    Shows the data version, kind, size in bytes, number of statements, time of storage and the
+    tables touched; with --json, one object per line. A file: backup stores no times.
     """
     with open_backend(url) as backend:
         if not as_json:
@@ -408,7 +408,7 @@ register(cli, _command)
 
 def main() -> None:
     """The command line."""
-    gc.freeze()  # what was imported lives to the end, and is not searched for garbage there
+    gc.freeze()  # imported modules live to the end, and need no garbage collection there
     stop_by(interruption.arrived)
     code = speak(cli)
     interruption.ignore()

@@ -1,4 +1,4 @@
-"""Where `backup-cli` begins, before anything that may be missing is imported."""
+"""The entry point of `backup-cli`, before anything that may be missing is imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STOPPED = 130
 
 
 def backup_cli() -> None:
-    """The command line: its streams and signals are seen to first, then it is imported and run."""
+    """The command line: sets up streams and signals, then imports and runs the commands."""
     stop_by(_stop_at_once)
     open_streams()
     try:
@@ -31,16 +31,16 @@ def backup_cli() -> None:
 
 
 def stop_by(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Has the signals that mean to stop handled so, but for those that nohup ignores."""
+    """Installs a handler for the stop signals, except those that nohup ignores."""
     for name in _SIGNALS:
         if signal.getsignal(name) is not signal.SIG_IGN:
             signal.signal(name, handler)
 
 
 def open_streams() -> None:
-    """Gives the process the three standard streams, where it was started without some of them.
+    """Opens the standard streams that the process was started without.
 
-    Otherwise the next file that is opened, a database perhaps, would be taken for one.
+    Otherwise the next file opened, perhaps a database, would be used as one.
     """
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -53,4 +53,4 @@ def open_streams() -> None:
 
 
 def _stop_at_once(_signal: int, _frame: FrameType | None) -> None:
-    os._exit(_STOPPED)  # nothing was begun
+    os._exit(_STOPPED)  # nothing was started yet

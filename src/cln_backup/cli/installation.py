@@ -1,4 +1,4 @@
-"""Where this program is installed."""
+"""The location of this program."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _PLUGIN = "cln-backup"
 
 
 def plugin_path() -> str:
-    """The plugin's path as lightningd's configuration has to name it: the one installed with this.
+    """The path, for lightningd's configuration, of the plugin installed with this program.
 
-    No link is left in it, so that it holds when a link is made anew.
+    Links in it are resolved, so that it stays valid when a link is changed.
     """
     beside = os.path.dirname(os.path.realpath(sys.argv[0]))
     places = (beside, os.path.dirname(sys.executable), sysconfig.get_path("scripts"))

@@ -1,4 +1,4 @@
-"""What every command of `backup-cli` refuses in its arguments and options, whatever they mean."""
+"""Checks on the arguments and options of all commands of `backup-cli`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import click
 
 
 class Command(click.Command):
-    """A command that takes no empty argument or option: the shell made it of an unset variable."""
+    """A command that refuses an empty argument or option, as from an unset shell variable."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click has it, after the look. Raises `click.UsageError`."""
+        """As in click, but checks for empty values first. Raises `click.UsageError`."""
         given, _, _ = self.make_parser(ctx).parse_args(list(args))
         for parameter in self.get_params(ctx):
             value = given.get(parameter.name or "")
             texts = value if isinstance(value, tuple | list) else (value,)
             if any(isinstance(text, str) and not text.strip() for text in texts):
                 raise click.BadParameter(
-                    "is empty. If it came from a variable of the shell, that is not set.",
+                    "is empty. If it came from a shell variable, that variable is not set.",
                     ctx,
                     parameter,
                 )

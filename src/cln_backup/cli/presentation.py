@@ -1,4 +1,4 @@
-"""How `backup-cli` shows things: notes, errors, tables, progress on a terminal."""
+"""Output of `backup-cli`: notes, errors, tables, progress on a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Fields = dict[str, Any]
 
 
 def report(error: BackupError, *, as_json: bool, known: Fields | None = None) -> None:
-    """Says what went wrong, as text or as JSON; there, with what is known all the same."""
+    """Prints an error, as text or as JSON; JSON also has the fields that are known."""
     if not as_json:
         click.echo(f"Error: {error}", err=True)
         return
@@ -36,16 +36,16 @@ def report(error: BackupError, *, as_json: bool, known: Fields | None = None) ->
 
 
 def warn_of_foreign_keys(faults: int) -> None:
-    """Notes rows that refer to rows which are not there."""
+    """Prints a note about rows that violate foreign keys."""
     if faults:
         warn(
-            f"{faults} rows refer to rows that are not there (foreign keys). The node's own "
-            "database has them as well, from before the backup or from a migration."
+            f"{faults} rows violate foreign keys. The node's own database has them as well, from "
+            "before the backup or from a migration."
         )
 
 
 def show_notices(notices: list[str]) -> None:
-    """Notes what was found of a backup when it was opened."""
+    """Prints the notices about a backup that was opened."""
     for notice in notices:
         warn(notice)
 
@@ -56,24 +56,24 @@ def warn(text: str) -> None:
 
 
 class Meter:
-    """How many bytes of changes were gone through, and of about how many.
+    """Counts the bytes of changes processed, and estimates their total.
 
-    How large a change is, one knows when it was read. Those to come count as those before them do
-    on average, snapshots apart; at first, as the backup has it.
+    The size of a change is known once it was read. Changes to come are estimated by the average of
+    those before, without snapshots; at first, by the size of the backup.
 
     Attributes:
         done_bytes: of statements, and of database files.
     """
 
     def __init__(self, of: Size, passes: int = 1) -> None:
-        """For a backup of this size, whose changes are gone through so many times."""
+        """For a backup of this size, whose changes are processed `passes` times."""
         self._count, self._passes = of["version_count"], passes
         self._mean_bytes = of["backupsize"] / max(1, self._count)
         self._seen = self._transactions = self._transaction_bytes = self._pass_bytes = 0
         self.done_bytes = 0
 
     def add(self, change: Change) -> None:
-        """Notes that a change was gone through."""
+        """Counts a change as processed."""
         if change.snapshot is not None:
             size_bytes = change.snapshot.size_bytes
         else:
@@ -87,7 +87,7 @@ class Meter:
 
     @property
     def total_bytes(self) -> float:
-        """About how many there are; just as many when the first pass is over."""
+        """The estimated total; exact after the first pass."""
         mean_bytes = self._mean_bytes
         if self._transactions:
             mean_bytes = self._transaction_bytes / self._transactions
@@ -126,7 +126,7 @@ def progress(
 
 @contextlib.contextmanager
 def working(what: str, *, as_json: bool) -> Iterator[None]:
-    """Shows on a terminal that something is being done."""
+    """Shows on a terminal that work is in progress."""
     if as_json or not sys.stderr.isatty():
         yield
         return
@@ -137,14 +137,14 @@ def working(what: str, *, as_json: bool) -> Iterator[None]:
 
 
 def show_table(*rows: tuple[str, str]) -> None:
-    """Names and values, one a line."""
+    """Prints names and values, one per line."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         click.echo(f"{name:<{width}}  {value}")
 
 
 def rows_of(held: Holdings) -> list[tuple[str, str]]:
-    """What a backup consists of, as rows of a table; what is unknown is left out."""
+    """The parts of a backup, as rows of a table; unknown ones are left out."""
     rows = []
     if held.encrypted is not None:
         rows.append(("encryption", held.cipher or "none"))
@@ -153,7 +153,7 @@ def rows_of(held: Holdings) -> list[tuple[str, str]]:
             str(key["label"]) if key["label"] == key["kind"] else f"{key['label']} ({key['kind']})"
             for key in held.keys or ()
         ]
-        rows.append(("key slots", ", ".join(slots) or "none: nothing unlocks it"))
+        rows.append(("key slots", ", ".join(slots) or "none: the backup cannot be unlocked"))
     if held.generations is not None and held.oldest_generation_at is not None:
         which = "" if held.generations == 1 else "the oldest "
         made = f"{which}made {moment(held.oldest_generation_at)}"
@@ -173,22 +173,22 @@ def size(size_bytes: float) -> str:
 
 
 def changes(number: int) -> str:
-    """How many there are."""
+    """A number of changes, in words."""
     return "1 change" if number == 1 else f"{number} changes"
 
 
 def amount(of: Size) -> str:
-    """How large a backup is."""
+    """The size of a backup, in words."""
     return f"{size(of['backupsize'])} in {changes(of['version_count'])}"
 
 
 def moment(at: float) -> str:
-    """A time since 1970, as the clock on the wall has it."""
+    """A time since 1970, as local time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
 def age(at: float) -> str:
-    """How long ago that was, or how far in the future it is."""
+    """The age of a time, or how far in the future it is."""
     seconds = int(time.time() - at)
     if seconds < 0:
         return f"{_length(-seconds)} in the future: this machine's clock is or was wrong"

@@ -1,4 +1,4 @@
-"""The part of `backup-cli` that has to do with secrets: what unlocks a backup, keys, copies."""
+"""The commands and options of `backup-cli` that deal with secrets: unlocking, keys, copies."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ _SOURCES = ("key_file", "hsm_secret", "passphrase_file")
 
 
 def with_secrets(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options that say what unlocks an encrypted backup."""
+    """Adds the options that unlock an encrypted backup."""
     for name, what in (
         ("passphrase-file", "a passphrase, in the first line of a file"),
-        ("hsm-secret", "the node's hsm_secret; asks for its passphrase where it has one"),
+        ("hsm-secret", "the node's hsm_secret; asks for its passphrase if it has one"),
         ("key-file", "a key file"),
     ):
-        option = click.option(f"--{name}", type=_file, help=f"Unlock an encrypted backup: {what}.")
+        option = click.option(f"--{name}", type=_file, help=f"Unlock with {what}.")
         command = option(command)
     words = click.option(
-        "--words", is_flag=True, help="Unlock it with the words on paper; asks for them."
+        "--words", is_flag=True, help="Unlock with the words on paper; asks for them."
     )
     passphrase = click.option(
-        "--passphrase", is_flag=True, help="Unlock it with a passphrase; asks for it."
+        "--passphrase", is_flag=True, help="Unlock with a passphrase; asks for it."
     )
     return words(passphrase(command))
 
@@ -58,14 +58,14 @@ def with_secrets(command: Callable[..., None]) -> Callable[..., None]:
 def unlocked(options: dict[str, Any], *, new: bool = False) -> Iterator[None]:
     """Takes these options away from the others; inside, backups are unlocked with them.
 
-    With `new`, what is typed is to unlock a new backup, and is asked for twice.
+    With `new`, a typed secret is for a new backup, and is asked for twice.
     """
     with keyring.unlocking_with(_secret(options, new=new)):
         yield
 
 
 def _ask(what: str, *, twice: bool = False, **options: Any) -> str:  # noqa: ANN401 - click's own
-    """What is typed on the terminal, which does not show it; without one, a line of the input.
+    """Reads a secret from the terminal, without showing it; without a terminal, a line of input.
 
     Raises:
         Locked: the input ended.
@@ -104,8 +104,8 @@ def _line_of_input(what: str) -> str:
 
 def _nobody(what: str) -> Locked:
     return Locked(
-        f"There is nobody to ask for this: {what}. There is no terminal, or the input ended. A "
-        "program names a file: --key-file, --hsm-secret or --passphrase-file."
+        f"Cannot ask for this: {what}. There is no terminal, or the input ended. In a script, "
+        "name a file: --key-file, --hsm-secret or --passphrase-file."
     )
 
 
@@ -114,7 +114,7 @@ def _secret(options: dict[str, Any], *, new: bool = False) -> keyring.Secret | N
     asked = {name: options.pop(name) for name in ("passphrase", "words")}
     given = [name for name, value in (paths | asked).items() if value]
     if len(given) > 1:
-        raise click.UsageError("Name one secret that unlocks the backup, not several.")
+        raise click.UsageError("Give one secret that unlocks the backup, not several.")
     if not given:
         return None
     if asked["passphrase"]:
@@ -145,27 +145,27 @@ def register(cli: click.Group, command: Command) -> None:
     def copy(source: str, target: str, *, as_json: bool) -> Fields:
         """Copy a backup to a new place, in the format of that place, and compare the two.
 
-        The node must be stopped if it writes to FROM. To go on with the copy, name it in
-        backup.lock. What unlocks FROM is named by the options, or by its URL; whether TO is
-        encrypted, and what unlocks it, is said by the options in its URL.
+        The node must be stopped if it writes to FROM. To continue with the copy, name it in
+        backup.lock. These options, or the URL, unlock FROM; the options in the URL of TO say
+        whether it is encrypted, and which secret unlocks it.
         """
         bar = functools.partial(progress, as_json=as_json, passes=2)
         done = copy_backup(url_of(source), url_of(target), bar)
         if keyring.is_encrypted(url_of(source)) and not keyring.is_encrypted(url_of(target)):
             warn(
-                "The copy is not encrypted: whoever reads it reads the node's database. For one "
-                "that is, name a key in the URL of the copy: dir:///the/copy?key-file=PATH"
+                "The copy is not encrypted: anyone who can read it can read the node's database. "
+                "For an encrypted copy, name a key in its URL: dir:///the/copy?key-file=PATH"
             )
         if not done.keeps_time:
             warn(
-                "The copy does not say when its last change was stored: a server takes the time of "
-                "the copy. If the node's machine lost power since that change, start the node on "
-                "the backup that was copied before you go on with the copy."
+                "The copy does not have the time of its last change: the server stored the time of "
+                "the copy instead. If the node's machine lost power since that change, start the "
+                "node on the original backup first, before you continue with the copy."
             )
         if not as_json:
             click.echo(
                 f"Copied {changes(done.version_count)} up to data version {done.version} to "
-                f"{redacted(url_of(target))}; read back, they are the same."
+                f"{redacted(url_of(target))}. The copy was read back and is identical."
             )
         return done._asdict()
 
@@ -175,7 +175,7 @@ def register(cli: click.Group, command: Command) -> None:
         "  backup-cli key remove /mnt/backup/node passphrase"
     )
     def key() -> None:
-        """Who can unlock an encrypted backup."""
+        """Manage the key slots of an encrypted backup."""
 
     url = click.argument(
         "url", metavar="URL", callback=lambda _context, _parameter, place: url_of(place)
@@ -184,13 +184,13 @@ def register(cli: click.Group, command: Command) -> None:
     @command("backup-cli key list /mnt/backup/node", key)
     @url
     def list(url: str, *, as_json: bool) -> Fields:  # noqa: A001
-        """List who can unlock a backup."""
+        """List the key slots of a backup."""
         keys = keyring.list_keys(url)
         if not as_json:
             for found in keys:
                 click.echo(f"{found.label:<34}{found.kind}")
             if not keys:
-                click.echo("The backup is not encrypted, so it has no keys.")
+                click.echo("The backup is not encrypted, so it has no key slots.")
         return {"keys": [found._asdict() for found in keys]}
 
     @command(
@@ -199,21 +199,23 @@ def register(cli: click.Group, command: Command) -> None:
         key,
     )
     @click.option(
-        "--new-key-file", type=click.Path(dir_okay=False), help="A key file; made if there is none."
+        "--new-key-file",
+        type=click.Path(dir_okay=False),
+        help="A key file; made if it does not exist.",
     )
     @click.option("--new-hsm-secret", type=_file, help="The node's hsm_secret, in any form.")
     @click.option("--new-passphrase-file", type=_file, help="A passphrase, in a file.")
     @click.option("--new-passphrase", is_flag=True, help="A passphrase; asks for it.")
-    @click.option("--name", help="What to call it.")
+    @click.option("--name", help="Name of the key slot.")
     @url
     def add(url: str, name: str | None, *, as_json: bool, **options: Any) -> Fields:  # noqa: ANN401
-        """Let one more secret unlock a backup. One that unlocks it now must be given as well."""
+        """Add a key slot, for another secret. Needs a secret that unlocks the backup now."""
         new = {name.removeprefix("new_"): value for name, value in options.items()}
         path = options["new_key_file"]
         with keyring.key_file(path) if path else interruption.deferred():
             secret = _secret(new | {"words": False}, new=True)
             if secret is None:
-                raise click.UsageError("Name the secret to add.")
+                raise click.UsageError("Give the secret to add.")
             label = keyring.add_key(url, secret, name)
             interruption.finished()
         if not as_json:
@@ -224,10 +226,10 @@ def register(cli: click.Group, command: Command) -> None:
     @url
     @click.argument("name")
     def remove(url: str, name: str, *, as_json: bool) -> Fields:
-        """Let a secret no longer unlock a backup.
+        """Remove a key slot, so that its secret no longer unlocks the backup.
 
-        Who has a copy of the backup from before, and the secret, can still read that copy, and
-        with its master key what is written later: to keep such a one out, copy the backup.
+        The secret still unlocks older copies of the backup, and the master key in them decrypts
+        later changes too: to revoke that access, copy the backup to a new place.
         """
         keyring.remove_key(url, name)
         if not as_json:

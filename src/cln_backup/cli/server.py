@@ -1,4 +1,4 @@
-"""The commands of `backup-cli` that are about a server: `server`, `token`, `takeover`."""
+"""The commands of `backup-cli` for a server: `server`, `token`, `takeover`."""
 
 from __future__ import annotations
 
@@ -35,39 +35,41 @@ from cln_backup.server.logs import LEVELS, MODES
     "--tls-dir",
     type=click.Path(file_okay=False),
     metavar="DIR",
-    help="Keep a certificate of our own in DIR; it is made at the first start.",
+    help="Keep the server's own certificate in DIR; it is made at the first start.",
 )
 @click.option(
-    "--insecure", is_flag=True, help="Listen for other machines without TLS or without tokens."
+    "--insecure",
+    is_flag=True,
+    help="Accept connections from other machines without TLS or without tokens.",
 )
-@click.option("--metrics", metavar="HOST:PORT", help="Serve figures for Prometheus there.")
+@click.option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there.")
 @click.option(
     "--max-connections",
     type=click.IntRange(min=4),
     default=MAX_CONNECTIONS,
     show_default=True,
     metavar="N",
-    help="How many connections may be open at once.",
+    help="Maximum number of open connections.",
 )
 @click.option(
     "--log-mode",
     type=click.Choice(MODES, case_sensitive=False),
     default="plain",
     show_default=True,
-    help="systemd puts the journal's levels before the lines.",
+    help="Format of the log; systemd prefixes lines with the journal's levels.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(LEVELS, case_sensitive=False),
     default="info",
     show_default=True,
-    help="The least level that is logged.",
+    help="The lowest level that is logged.",
 )
 def server(places: tuple[str, ...], nodes_file: str | None, **options: Any) -> None:  # noqa: ANN401 - as click has them
     """Serve backups to nodes on other machines.
 
-    Without --nodes, URL is the one backup that is served. HOST:PORT is where to listen; it is left
-    out where systemd opens the socket.
+    Without --nodes, URL is the backup to serve. HOST:PORT is the address to listen on; leave it
+    out if systemd opens the socket.
     """
     from cln_backup.server.command import Options, serve
 
@@ -88,7 +90,7 @@ _asks_for_json = click.option("--json", "as_json", is_flag=True, help="Print JSO
 @_asks_for_json
 @click.argument("path", metavar="FILE", type=click.Path(dir_okay=False))
 def token(path: str, *, as_json: bool) -> None:
-    """Make a token for a node in a new FILE, and show its hash for the server's list."""
+    """Write a new token for a node to FILE, and print its hash for the server's list."""
     with told(as_json=as_json):
         shown = create_token(path)
         click.echo(json.dumps({"hash": shown}) if as_json else shown)
@@ -100,9 +102,9 @@ def token(path: str, *, as_json: bool) -> None:
 @_asks_for_json
 @click.argument("url", metavar="URL")
 def takeover(url: str, *, as_json: bool) -> None:
-    """Have a server refuse whoever writes to a backup now, so that another node can begin.
+    """Make a server refuse the current writer of a backup, so that another node can start.
 
-    Make sure before that the old node is gone for good: two running copies of one node lose funds.
+    First make sure that the old node never runs again: two running copies of a node lose funds.
     """
     from cln_backup.backends.socket.backend import take_over
 
@@ -111,4 +113,4 @@ def takeover(url: str, *, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps({"backend_url": redacted(url)}))
             return
-        click.echo("The writer of before is refused from now on; the next one may begin.")
+        click.echo("The current writer is refused from now on; the next one to start is accepted.")

@@ -11,7 +11,7 @@ _PORT = re.compile(r"[0-9]{1,9}")
 
 
 class BadAddress(ValueError):
-    """Says what is wrong with an address, for the message of whoever was given it."""
+    """An invalid address; the text says what is wrong with it, for the caller's message."""
 
 
 class Address(NamedTuple):
@@ -26,7 +26,7 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str, whose: str, *, lowest_port: int = 1) -> Address:
-    """Takes `HOST:PORT` apart, with an IPv6 address in brackets; `whose` is for the message.
+    """Parses `HOST:PORT`, with an IPv6 address in brackets; `whose` is for the message.
 
     Raises `BadAddress`.
     """
@@ -35,25 +35,25 @@ def parse_address(text: str, whose: str, *, lowest_port: int = 1) -> Address:
         if not bracket:
             raise BadAddress(f"the bracket around {whose}'s IPv6 address is not closed")
         if not _is_ip(socket.AF_INET6, host.partition("%")[0]):
-            raise BadAddress(f"{host!r} in brackets is no IPv6 address")
+            raise BadAddress(f"{host!r} in brackets is not a valid IPv6 address")
         if not rest.startswith(":"):
             raise BadAddress(f"{whose} has no port; write [{host}]:PORT")
         port = rest[1:]
     else:
         host, colon, port = text.partition(":")
         if ":" in port:
-            raise BadAddress(f"{whose}'s IPv6 address must stand in brackets: [ADDRESS]:PORT")
+            raise BadAddress(f"{whose}'s IPv6 address must be in brackets: [ADDRESS]:PORT")
         if not host:
             raise BadAddress(f"{whose} has no host")
         if not colon:
             raise BadAddress(f"{whose} has no port")
         numeric = re.fullmatch(r"[0-9.]+", host) is not None
         if not (_is_ip(socket.AF_INET, host) if numeric else _HOST_NAME.fullmatch(host)):
-            raise BadAddress(f"{host!r} is neither an address nor a name of a host")
+            raise BadAddress(f"{host!r} is not a valid address or host name")
     if not port:
         raise BadAddress(f"{whose} has no port")
     if _PORT.fullmatch(port) is None or not lowest_port <= int(port) < 1 << 16:
-        raise BadAddress(f"{whose}'s port {port!r} is no number from 1 to 65535")
+        raise BadAddress(f"{whose}'s port {port!r} is not a number from 1 to 65535")
     return Address(host, int(port))
 
 

@@ -1,4 +1,4 @@
-"""Packets on a socket, with a limit on everything that the other side could make large or slow."""
+"""Packets on a socket, with limits on everything that the other side could make large or slow."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _KEEPALIVE_PROBES = 4
 
 
 class Channel:
-    """One connection. Every method raises `OSError` when it is lost, cut, or too slow.
+    """One connection. Every method raises `OSError` if it is lost, truncated, or too slow.
 
-    A packet that has begun must go on: no more than `stall_s` without a byte, and no slower in
-    all than 4 KiB a second. Memory is taken as bytes come, not as a length promises them.
+    Once a packet has begun, it may pause for at most `stall_s`, and must average 4 KiB a second
+    or more. Memory is allocated as bytes arrive, not by the stated length.
     """
 
     def __init__(self, sock: socket.socket, *, stall_s: float) -> None:
@@ -47,18 +47,18 @@ class Channel:
         set_keepalive(sock, _KEEPALIVE_IDLE_S, _KEEPALIVE_INTERVAL_S, _KEEPALIVE_PROBES)
 
     def bound_stall(self, stall_s: float) -> None:
-        """Changes how long the other side may bring nothing, or take nothing."""
+        """Changes how long the other side may send nothing, or accept nothing."""
         if stall_s != self._stall_s:
             self._stall_s = stall_s
             self._sock.settimeout(stall_s)
 
     def limit(self, all_s: float | None) -> None:
-        """From now on all must have come within `all_s`, however it comes; `None` ends that."""
+        """Sets a limit for everything received from now on, in seconds; `None` removes it."""
         self._all_by = None if all_s is None else time.monotonic() + all_s
         self._sock.settimeout(self._stall_s)
 
     def send(self, packet_type: int, payload: bytes = b"") -> None:
-        """Sends a packet and all that was queued before it."""
+        """Sends a packet and everything queued before it."""
         self.queue(packet_type, payload)
         self.flush()
 
@@ -79,26 +79,26 @@ class Channel:
         self._sock.sendall(data)
 
     def flush(self) -> None:
-        """Sends what was queued."""
+        """Sends everything queued."""
         data = b"".join(self._unsent)
         self._unsent.clear()
         self._unsent_bytes = 0
-        # In pieces, since the time limit of a send is for all of it.
+        # In pieces, since the timeout of a send is for the whole of it.
         for start in range(0, len(data), wire.CHUNK_BYTES):
             self._sock.sendall(data[start : start + wire.CHUNK_BYTES])
 
     def head(self, wait_s: float | None) -> tuple[int, int] | None:
-        """Type and payload length of the next packet; `None` when the other side has closed.
+        """Type and payload length of the next packet; `None` if the other side has closed.
 
         Args:
-            wait_s: how long the packet may take to begin; `None` for as long as it likes.
+            wait_s: how long to wait for the packet to begin; `None` for no limit.
         """
         started = time.monotonic()
         while self._start == self._end:
             if wait_s is not None:
                 left = started + wait_s - time.monotonic()
                 if left <= 0:
-                    raise TimeoutError(f"nothing came for {wait_s:.0f} seconds")
+                    raise TimeoutError(f"nothing was received for {wait_s:.0f} seconds")
                 self._sock.settimeout(min(left, self._stall_s))
             try:
                 if not self._receive():
@@ -114,13 +114,13 @@ class Channel:
         return packet_type, length
 
     def payload(self, length_bytes: int, limit_bytes: int) -> bytes:
-        """The payload of the packet whose head came last. Raises `BadPacket` when too large."""
+        """The payload of the packet whose head was read last. Raises `BadPacket` if too large."""
         if length_bytes > limit_bytes:
-            raise BadPacket(f"a packet of {length_bytes} bytes, where {limit_bytes} are the most")
+            raise BadPacket(f"a packet of {length_bytes} bytes; the limit is {limit_bytes}")
         return self._take(length_bytes)
 
     def pieces(self, length_bytes: int) -> Iterator[bytes]:
-        """The payload of the packet whose head came last, piece by piece as it comes."""
+        """The payload of the packet whose head was read last, in pieces as they arrive."""
         while length_bytes:
             piece = self._some(length_bytes)
             length_bytes -= len(piece)
@@ -132,21 +132,21 @@ class Channel:
         return b"".join(self.pieces(length_bytes))
 
     def _some(self, limit_bytes: int) -> bytes:
-        """At least one byte and at most so many."""
+        """At least one byte and at most `limit_bytes`."""
         if self._start == self._end:
             if time.monotonic() > self._deadline:
-                raise TimeoutError("a packet came too slowly")
+                raise TimeoutError("a packet arrived too slowly")
             if not self._receive():
-                raise ConnectionResetError("the connection was closed within a packet")
+                raise ConnectionResetError("the connection was closed in the middle of a packet")
         start, self._start = self._start, min(self._end, self._start + limit_bytes)
         return bytes(self._view[start : self._start])
 
     def _receive(self) -> int:
-        """Fills the empty buffer with what is there; returns 0 when the other side has closed."""
+        """Receives into the empty buffer; returns 0 if the other side has closed."""
         if self._all_by is not None:
             left_s = self._all_by - time.monotonic()
             if left_s <= 0:
-                raise ConnectionAbortedError("what was due came too slowly")
+                raise ConnectionAbortedError("the data arrived too slowly")
             self._sock.settimeout(min(left_s, self._stall_s))
         with interruption.at_once():
             count = self._sock.recv_into(self._buffer)
@@ -157,28 +157,28 @@ class Channel:
         return count
 
     def acknowledge_quickly(self) -> None:
-        """For a peer that sends a packet's head and payload apart, waiting between them.
+        """For a peer that sends a packet's head and payload separately, waiting between them.
 
-        The community's client does, with Nagle's algorithm on: each change would take the 40 ms
-        for which this side's system holds back its acknowledgement.
+        The community's client does, with Nagle's algorithm on: each change would take 40 ms, the
+        time for which this side's system delays its acknowledgement.
         """
         self._quick = hasattr(socket, "TCP_QUICKACK")
         if self._quick:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def shut(self) -> None:
-        """Ends the connection from another thread: whoever reads from it finds it closed."""
+        """Ends the connection from another thread: a reader finds it closed."""
         with contextlib.suppress(OSError):
-            # Of a TLS socket its own shutdown would go on in plain text.
+            # The shutdown of a TLS socket's own would continue in plain text.
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
     def shut_reading(self) -> None:
-        """Lets the other thread finish what it has read, and answer it, but read no more."""
+        """Lets the other thread finish and answer what it has read, but read no more."""
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._sock, socket.SHUT_RD)
 
     def probe(self) -> None:
-        """Has the system find out within some seconds whether the other side is still there."""
+        """Makes the system probe within some seconds whether the other side is still there."""
         set_keepalive(self._sock, 1, 1, 2)
 
     def close(self) -> None:
@@ -188,7 +188,7 @@ class Channel:
 
 
 def set_keepalive(sock: socket.socket, idle_s: int, interval_s: int, probes: int) -> None:
-    """Has the system notice when the other side has gone without a word."""
+    """Makes the system detect that the other side has gone without closing the connection."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (

@@ -1,9 +1,9 @@
-"""Packets to changes and back: protocol 1 of the community's plugin, and its extension.
+"""Encodes and decodes packets: protocol 1 of the community's plugin, and its extension.
 
 `docs/wire.md` has the byte tables. A packet is `u8 type, u32 length, payload`, big-endian. The
 extension is offered in a packet that a server of the community's plugin reads and ignores
-(METADATA, which only servers send there), and used only when the answer says that it is
-understood; so nothing of it ever reaches a peer that knows protocol 1 only.
+(METADATA, which only servers send there), and used only if the answer says that it is
+supported; so a peer that supports protocol 1 only never gets any other part of it.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ PROTOCOL: Final = 1
 EXTENDED: Final = 2
 MAX_PAYLOAD_BYTES: Final = 0xFFFF_FFFF
 MAX_CHANGE_BYTES: Final = 1 << 28
-"""The largest transaction that is taken from a peer, as it is and after decompression."""
+"""The largest transaction accepted from a peer, before and after decompression."""
 MAX_HELLO_BYTES: Final = 4096
 MAX_NODE_ID_BYTES: Final = 128
 MAX_REFUSAL_BYTES: Final = 4096
 MAX_STATISTICS_BYTES: Final = 1 << 16
 CHUNK_BYTES: Final = 1 << 18
-"""The most of a snapshot that one SNAPSHOT_DATA packet carries."""
+"""The largest piece of a snapshot in one SNAPSHOT_DATA packet."""
 
 _HEAD = struct.Struct("!BI")
 _VERSION = struct.Struct("!I")
@@ -83,15 +83,15 @@ _KINDS: Final = (None, Kind.TRANSACTION, Kind.SNAPSHOT, Kind.RIDER)
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """What a client that knows the extension says of itself, as JSON.
+    """The greeting of a client that supports the extension, as JSON.
 
     Attributes:
         role: `read`, `write`, `create` or `takeover`.
-        node: whose backup is meant, on a server with several.
-        token: the credential, where the server asks for one.
-        session: a random name of the writing process; a connection that was lost is known by it.
+        node: name of the node, on a server with several.
+        token: the credential, if the server requires one.
+        session: a random name of the writing process, by which it resumes a lost connection.
         resume: whether this session has been the writer before.
-        deflate: whether the server shall compress what it streams.
+        deflate: whether the server shall compress the changes that it streams.
         who: the process, for a message to another writer.
     """
 
@@ -105,15 +105,15 @@ class Hello(msgspec.Struct, frozen=True):
 
 
 class Standing(NamedTuple):
-    """Where a server's backup stands.
+    """The state of a server's backup.
 
     Attributes:
-        head: kind of the last change; `None` when empty, or when the server knows protocol 1 only.
+        head: kind of the last change; `None` if empty, or if the server supports protocol 1 only.
         foreign_keys: whether foreign keys are enforced after it.
-        size_bytes: of the backup; 0 where it is not known.
-        changed_at_ms: when the head was stored, since 1970; 0 where it is not known.
+        size_bytes: of the backup; 0 if unknown.
+        changed_at_ms: when the head was stored, since 1970; 0 if unknown.
         epoch: number of writers that the server has seen since it was started.
-        digest: of the head; zeros when empty or not known.
+        digest: of the head; zeros if empty or unknown.
     """
 
     version: int
@@ -128,14 +128,14 @@ class Standing(NamedTuple):
 
 
 class StreamStart(NamedTuple):
-    """From where a server shall stream.
+    """The place from which a server shall stream.
 
     Attributes:
         version: the first data version.
-        skip: how many changes of just that version the client has already.
-        head: whether the last change is wanted too.
-        offset_bytes: how much the client has of the snapshot that comes first.
-        digest: of the last change that is skipped; zeros where none is.
+        skip: how many changes of this very version the client has already.
+        head: whether to include the last change.
+        offset_bytes: how much the client has already of the snapshot that comes first.
+        digest: of the last change that is skipped; zeros if none is.
     """
 
     version: int
@@ -146,12 +146,12 @@ class StreamStart(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why a server did not do what it was asked.
+    """Why a server refused a request.
 
     Attributes:
         code: exit code of the error's class in `errors`.
-        version: for damage, up to where the backup is good; else where it stands.
-        offset_bytes: for damage, where.
+        version: the backup's version; for damage, the last good one.
+        offset_bytes: for damage, its place.
     """
 
     code: int
@@ -161,11 +161,11 @@ class Refusal(NamedTuple):
 
 
 def pack_head(packet_type: int, length_bytes: int) -> bytes:
-    """The 5 bytes before a payload. Raises `BadChange` where the length does not fit."""
+    """The 5 bytes before a payload. Raises `BadChange` if the length is out of range."""
     if length_bytes > MAX_PAYLOAD_BYTES:
         raise BadChange(
-            f"Protocol 1 cannot carry {length_bytes} bytes at once (at most 4 GiB less one byte). "
-            "A server of this project takes them in pieces; nothing was sent."
+            f"Protocol 1 cannot transfer {length_bytes} bytes at once (at most 4 GiB - 1). Nothing "
+            "was sent. A server of this project accepts them in pieces."
         )
     return _HEAD.pack(packet_type, length_bytes)
 
@@ -177,9 +177,9 @@ def unpack_head(data: bytes) -> tuple[int, int]:
 
 
 def pack_version(version: int) -> bytes:
-    """The payload of REWIND, ACK and NACK. Raises `BadChange` for what is no version."""
+    """The payload of REWIND, ACK and NACK. Raises `BadChange` for an invalid version."""
     if not 0 <= version <= v1.MAX_VERSION:
-        raise BadChange(f"No protocol can carry data version {version}; nothing was sent.")
+        raise BadChange(f"Data version {version} is out of range; nothing was sent.")
     return _VERSION.pack(version)
 
 
@@ -194,43 +194,43 @@ def pack_metadata(standing: Standing) -> bytes:
 
 
 def pack_hello(hello: Hello) -> bytes:
-    """METADATA as a client offers the extension."""
+    """METADATA by which a client offers the extension."""
     return _VERSION.pack(EXTENDED) + msgspec.json.encode(hello)
 
 
 def unpack_hello(payload: bytes) -> Hello:
-    """What a client says of itself. Raises `BadPacket`."""
+    """Decodes a client's greeting. Raises `BadPacket`."""
     try:
         if payload[:4] == _VERSION.pack(EXTENDED):
             return msgspec.json.decode(payload[4:], type=Hello)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
-    raise BadPacket("a greeting that cannot be understood")
+    raise BadPacket("invalid greeting")
 
 
 def pack_standing(standing: Standing) -> bytes:
-    """METADATA as a server gives it to a client that offered the extension."""
+    """METADATA by which a server answers a client that offered the extension."""
     return _METADATA.pack(EXTENDED, *standing[:3]) + _STANDING.pack(
         _KINDS.index(standing.head), standing.foreign_keys, *standing[5:]
     )
 
 
 def unpack_standing(payload: bytes) -> tuple[int, Standing]:
-    """The protocol that a server speaks, and where its backup stands. Raises `BadPacket`."""
+    """A server's protocol, and the state of its backup. Raises `BadPacket`."""
     protocol, version, prev_version, count = _fields(_METADATA, payload, exact=False)
     standing = Standing(version, prev_version, count)
     if protocol == PROTOCOL and len(payload) == METADATA_BYTES:
         return PROTOCOL, standing
     if protocol != EXTENDED:
-        raise BadPacket(f"protocol {protocol}, where this program knows 1 and 2")
+        raise BadPacket(f"unsupported protocol {protocol}; this program supports 1 and 2")
     kind, foreign_keys, *others = _fields(_STANDING, payload[METADATA_BYTES:], exact=False)
     if kind >= len(_KINDS):
-        raise BadPacket(f"a head of kind {kind}")
+        raise BadPacket(f"a head of unknown kind {kind}")
     return EXTENDED, Standing(*standing[:3], _KINDS[kind], bool(foreign_keys), *others)
 
 
 def pack_change(version: int, payload: bytes) -> bytes:
-    """CHANGE of protocol 1, made of a transaction as `v1.pack_transaction` has it."""
+    """CHANGE of protocol 1, for a transaction encoded by `v1.pack_transaction`."""
     return pack_version(version) + zlib.compress(payload)
 
 
@@ -243,10 +243,10 @@ def unpack_change(
 
 
 def pack_append(version: int, payload: bytes, digest: bytes, *, deflate: bool) -> bytes:
-    """APPEND: a transaction as `v1.pack_transaction` has it, with its digest."""
+    """APPEND: a transaction encoded by `v1.pack_transaction`, with its digest."""
     pack_version(version)
     if deflate:
-        # Level 1: three quarters of what level 6 saves, for a quarter of the node's waiting.
+        # Level 1 saves three quarters of what level 6 does, in a quarter of the time.
         return _APPEND.pack(version, DEFLATED, digest) + zlib.compress(payload, 1)
     return _APPEND.pack(version, PLAIN, digest) + payload
 
@@ -261,7 +261,7 @@ def unpack_append(
     version, encoding, digest = _fields(_APPEND, payload, exact=False)
     content = decoded(encoding, payload[APPEND_BYTES:], limit_bytes)
     if transaction_digest(version, content) != digest:
-        raise BadPacket(f"a change for version {version} that is not what its digest says")
+        raise BadPacket(f"a change for version {version} whose digest does not match")
     return version, v1.unpack_transaction(content), digest
 
 
@@ -304,36 +304,36 @@ def unpack_drop(payload: bytes) -> tuple[int, bytes]:
 
 
 def pack_claim(node_id: str) -> bytes:
-    """CLAIM: the backup is to be this node's."""
+    """CLAIM: names the node that the backup belongs to."""
     return node_id.encode("ascii")
 
 
 def unpack_claim(payload: bytes) -> str:
     """The node's id, in hex. Raises `BadPacket`."""
     if len(payload) > MAX_NODE_ID_BYTES or not payload.isalnum():
-        raise BadPacket("a node's id that is none")
+        raise BadPacket("invalid node id")
     return payload.decode("ascii")
 
 
 def pack_stream_start(start: StreamStart) -> bytes:
-    """STREAM: from where, and with or without the head."""
+    """STREAM: the place to start from, and whether to include the head."""
     return _STREAM.pack(*start)
 
 
 def unpack_stream_start(payload: bytes) -> StreamStart:
-    """From where a client wants the changes. Raises `BadPacket`."""
+    """The place from which a client wants changes. Raises `BadPacket`."""
     version, skip, head, offset, digest = _fields(_STREAM, payload, exact=True)
     return StreamStart(version, skip, bool(head), offset, digest)
 
 
 def pack_refusal(refusal: Refusal) -> bytes:
-    """REFUSED: why something was not done."""
+    """REFUSED: why a request was refused."""
     text = refusal.message.encode("utf-8", "replace")[: MAX_REFUSAL_BYTES - _REFUSED.size]
     return _REFUSED.pack(refusal.code, refusal.version, refusal.offset_bytes) + text
 
 
 def unpack_refusal(payload: bytes) -> Refusal:
-    """Why a server refused; the text is cleaned for a terminal. Raises `BadPacket`."""
+    """Why a server refused a request; the text is safe for a terminal. Raises `BadPacket`."""
     code, version, offset = _fields(_REFUSED, payload, exact=False)
     text = payload[_REFUSED.size :].decode("utf-8", "replace")
     return Refusal(code, version, offset, "".join(c if c.isprintable() else " " for c in text))
@@ -341,5 +341,5 @@ def unpack_refusal(payload: bytes) -> Refusal:
 
 def _fields(form: struct.Struct, payload: bytes, *, exact: bool) -> tuple[Any, ...]:
     if len(payload) < form.size or (exact and len(payload) != form.size):
-        raise BadPacket(f"a packet of {len(payload)} bytes, where {form.size} were due")
+        raise BadPacket(f"a packet of {len(payload)} bytes instead of {form.size}")
     return form.unpack_from(payload)

@@ -1,4 +1,4 @@
-"""A snapshot in protocol 1: one packet, whose length is sent before it, of any size."""
+"""A snapshot in protocol 1: one packet of any size, preceded by its length."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def pack_snapshot(snapshot: Snapshot, packed: Spool) -> None:
-    """Compresses a snapshot for protocol 1, where its length must be sent before it."""
+    """Compresses a snapshot for protocol 1, which needs the compressed length first."""
     packer = zlib.compressobj()
     for chunk in snapshot.chunks():
         packed.write(packer.compress(chunk))
@@ -27,7 +27,7 @@ def pack_snapshot(snapshot: Snapshot, packed: Spool) -> None:
 
 
 def send_snapshot(channel: Channel, version: int, packed: Spool) -> None:
-    """Sends what `pack_snapshot` made. Raises `BadChange` where it does not fit in one packet."""
+    """Sends the output of `pack_snapshot`. Raises `BadChange` if it does not fit in a packet."""
     channel.send_head(wire.SNAPSHOT, 4 + packed.size_bytes)
     channel.send_bytes(wire.pack_version(version))
     for chunk in packed.chunks():
@@ -36,9 +36,9 @@ def send_snapshot(channel: Channel, version: int, packed: Spool) -> None:
 
 
 def unpack_snapshot(pieces: Iterator[bytes], spool: Spool, limit_bytes: int) -> tuple[int, bytes]:
-    """Spools the snapshot in a packet of protocol 1; returns its version and digest.
+    """Spools a snapshot from a packet of protocol 1; returns its version and digest.
 
-    Memory is constant. Raises `BadPacket`, `StorageError`, and whatever `pieces` raises.
+    Memory is constant. Raises `BadPacket`, `StorageError`, and the errors of `pieces`.
     """
     start = b""
     for piece in pieces:
@@ -55,13 +55,15 @@ def unpack_snapshot(pieces: Iterator[bytes], spool: Spool, limit_bytes: int) -> 
                 content = stream.decompress(rest, wire.CHUNK_BYTES)
                 rest = stream.unconsumed_tail
                 if spool.size_bytes + len(content) > limit_bytes:
-                    raise BadPacket(f"a snapshot that becomes larger than {limit_bytes} bytes")
+                    raise BadPacket(
+                        f"a snapshot larger than {limit_bytes} bytes after decompression"
+                    )
                 digest.update(content)
                 spool.write(content)
                 if stream.unused_data:
-                    raise BadPacket("a compressed snapshot that goes on behind its end")
+                    raise BadPacket("a compressed snapshot with trailing bytes")
     except zlib.error:
-        raise BadPacket("a snapshot that is not compressed by zlib") from None
+        raise BadPacket("a snapshot that is not valid zlib data") from None
     if not stream.eof:
-        raise BadPacket("a compressed snapshot that is cut")
+        raise BadPacket("a compressed snapshot that is truncated")
     return version, digest.digest()
