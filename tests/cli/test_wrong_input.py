@@ -244,9 +244,9 @@ def test_words_from_a_pipe_are_taken(place: Place) -> None:
 
 
 def test_module_that_is_missing_to_the_plugin_is_no_fault_of_the_program() -> None:
-    from cln_backup.plugin.worker import _fault
+    from cln_backup.plugin.faults import fault
 
-    said = _fault(ModuleNotFoundError("No module named 'cln_backup.gone'"))
+    said = fault(ModuleNotFoundError("No module named 'cln_backup.gone'"))
     assert said.startswith("The installation of cln-backup is incomplete, or changed")
     assert "has a fault" not in said
-    assert _fault(ValueError("secret")).startswith("cln-backup has a fault (ValueError in ")
+    assert fault(ValueError("secret")).startswith("cln-backup has a fault (ValueError in ")

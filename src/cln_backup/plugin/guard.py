@@ -21,6 +21,8 @@ from cln_backup.node.outside import other_plugins_live
 from cln_backup.plugin import jsonrpc
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cln_backup.plugin.jsonrpc import Mailbox
 
 SHUTDOWN_S = 8.0
@@ -98,6 +100,71 @@ def spawn(mailbox: Mailbox, lightningd: int, manifest: object) -> Guard:
         traceback.print_exc()
     finally:
         os._exit(0)
+
+
+class Keeper:
+    """Keeps a guard beside the worker: one that was killed is replaced."""
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        lightningd: int,
+        manifest: object,
+        log: Callable[[str, str], None],
+        poll: select.poll,
+    ) -> None:
+        """Starts the first guard, as `spawn` does; shows at `poll` when a child has ended."""
+        self._arguments = mailbox, lightningd, manifest
+        self._log = log
+        self._child_ended = _wake_on_children()
+        poll.register(self._child_ended, select.POLLIN)
+        self._guard: Guard | None = None
+        self.ensure()
+
+    def is_missing(self) -> bool:
+        """Whether there is none, so that `ensure` should be called again soon."""
+        return self._guard is None
+
+    def ensure(self) -> None:
+        """Starts a guard where there is none; the system may have no process to spare."""
+        if self._guard is None:
+            with contextlib.suppress(OSError):
+                self._guard = spawn(*self._arguments)
+
+    def is_at(self, fd: int) -> bool:
+        """Whether `poll` gave this descriptor because a child has ended."""
+        return fd == self._child_ended
+
+    def go_on(self) -> None:
+        """Waits for the children that have ended; if one was the guard, starts another."""
+        os.read(self._child_ended, 4096)
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if self._guard is not None and pid == self._guard.pid:
+                os.close(self._guard.life_fd)
+                self._guard = None
+                self._log("warn", "The backup plugin's guard process was killed; it is replaced.")
+                self.ensure()
+
+    def dismiss(self) -> None:
+        """Has the guard end without a word, as `Guard.dismiss` does."""
+        if self._guard is not None:
+            self._guard.dismiss()
+
+
+def _wake_on_children() -> int:
+    """A pipe that becomes readable when a child ends."""
+    readable, writable = os.pipe()
+    os.set_blocking(readable, False)
+    os.set_blocking(writable, False)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)
+    return readable
 
 
 def is_quiet(until: float) -> bool:

@@ -1,0 +1,120 @@
+"""lightningd's `init`: the options, and how this plugin was loaded, which `listconfigs` tells."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from cln_backup.plugin import jsonrpc
+from cln_backup.plugin.manifest import OPTION, SCRATCH_OPTION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    from cln_backup.node import rpc
+    from cln_backup.plugin.compact_command import CompactCommand
+    from cln_backup.plugin.hook import Hook
+    from cln_backup.plugin.jsonrpc import Message
+    from cln_backup.plugin.patience import Patience
+
+
+class InitCommand:
+    """Answers `init`, and then asks lightningd how this plugin was loaded."""
+
+    def __init__(
+        self,
+        hook: Hook,
+        compaction: CompactCommand,
+        patience: Patience,
+        log: Callable[[str, str], None],
+        poll: select.poll,
+        lightningd: int,
+    ) -> None:
+        """Shows at `poll` when `go_on` has something to do; `lightningd` is a process id."""
+        self._hook = hook
+        self._compaction = compaction
+        self._patience = patience
+        self._log = log
+        self._poll = poll
+        self._lightningd = lightningd
+        self._rpc: rpc.Request | None = None
+
+    def answer(self, message: Message) -> None:
+        """Answers `init`; a node that would come up unprotected is stopped instead.
+
+        Raises:
+            BrokenPipeError: lightningd is gone.
+        """
+        init = jsonrpc.decode_init(message.params)
+        if init.options.get(OPTION):
+            self._log(
+                "warn",
+                "The `--backup-destination` option is deprecated and will be removed in future "
+                "versions of the backup plugin. It is unused: the destination is what the "
+                "`backup.lock` file in the network directory says. Remove it from the "
+                "configuration.",
+            )
+        rpc_path = os.path.join(init.configuration.lightning_dir, init.configuration.rpc_file)
+        if init.configuration.startup and not self._hook.was_called:
+            self._refuse_unprotected()
+        jsonrpc.write(jsonrpc.answer(bytes(message.id), {}))
+        self._compaction.begin(init.options.get(SCRATCH_OPTION))
+        from cln_backup.node import rpc  # not before: the start of this program is waited for
+
+        try:
+            self._rpc = rpc.Request(rpc_path, "listconfigs")
+        except OSError as error:
+            self._log("warn", f"Cannot ask lightningd how this plugin was loaded: {error}")
+        else:
+            self._poll.register(self._rpc.fileno(), select.POLLIN)
+        from cln_backup.compaction import compactor  # noqa: F401  # now, while the node waits for nothing
+
+    def _refuse_unprotected(self) -> NoReturn:
+        """Keeps a node from coming up whose database lightningd reports to no plugin."""
+        self._log(
+            "error",
+            "This node is NOT protected: lightningd asked for no backup of its database, which it "
+            "does with SQLite only. With PostgreSQL, use its own replication, and remove this "
+            "plugin from the configuration. The node is stopped.",
+        )
+        if os.environ.get("LIGHTNINGD_PLUGIN"):  # its parent is what it says it is
+            # While plugins start, lightningd hears no `stop`; nothing else ends it at once. It is
+            # left the time to write down why.
+            time.sleep(1)
+            os.kill(self._lightningd, signal.SIGTERM)
+        while os.read(0, jsonrpc.MAILBOX_BYTES):
+            pass  # init stays unanswered, so the start does not go on
+        raise BrokenPipeError("lightningd has closed the pipe")
+
+    def is_at(self, fd: int) -> bool:
+        """Whether `poll` gave this descriptor for an answer to come."""
+        return self._rpc is not None and fd == self._rpc.fileno()
+
+    def go_on(self) -> None:
+        """Learns by lightningd's answer that the node is up, and how this plugin was loaded."""
+        assert self._rpc is not None
+        from cln_backup.node import rpc
+
+        important = True
+        with contextlib.suppress(ConnectionError):  # then there is nobody to be warned
+            configuration = self._rpc.answer()
+            if configuration is None:
+                return
+            self._patience.node_is_up()
+            important = rpc.is_important(configuration, sys.argv[0], OPTION)
+        self._poll.unregister(self._rpc.fileno())
+        self._rpc.close()
+        self._rpc = None
+        if not important:
+            self._log(
+                "warn",
+                "THE BACKUP PLUGIN IS NOT LOADED AS IMPORTANT. Should all its processes die, this "
+                "node goes on without a backup, and says nothing. In the configuration, write "
+                f"important-plugin={os.path.realpath(sys.argv[0])} in the place of plugin=",
+            )
