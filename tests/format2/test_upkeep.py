@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend
+from cln_backup.backends.dir.upkeep import Start
+from cln_backup.process.channel import Message, send
+from cln_backup.process.child import Child
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,9 +22,20 @@ if TYPE_CHECKING:
 from cln_backup.storage import scratch
 
 
-def _upkeep(path: Path, writer: int) -> None:
+def _upkeep(path: Path, *, alive: bool) -> None:
+    """Runs the process for a writer that is alive, or has died when the process looks first."""
+    start = Start(str(path), 0, 0, os.getpid())
     module = "cln_backup.backends.dir.upkeep"
-    subprocess.run([sys.executable, "-m", module, path, "0", "0", str(writer)], check=True)
+    if alive:
+        upkeep = Child(module, start, (Message,), work="prepares segments")
+        upkeep.wait(60)
+        upkeep.close()
+    else:
+        readable, writable = os.pipe()
+        send(writable, start)
+        os.close(writable)
+        subprocess.run([sys.executable, "-m", module], stdin=readable, check=True)
+        os.close(readable)
 
 
 @pytest.fixture
@@ -34,15 +48,13 @@ def backup(tmp_path: Path) -> Path:
 
 
 def test_spare_is_made_for_the_writer(backup: Path) -> None:
-    _upkeep(backup, os.getpid())
+    _upkeep(backup, alive=True)
     assert sorted(path.name for path in backup.glob("spare*")) == ["spare"]
 
 
 def test_upkeep_of_a_dead_writer_makes_and_removes_nothing(backup: Path) -> None:
     """Another writer may be about to claim a segment by the name that would be removed."""
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        pass
-    _upkeep(backup, ended.pid)
+    _upkeep(backup, alive=False)
     assert sorted(path.name for path in backup.glob("spare*")) == ["spare.first-1", "spare.new-1"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -52,6 +53,12 @@ class Parent(Generic[Asked]):
     def next(self) -> Asked | None:
         """Waits for what the parent asks next; `None` when it needs nothing more."""
         return self._asked.get()
+
+    def lives(self) -> bool:
+        """Whether the parent is there and listens, at this moment."""
+        poll = select.poll()
+        poll.register(self._inbox.fd, 0)
+        return not poll.poll(0)
 
     def check(self) -> None:
         """For other threads than the main one. Raises `Interrupted` where the work is over."""

@@ -7,13 +7,14 @@ import fcntl
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.model.errors import NotFound, StorageError
+from cln_backup.process.channel import Message
+from cln_backup.process.child import Child
+from cln_backup.process.parent import Parent, serve
 from cln_backup.storage import ownership
 from cln_backup.storage.giving_back import give_back
 from cln_backup.storage.os_errors import storage_errors
@@ -144,15 +145,16 @@ def clear_beside(places: Iterable[str]) -> None:
     It frees their space in steps, so that no writer on that disk waits for it. If there are no
     leftovers, no child is started. The caller need not wait; the child ends by itself.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, StorageError):
         left = [path for place in places for path in leftovers(place)]
         if left:
-            subprocess.Popen(
-                [sys.executable, "-m", "cln_backup.storage.scratch", *left],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+            Child(
+                "cln_backup.storage.scratch",
+                Leftovers(left),
+                (Message,),
+                work="removes leftovers",
+                lowest_priority=True,
+            ).release()
 
 
 def empty(directory: str, *, op: str) -> None:
@@ -198,14 +200,19 @@ def require_room(path: str, *, op: str, needed_bytes: int = 0) -> None:
         )
 
 
-def main() -> None:
-    """The child that removes leftovers: `python -m cln_backup.storage.scratch DIRECTORY…`."""
-    os.nice(19)
-    for path in sys.argv[1:]:
+class Leftovers(Message):
+    """What the child is to remove."""
+
+    paths: list[str]
+
+
+def _run(leftovers: Leftovers, _parent: Parent[Message]) -> None:
+    """The child that removes leftovers: `python -m cln_backup.storage.scratch`."""
+    for path in leftovers.paths:
         with contextlib.suppress(StorageError):
             empty(path, op="clear up")
         shutil.rmtree(path, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main()
+    serve(_run, Leftovers)

@@ -184,7 +184,7 @@ class DirBackend(Backend):
             from cln_backup.backends.dir.writer import SegmentWriter
 
             seal = last_seal(self._base.path)
-            keep = (str(self._place.keep), str(self._place.keep_days))
+            keep = (self._place.keep, self._place.keep_days)
             self._writer = SegmentWriter(self._store, self._end, seal, keep)
         self._set_position()
 

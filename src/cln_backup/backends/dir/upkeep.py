@@ -1,7 +1,7 @@
-"""Prepares and clears up beside a writer: `python -m …dir_upkeep PATH KEEP KEEP_DAYS WRITER`.
+"""Prepares and clears up beside a writer: `python -m cln_backup.backends.dir.upkeep`.
 
 A process of its own at the lowest priority. It needs no key: the names say all that it must know.
-Idempotent: the next one finishes what is left. Where the writer, its parent, has died, it prepares
+Idempotent: the next one finishes what is left. When the writer, its parent, has died, it prepares
 nothing more: the directory may be another writer's by then, or be removed as unfinished.
 """
 
@@ -10,26 +10,39 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import sys
 import time
+from typing import TYPE_CHECKING
 
 from cln_backup.backends.dir.store import SPARE, SPARE_BYTES, list_files
-from cln_backup.model.errors import StorageError
+from cln_backup.process.channel import Message
+from cln_backup.process.parent import Parent, serve
 from cln_backup.storage import fsio, giving_back
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _DAY_S = 86_400
 _FEW_FILES = 8
 _FEW_BYTES = 4 << 20
 
 
-def make_spare(path: str, writer: int) -> None:
+class Start(Message):
+    """What to look after: `writer` is the process id of the one that appends."""
+
+    path: str
+    keep: int
+    keep_days: int
+    writer: int
+
+
+def make_spare(path: str, writer: int, writer_lives: Callable[[], bool]) -> None:
     """Prepares the file of zeros that becomes the next segment; durable when it returns.
 
-    `writer` is the process that this one works for, its parent; without it, nothing is done.
+    Without the writer that this process works for, nothing is done.
     """
     spare = os.path.join(path, SPARE)
     for name in fsio.list_directory(path, op="list backup"):
-        if os.getppid() != writer:
+        if not writer_lives():
             return
         if name.startswith(f"{SPARE}.") and name != f"{SPARE}.first-{writer}":
             fsio.remove(os.path.join(path, name), op="remove unfinished spare")
@@ -40,7 +53,7 @@ def make_spare(path: str, writer: int) -> None:
     fd = fsio.create(built, op="create spare")
     try:
         fsio.preallocate(fd, SPARE_BYTES, op="preallocate spare")
-        if os.getppid() == writer:
+        if writer_lives():
             fsio.replace(built, spare, op="publish spare")
         else:
             fsio.remove(built, op="remove unfinished spare")
@@ -104,17 +117,10 @@ def remove_expired(path: str, keep: int, keep_days: int) -> None:
             giving_back.close_reader(fd)
 
 
-def main() -> int:
-    """The process beside a writer."""
-    os.nice(19)
-    path, keep, keep_days, writer = sys.argv[1], *map(int, sys.argv[2:])
-    try:
-        make_spare(path, writer)
-        remove_expired(path, keep, keep_days)
-    except StorageError:
-        return StorageError.exit_code
-    return 0
+def _run(start: Start, parent: Parent[Message]) -> None:
+    make_spare(start.path, start.writer, parent.lives)
+    remove_expired(start.path, start.keep, start.keep_days)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    serve(_run, Start)

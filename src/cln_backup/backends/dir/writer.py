@@ -12,18 +12,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.backends.dir import store as dir_store
 from cln_backup.backends.dir.blocks import BlockFile
 from cln_backup.backends.dir.records import Tail, judge_tail
 from cln_backup.backends.dir.store import list_files, newest_segment
+from cln_backup.backends.dir.upkeep import Start
 from cln_backup.backends.look import LookSchedule, conflict, moved
 from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import Encoder
 from cln_backup.model.errors import AlreadyExists, StorageError, WriterConflict
+from cln_backup.process.channel import Message
+from cln_backup.process.child import Child
 from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
@@ -42,13 +43,13 @@ _UPKEEP_WAIT_S: Final = 3.0
 class SegmentWriter:
     """Appends records; starts with none, and claims its first segment at the first append."""
 
-    def __init__(self, store: Store, end: LogEnd, seal: bytes, upkeep: Sequence[str]) -> None:
+    def __init__(self, store: Store, end: LogEnd, seal: bytes, keep: tuple[int, int]) -> None:
         """Starts behind `end`; in an empty log, behind the base with the seal given.
 
-        `upkeep` are the arguments of the process beside, besides the directory.
+        `keep` is how many replaced generations to keep at least, and for how many days.
         """
         self._store = store
-        self._upkeep_arguments = upkeep
+        self._keep = keep
         self._begun = end if end.segment else end._replace(seal=seal)
         self.epoch = end.epoch + 1
         self._file: BlockFile | None = None
@@ -57,7 +58,7 @@ class SegmentWriter:
         self._digest = hashlib.sha256()
         self._next_path = ""
         self._leftover = end
-        self._upkeep: subprocess.Popen[bytes] | None = None
+        self._upkeep: Child[Message] | None = None
         self._spare_wanted = True
         self._schedule = LookSchedule()
 
@@ -283,16 +284,18 @@ class SegmentWriter:
         started is no fault of the backup: the next segment is then prepared while the node waits.
         """
         self._spare_wanted = False
-        if self._upkeep is not None and self._upkeep.poll() is None:
-            return
-        command = [sys.executable, "-m", "cln_backup.backends.dir.upkeep", self._store.path]
-        command.extend((*self._upkeep_arguments, str(os.getpid())))
-        with contextlib.suppress(OSError):
-            self._upkeep = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+        if self._upkeep is not None:
+            if self._upkeep.is_running():
+                return
+            self._upkeep.close()
+        start = Start(self._store.path, *self._keep, os.getpid())
+        with contextlib.suppress(StorageError):
+            self._upkeep = Child(
+                "cln_backup.backends.dir.upkeep",
+                start,
+                (Message,),
+                work="prepares segments",
+                lowest_priority=True,
             )
 
     def close(self) -> None:
@@ -301,9 +304,6 @@ class SegmentWriter:
             self._file.close()
             self._file = None
         if self._upkeep is not None:
-            try:
-                self._upkeep.wait(_UPKEEP_WAIT_S)
-            except subprocess.TimeoutExpired:
-                self._upkeep.kill()
-                self._upkeep.wait()
+            self._upkeep.wait(_UPKEEP_WAIT_S)
+            self._upkeep.close()
             self._upkeep = None
