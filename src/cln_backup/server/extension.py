@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import time
 from typing import TYPE_CHECKING, ClassVar
 
 from cln_backup.formats import digests
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from cln_backup.server.connection import Connection
     from cln_backup.server.served import Served
 
+MAX_WAIT_S = 60.0
+"""How long a WAIT is answered with at most."""
+
 _MAX_FIELDS_BYTES = 64
 """No packet of fixed fields alone is longer."""
 
@@ -37,7 +42,10 @@ def refuse(connection: Connection, error: BackupError) -> None:
 
 
 class Extension(Answers):
-    """Answers in the extension. A reader is answered from the backup as it was at its greeting."""
+    """Answers in the extension.
+
+    A reader is answered from the backup as it was at its greeting, or at its last WAIT.
+    """
 
     def __init__(self, connection: Connection, node: Served, hello: wire.Hello) -> None:
         super().__init__(connection, node)
@@ -68,16 +76,28 @@ class Extension(Answers):
         return self.node.standing()
 
     def _begin_to_read(self) -> wire.Standing:
-        self._reader = reader = self.node.open_reader()
-        size = reader.size_bytes
-        self._seen = standing_of(reader, head_digest(reader), 0, size_bytes=size)
+        self._see_anew()
+        return self._seen_with_size()
+
+    def _see_anew(self) -> bool:
+        """Goes on to the backup as it is now; returns whether it is another than before."""
+        before, reader = self._seen, self.node.open_reader()
+        self.close()
+        self._reader = reader
+        self._seen = standing_of(reader, head_digest(reader), 0)
+        return before is None or before._replace(size_bytes=0) != self._seen
+
+    def _seen_with_size(self) -> wire.Standing:
+        assert self._reader is not None
+        assert self._seen is not None
+        self._seen = self._seen._replace(size_bytes=self._reader.size_bytes)
         return self._seen
 
     def _begin_to_create(self) -> wire.Standing:
         try:
             return self.node.standing()
         except NotFound:
-            return wire.Standing(0, 0, 0)
+            return wire.Standing(0, 0, 0, features=wire.FEATURES)
 
     _roles: ClassVar[Mapping[str, Callable[[Extension], wire.Standing]]] = {
         "write": _begin_to_write,
@@ -149,7 +169,19 @@ class Extension(Answers):
 
     def _metadata(self, length_bytes: int) -> wire.Standing:
         self._channel.payload(length_bytes, 0)
-        return self.node.standing() if self._seen is None else self._seen
+        return self.node.standing() if self._reader is None else self._seen_with_size()
+
+    def _wait(self, length_bytes: int) -> wire.Standing:
+        limit_s = wire.unpack_wait(self._fields(length_bytes))
+        if self._seen is None:
+            raise BadPacket("a WAIT, although it is not a reader")
+        until = time.monotonic() + min(limit_s, MAX_WAIT_S)
+        with self.node.bells.bell() as bell:
+            changed = self._see_anew()
+            while not changed and self._channel.wait_beside(bell, until - time.monotonic()):
+                os.read(bell, 4096)
+                changed = self._see_anew()
+        return self._seen
 
     def _stream(self, length_bytes: int) -> None:
         start = wire.unpack_stream_start(self._fields(length_bytes))
@@ -172,4 +204,5 @@ class Extension(Answers):
         wire.CREATE: _create,
         wire.CLAIM: _claim,
         wire.COMPACT: Answers.compact,
+        wire.WAIT: _wait,
     }

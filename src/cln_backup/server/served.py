@@ -19,6 +19,7 @@ from cln_backup.model.errors import (
     StorageError,
     WriterConflict,
 )
+from cln_backup.server.bells import Bells
 from cln_backup.server.standing import head_digest, standing_of
 from cln_backup.storage import scratch
 
@@ -77,6 +78,7 @@ class Served:
         self.url = url
         self.token_hash = token_hash
         self.counters = Counters()
+        self.bells = Bells()
         self.last: wire.Standing | None = None
         self._changed = threading.Condition(threading.RLock())
         self._clients_lock = threading.Lock()
@@ -118,8 +120,11 @@ class Served:
     def _stand(self, backend: Backend) -> wire.Standing:
         if self._digest is None:
             self._digest = head_digest(backend)
-        self.last = standing_of(backend, self._digest, self._epoch)
-        return self.last
+        standing = standing_of(backend, self._digest, self._epoch)
+        if standing != self.last:
+            self.last = standing
+            self.bells.ring()
+        return standing
 
     def _stand_and_measure(self) -> wire.Standing:
         return self._stand(self._opened())._replace(size_bytes=self._measured())

@@ -30,6 +30,7 @@ def standing_of(
         0 if changed_at is None else int(changed_at * 1000),
         epoch,
         digest,
+        wire.FEATURES,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -112,6 +113,19 @@ class Channel:
         packet_type, length = wire.unpack_head(self._take(wire.HEAD_BYTES))
         self._deadline += length / _MIN_RATE_BYTES_S
         return packet_type, length
+
+    def wait_beside(self, fd: int, wait_s: float) -> bool:
+        """Waits until another descriptor can be read, and returns whether it can.
+
+        Ends when the time is over, and when the other side sends something or closes.
+        """
+        pending = getattr(self._sock, "pending", None)  # what TLS has decrypted already
+        if self._start != self._end or (pending is not None and pending()):
+            return False
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.register(fd, select.POLLIN)
+        return fd in dict(poll.poll(max(0.0, wait_s) * 1000))
 
     def payload(self, length_bytes: int, limit_bytes: int) -> bytes:
         """The payload of the packet whose head was read last. Raises `BadPacket` if too large."""

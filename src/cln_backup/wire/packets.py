@@ -17,6 +17,7 @@ import msgspec
 from cln_backup.formats import v1
 from cln_backup.formats.digests import NO_DIGEST, transaction_digest
 from cln_backup.formats.encoding import DEFLATED, PLAIN, decoded, inflate
+from cln_backup.model import position
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import BadChange, BadPacket
 
@@ -43,9 +44,14 @@ STREAM_END: Final = 0x26
 REFUSED: Final = 0x27
 CREATE: Final = 0x28
 CLAIM: Final = 0x29
+WAIT: Final = 0x2A
 
 PROTOCOL: Final = 1
 EXTENDED: Final = 2
+CAN_WAIT: Final = 1
+"""Of `Standing.features`: the server answers WAIT."""
+FEATURES: Final = CAN_WAIT
+"""What this release does of what was added to the extension."""
 MAX_PAYLOAD_BYTES: Final = 0xFFFF_FFFF
 MAX_CHANGE_BYTES: Final = 1 << 28
 """The largest transaction accepted from a peer, before and after decompression."""
@@ -60,11 +66,13 @@ _HEAD = struct.Struct("!BI")
 _VERSION = struct.Struct("!I")
 _METADATA = struct.Struct("!IIIQ")
 _STANDING = struct.Struct("!BBQQQ32s")
+_ADDED = struct.Struct("!IQ32s")
 _APPEND = struct.Struct("!IB32s")
 _SNAPSHOT_BEGIN = struct.Struct("!IQ")
 _DROP = struct.Struct("!I32s")
 _STREAM = struct.Struct("!IIBQ32s")
 _REFUSED = struct.Struct("!BIQ")
+_WAIT = struct.Struct("!I")
 
 HEAD_BYTES: Final = _HEAD.size
 METADATA_BYTES: Final = _METADATA.size
@@ -73,6 +81,7 @@ APPEND_BYTES: Final = _APPEND.size
 assert HEAD_BYTES == 5
 assert METADATA_BYTES == 20
 assert _STANDING.size == 58
+assert _ADDED.size == 44
 assert APPEND_BYTES == 37
 assert _SNAPSHOT_BEGIN.size == 12
 assert _DROP.size == 36
@@ -114,6 +123,9 @@ class Standing(NamedTuple):
         changed_at_ms: when the head was stored, since 1970; 0 if unknown.
         epoch: number of writers that the server has seen since it was started.
         digest: of the head; zeros if empty or unknown.
+        features: the additions to the extension that the server supports, a bit each.
+        changes: see `Position.changes`; 0 if unknown.
+        history: see `Position.digest`; zeros if unknown.
     """
 
     version: int
@@ -125,6 +137,9 @@ class Standing(NamedTuple):
     changed_at_ms: int = 0
     epoch: int = 0
     digest: bytes = NO_DIGEST
+    features: int = 0
+    changes: int = 0
+    history: bytes = position.UNKNOWN
 
 
 class StreamStart(NamedTuple):
@@ -210,9 +225,8 @@ def unpack_hello(payload: bytes) -> Hello:
 
 def pack_standing(standing: Standing) -> bytes:
     """METADATA by which a server answers a client that offered the extension."""
-    return _METADATA.pack(EXTENDED, *standing[:3]) + _STANDING.pack(
-        _KINDS.index(standing.head), standing.foreign_keys, *standing[5:]
-    )
+    fixed = _STANDING.pack(_KINDS.index(standing.head), standing.foreign_keys, *standing[5:9])
+    return _METADATA.pack(EXTENDED, *standing[:3]) + fixed + _ADDED.pack(*standing[9:])
 
 
 def unpack_standing(payload: bytes) -> tuple[int, Standing]:
@@ -226,6 +240,9 @@ def unpack_standing(payload: bytes) -> tuple[int, Standing]:
     kind, foreign_keys, *others = _fields(_STANDING, payload[METADATA_BYTES:], exact=False)
     if kind >= len(_KINDS):
         raise BadPacket(f"a head of unknown kind {kind}")
+    added = payload[METADATA_BYTES + _STANDING.size :]
+    if len(added) >= _ADDED.size:  # a server of release 0.2 does not send it
+        others += _ADDED.unpack_from(added)
     return EXTENDED, Standing(*standing[:3], _KINDS[kind], bool(foreign_keys), *others)
 
 
@@ -324,6 +341,16 @@ def unpack_stream_start(payload: bytes) -> StreamStart:
     """The place from which a client wants changes. Raises `BadPacket`."""
     version, skip, head, offset, digest = _fields(_STREAM, payload, exact=True)
     return StreamStart(version, skip, bool(head), offset, digest)
+
+
+def pack_wait(limit_s: float) -> bytes:
+    """WAIT: how long to wait for another standing at most; a millisecond at the least."""
+    return _WAIT.pack(max(1, min(int(limit_s * 1000), 0xFFFF_FFFF)))
+
+
+def unpack_wait(payload: bytes) -> float:
+    """How many seconds a client wants to wait at most. Raises `BadPacket`."""
+    return float(_fields(_WAIT, payload, exact=True)[0]) / 1000
 
 
 def pack_refusal(refusal: Refusal) -> bytes:

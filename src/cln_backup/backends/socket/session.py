@@ -236,6 +236,17 @@ class ExtendedSession(Session):
                 "it holds is another. Does another node write to the same backup?"
             )
 
+    def wait(self, limit_s: float) -> bool:
+        """Waits until the backup changes, for so long at most; `standing` then tells how it is.
+
+        Returns at once, with `False`, where the server cannot wait.
+        """
+        if not self.standing.features & wire.CAN_WAIT:
+            return False
+        self._channel.send(wire.WAIT, wire.pack_wait(limit_s))
+        self._stood(limit_s)
+        return True
+
     def claim(self, node_id: str) -> None:
         """Has the server make sure that the backup is this node's."""
         self._channel.send(wire.CLAIM, wire.pack_claim(node_id))
