@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from typing import TYPE_CHECKING
@@ -17,6 +15,7 @@ from cln_backup.backends.file.end import FileEnd
 from cln_backup.backends.look import APPENDS, PAUSE_S, LookSchedule
 from cln_backup.formats.v1 import Header
 from cln_backup.model.errors import BackupError, StorageError, WriterConflict
+from tests import programs
 from tests.backends.conformance import PLACES
 from tests.backends.set_back import CASES, compact, files, fill_to_a_border, newest_file
 from tests.histories import append, payment, started_node, told, told_by
@@ -30,32 +29,30 @@ if TYPE_CHECKING:
 KINDS = ("file", "dir", "dir-encrypted")
 
 
-@functools.cache
 def _set_back(kind: str) -> dict[tuple[str, ...], dict[str, str | bool]]:
-    with tempfile.TemporaryDirectory() as directory:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.backends.set_back", kind, directory],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    outcomes = map(json.loads, done.stdout.splitlines())
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        programs.start(
+            *("tests.backends.set_back", kind, directory), stdout=subprocess.PIPE, text=True
+        ) as done,
+    ):
+        said, _ = done.communicate()
+    assert done.returncode == 0
+    outcomes = map(json.loads, said.splitlines())
     return {tuple(outcome["case"]): outcome for outcome in outcomes}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", CASES, ids=" - ".join)
-def test_machine_that_was_set_back_overwrites_nothing(kind: str, case: tuple[str, ...]) -> None:
-    outcome = _set_back(kind)[case]
-    assert outcome["said"] != "stored"
-    assert outcome["again"] != "stored"
-    assert outcome["untouched"]
-    assert outcome["whole"]
-
-
-def test_message_says_what_was_found_what_is_safe_and_what_to_do() -> None:
-    said = str(_set_back("dir")["one change", "go on", "anywhere"]["said"])
+def test_machine_that_was_set_back_overwrites_nothing(kind: str) -> None:
+    outcomes = _set_back(kind)
+    assert set(outcomes) == set(CASES)
+    for case, outcome in outcomes.items():
+        assert outcome["said"] != "stored", case
+        assert outcome["again"] != "stored", case
+        assert outcome["untouched"], case
+        assert outcome["whole"], case
+    # What was found, what is safe and what to do.
+    said = str(outcomes["one change", "go on", "anywhere"]["said"])
     assert said.startswith("WriterConflict: Another process wrote to this backup: ")
     for phrase in ("Nothing was overwritten", "set back", "Do not start", "backup-cli restore"):
         assert phrase in said

@@ -19,6 +19,7 @@ import pytest
 from cln_backup.backends import create_backend, open_backend
 from cln_backup.cli.commands import cli
 from cln_backup.model import errors
+from tests import programs
 from tests.histories import (
     OFF,
     append,
@@ -33,9 +34,9 @@ from tests.histories import (
     transaction,
 )
 from tests.operations.neighbours import holding, listening
+from tests.programs import CLI
 from tests.seed_file import SeedNode
 
-CLI = Path(sys.executable).with_name("backup-cli")
 HISTORY = [*started_node(), *payments(4, 20)]
 COMMANDS = ("init", "snapshot", "restore", "status", "verify", "compact", "log")
 
@@ -63,14 +64,7 @@ class Ended(NamedTuple):
 
 
 def run(*arguments: object, cwd: Path | None = None, **environment: str) -> Ended:
-    ended = subprocess.run(
-        [CLI, *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | environment,
-    )
+    ended = programs.run(*arguments, cwd=cwd, env=os.environ | environment)
     assert "Traceback" not in ended.stderr
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
@@ -517,7 +511,7 @@ def test_interrupted_command_leaves_nothing(
     create_backend(url, None)
     append(url, [*HISTORY, *payments(20, 8_000)])
     before = {path.name for path in memory_path.iterdir()} | {"node.bkp.writer"}
-    process = subprocess.Popen([CLI, command, url], stderr=subprocess.PIPE)
+    process = programs.start("backup-cli", command, url, stderr=subprocess.PIPE)
     with process:
         while not any(path.stat().st_size for path in memory_path.glob(".*/*")):
             assert process.poll() is None, "it was done before it could be stopped"

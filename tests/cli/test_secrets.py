@@ -6,18 +6,19 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cln_backup.backends import create_backend
+from tests import programs
 from tests.histories import append, build_database, started_node
+from tests.programs import CLI
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-_CLI = Path(sys.executable).with_name("backup-cli")
 _WORDS = "abandon " * 11 + "about"
 _CTRL_C = "\x03"
 # A terminal of its own for a command, between the pipes to the test.
@@ -30,7 +31,7 @@ sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))
 def _on_a_terminal(*arguments: object, answers: Sequence[tuple[str, str]] = ()) -> tuple[int, str]:
     """Runs a command on a terminal; its exit code, and all that the terminal showed."""
     with subprocess.Popen(
-        [sys.executable, "-c", _TERMINAL, _CLI, *map(str, arguments)],
+        [sys.executable, "-c", _TERMINAL, CLI, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,
@@ -50,14 +51,7 @@ def _on_a_terminal(*arguments: object, answers: Sequence[tuple[str, str]] = ()) 
 
 
 def _json(*arguments: object, code: int = 0) -> dict[str, Any]:
-    done = subprocess.run(
-        [_CLI, *map(str, arguments), "--json"],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-        check=False,
-    )
+    done = programs.run(*arguments, "--json", start_new_session=True)
     assert done.returncode == code, done.stderr + done.stdout
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -230,9 +224,7 @@ def test_one_change_is_one_change(number: int, tmp_path: Path) -> None:
     backup = f"dir://{tmp_path}/backup"
     create_backend(backup, None)
     append(backup, started_node()[:number])
-    shown = subprocess.run(
-        [_CLI, "verify", "--no-replay", backup], capture_output=True, text=True, check=True
-    ).stdout
+    shown = programs.run("verify", "--no-replay", backup).stdout
     assert ("its 1 change was read" in shown) == (number == 1)
     assert ("changes were" in shown) == (number != 1)
 

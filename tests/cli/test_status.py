@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
 from cln_backup.compaction.compact import compact
+from tests import programs
 from tests.histories import add_all, append, payments, started_node
 
-_CLI = Path(sys.executable).with_name("backup-cli")
+if TYPE_CHECKING:
+    from pathlib import Path
+
 _NODE = "02" + "ab" * 32
 
 
@@ -23,9 +23,7 @@ def _status(url: str, code: int = 0) -> tuple[dict[str, Any], dict[str, str]]:
     """The fields, and the rows of the table."""
     shown = []
     for option in (["--json"], []):
-        done = subprocess.run(
-            [_CLI, "status", *option, url], capture_output=True, text=True, check=False
-        )
+        done = programs.run("status", *option, url)
         assert done.returncode == code, done.stderr
         shown.append(done.stdout)
     lines = [line.partition("  ") for line in shown[1].splitlines()]
@@ -70,7 +68,7 @@ def encrypted(tmp_path: Path) -> str:
     create_backend(url, None)
     _write(url)
     add = ("key", "add", "--new-key-file", tmp_path / "paper", "--name", "paper")
-    subprocess.run([_CLI, *add, url], check=True)
+    assert programs.run(*add, url).returncode == 0
     for first in (60, 90):
         append(url, payments(first, first + 30))
         compact(url)

@@ -15,12 +15,13 @@ import pytest
 from cln_backup.backends import create_backend
 from cln_backup.cli.commands import cli
 from cln_backup.model import errors
+from tests import programs
 from tests.histories import append, build_database, payments, started_node
+from tests.programs import CLI
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_CLI = Path(sys.executable).with_name("backup-cli")
 _HISTORY = [*started_node(), *payments(4, 20)]
 _WORDS = "abandon " * 11 + "about"
 
@@ -35,22 +36,14 @@ class Ended(NamedTuple):
 
 def run(*arguments: object, text: str = "", cwd: Path | None = None) -> Ended:
     """Runs a command in a session without a terminal."""
-    ended = subprocess.run(
-        [_CLI, *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        input=text,
-        text=True,
-        cwd=cwd,
-        start_new_session=True,
-    )
+    ended = programs.run(*arguments, input=text, cwd=cwd, start_new_session=True)
     assert "Traceback" not in ended.stderr
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
 def _shell(script: str, *arguments: object) -> Ended:
     ended = subprocess.run(
-        ["/bin/sh", "-c", script, str(_CLI), *map(str, arguments)],
+        ["/bin/sh", "-c", script, str(CLI), *map(str, arguments)],
         check=False,
         capture_output=True,
         text=True,

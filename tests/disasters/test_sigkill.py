@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import pytest
 from cln_backup.backends import open_backend
 from cln_backup.model.errors import NotFound
 from cln_backup.operations.restore import restore
+from tests import programs
 from tests.disasters.places import is_there, url_in
 from tests.disasters.scenarios import all_scenarios, next_change
 from tests.histories import append, assert_same_database, build_database, told, told_by
@@ -41,14 +41,9 @@ KILLED = [
 def _killed(directory: Path, kind: str, name: str, number: int) -> str:
     """The label of the step at which the process was killed; `done` when it had fewer steps."""
     directory.mkdir()
-    victim = subprocess.run(
-        [sys.executable, "-m", "tests.disasters.victim", str(directory), kind, name, str(number)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    label = victim.stdout.strip()
+    arguments = ("tests.disasters.victim", directory, kind, name, number)
+    with programs.start(*arguments, stdout=subprocess.PIPE, text=True) as victim:
+        label = str(victim.communicate()[0]).strip()
     assert victim.returncode == (0 if label == "done" else -signal.SIGKILL)
     return label
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +13,12 @@ from cln_backup.backends.contract import Staged, size_of
 from cln_backup.compaction.compact import compact, pays
 from cln_backup.compaction.compactor import Compactor
 from cln_backup.server.served import Served
+from tests import programs
 from tests.disasters.places import KINDS, url_in
 from tests.histories import append, payments, started_node, told_by, wearing_payments
 
 if TYPE_CHECKING:
     from cln_backup.backends.contract import Statistics
-
-_CLI = Path(sys.executable).with_name("backup-cli")
 
 
 @pytest.fixture(params=KINDS)
@@ -99,11 +96,11 @@ def test_command_says_so_with_both_figures(tmp_path: Path) -> None:
     create_backend(url, None)
     append(url, [*started_node(), *payments(4, 8)])
     shown = [
-        subprocess.run([_CLI, "compact", *option, url], check=True, capture_output=True).stdout
+        programs.run("compact", *option, url).stdout
         for option in ([], ["--json"], ["--force", "--json"])
     ]
-    assert shown[0].startswith(b"Not compacted: it would not get smaller. It has ")
-    assert b"in 9 changes, and would have" in shown[0]
+    assert shown[0].startswith("Not compacted: it would not get smaller. It has ")
+    assert "in 9 changes, and would have" in shown[0]
     left, forced = json.loads(shown[1]), json.loads(shown[2])
     assert left["before"] == left["after"] == forced["before"]
     assert left["would_be"] == forced["after"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator import client, content
+from tests import programs
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -39,9 +40,7 @@ class Home:
 
     def cli(self, *arguments: str, code: int = 0) -> str:
         """Runs `backup-cli`; returns what it printed."""
-        done = subprocess.run(
-            [BIN / "backup-cli", *arguments], capture_output=True, text=True, check=False
-        )
+        done = programs.run(*arguments)
         assert done.returncode == code, done.stderr + done.stdout
         return done.stdout + done.stderr
 
@@ -69,7 +68,7 @@ class Home:
     def command(self, *arguments: str, important: bool = True) -> list[str]:
         option = "--important-plugin" if important else "--plugin"
         return [
-            *(sys.executable, "-m", "simulator", str(self.directory)),
+            *("simulator", str(self.directory)),
             # a crash at a sync needs one
             *("--synchronous", "full" if "in-commit" in " ".join(arguments) else "off"),
             *("--report", str(self.report), "--quiet"),
@@ -80,7 +79,7 @@ class Home:
         self, *arguments: str, important: bool = True, env: dict[str, str] | None = None
     ) -> subprocess.Popen[str]:
         """Starts a node and returns at once."""
-        return subprocess.Popen(
+        return programs.Program(
             self.command(*arguments, important=important),
             cwd=ROOT,
             stderr=subprocess.PIPE,

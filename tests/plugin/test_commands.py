@@ -7,14 +7,16 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from simulator import content
+from tests import programs
 from tests.plugin.home import CAPTURES, PLUGIN, Home, processes_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _ROUTER = ("--capture", str(CAPTURES / "small" / "router.jsonl.xz"))
 _GETMANIFEST = (
@@ -74,16 +76,8 @@ def test_a_second_compaction_is_refused_and_the_first_goes_on(home: Home) -> Non
     home.init()
     node = home.start("--generate", "60", "--database-mb", "48", "--hold")
     home.wait_for_calls(60)
-    asking = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "simulator.client",
-            str(home.directory),
-            "backup-compact",
-            '{"force": true}',
-        ],
-        cwd=Path(__file__).parents[2],
+    asking = programs.start(
+        *("simulator.client", home.directory, "backup-compact", '{"force": true}'),
         stdout=subprocess.PIPE,
     )
     while not home.call("backup-status")["compacting"]:
@@ -111,16 +105,8 @@ def test_node_killed_during_a_compaction(home: Home) -> None:
     node = home.start("--generate", "5000", "--database-mb", "32", "--rate", "400")
     home.wait_for_calls(60)
     worker, _ = processes_of(node.pid)
-    asking = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "simulator.client",
-            str(home.directory),
-            "backup-compact",
-            '{"force": true}',
-        ],
-        cwd=Path(__file__).parents[2],
+    asking = programs.start(
+        *("simulator.client", home.directory, "backup-compact", '{"force": true}'),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from shlex import quote
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import programs
 from tests.histories import payment, started_node, told, told_by
 from tests.plugin.home import CAPTURES, ROOT, Home
 from tests.small_disk import fill, small_disk
@@ -78,12 +78,13 @@ def test_database_ahead_of_its_backup_names_the_way_out(home: Home, tmp_path: Pa
 
 
 def _run_without_plugin(home: Home, until: int) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "simulator", home.directory, *_ROUTER, "--until", str(until)],
+    with programs.start(
+        *("simulator", home.directory, *_ROUTER, "--until", until),
         cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
+        stderr=subprocess.PIPE,
+    ) as node:
+        node.communicate()
+    assert node.returncode == 0
 
 
 def test_last_change_of_the_same_boot_is_dropped(home: Home) -> None:
@@ -234,8 +235,9 @@ def test_disk_full_halts_and_says_so(tmp_path: Path) -> None:
     home = Home(tmp_path)
     _grow(home, 300)  # the backup is larger than the database then
     limit_kib = home.backup.stat().st_size // 1024 + 20
+    command = programs.installed(home.command(*_ROUTER))
     node = subprocess.run(
-        ["/bin/bash", "-c", f'ulimit -f {limit_kib}; exec "$@"', "-", *home.command(*_ROUTER)],
+        ["/bin/bash", "-c", f'ulimit -f {limit_kib}; exec "$@"', "-", *command],
         cwd=ROOT,
         capture_output=True,
         text=True,

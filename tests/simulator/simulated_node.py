@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator import client
+from tests import programs
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTURES = ROOT / "tests" / "data" / "captures"
@@ -47,12 +48,9 @@ class Setup:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a node and return at once."""
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "simulator", str(self.directory)),
-                *("--synchronous", "off", "--report", str(self._report)),
-                *arguments,
-            ],
+        return programs.start(
+            *("simulator", self.directory, "--synchronous", "off", "--report", self._report),
+            *arguments,
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,

@@ -17,6 +17,7 @@ from cln_backup.server.command import _raise_file_limit as raise_file_limit
 from cln_backup.server.listener import Listener, bind
 from cln_backup.server.served import Served
 from cln_backup.wire.address import Address
+from tests import programs
 
 if TYPE_CHECKING:
     import ssl
@@ -70,8 +71,8 @@ class ServerProcess:
 
     def start(self) -> None:
         address = str(Address(self._host, self.port))
-        self.process = subprocess.Popen(
-            [CLI, "server", *self._arguments, address],
+        self.process = programs.start(
+            *("backup-cli", "server", *self._arguments, address),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

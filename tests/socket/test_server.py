@@ -37,6 +37,7 @@ from cln_backup.model.errors import (
 )
 from cln_backup.server import certificate
 from cln_backup.wire import packets as wire
+from tests import programs
 from tests.histories import (
     SnapshotBytes,
     add_all,
@@ -63,7 +64,7 @@ def _made(path: Path, name: str = "node") -> str:
 
 
 def _cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([CLI, *arguments], capture_output=True, text=True, check=False)
+    return programs.run(*arguments)
 
 
 # Ways to the server

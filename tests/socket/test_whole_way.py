@@ -7,14 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import captured
+from tests import captured, programs
 from tests.plugin.home import CAPTURES, ROOT, Home, processes_of
 from tests.socket.serving import server_process
 
@@ -144,12 +143,11 @@ def test_snapshot_brings_a_backup_on_a_server_up_to_the_node(
     home.run(*_ROUTER, "--until", "60")
     lock = home.directory / "backup.lock"
     shutil.move(lock, tmp_path / "away")
-    subprocess.run(
-        [sys.executable, "-m", "simulator", home.directory, *_ROUTER, "--until", "80"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
+    with programs.start(
+        *("simulator", home.directory, *_ROUTER, "--until", 80), cwd=ROOT, stderr=subprocess.PIPE
+    ) as node:
+        node.communicate()
+    assert node.returncode == 0
     shutil.move(tmp_path / "away", lock)
     home.run(*_ROUTER, "--calls", "20", code=None)
     assert "Backup is out of date" in home.log() + home.stderr
