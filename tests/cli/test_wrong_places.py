@@ -94,11 +94,13 @@ def test_what_is_not_a_backup_is_said_to_be_what_it_is(place: Place) -> None:
     """A database was "damaged at byte 0, version 1397836905"."""
     database = place.node / "lightningd.sqlite3"
     for url in (f"file://{database}",):
-        with pytest.raises(NotFound, match="is a SQLite database, not a backup of one"):
+        with pytest.raises(NotFound, match="is a SQLite database, not a backup"):
             open_backend(url)
-    with pytest.raises(NotFound, match=f"is a file, and a dir: .* name it file://{place.file}"):
+    with pytest.raises(
+        NotFound, match=f"is a file, not a directory as a dir: .* name it file://{place.file}"
+    ):
         open_backend(f"dir://{place.file}")
-    with pytest.raises(BadUrl, match=f"It is a dir: backup: name it dir://{place.encrypted}"):
+    with pytest.raises(BadUrl, match=f"It is a dir: backup; name it dir://{place.encrypted}"):
         open_backend(f"file://{place.encrypted}")
     with pytest.raises(NotFound, match=f"but one at {place.encrypted}"):
         open_backend(f"dir://{place.encrypted.parent}")
@@ -107,7 +109,7 @@ def test_what_is_not_a_backup_is_said_to_be_what_it_is(place: Place) -> None:
 @pytest.mark.parametrize("start", ["base-", "log-", "key-"])
 def test_file_of_a_directory_is_said_to_be_one(start: str, place: Place) -> None:
     for path in place.encrypted.glob(f"{start}*"):
-        with pytest.raises(NotFound, match=f"is one file of a dir: .*: dir://{place.encrypted}"):
+        with pytest.raises(NotFound, match=f"is a file of a dir: .*: dir://{place.encrypted}"):
             open_backend(f"file://{path}")
 
 
@@ -188,11 +190,11 @@ def test_network_directory_of_a_name_of_its_own_is_found_by_what_is_in_it(place:
 
 
 def test_server_of_a_server_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(BadUrl, match="A server serves a file: or dir: backup of its own machine"):
+    with pytest.raises(BadUrl, match="a server serves file: and dir: backups of its own machine"):
         serve("socket:127.0.0.1:1", "127.0.0.1:0", Options())
     nodes = tmp_path / "nodes"
     nodes.write_text(f"alice socket:127.0.0.1:1 {'0' * 64}\n")
-    with pytest.raises(BadUrl, match="A server serves"):
+    with pytest.raises(BadUrl, match="a server serves"):
         read_nodes(str(nodes))
 
 

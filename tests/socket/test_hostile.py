@@ -90,7 +90,7 @@ def _kinds(answers: bytes) -> list[int]:
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
     with server_process(_made(tmp_path)) as server:
         yield server
-        assert "fault of this program" not in "".join(server.said)
+        assert "bug in cln-backup" not in "".join(server.said)
 
 
 def _peak_kib(pid: int) -> int:
@@ -139,7 +139,7 @@ def test_name_of_a_node_leads_to_no_file(tmp_path: Path) -> None:
             greeting = _packet(wire.METADATA, wire.pack_hello(hello)) + _packet(wire.REQ_METADATA)
             answer = _send(server.port, greeting)
             assert answer[0] == wire.REFUSED
-            assert b"no such node, or its token is another" in answer
+            assert b"Unknown node or wrong token" in answer
     append(other, [payment(4)])
 
 

@@ -70,7 +70,7 @@ def test_strangers_take_a_quarter_of_the_connections_and_no_more(tmp_path: Path)
         add_all(writer, payments(4, 6))
         strangers.pop().close()
         assert told_by(server.url)[-1] == told(payments(5, 6))[0]
-    assert "10 connections are open that have not said who they are" in "".join(server.said)
+    assert "too many unauthenticated connections: 10 are open" in "".join(server.said)
 
 
 def test_no_more_connections_than_allowed(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_no_more_connections_than_allowed(tmp_path: Path) -> None:
                 told(started_node())
             ]
         append(server.url, [payment(4)])
-    assert "12 connections are open already" in "".join(server.said)
+    assert "too many connections: 12 are open" in "".join(server.said)
 
 
 def test_one_node_cannot_take_the_connections_of_another(tmp_path: Path) -> None:

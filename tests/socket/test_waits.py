@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.socket.serving import ServerProcess
 
 _ROUTER = ("--capture", str(CAPTURES / "small" / "router.jsonl.xz"))
-_ANNOUNCED = re.compile(r"Trying again for (\d+) seconds more")
+_ANNOUNCED = re.compile(r"Retrying for (\d+) more seconds")
 _START_FIRST = "Start the server first"
 _IN_THE_URL = "deadline=SECONDS"
 

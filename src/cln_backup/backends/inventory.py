@@ -1,4 +1,4 @@
-"""What can be seen of a backup from outside, also where nothing unlocks it."""
+"""Facts about a backup that can be read without unlocking it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _BLOCK_BYTES: Final = 512
 
 
 class Inventory(NamedTuple):
-    """What belongs to a backup.
+    """The parts of a backup.
 
     Attributes:
-        cipher: what it is encrypted with; `None` where it is not.
-        keys: all that unlock it.
-        generations: how many states of the history are kept, the current one among them; `None`
-            for a format that has none.
+        cipher: of the encryption; `None` if it is not encrypted.
+        keys: its key slots.
+        generations: how many generations are kept, including the current one; `None` for a format
+            that has none.
         oldest_generation_at: when the oldest one was made, in seconds since 1970.
-        space_bytes: what all its files take on the disk: also those prepared for later, expired,
+        space_bytes: the disk space of all its files, including those prepared for later, expired,
             set aside, or left by a process that was killed.
     """
 
@@ -42,7 +42,7 @@ class Inventory(NamedTuple):
 
 
 def noted_node(lock_path: str, veil: Veil | None = None) -> str | None:
-    """The node whose backup this is, as the writer's lock file has it; `None` where unknown."""
+    """The node that the backup belongs to, by the writer's lock file; `None` if unknown."""
     with contextlib.suppress(BackupError, ValueError):
         fd = fsio.open_existing(lock_path, writable=False, op="read writer lock")
         try:
@@ -56,11 +56,11 @@ def noted_node(lock_path: str, veil: Veil | None = None) -> str | None:
 
 
 def space_bytes(paths: Iterable[str]) -> int:
-    """What files and directories take on the disk, with all that is in them.
+    """The disk space of files and directories, with their contents.
 
-    Files that vanish meanwhile do not count, nor does what may not be looked into.
+    Files that disappear meanwhile do not count, nor do directories that may not be read.
     """
-    taken: dict[tuple[int, int], int] = {}  # a file with two names is there once
+    taken: dict[tuple[int, int], int] = {}  # count a file with two names once
     waiting = list(paths)
     while waiting:
         path = waiting.pop()

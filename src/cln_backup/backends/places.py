@@ -1,4 +1,4 @@
-"""What is at a path of this machine, where a backup is looked for or is to be made."""
+"""Checks of local paths where a backup is expected or will be made."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _DATABASE_MAGIC = b"SQLite format 3\x00"
 
 
 def require_backup_file(path: str) -> None:
-    """Makes sure that a path can be that of a `file:` backup, as far as its first bytes tell.
+    """Makes sure that a path can be a `file:` backup, judging by its first bytes.
 
     Raises:
-        NotFound: there is nothing, or something else; the message says what, and what to name.
-        StorageError: this user cannot know.
+        NotFound: there is nothing or something else; the message says what, and what to use.
+        StorageError: this user cannot read it.
     """
     kind = fsio.kind_at(path, op=_LOOK)
     if kind is None:
@@ -31,13 +31,13 @@ def require_backup_file(path: str) -> None:
         os.close(fd)
     if start.startswith(_DATABASE_MAGIC):
         raise NotFound(
-            f"{path} is a SQLite database, not a backup of one. If it is the node's own, name the "
-            "backup, as backup.lock has it; if it was restored from one, it is ready to be used."
+            f"{path} is a SQLite database, not a backup. If it is the node's own, name the backup "
+            "instead, as in backup.lock; if it was restored from a backup, it is ready to use."
         )
     if start.startswith((v2.MAGIC, holders.MAGIC)):
         directory = os.path.dirname(path)
         raise NotFound(
-            f"{path} is one file of a dir: backup. Name its directory: dir://{directory}"
+            f"{path} is a file of a dir: backup. Name its directory instead: dir://{directory}"
         )
 
 
@@ -46,17 +46,17 @@ def require_backup_directory(path: str) -> None:
     kind = fsio.kind_at(path, op=_LOOK)
     if kind == "file":
         raise NotFound(
-            f"{path} is a file, and a dir: backup is a directory. If it is a backup in the format "
-            f"of the community's plugin, name it file://{path}"
+            f"{path} is a file, not a directory as a dir: backup is. If it is a backup in the "
+            f"format of the community's plugin, name it file://{path}"
         )
     if kind == "link":
-        raise NotFound(f"{path} is a link that leads nowhere. Is the disk of its target mounted?")
+        raise NotFound(f"{path} is a dangling link. Is the disk of its target mounted?")
     if kind != "directory":
         raise _missing(path) if kind is None else NotFound(f"{path} is not a directory.")
 
 
 def missing_in(path: str) -> NotFound:
-    """What to raise where a directory holds no backup."""
+    """The error for a directory that does not contain a backup."""
     names = fsio.list_directory(path, op=_LOOK)
     if "backup.lock" in names or "lightningd.sqlite3" in names:
         return NotFound(
@@ -70,25 +70,25 @@ def missing_in(path: str) -> NotFound:
 
 
 def hint_for_directory(path: str) -> str:
-    """What to name where a directory was named as a `file:` backup."""
+    """What to write instead of a directory in a `file:` URL."""
     if _holds_backup(path):
-        return f"It is a dir: backup: name it dir://{path.rstrip('/')}"
+        return f"It is a dir: backup; name it dir://{path.rstrip('/')}"
     return "Name the file in it."
 
 
 def require_outside(path: str) -> None:
-    """Makes sure that nothing is made inside a `dir:` backup, in its own directory or below.
+    """Makes sure that nothing is made in the directory of a `dir:` backup, or below it.
 
     Raises:
-        AlreadyExists: the path is the directory of a backup, or lies in it.
+        AlreadyExists: the path is the directory of a backup, or is inside it.
     """
     place = os.path.realpath(path)
     while True:
         if _holds_backup(place):
             raise AlreadyExists(
-                f"{path} is inside the backup {place}, where nothing else may be: it would be "
-                "copied and lost with the backup, and can be read by whoever reads that place. "
-                "Choose another place; nothing was made."
+                f"{path} is inside the backup {place}. Nothing was made. A file there would be "
+                "copied and lost with the backup, and anyone with access to the backup could read "
+                "it. Choose another place."
             )
         above = os.path.dirname(place)
         if above == place:
@@ -105,6 +105,6 @@ def _holds_backup(*parts: str) -> bool:
 
 def _missing(path: str) -> NotFound:
     return NotFound(
-        f"There is no backup at {path}. If there was one, look whether its disk is mounted before "
-        "anything else; a first one is made by `backup-cli init`."
+        f"There is no backup at {path}. If there was one, first check that its disk is mounted. "
+        "`backup-cli init` makes a new one."
     )

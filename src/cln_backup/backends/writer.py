@@ -1,4 +1,4 @@
-"""The right to write to a backup that is made of files: one process at a time has it."""
+"""The right to write to a backup in files: one process at a time has it."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from cln_backup.storage import fsio, interruption
 from cln_backup.storage.path_watch import PathWatch
 
 _KEPT = ("node_id", "backup_id", "segment")
-"""What is noted of the backup, and not of the process that holds the lock."""
+"""The fields about the backup, not about the process that holds the lock."""
 
 
 class Veil(Protocol):
-    """Hides what is noted beside an encrypted backup from those who cannot unlock it."""
+    """Encrypts notes beside an encrypted backup, so that only its keys reveal them."""
 
     def hide(self, text: str) -> str:
-        """The text in a form that tells nothing of it."""
+        """The encrypted text."""
 
     def reveal(self, hidden: str) -> str | None:
-        """The text again, or `None` where it was not hidden by this backup's key."""
+        """The decrypted text, or `None` if it was not encrypted with this backup's key."""
 
 
 class WriterLock:
-    """A lock of the operating system on a file of its own; it dies with the process that holds it.
+    """A lock of the operating system on a file of its own; it ends with the process.
 
-    The file stays, and names the last holder. Children of the process must not keep the
-    descriptor, or the lock lives on in them.
+    The file stays, and names the last holder. Children of the process must not inherit the
+    descriptor, or they keep the lock.
     """
 
     def __init__(self, path: str, lock_path: str, *, discreet: bool = False) -> None:
-        """Takes the lock for the backup at `path`; `discreet` notes neither host nor program.
+        """Takes the lock of the backup at `path`; `discreet` records neither host nor program.
 
         Raises:
             WriterConflict: another process has it; the message says which.
-            StorageError: the lock file cannot be made, or the file system knows no locks.
+            StorageError: the lock file cannot be made, or the file system has no locks.
         """
         self._path = lock_path
         self._unsigned: str | None = None
@@ -52,9 +52,9 @@ class WriterLock:
             holder, pid = self._holder()
             self.release()
             raise WriterConflict(
-                f"{path} is being written by {holder}; this process wrote nothing. If a node runs "
-                "on this backup, work through it (lightning-cli backup-compact, backup-status); "
-                "two nodes must never share a backup.",
+                f"{path} is being written by {holder}; this process wrote nothing. If a running "
+                "node uses this backup, use its commands (lightning-cli backup-compact, "
+                "backup-status). Two nodes must never share a backup.",
                 holder=pid,
             ) from None
         except OSError as error:
@@ -76,7 +76,7 @@ class WriterLock:
             raise
 
     def lock_too(self, fd: int, path: str) -> None:
-        """Locks the backup itself as well, for the case that it has several names.
+        """Also locks the backup itself, in case it has several names.
 
         Raises:
             WriterConflict: another process has locked it.
@@ -92,26 +92,26 @@ class WriterLock:
             raise _no_locks(path, error) from error
 
     def claim(self, node_id: str, path: str, veil: Veil | None = None) -> None:
-        """Makes sure that this is the node's backup; what is not noted yet, `sign` notes.
+        """Makes sure that the backup belongs to this node; `sign` records it if it is new.
 
-        Raises `Discontinuity` if it is another's.
+        Raises `Discontinuity` if it belongs to another node.
         """
         noted = self._note["node_id"]
         if noted is not None and veil is not None:
-            noted = veil.reveal(str(noted)) or "that another key has noted there"
+            noted = veil.reveal(str(noted)) or "recorded with another key"
         if noted == node_id:
             return
         if noted is not None:
             raise Discontinuity(
-                f"{path} is the backup of the node {noted}, and this node is {node_id}. Nothing "
-                "was stored. Look at backup.lock: it must name this node's own backup."
+                f"{path} is the backup of the node {noted}, but this node is {node_id}. Nothing "
+                "was stored. Correct backup.lock: it must name this node's own backup."
             )
         self._unsigned = node_id if veil is None else veil.hide(node_id)
 
     def sign(self) -> None:
-        """Notes whose backup this is, before the first change of the one who claimed it.
+        """Records the node that the backup belongs to, before its first change.
 
-        Not earlier: a node that is refused would keep the right one out.
+        Not earlier: a node that is refused would otherwise keep out the right one.
         """
         if self._unsigned is not None:
             self._note["node_id"], self._unsigned = self._unsigned, None
@@ -119,13 +119,13 @@ class WriterLock:
             fsio.sync(self._fd, op="sync writer lock")
 
     def note(self, fields: dict[str, object]) -> None:
-        """Notes more of the backup; in the kernel's hands when it returns, not durable."""
+        """Records more about the backup; written when it returns, but not durable."""
         self._note |= fields
         self._write_note()
 
     def _write_note(self) -> None:
         note = json.dumps(self._note).encode() + b"\n"
-        # In this order: cut off before, a process that is killed between would leave half a note.
+        # In this order: truncated first, a killed process would leave half a note.
         note = note.ljust(fsio.size_bytes(self._fd))
         fsio.write_at(self._fd, [note], 0, op="write writer lock")
 
@@ -137,13 +137,13 @@ class WriterLock:
         return {}
 
     def is_held(self) -> bool:
-        """Whether the lock still excludes others; not when its file was removed or replaced."""
+        """Whether the lock still excludes others; not if its file was removed or replaced."""
         if self._watch is None:
             self._watch = PathWatch(self._path, self._fd)
         return self._watch.leads_to_file()
 
     def _holder(self) -> tuple[str, int | None]:
-        """Who has the lock, in words, and its process id where that is of this machine."""
+        """The holder of the lock, in words, and its process id if it is on this machine."""
         with contextlib.suppress(StorageError):
             note = self._noted()
             if "pid" in note:
@@ -155,16 +155,16 @@ class WriterLock:
         return "another process", None
 
     def release(self) -> None:
-        """Gives the lock back; a second call does nothing."""
+        """Releases the lock; idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def require_locks(fd: int, path: str) -> None:
-    """Makes sure that an open file, which nobody else knows of, can be locked at all.
+    """Makes sure that an open file, which no other process uses yet, can be locked.
 
-    Raises `StorageError`; the message names the backup that is to be at `path`.
+    Raises `StorageError`; the message names the backup that will be at `path`.
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -181,21 +181,21 @@ def _no_locks(path: str, error: OSError) -> StorageError:
 
 
 class LastWrite:
-    """Whatever stops in its block makes that a writer's last write; a signal waits for its end.
+    """Any error in its block makes that the writer's last write; signals wait for its end.
 
     Attributes:
-        failed: whether one did.
+        failed: whether a write failed.
     """
 
     def __init__(self) -> None:
         self.failed = False
 
     def require_none_failed(self, path: str) -> None:
-        """Raises `StorageError` where a write to the backup at this path has failed before."""
+        """Raises `StorageError` if a write to the backup at this path has failed before."""
         if self.failed:
             raise StorageError(
-                f"A write to {path} failed before, and what reached the disk is not known; "
-                "nothing more is written until the backup is opened anew."
+                f"A write to {path} failed before, so the contents of the disk are unknown. "
+                "Nothing more is written until the backup is opened again."
             )
 
     def __enter__(self) -> None:

@@ -1,1 +1,1 @@
-"""Serves backups to nodes on other machines, over protocol 1 and its extension."""
+"""The backup server for nodes on other machines, over protocol 1 and its extension."""

@@ -1,4 +1,4 @@
-"""How many connections a server has at once, so that strangers keep no node out."""
+"""Limits on open connections, so that unauthenticated ones cannot keep nodes out."""
 
 from __future__ import annotations
 
@@ -9,43 +9,44 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_CONNECTIONS = 1024
-"""How many may be open, unless the command line says otherwise.
+"""The maximum number of open connections, unless the command line says otherwise.
 
-A quarter of them may have not yet said who they are; a sixteenth, from one network.
+At most a quarter of them may be unauthenticated; from one network, at most a sixteenth.
 """
 
 _STRANGERS = 4
 _STRANGERS_OF_A_NETWORK = 16
 _NETWORK_BITS = 64
-"""What one customer of a provider has of IPv6."""
+"""The IPv6 prefix of one customer of a provider."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a numeric address is this machine's own."""
+    """Whether a numeric address is a loopback address."""
     found = _address(host)
     return found is not None and found.is_loopback
 
 
 def why_refused(host: str, strangers: Sequence[str], open_now: int, most: int) -> str | None:
-    """Why a new connection from a host is not taken; `None` when it is.
+    """Why a new connection from a host is refused; `None` if it is accepted.
 
-    Connections from this machine count as from as many networks: a tunnel or Tor brings them.
+    Connections from this machine each count as a network of their own: they come through a tunnel
+    or Tor.
 
     Args:
         host: its numeric address.
-        strangers: the hosts of the connections that have not yet said who they are.
-        open_now: how many connections are open, those included.
-        most: how many may be.
+        strangers: the hosts of the unauthenticated connections.
+        open_now: the number of open connections, including those.
+        most: the maximum number of open connections.
     """
     if open_now >= most:
-        return f"{open_now} connections are open already"
+        return f"too many connections: {open_now} are open"
     if len(strangers) >= max(1, most // _STRANGERS):
-        return f"{len(strangers)} connections are open that have not said who they are"
+        return f"too many unauthenticated connections: {len(strangers)} are open"
     network = _network(host)
     if network is not None:
         near = sum(1 for stranger in strangers if _network(stranger) == network)
         if near >= max(1, most // _STRANGERS_OF_A_NETWORK):
-            return f"{near} connections from there are open that have not said who they are"
+            return f"too many unauthenticated connections from this network: {near} are open"
     return None
 
 
@@ -54,7 +55,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         found = ipaddress.ip_address(host)
     except ValueError:  # a socket of another family, opened by systemd
         return None
-    # As a socket for both families shows the older one.
+    # A socket for both families shows IPv4 addresses like this.
     return getattr(found, "ipv4_mapped", None) or found
 
 

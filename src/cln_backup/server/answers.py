@@ -1,4 +1,4 @@
-"""What the server's two protocols have in common: requests, each with its handler."""
+"""The common part of the server's two protocols: requests, each with its handler."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class Answers(ABC):
     """The answers to one client, in one protocol.
 
     Attributes:
-        node: whose backup the client asks for.
+        node: the node whose backup the client uses.
         handlers: for each type of packet, the method that reads the payload, of a given length,
-            and does what is asked. It returns what to acknowledge, or `None` if it has answered.
+            and serves the request. It returns the state to acknowledge, or `None` if it has
+            answered.
     """
 
     handlers: ClassVar[Handlers]
@@ -37,7 +38,7 @@ class Answers(ABC):
 
     @abstractmethod
     def answer(self, packet_type: int, length_bytes: int) -> None:
-        """Reads the rest of a request and answers it, with a refusal if it must be.
+        """Reads the rest of a request and answers it, with a refusal if necessary.
 
         Raises:
             BadPacket, WriterConflict: the connection must be closed.
@@ -46,18 +47,18 @@ class Answers(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Releases what is held for the client."""
+        """Releases the client's resources."""
 
     def _handle(self, packet_type: int, length_bytes: int) -> wire.Standing | None:
         handler = self.handlers.get(packet_type)
         if handler is None:
-            raise BadPacket(f"a packet of type {packet_type}, which its protocol does not have")
+            raise BadPacket(f"a packet of type {packet_type}, which is not in its protocol")
         return handler(self, length_bytes)
 
     def compact(self, length_bytes: int) -> None:
         """Handles COMPACT, which is the same in both protocols."""
         self._channel.payload(length_bytes, 0)
-        self._say("compaction asked for")
+        self._say("compaction requested")
         statistics = json.dumps(self.node.compact())
         self._say(f"compaction finished: {statistics}")
         self._channel.send(wire.COMPACT_RES, statistics.encode())

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Bells:
-    """The bells of one backup: each who waits has one, and all are rung when the backup changes.
+    """The bells of one backup: each waiting reader has one; a change of the backup rings them.
 
-    A bell is a pipe, so that one can wait for it and for a connection at once. To ring costs
-    nothing while nobody waits.
+    A bell is a pipe, so that a reader can wait for it and for a connection at once. Ringing costs
+    nothing while there are no waiting readers.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Bells:
             os.close(heard)
 
     def ring(self) -> None:
-        """Wakes all who wait."""
+        """Wakes all waiting readers."""
         if not self._fds:
             return
         with self._lock:

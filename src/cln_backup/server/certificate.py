@@ -1,4 +1,4 @@
-"""The server's certificate: one that was given, or one that it makes for itself."""
+"""The server's certificate: given by the operator, or made by the server itself."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cln_backup.storage import fsio
 
 _COMMON_NAME = "cln-backup server"
 _DAYS = 36_500
-"""The fingerprint is what clients trust; a date would only end it at a bad moment."""
+"""Clients trust the fingerprint; an expiry date would only cause an outage."""
 
 
 def load(certificate: str, key: str) -> ssl.SSLContext:
     """TLS with the certificate and key in two PEM files.
 
     Raises:
-        BadSettings: they cannot be read, or do not belong together.
+        BadSettings: they cannot be read, or do not match.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -28,18 +28,18 @@ def load(certificate: str, key: str) -> ssl.SSLContext:
 
 
 def use(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    """Has connections from now on see the certificate in two PEM files. Raises `BadSettings`."""
+    """Uses the certificate in two PEM files for new connections. Raises `BadSettings`."""
     try:
         context.load_cert_chain(certificate, key)
     except OSError as error:
         raise BadSettings(
-            f"The certificate {certificate} with the key {key} cannot be used: "
+            f"Cannot use the certificate {certificate} with the key {key}: "
             f"{error.strerror or error}"
         ) from error
 
 
 def fingerprint(certificate: str) -> str:
-    """SHA-256 of the first certificate in a PEM file, as clients pin it. Raises `BadSettings`."""
+    """SHA-256 of the first certificate in a PEM file, for clients to pin. Raises `BadSettings`."""
     fd = fsio.open_existing(certificate, writable=False, op="read certificate")
     try:
         content = fsio.read_at(fd, 1 << 20, 0, op="read certificate").decode("ascii", "replace")
@@ -50,17 +50,17 @@ def fingerprint(certificate: str) -> str:
     try:
         return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()
     except ValueError:
-        raise BadSettings(f"{certificate} holds no certificate in PEM.") from None
+        raise BadSettings(f"{certificate} does not contain a PEM certificate.") from None
 
 
 def make(directory: str) -> tuple[str, str]:
-    """The paths of a certificate and key in a directory; made now where they are not there yet.
+    """The paths of a certificate and key in a directory; they are made if they do not exist.
 
     Durable when it returns. Needs the package `cryptography`.
 
     Raises:
         BadSettings: the package is not installed.
-        AlreadyExists: a file is where a directory is to be.
+        AlreadyExists: the path is a file, not a directory.
         StorageError: they cannot be written.
     """
     certificate = os.path.join(directory, "server.crt")
@@ -75,8 +75,8 @@ def make(directory: str) -> tuple[str, str]:
         from cryptography.hazmat.primitives.asymmetric import ec
     except ImportError:
         raise BadSettings(
-            "The Python package cryptography is not installed; it makes the certificate. Install "
-            "cln-backup again, or name a certificate with --tls-cert and --tls-key."
+            "The Python package cryptography, which makes the certificate, is not installed. "
+            "Reinstall cln-backup, or name a certificate with --tls-cert and --tls-key."
         ) from None
     fsio.make_directories(os.path.abspath(directory), op="make directory of the certificate")
     private = ec.generate_private_key(ec.SECP256R1())

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("cln_backup.server")
 
 _LEAVE_S = 30
-"""How long a stop may take at most; the system ends the process then."""
+"""The maximum time for a stop; after it, the system ends the process."""
 
 
 class Options(NamedTuple):
-    """What the command line says; paths and addresses as text."""
+    """The options of the command line; paths and addresses as text."""
 
     nodes_file: str | None = None
     tls_cert: str | None = None
@@ -41,12 +41,12 @@ class Options(NamedTuple):
 
 
 def serve(url: str | None, address: str | None, options: Options) -> None:
-    """Serves until SIGTERM or SIGINT; then finishes what was begun, and returns.
+    """Serves until SIGTERM or SIGINT; then finishes the requests in progress, and returns.
 
     Raises:
-        BadUrl: an address is not one.
-        BadSettings: what is asked for is not safe, or not complete.
-        BackupError: a backup cannot be opened, or an address not be listened at.
+        BadUrl: an address is not valid.
+        BadSettings: the options are not safe, or not complete.
+        BackupError: a backup cannot be opened, or the server cannot listen on an address.
     """
     logs.set_up(options.log_mode, options.log_level)
     place = None if address is None else _address(address)
@@ -85,7 +85,7 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
         name = f" for the node {node.name}" if node.name else ""
         _log.info("Serving %s%s, at version %d", redacted(node.url), name, version)
     for sock in sockets:
-        # The words that scripts around the community's server wait for.
+        # The phrase of the community's server, for which scripts wait.
         _log.info("Waiting for connection on %s", Address(*sock.getsockname()[:2]))
     systemd.notify("READY=1")
     server.run()
@@ -94,7 +94,7 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
 
 
 def _address(text: str) -> Address:
-    """Where to listen; port 0 lets the system choose one."""
+    """The address to listen on; port 0 lets the system choose one."""
     try:
         return parse_address(text, "the address", lowest_port=0)
     except BadAddress as error:
@@ -102,7 +102,7 @@ def _address(text: str) -> Address:
 
 
 def _leave_soon(_signal: int, _frame: FrameType | None) -> None:
-    # Whatever still holds the stop up then: what was acknowledged is on stable storage.
+    # Whatever blocks the stop then: acknowledged changes are on stable storage.
     signal.alarm(_LEAVE_S)
 
 
@@ -115,7 +115,7 @@ def _open(node: Served) -> None:
 
 def _nodes(url: str | None, options: Options) -> dict[str, Served]:
     if (url is None) == (options.nodes_file is None):
-        raise BadSettings("Name either one backup's URL, or a list of nodes with --nodes.")
+        raise BadSettings("Give either the URL of one backup, or a list of nodes with --nodes.")
     if options.nodes_file is not None:
         return read_nodes(options.nodes_file)
     assert url is not None
@@ -125,7 +125,7 @@ def _nodes(url: str | None, options: Options) -> dict[str, Served]:
 def _certificate(options: Options) -> tuple[str, str] | None:
     given = (options.tls_cert, options.tls_key)
     if given != (None, None) and (None in given or options.tls_dir is not None):
-        raise BadSettings("Give --tls-cert and --tls-key, or --tls-dir alone.")
+        raise BadSettings("Give either --tls-cert and --tls-key, or --tls-dir alone.")
     if given == (None, None) and options.tls_dir is None:
         return None
     if options.tls_dir is not None:
@@ -141,23 +141,23 @@ def _certificate(options: Options) -> tuple[str, str] | None:
 
 def _renew_certificate(tls: ssl.SSLContext, paths: tuple[str, str]) -> None:
     try:
-        certificate.load(*paths)  # a pair that does not fit must not reach the one in use
+        certificate.load(*paths)  # a pair that does not match must not replace the one in use
         certificate.use(tls, *paths)
         _log.info(
             "Certificate %s; its fingerprint is %s", paths[0], certificate.fingerprint(paths[0])
         )
     except BackupError as error:
-        _log.error("The certificate stays as it was: %s", error)
+        _log.error("Cannot load the new certificate; the old one stays in use: %s", error)
 
 
 def _sockets(place: Address | None) -> list[socket.socket]:
     passed = systemd.passed_sockets()
     if passed and place is not None:
-        raise BadSettings("systemd has opened the sockets already; give no HOST:PORT.")
+        raise BadSettings("systemd has already opened the sockets; leave out HOST:PORT.")
     if passed:
         return passed
     if place is None:
-        raise BadSettings("Say where to listen: HOST:PORT, such as 127.0.0.1:8700.")
+        raise BadSettings("Give an address to listen on: HOST:PORT, such as 127.0.0.1:8700.")
     return listener.bind(place)
 
 
@@ -171,20 +171,21 @@ def _refuse_unsafe(
         return
     if tls is None:
         raise BadSettings(
-            "This address can be reached from other machines, and without TLS everybody on the way "
-            "could read and change the backup. Give --tls-dir (or --tls-cert and --tls-key); or "
-            "listen at 127.0.0.1 and bring nodes there by SSH, WireGuard or Tor; or say --insecure."
+            "Refusing to listen without TLS on an address that other machines can reach: anyone "
+            "on the network path could read and change the backup. Give --tls-dir (or --tls-cert "
+            "and --tls-key); or listen on 127.0.0.1 and connect nodes by SSH, WireGuard or Tor; "
+            "or give --insecure."
         )
     if any(node.token_hash is None for node in nodes.values()):
         raise BadSettings(
-            "This address can be reached from other machines, and without tokens everybody could "
-            "read and write the backup. Make a list of nodes with their tokens (--nodes, "
-            "`backup-cli token`); or say --insecure."
+            "Refusing to listen without tokens on an address that other machines can reach: anyone "
+            "could read and write the backup. Make a list of nodes with their tokens (--nodes, "
+            "`backup-cli token`); or give --insecure."
         )
 
 
 def _raise_file_limit() -> None:
-    """Each node has some files and connections open; the usual limit is for 1024."""
+    """Raises the limit of open files, usually 1024: each node has several open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 1 << 16 if hard == resource.RLIM_INFINITY else hard
     if soft < wanted:

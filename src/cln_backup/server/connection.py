@@ -1,4 +1,4 @@
-"""One client's connection, as its node, the listener and the log see it."""
+"""A client's connection, as its node, the listener and the log see it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Connection:
         channel: its packets.
         peer: the other side's address.
         local: whether the other side is on this machine.
-        who: the client's process, in its own words.
-        node: whose backup it is about; `None` until the client has been admitted.
+        who: the client's process, as the client describes it.
+        node: the node whose backup it uses; `None` until the client has been admitted.
     """
 
     def __init__(self, channel: Channel, peer: str, *, local: bool) -> None:
@@ -49,7 +49,7 @@ class Connection:
         self.channel.shut()
 
     def finish(self) -> None:
-        """Answers what was asked, and reads no more, because the server stops."""
+        """Answers the requests already received, and reads no more, because the server stops."""
         self.channel.shut_reading()
 
     def ended(self) -> None:

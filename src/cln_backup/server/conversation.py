@@ -1,4 +1,4 @@
-"""A conversation with one client: who it is, which protocol it speaks, and its requests."""
+"""A conversation with one client: authentication, choice of the protocol, requests."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("cln_backup.server")
 
 GREETING_S = 10.0
-"""How long a connection may take to say what it wants."""
+"""How long a client may take to send its greeting."""
 
 IDLE_S = 300.0
-"""How long one that is not the writer may say nothing. A writer may be quiet for days."""
+"""How long a client that is not the writer may be idle. A writer may be idle for days."""
 
 
 def converse(connection: Connection, nodes: Mapping[str, Served]) -> None:
@@ -43,7 +43,9 @@ def converse(connection: Connection, nodes: Mapping[str, Served]) -> None:
     except OSError as error:
         connection.say(logging.INFO, f"connection lost: {error}")
     except Exception:  # noqa: BLE001 - one connection's fault must touch no other
-        _log.exception("%s: closed, by a fault of this program; please report it", connection.peer)
+        _log.exception(
+            "%s: closed because of a bug in cln-backup; please report it", connection.peer
+        )
     finally:
         if answers is not None:
             answers.close()
@@ -80,7 +82,7 @@ def _greet_extended(
     channel = connection.channel
     hello = wire.unpack_hello(channel.payload(length_bytes, wire.MAX_HELLO_BYTES))
     if channel.head(GREETING_S) != (wire.REQ_METADATA, 0):
-        raise BadPacket("something other than REQ_METADATA after its greeting")
+        raise BadPacket("a packet other than REQ_METADATA after its greeting")
     try:
         node = _admit(connection, nodes, hello)
     except BackupError as error:
@@ -96,18 +98,18 @@ def _greet_extended(
 
 
 def _admit(connection: Connection, nodes: Mapping[str, Served], hello: wire.Hello) -> Served:
-    """Finds the node that is meant, and lets nobody in without its token."""
+    """Finds the client's node, and refuses the client without the right token."""
     node = nodes.get(hello.node)
     if not hello.node and len(nodes) == 1:
         (node,) = nodes.values()
     shown = hashlib.sha256(hello.token.encode()).hexdigest()
     wanted = node.token_hash if node is not None else None
-    # An unknown name costs as much as a wrong token, and is answered the same.
+    # An unknown name takes the same time and gets the same answer as a wrong token.
     right = compare_digest(shown, wanted if wanted is not None else "-" * 64)
     if node is None or (wanted is not None and not right):
         raise AccessDenied(
-            "The server knows no such node, or its token is another. Compare the URL's node "
-            "and token-file with the server's list of nodes; nothing was stored."
+            "Unknown node or wrong token. Nothing was stored. Compare node and token-file in the "
+            "URL with the server's list of nodes."
         )
     connection.admit(node, hello.who)
     return node

@@ -1,4 +1,4 @@
-"""The extension, as the server answers a client of this project."""
+"""The server's side of the extension, for clients of this project."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from cln_backup.server.served import Served
 
 MAX_WAIT_S = 60.0
-"""How long a WAIT is answered with at most."""
+"""The maximum duration of a WAIT."""
 
 _MAX_FIELDS_BYTES = 64
-"""No packet of fixed fields alone is longer."""
+"""The longest packet that has only fixed fields."""
 
 
 def refuse(connection: Connection, error: BackupError) -> None:
-    """Tells the client of an error."""
+    """Sends the client an error."""
     if connection.node is not None:
         connection.node.counters.refusals += 1
     connection.channel.send(wire.REFUSED, wire.pack_refusal(refusal_of(error)))
@@ -44,7 +44,7 @@ def refuse(connection: Connection, error: BackupError) -> None:
 class Extension(Answers):
     """Answers in the extension.
 
-    A reader is answered from the backup as it was at its greeting, or at its last WAIT.
+    A reader sees the backup as it was at its greeting, or at its last WAIT.
     """
 
     def __init__(self, connection: Connection, node: Served, hello: wire.Hello) -> None:
@@ -54,7 +54,7 @@ class Extension(Answers):
         self._seen: wire.Standing | None = None
 
     def greet(self) -> None:
-        """Answers the greeting, as the client's role wants it. Raises what was refused."""
+        """Answers the greeting, according to the client's role. Raises the error of a refusal."""
         role = self._hello.role
         try:
             begin = self._roles.get(role)
@@ -64,7 +64,7 @@ class Extension(Answers):
         except BackupError as error:
             refuse(self._connection, error)
             raise
-        self._say(f"connected, to {role}; version {standing.version}")
+        self._say(f"connected, to {role}; backup at version {standing.version}")
         self._acknowledge(standing)
 
     def _begin_to_write(self) -> wire.Standing:
@@ -80,7 +80,7 @@ class Extension(Answers):
         return self._seen_with_size()
 
     def _see_anew(self) -> bool:
-        """Goes on to the backup as it is now; returns whether it is another than before."""
+        """Moves the reader to the current state of the backup; returns whether it has changed."""
         before, reader = self._seen, self.node.open_reader()
         self.close()
         self._reader = reader
@@ -130,7 +130,7 @@ class Extension(Answers):
         self._channel.send(wire.METADATA, wire.pack_standing(standing))
 
     def _append(self, length_bytes: int) -> wire.Standing:
-        self.node.require_writer(self._connection)  # before its memory and disk are taken
+        self.node.require_writer(self._connection)  # before memory and disk are allocated for it
         with intake.unpacked(
             self._channel, length_bytes, wire.unpack_append, self._scratch_dir
         ) as (version, transaction, digest):
@@ -140,7 +140,7 @@ class Extension(Answers):
         begin = self._fields(length_bytes)
         creates = self._hello.role == "create"
         if not creates:
-            self.node.require_writer(self._connection)  # before its disk is filled
+            self.node.require_writer(self._connection)  # before the disk is filled
         with intake.snapshot(self._channel, begin, self._scratch_dir()) as received:
             version, spool, digest = received
             self._say(f"snapshot of {spool.size_bytes} bytes for version {version}")
@@ -174,7 +174,7 @@ class Extension(Answers):
     def _wait(self, length_bytes: int) -> wire.Standing:
         limit_s = wire.unpack_wait(self._fields(length_bytes))
         if self._seen is None:
-            raise BadPacket("a WAIT, although it is not a reader")
+            raise BadPacket("a WAIT, which only readers may send")
         until = time.monotonic() + min(limit_s, MAX_WAIT_S)
         with self.node.bells.bell() as bell:
             changed = self._see_anew()

@@ -1,4 +1,4 @@
-"""What a client sends that is too large to hold: it waits on disk until it is whole."""
+"""Receives large payloads from clients: they are spooled to disk until they are complete."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _large_ones = threading.BoundedSemaphore(2)
 
 
 class Received(NamedTuple):
-    """A snapshot that came whole."""
+    """A snapshot that was received completely."""
 
     version: int
     spool: Spool
@@ -45,15 +45,15 @@ def unpacked(
     unpack: Callable[[bytes, int], T],
     scratch_dir: Callable[[], str],
 ) -> Iterator[T]:
-    """What a packet holds. Large ones wait on disk until it is their turn to be in memory.
+    """Decodes a packet. Large ones are on disk until it is their turn to be in memory.
 
     Raises:
-        BadPacket: it is not what it must be; the connection cannot go on.
-        StorageError: there is no room; the packet was read to its end.
+        BadPacket: it is not valid; the connection cannot continue.
+        StorageError: the disk is full; the packet was read to its end.
         OSError: the connection is lost.
     """
     if length_bytes > wire.MAX_CHANGE_BYTES + wire.APPEND_BYTES:
-        raise BadPacket(f"a change of {length_bytes} bytes")
+        raise BadPacket(f"a change of {length_bytes} bytes, which is too large")
     if length_bytes <= _SMALL_BYTES:
         payload = channel.payload(length_bytes, _SMALL_BYTES)
         try:
@@ -74,37 +74,37 @@ def unpacked(
 
 @contextlib.contextmanager
 def snapshot(channel: Channel, begin: bytes, scratch_dir: str) -> Iterator[Received]:
-    """The snapshot that follows a SNAPSHOT_BEGIN; its digest was right. Raises as `unpacked`."""
+    """The snapshot after a SNAPSHOT_BEGIN, its digest checked. Raises as `unpacked`."""
     arriving = Arriving(begin)
     with _Intake(scratch_dir, arriving.size_bytes) as intake:
         while True:
             found = channel.head(PIECE_S)
             if found is None:
-                raise ConnectionResetError("closed within a snapshot")
+                raise ConnectionResetError("closed in the middle of a snapshot")
             payload = channel.payload(found[1], wire.CHUNK_BYTES + 1024)
             if found[0] == wire.SNAPSHOT_END:
                 break
             if found[0] != wire.SNAPSHOT_DATA:
-                raise BadPacket(f"a packet of type {found[0]} within a snapshot")
+                raise BadPacket(f"a packet of type {found[0]} in the middle of a snapshot")
             intake.take(arriving.take(payload))
         if not arriving.is_whole(payload):
-            raise BadPacket("a snapshot that is not what its size and digest say")
+            raise BadPacket("a snapshot whose size or digest does not match")
         yield Received(arriving.version, intake.whole(), payload)
 
 
 class _Intake:
-    """A spool that hears the client out also where there is no room, so that it can be told."""
+    """A spool that reads everything the client sends even if the disk is full, to report that."""
 
     def __init__(self, directory: str, size_bytes: int = 0) -> None:
         self._spool = Spool(directory)
         self._failure: StorageError | None = None
         try:
-            scratch.require_room(directory, op="take what a node sends", needed_bytes=size_bytes)
+            scratch.require_room(directory, op="receive a snapshot", needed_bytes=size_bytes)
         except StorageError as error:
             self._failure = error
 
     def take(self, piece: bytes) -> None:
-        """Keeps a piece, as long as there is room."""
+        """Stores a piece, as long as there is space."""
         if self._failure is not None:
             return
         try:
@@ -114,7 +114,7 @@ class _Intake:
             self._spool.close()
 
     def whole(self) -> Spool:
-        """All pieces. Raises `StorageError` where they could not be kept."""
+        """All pieces. Raises `StorageError` if they could not be stored."""
         if self._failure is not None:
             raise self._failure
         return self._spool

@@ -35,12 +35,12 @@ _STACK_BYTES = 512 << 10
 
 
 def bind(address: Address) -> list[socket.socket]:
-    """Sockets that listen at an address; a name may have several.
+    """Sockets that listen on an address; a name may have several.
 
-    `[::]` is every address of this machine, of both families.
+    `[::]` means every address of this machine, IPv4 and IPv6.
 
     Raises:
-        StorageError: the address is not this machine's, or is taken.
+        StorageError: the address is not this machine's, or is in use.
     """
     sockets: list[socket.socket] = []
     try:
@@ -58,7 +58,7 @@ def bind(address: Address) -> list[socket.socket]:
     except OSError as error:
         for sock in sockets:
             sock.close()
-        raise StorageError(f"Cannot listen at {address}: {error.strerror or error}.") from error
+        raise StorageError(f"Cannot listen on {address}: {error.strerror or error}.") from error
     return sockets
 
 
@@ -77,7 +77,7 @@ class _Guest:
 
     @property
     def is_stranger(self) -> bool:
-        """Whether it has not yet said who it is."""
+        """Whether it is unauthenticated."""
         return self.connection is None or self.connection.node is None
 
 
@@ -103,21 +103,21 @@ class Listener:
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def stop_on_signals(self) -> None:
-        """Has `run` return soon after a signal, whichever thread the system gave it to.
+        """Makes `run` return soon after a signal, whichever thread receives it.
 
-        A handler in Python would not do: it waits for the main thread, which waits for sockets.
+        A Python handler is not enough: it waits for the main thread, which waits for sockets.
         """
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
 
     def stop(self) -> None:
-        """Has `run` return soon."""
+        """Makes `run` return soon."""
         with contextlib.suppress(BlockingIOError):
             os.write(self._woken, bytes([signal.SIGTERM]))
 
     def run(self) -> None:
-        """Accepts until `stop`; then finishes what was begun, and closes everything.
+        """Accepts connections until `stop`; then finishes requests in progress, and closes all.
 
-        SIGHUP is left to `on_hup`, which is called in a thread of its own.
+        At SIGHUP, calls `on_hup` in a thread of its own.
         """
         threading.stack_size(_STACK_BYTES)
         selector = selectors.DefaultSelector()
@@ -148,7 +148,7 @@ class Listener:
             sock, place = listening.accept()
         except BlockingIOError:  # gone again
             return
-        except OSError as error:  # out of file descriptors or memory, and so at the next attempt
+        except OSError as error:  # out of file descriptors or memory; the next attempt fails too
             _log.warning("Cannot accept a connection: %s", error)
             time.sleep(_PAUSE_S)
             return
@@ -168,7 +168,7 @@ class Listener:
             self._guests[thread] = guest
         try:
             thread.start()
-        except RuntimeError as error:  # the system has no thread to spare
+        except RuntimeError as error:  # the system has no thread left
             _log.warning("%s: closed: %s", peer, error)
             sock.close()
             with self._lock:
@@ -185,7 +185,7 @@ class Listener:
             guest.connection = Connection(channel, peer, local=local)
             converse(guest.connection, self._nodes)
         except OSError as error:
-            _log.warning("%s: closed: no TLS: %s", peer, error)
+            _log.warning("%s: closed: TLS handshake failed: %s", peer, error)
         finally:
             sock.close()
             with self._lock:
@@ -206,5 +206,5 @@ class Listener:
             node.close()
 
     def connections(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._guests)

@@ -20,7 +20,7 @@ _PRIORITIES = (
 
 
 class _Journal(logging.Formatter):
-    """A level for the journal before each line (sd-daemon(3)); it adds the time itself."""
+    """Prefixes each line with a level for the journal (sd-daemon(3)), which adds the time."""
 
     def format(self, record: logging.LogRecord) -> str:
         priority = next((p for level, p in _PRIORITIES if record.levelno >= level), 7)
@@ -29,7 +29,7 @@ class _Journal(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {

@@ -1,4 +1,4 @@
-"""Figures for Prometheus, on a listener of their own. Needs the extra `metrics`."""
+"""Metrics for Prometheus, on a listener of their own. Needs the extra `metrics`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _REQUEST_S = 10.0
 
 
 class _Figures:
-    """Reads what the backups said at their last write; asking waits for nobody."""
+    """Collects the state of the backups as of their last write, without waiting."""
 
     def __init__(self, nodes: Mapping[str, Served], listener: Listener) -> None:
         self._nodes = nodes
         self._listener = listener
 
     def collect(self) -> Iterator[Metric]:
-        """One sample a node of each figure."""
+        """One sample of each metric per node."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         gauges = {
@@ -42,7 +42,7 @@ class _Figures:
             for name, text in (
                 ("head_version", "Data version of the last change"),
                 ("last_change_age_seconds", "Time since the last change was stored"),
-                ("size_bytes", "What the backup takes on its storage"),
+                ("size_bytes", "Size of the backup on its storage"),
                 ("changes", "Number of changes in the backup"),
                 ("node_connections", "Open connections of the node"),
                 ("writer_connected", "Whether a writer is connected"),
@@ -57,7 +57,7 @@ class _Figures:
                 ("refusals", "Requests refused since the start"),
             )
         }
-        for name, node in dict(self._nodes).items():  # which may be read anew meanwhile
+        for name, node in dict(self._nodes).items():  # the list may be reloaded meanwhile
             figures = node.counters
             counters["stored_changes"].add_metric([name], figures.changes)
             counters["received_bytes"].add_metric([name], figures.received_bytes)
@@ -82,7 +82,7 @@ class _Figures:
 
 
 class _Server(ThreadingHTTPServer):
-    """Answers few at once, and each for a short time only: nobody can take the server's threads."""
+    """Answers few connections at once, for a short time each, so that threads never run out."""
 
     daemon_threads = True
     block_on_close = False
@@ -95,18 +95,18 @@ class _Server(ThreadingHTTPServer):
         self._free = threading.BoundedSemaphore(_MAX_REQUESTS)
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - its base's
-        """Gives a connection a thread, while there are any to give."""
+        """Gives a connection a thread, if there is one left."""
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
         try:
             super().process_request(request, client_address)
-        except RuntimeError:  # the system has no thread to spare
+        except RuntimeError:  # the system has no thread left
             self._free.release()
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """Answers a connection; whoever sends byte after byte is cut off at the end of the time."""
+        """Answers a connection; a client that sends slowly is cut off at the timeout."""
         timer = threading.Timer(_REQUEST_S, _shut, [request])
         timer.daemon = True
         timer.start()
@@ -117,7 +117,7 @@ class _Server(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """A connection that broke is none of the server's troubles."""
+        """Ignores errors of a connection: they do not concern the server."""
 
 
 def _shut(sock: socket.socket) -> None:
@@ -126,11 +126,11 @@ def _shut(sock: socket.socket) -> None:
 
 
 def serve(address: Address, nodes: Mapping[str, Served], listener: Listener) -> int:
-    """Serves the figures at an address, in a thread; returns the port.
+    """Serves the metrics at an address, in a thread; returns the port.
 
     Raises:
         BadSettings: the package is not installed.
-        StorageError: the address cannot be listened at.
+        StorageError: the server cannot listen on the address.
     """
     try:
         from prometheus_client import CollectorRegistry, MetricsHandler

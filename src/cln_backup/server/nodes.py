@@ -1,4 +1,4 @@
-"""Which backups a server serves, and the credential of each: a file with one line a node.
+"""The list of nodes: the backups that a server serves and their credentials, one node per line.
 
 # name   backup                        SHA-256 of the token, as `backup-cli token` shows it
 alice    file:///srv/backup/alice.bkp  5f1d…
@@ -29,14 +29,14 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def read_nodes(path: str) -> dict[str, Served]:
-    """The nodes in a file; none of their backups is opened.
+    """Reads the nodes in a file, without opening their backups.
 
     Raises:
-        BadSettings: the message names the line that cannot be right.
-        BadUrl: a backup that this server cannot serve.
+        BadSettings: a line is not valid; the message names it.
+        BadUrl: this server cannot serve a backup.
     """
     if fsio.kind_at(path, op="read list of nodes") is None:
-        raise BadSettings(f"There is no list of nodes at {path}.")
+        raise BadSettings(f"The list of nodes {path} does not exist.")
     fd = fsio.open_existing(path, writable=False, op="read list of nodes")
     try:
         content = fsio.read_at(fd, _MAX_BYTES, 0, op="read list of nodes")
@@ -50,36 +50,37 @@ def read_nodes(path: str) -> dict[str, Served]:
             continue
         where = f"{path}, line {number}"
         if len(fields) != 3:
-            raise BadSettings(f"{where}: write a name, a backup's URL and a token's hash.")
+            raise BadSettings(f"{where}: expected a name, a backup's URL and a token's hash.")
         name, url, token_hash = fields
         if _NAME.fullmatch(name) is None:
-            raise BadSettings(f"{where}: a name has 1 to 64 letters, digits, dots or dashes.")
+            raise BadSettings(f"{where}: a name must have 1 to 64 letters, digits, dots or dashes.")
         if _HASH.fullmatch(token_hash) is None:
             raise BadSettings(
-                f"{where}: the last field is the hash that `backup-cli token` shows, 64 "
+                f"{where}: the last field must be the hash that `backup-cli token` prints, 64 "
                 "hexadecimal digits; never the token itself."
             )
         if name in nodes or url in urls:
-            raise BadSettings(f"{where}: this name or this backup is listed before.")
+            raise BadSettings(f"{where}: duplicate name or backup.")
         nodes[name] = Served(name, of_this_machine(url), token_hash)
         urls.add(url)
     if not nodes:
-        raise BadSettings(f"{path} lists no node.")
+        raise BadSettings(f"The list of nodes {path} is empty.")
     return nodes
 
 
 def of_this_machine(url: str) -> str:
-    """The URL of a backup that can be served. Raises `BadUrl` where it is on a server itself."""
+    """The URL of a backup that can be served. Raises `BadUrl` if it is on another server."""
     if backend_class(url).remote:
         raise BadUrl(
-            f"A server serves a file: or dir: backup of its own machine, not {redacted(url)}. To "
-            "listen there, name the backup first: backup-cli server dir:///the/backup HOST:PORT"
+            f"Cannot serve {redacted(url)}: a server serves file: and dir: backups of its own "
+            "machine. To listen there, name the backup first: backup-cli server dir:///the/backup "
+            "HOST:PORT"
         )
     return url
 
 
 def open_nodes(nodes: Iterable[Served]) -> None:
-    """Opens backups for writing. One that cannot be opened is tried again when its node comes."""
+    """Opens backups for writing. If one cannot be opened, retries when its node connects."""
     for node in nodes:
         try:
             node.open()
@@ -92,26 +93,26 @@ def open_nodes(nodes: Iterable[Served]) -> None:
 def say_not_found(node: Served) -> None:
     """Warns that there is no backup yet."""
     _log.warning(
-        "There is no backup at %s yet. If there was one, look whether its disk is mounted; a "
-        "node's first `backup-cli init` makes it.",
+        "There is no backup at %s yet. If there was one, check that its disk is mounted; a node's "
+        "first `backup-cli init` makes it.",
         redacted(node.url),
     )
 
 
 def renew(nodes: dict[str, Served], path: str) -> None:
-    """Reads the list anew, into `nodes`; whose line is as before goes on undisturbed.
+    """Reloads the list into `nodes`; a node whose line is unchanged continues undisturbed.
 
-    The connections of a node whose line is gone or another are closed. A list that cannot be right
-    changes nothing. Raises nothing.
+    The connections of a node whose line was changed or removed are closed. A list that is not
+    valid changes nothing. Raises nothing.
     """
     with _renewing:
         try:
             listed = read_nodes(path)
         except BackupError as error:
-            _log.error("The list of nodes stays as it was: %s", error)
+            _log.error("Cannot reload the list of nodes; the old one stays in use: %s", error)
             return
         changed = [name for name, node in nodes.items() if not _is_same(node, listed.get(name))]
-        # All of the old ones first: a backup may have got another name.
+        # All old ones first: a backup may have a new name.
         for name in changed:
             nodes[name].retire()
         for name in changed:

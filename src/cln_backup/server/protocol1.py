@@ -1,4 +1,4 @@
-"""Protocol 1, as the server answers a client of the community's plugin."""
+"""The server's side of protocol 1, for clients of the community's plugin."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _MAX_IGNORED_BYTES = 1 << 16
 
 
 class Protocol1(Answers):
-    """Answers in protocol 1, which has no sessions: each write claims the right to write.
+    """Answers in protocol 1, which has no sessions: each write takes the right to write.
 
-    It also names the number of writes that the client knows of; see `Served.append`.
+    It also passes on the number of writes that the client knows of; see `Served.append`.
     """
 
     def __init__(self, connection: Connection, node: Served) -> None:
@@ -41,8 +41,8 @@ class Protocol1(Answers):
         try:
             standing = self._handle(packet_type, length_bytes)
         except (BadPacket, WriterConflict):
-            # Closed without an answer: the community's client tries again for a minute, and the
-            # connection that is in its way may be its own previous one.
+            # Closed without an answer: the community's client retries for a minute, and the
+            # connection that has the right to write may be its own previous one.
             raise
         except BackupError as error:
             self._connection.say(logging.WARNING, f"refused: {error}")
@@ -55,7 +55,7 @@ class Protocol1(Answers):
             self._channel.send(wire.ACK, wire.pack_version(standing.version))
 
     def close(self) -> None:
-        """See `Answers.close`; nothing is held."""
+        """See `Answers.close`; there is nothing to release."""
 
     def _change(self, length_bytes: int) -> wire.Standing:
         with intake.unpacked(
@@ -66,10 +66,10 @@ class Protocol1(Answers):
             return self._append(Change(version, None, transaction), digest)
 
     def _snapshot(self, length_bytes: int) -> wire.Standing:
-        self._claim()  # before its disk is filled
+        self._claim()  # before the disk is filled
         directory = self.node.scratch_dir()
         with Spool(directory) as spool:
-            room = scratch.room_bytes(directory, op="take what a node sends")
+            room = scratch.room_bytes(directory, op="receive a snapshot")
             version, digest = unpack_snapshot(self._channel.pieces(length_bytes), spool, room)
             return self._append(Change(version, spool, None), digest)
 

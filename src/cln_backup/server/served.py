@@ -1,4 +1,4 @@
-"""One node's backup on a server: who may write to it, and each thing that is done to it."""
+"""One node's backup on a server: the right to write, and all operations on the backup."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("cln_backup.server")
 
 _GRACE_S = 4.0
-"""How long a new writer waits for the old one's connection to be found dead."""
+"""How long a new writer waits for the old one's connection to be detected as dead."""
 
 _GRACE_LOCAL_S = 0.1
 MAX_NODE_CONNECTIONS = 32
-"""How many connections one node may have; it has one, and one more while it is compacted."""
+"""The maximum number of connections per node; it has one, and a second for a compaction."""
 
 _compacting_now = threading.BoundedSemaphore(2)
 
@@ -48,17 +48,17 @@ class Client(Protocol):
     local: bool
 
     def probe(self) -> None:
-        """Finds out whether the other side is still there; if not, the connection ends."""
+        """Probes whether the other side is still there; if not, the connection ends."""
 
     def evict(self, why: str) -> None:
-        """Ends the connection; its client may come back and is judged anew."""
+        """Ends the connection; its client may reconnect and is admitted again."""
 
 
 _TAKEN = "another connection takes over the right to write"
 
 
 class Counters:
-    """What happened to one backup since the server was started."""
+    """Counters of one backup since the server was started."""
 
     def __init__(self) -> None:
         self.changes = 0
@@ -68,9 +68,9 @@ class Counters:
 
 
 class Served:
-    """One backup. Its methods may be called from any thread; writes go one after the other.
+    """One backup. Its methods may be called from any thread; writes are serialized.
 
-    The backup is held open for writing, so that nobody else writes to it beside the server.
+    The backup is kept open for writing, so that no other process writes to it.
     """
 
     def __init__(self, name: str, url: str, token_hash: str | None) -> None:
@@ -135,9 +135,9 @@ class Served:
         return self._size_bytes
 
     def size_bytes(self) -> int:
-        """What the backup takes on its storage; waits for nobody.
+        """The size of the backup on its storage, without waiting.
 
-        As it was when it was last measured, while the backup is written or its storage is remote.
+        While the backup is being written, or if its storage is remote: the last measured size.
         """
         if self._changed.acquire(blocking=False):
             try:
@@ -149,7 +149,7 @@ class Served:
         return self._size_bytes
 
     def standing(self) -> wire.Standing:
-        """Where the backup stands, with its size; the writer's changes are in it."""
+        """The state of the backup, with its size, including the writer's changes."""
         with self._changed:
             return self._stand_and_measure()
 
@@ -163,18 +163,18 @@ class Served:
             return self._stand(self._opened()), self._writes
 
     def scratch_dir(self) -> str:
-        """Where there is room for a snapshot that is on its way."""
+        """A directory with space for a snapshot that is being received."""
         with self._changed:
             return scratch.place(None, self._opened().scratch_dir)
 
     def claim(self, writer: Client, session: str, *, resume: bool) -> wire.Standing:
         """Gives a connection the right to write.
 
-        The same session takes it over from its own connection of before; another gets it only
+        A session takes it over from its own previous connection; another session gets it only
         when the holder's connection is gone.
 
         Raises:
-            WriterConflict: another has it, or has taken it from this session meanwhile.
+            WriterConflict: another session has it, or has taken it from this one meanwhile.
         """
         with self._changed:
             holder = self._holder
@@ -183,7 +183,7 @@ class Served:
             if resume and self._session and session != self._session:
                 raise WriterConflict(
                     "Another process has taken over the right to write to this backup. This one "
-                    "must not go on: if it is a second copy of the node, never start it again."
+                    "must not continue: if it is a second copy of the node, never start it again."
                 )
             if holder is not None and session and session == self._session:
                 holder.evict(_TAKEN)
@@ -196,10 +196,10 @@ class Served:
                         "The backup is being written by "
                         f"{holder.who or 'a node'} at {holder.peer}, whose connection is alive; "
                         "this process wrote nothing. Two nodes must never share a backup. If that "
-                        "one is gone for good, run `backup-cli takeover URL`."
+                        "process can never run again, run `backup-cli takeover URL`."
                     )
                 if self._holder is not None:
-                    raise WriterConflict("Another writer came first; this process wrote nothing.")
+                    raise WriterConflict("Another writer was faster; this process wrote nothing.")
             standing = self._stand_and_measure()
             self._holder = writer
             if not session or session != self._session:
@@ -208,11 +208,11 @@ class Served:
             return standing._replace(epoch=self._epoch)
 
     def create(self, writer: Client, base: Change | None, digest: bytes) -> wire.Standing:
-        """Makes the backup, or takes one that is there and empty. Durable when it returns.
+        """Makes the backup, or uses an existing empty one. Durable when it returns.
 
         Raises:
-            AlreadyExists: there is one with changes in it; it was left as it is.
-            BackupError: what `create_backend` and `Backend.add_change` raise.
+            AlreadyExists: there is one with changes in it; it was not changed.
+            BackupError: as `create_backend` and `Backend.add_change` raise.
         """
         with self._changed:
             try:
@@ -222,14 +222,14 @@ class Served:
                 self._say(f"a new backup was made at {redacted(self.url)}")
                 return self._stand(self._opened())
             if backend.version_count:
-                raise AlreadyExists("The backup has changes in it already; it is left as it is.")
+                raise AlreadyExists("The backup already has changes in it; it was not changed.")
             if base is None:
                 return self._stand(backend)
             self.claim(writer, "", resume=False)
             return self.append(writer, base, digest)
 
     def take_over(self, session: str) -> None:
-        """Ends the holder's right to write, for good; the next one that asks gets it."""
+        """Ends the holder's right to write for good; the next session that asks gets it."""
         with self._changed:
             if self._holder is not None:
                 self._holder.evict(_TAKEN)
@@ -238,20 +238,20 @@ class Served:
             self._epoch += 1
 
     def enter(self, client: Client) -> None:
-        """Takes note of a connection.
+        """Registers a connection.
 
         Raises:
-            ConnectionAbortedError: there are too many; the client may try again.
+            ConnectionAbortedError: there are too many; the client may retry.
         """
         with self._clients_lock:
             if len(self._clients) >= MAX_NODE_CONNECTIONS:
                 raise ConnectionAbortedError(
-                    f"{len(self._clients)} connections of this node are open already"
+                    f"too many connections of this node: {len(self._clients)} are open"
                 )
             self._clients.add(client)
 
     def connections(self) -> int:
-        """How many connections of the node are open."""
+        """The number of open connections of the node."""
         return len(self._clients)
 
     def is_writer(self, client: Client) -> bool:
@@ -259,12 +259,12 @@ class Served:
         return self._holder is client
 
     def require_writer(self, client: Client) -> None:
-        """Raises `WriterConflict` where a connection has no right to write."""
+        """Raises `WriterConflict` if a connection does not have the right to write."""
         with self._changed:
             self._writable(client)
 
     def leave(self, client: Client, received_bytes: int) -> None:
-        """Takes note that a connection is gone."""
+        """Unregisters a connection."""
         with self._clients_lock:
             self._clients.discard(client)
             self.counters.received_bytes += received_bytes
@@ -274,10 +274,10 @@ class Served:
                 self._changed.notify_all()
 
     def belong_to(self, writer: Client, node_id: str) -> wire.Standing:
-        """Makes sure that the backup is one node's, as `Backend.claim` does.
+        """Makes sure that the backup belongs to this node, as `Backend.claim` does.
 
         Raises:
-            Discontinuity: it is another node's.
+            Discontinuity: it belongs to another node.
             WriterConflict, StorageError.
         """
         with self._changed:
@@ -290,14 +290,14 @@ class Served:
     ) -> wire.Standing:
         """Stores a change; it is on stable storage when this returns.
 
-        Protocol 1 has no sessions: what a client sent on a connection that it has given up may
-        still be on its way when it asks on the next one where the backup stands. So its writes
-        name the number of writes that it knows of, as of its last answer, and one that does not
-        know of the last is refused.
+        Protocol 1 has no sessions: a request sent on a connection that the client has given up
+        may arrive after the client has asked for the state of the backup on the next one. So its
+        writes come with the number of writes known to the client at its last answer, and a write
+        that does not know of the last one is refused.
 
         Raises:
             WriterConflict: the connection has lost the right to write.
-            BackupError: what `Backend.add_change` raises.
+            BackupError: as `Backend.add_change` raises.
         """
         with self._changed:
             backend = self._writable(writer, writes)
@@ -317,11 +317,11 @@ class Served:
     ) -> wire.Standing:
         """Drops the head, which must have this digest if one is given. As `append` otherwise.
 
-        Without a digest, as in protocol 1, a client cannot tell what it drops: a snapshot, which
-        is taken of what the node had committed, stays.
+        Without a digest, as in protocol 1, a client cannot tell which change it drops: a snapshot
+        is never dropped, because the node had committed its contents.
 
         Raises:
-            Discontinuity: another change is the head, or it cannot be dropped.
+            Discontinuity: the head is a different change, or cannot be dropped.
         """
         with self._changed:
             backend = self._writable(writer, writes)
@@ -330,8 +330,8 @@ class Served:
             same = to_version == head.prev_version and digest in (None, head.digest)
             if unseen_snapshot or not same:
                 raise Discontinuity(
-                    f"The backup is at version {head.version} and cannot go back to {to_version}; "
-                    "nothing was dropped."
+                    f"Cannot drop the last change: the backup is at version {head.version} and "
+                    f"cannot go back to {to_version}. Nothing was dropped."
                 )
             try:
                 backend.rewind()
@@ -349,11 +349,13 @@ class Served:
         if self._holder is not writer:
             raise WriterConflict("Another process has taken over the right to write.")
         if writes is not None and writes != self._writes:
-            raise WriterConflict("The backup was written to since this connection was answered.")
+            raise WriterConflict(
+                "The backup was written to since the last answer on this connection."
+            )
         return self._opened()
 
     def _judge(self, error: BaseException) -> None:
-        """After a failed write, or another's, only a new opening tells what is there."""
+        """After a failed write, or another process's, the backup must be opened again."""
         refused = isinstance(error, BackupError) and not isinstance(
             error, (StorageError, WriterConflict)
         )
@@ -364,11 +366,11 @@ class Served:
         """Compacts the backup; writes go on meanwhile.
 
         Raises:
-            BackupError: the backup is as before.
+            BackupError: the backup is unchanged.
         """
         with self._changed:
             if self._compacting:
-                raise StorageError("A compaction of this backup is under way already.")
+                raise StorageError("A compaction of this backup is already running.")
             if self._compacted_at_write == self._writes:
                 size = size_of(self._opened())
                 return {"before": size, "after": size}
@@ -384,19 +386,19 @@ class Served:
     def _compact(self) -> Statistics:
         with self._changed:
             backend = self._opened()
-            own = backend.compact()  # a server behind this one
+            own = backend.compact()  # the storage is another server
             if own is not None:
                 return own
             compactor = Compactor(backend, if_it_pays=True)
             writes = self._writes
-        poll = select.poll()  # a server has more files open than select takes
+        poll = select.poll()  # a server has more files open than select supports
         poll.register(compactor, select.POLLIN)
         try:
             while True:
                 poll.poll()
                 with self._changed:
                     if self._backend is not backend:
-                        raise StorageError("A write failed meanwhile; the backup is as before.")
+                        raise StorageError("A write failed meanwhile; the compaction was given up.")
                     statistics = compactor.step()
                     if statistics is not None:
                         self._compacted_at_write = writes
@@ -408,7 +410,7 @@ class Served:
             compactor.wait()
 
     def writer_peer(self) -> str | None:
-        """Who writes now."""
+        """The address of the current writer."""
         holder = self._holder
         return None if holder is None else holder.peer
 
@@ -419,7 +421,7 @@ class Served:
         self._digest = None
 
     def retire(self) -> None:
-        """Ends all connections and lets go of the backup, for good: the list names it no more."""
+        """Ends all connections and closes the backup for good: it is no longer in the list."""
         with self._clients_lock:
             clients = list(self._clients)
         for client in clients:
@@ -430,6 +432,6 @@ class Served:
             self._shut()
 
     def close(self) -> None:
-        """Lets go of the backup, after the write that is under way."""
+        """Closes the backup, after the write in progress."""
         with self._changed:
             self._shut()

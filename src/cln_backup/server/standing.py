@@ -1,4 +1,4 @@
-"""Where a backup stands, and the digests that say so."""
+"""The state of a backup, as it goes over the wire."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def standing_of(
     backend: Backend, digest: bytes, epoch: int, *, size_bytes: int = 0
 ) -> wire.Standing:
-    """Where a backup stands, as it goes over the wire.
+    """The state of a backup, as it goes over the wire.
 
-    Its size costs a look at each of its files, so a caller that needs it passes it.
+    The size is passed in by callers that need it, because it takes a look at each file.
     """
     head = backend.head
     changed_at = backend.last_change_at
@@ -35,7 +35,7 @@ def standing_of(
 
 
 def head_digest(backend: Backend) -> bytes:
-    """The digest of the last change, which is read for it; zeros when there is none."""
+    """The digest of the last change, which is read for this; zeros if there is none."""
     digest = digests.NO_DIGEST
     if backend.head is not None:
         for change in backend.stream_changes(backend.version):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.contract import Backend
     from cln_backup.wire.channel import Channel
 
-_CHANGED = "The backup is another since the stream was cut; start anew."
+_CHANGED = "The backup changed since the stream was interrupted; start again."
 
 
 def send_changes(
@@ -24,8 +24,8 @@ def send_changes(
     """Sends the changes from a position on, then STREAM_END.
 
     Raises:
-        StorageError: what the client has already is not what stands there.
-        BackupError: what `Backend.stream_changes` raises.
+        StorageError: the changes that the client has are not those of the backup.
+        BackupError: as `Backend.stream_changes` raises.
         OSError: the connection is lost.
     """
     skip, offset = start.skip, start.offset_bytes

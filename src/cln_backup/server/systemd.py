@@ -1,4 +1,4 @@
-"""What systemd and its services say to each other: readiness, and sockets opened beforehand."""
+"""The interface to systemd: readiness, and sockets opened beforehand."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _FIRST_FD = 3
 
 
 def notify(state: str) -> None:
-    """Tells systemd, if it asked, how the service does (sd_notify(3)), such as `READY=1`."""
+    """Sends systemd, if it asked, the state of the service, such as `READY=1` (sd_notify(3))."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
     if path.startswith("@"):
         path = "\0" + path[1:]
     with (
-        contextlib.suppress(OSError),  # nobody there to be told is no reason to end
+        contextlib.suppress(OSError),  # continue without a listener
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
     ):
         sock.sendto(state.encode(), path)
@@ -29,7 +29,7 @@ def passed_sockets() -> list[socket.socket]:
         return []
     count = int(os.environ.get("LISTEN_FDS", "0"))
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        os.environ.pop(name, None)  # a child must not take them for its own
+        os.environ.pop(name, None)  # children must not use them
     sockets = []
     for fd in range(_FIRST_FD, _FIRST_FD + count):
         os.set_inheritable(fd, False)

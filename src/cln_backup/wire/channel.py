@@ -115,9 +115,9 @@ class Channel:
         return packet_type, length
 
     def wait_beside(self, fd: int, wait_s: float) -> bool:
-        """Waits until another descriptor can be read, and returns whether it can.
+        """Waits until another descriptor can be read; returns whether it can.
 
-        Ends when the time is over, and when the other side sends something or closes.
+        Ends at the timeout, and when the other side sends something or closes.
         """
         pending = getattr(self._sock, "pending", None)  # what TLS has decrypted already
         if self._start != self._end or (pending is not None and pending()):

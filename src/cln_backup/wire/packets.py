@@ -51,7 +51,7 @@ EXTENDED: Final = 2
 CAN_WAIT: Final = 1
 """Of `Standing.features`: the server answers WAIT."""
 FEATURES: Final = CAN_WAIT
-"""What this release does of what was added to the extension."""
+"""The additions to the extension that this release supports."""
 MAX_PAYLOAD_BYTES: Final = 0xFFFF_FFFF
 MAX_CHANGE_BYTES: Final = 1 << 28
 """The largest transaction accepted from a peer, before and after decompression."""
@@ -344,12 +344,12 @@ def unpack_stream_start(payload: bytes) -> StreamStart:
 
 
 def pack_wait(limit_s: float) -> bytes:
-    """WAIT: how long to wait for another standing at most; a millisecond at the least."""
+    """WAIT: how long to wait for a change of the state at most; at least a millisecond."""
     return _WAIT.pack(max(1, min(int(limit_s * 1000), 0xFFFF_FFFF)))
 
 
 def unpack_wait(payload: bytes) -> float:
-    """How many seconds a client wants to wait at most. Raises `BadPacket`."""
+    """The maximum wait that a client requests, in seconds. Raises `BadPacket`."""
     return float(_fields(_WAIT, payload, exact=True)[0]) / 1000
 
 

@@ -1,1 +1,1 @@
-"""`file:`, one file as the community's plugin writes it."""
+"""`file:`, one file in the format of the community's plugin."""

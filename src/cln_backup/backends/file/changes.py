@@ -19,7 +19,7 @@ _READ = "read backup"
 
 
 class FileSnapshot:
-    """The snapshot that stands in an open file; to be read before the backup is closed."""
+    """A snapshot in an open file; it must be read before the backup is closed."""
 
     def __init__(self, fd: int, path: str, entry: Entry) -> None:
         self._fd = fd
@@ -43,7 +43,7 @@ class FileSnapshot:
 
 
 def changes(fd: int, path: str, start: int, end_bytes: int) -> Iterator[Change]:
-    """The changes from version `start` on, of those before an offset.
+    """The changes from version `start` on, up to an offset.
 
     Raises:
         Damaged, StorageError.
@@ -63,7 +63,7 @@ def changes(fd: int, path: str, start: int, end_bytes: int) -> Iterator[Change]:
 
 def _shorter(path: str, entry: Entry) -> Damaged:
     return Damaged(
-        f"{path} became shorter while it was read, as when its node starts anew after a crash. Try "
+        f"{path} became shorter while it was read, as when its node restarts after a crash. Try "
         "again.",
         offset_bytes=entry.offset_bytes,
         good_version=entry.version - 1,

@@ -1,4 +1,4 @@
-"""What the writer of a `file:` backup left in it last, and whether it is still there."""
+"""The end of a `file:` backup as its writer left it, and the check that it is still so."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class FileEnd:
-    """The header and the end of the last entry, as the one writer last knew them.
+    """The header and the end of the last entry, as the writer last left them.
 
     Attributes:
-        header: as the file has it, without the zeros that fill it up.
+        header: as it is in the file, without the padding.
         payload: the end of the last entry, at most a block; empty in an empty backup.
     """
 
@@ -31,27 +31,27 @@ class FileEnd:
         self.read_payload(fd, head)
 
     def read_payload(self, fd: int, head: Entry | None) -> None:
-        """Learns from the file what its last entry is."""
+        """Reads the last entry from the file."""
         length = 0 if head is None else min(BLOCK_BYTES, head.length_bytes)
         end = 0 if head is None else head.end_bytes
         self.payload = fsio.read_at(fd, length, end - length, op="read backup")
 
     def replaced(self, fd: int, header: v1.Header) -> None:
-        """Takes note that another file, with the same last entry, has taken the path."""
+        """Records that another file, with the same last entry, has replaced this one."""
         self._watch = PathWatch(self._path, fd, size=True)
         self.header = v1.pack_header(header)
 
     def appended(self, payload: bytes) -> None:
-        """Takes note of an entry that was appended and synced."""
-        self.payload = payload[-BLOCK_BYTES:]  # no more: it may be a migration's
+        """Records an entry that was appended and synced."""
+        self.payload = payload[-BLOCK_BYTES:]  # no more: a migration's payload may be large
         self._schedule.appended()
 
     def require(self, end_bytes: int, *, now: bool) -> None:
-        """Makes sure that the backup still ends there; looks closer where that is due, or `now`.
+        """Makes sure that the backup still ends there; with a look if one is due, or `now`.
 
         Raises:
             WriterConflict: another process wrote to it.
-            StorageError: the path leads elsewhere.
+            StorageError: the path leads to another file.
         """
         size = self._watch.size_bytes()
         if size != end_bytes:
@@ -62,19 +62,19 @@ class FileEnd:
             self.look(end_bytes)
 
     def look(self, end_bytes: int) -> None:
-        """Looks now whether header and last change are there. Raises what `require` raises."""
+        """Checks now that the header and the last change are there. Raises as `require`."""
         last = self.payload
         start = (end_bytes - len(last)) // BLOCK_BYTES * BLOCK_BYTES
         length = end_bytes - start
-        # Up to a byte that must not be there.
+        # Includes one byte that must not exist.
         whole = (length // BLOCK_BYTES + 1) * BLOCK_BYTES
         header, found = read_anew(self._path, [(0, BLOCK_BYTES), (start, whole)])
         if len(found) != length:
             raise conflict(self._path, _longer_or_shorter(start + len(found), end_bytes))
         if not header.startswith(self.header):
-            raise conflict(self._path, "its header is another one")
+            raise conflict(self._path, "its header differs")
         if not found.endswith(last):
-            raise conflict(self._path, "its last change is another one")
+            raise conflict(self._path, "its last change differs")
 
 
 def _longer_or_shorter(size_bytes: int, end_bytes: int) -> str:

@@ -1,6 +1,6 @@
-"""Writes files of format 1 beside a backup: new ones, mended ones, and what is set aside.
+"""Writes files of format 1 beside a backup: new, repaired and set-aside ones.
 
-Each is built under a name of its own, synced, and only then given the name that it is for.
+Each is built under a temporary name, synced, and only then given its final name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EMPTY = v1.Header(0, v1.HEADER_BYTES, 0, 0, 0)
 def create(path: str, base: Change | None) -> None:
     """Makes a new file, empty or with a snapshot. Durable, with its name, when it returns.
 
-    Where the file system has no locks, without which no writer could begin, nothing is made.
+    If the file system has no locks, without which no writer could start, nothing is made.
     """
     fd, built = fsio.create_beside(path, "unfinished", op="create backup")
     try:
@@ -52,14 +52,14 @@ def create(path: str, base: Change | None) -> None:
 
 
 def withdraw(path: str, made: os.stat_result) -> None:
-    """Removes a file that `create` made, unless another one took its place. Durable."""
+    """Removes a file that `create` made, unless another one has replaced it. Durable."""
     if os.path.samestat(os.lstat(path), made):
         fsio.remove(path, op="remove unfinished backup")
         fsio.sync_directory(os.path.dirname(path), op="remove unfinished backup")
 
 
 def write_snapshot(fd: int, change: Change, start: int) -> int:
-    """Writes a snapshot's entry; returns the offset behind it. Synced piece by piece."""
+    """Writes a snapshot's entry; returns the offset after it. Synced piece by piece."""
     assert change.snapshot is not None
     size = change.snapshot.size_bytes
     head = v1.pack_entry_head(size, change.version, v1.SNAPSHOT)
@@ -69,17 +69,16 @@ def write_snapshot(fd: int, change: Change, start: int) -> int:
         fsio.sync(fd, op="sync snapshot")
     if end != start + v1.ENTRY_BYTES + size:
         raise StorageError(
-            f"The snapshot was to have {size} bytes and has {end - start - v1.ENTRY_BYTES}: the "
-            "database changed while it was read. Nothing of it counts; try again."
+            f"The database changed while it was read: expected {size} bytes, got "
+            f"{end - start - v1.ENTRY_BYTES}. The snapshot is not used; try again."
         )
     return end
 
 
 def repair(fd: int, path: str, layout: Layout) -> tuple[int, str]:
-    """Writes the file anew without stale transactions; the damaged one is kept.
+    """Rewrites the file without stale transactions; the original is kept.
 
-    Returns the new file's descriptor, and the name of the one that is kept. Durable when it
-    returns.
+    Returns the new file's descriptor, and the name of the original. Durable when it returns.
     """
     new_fd, built = fsio.create_beside(path, "unfinished", op="create repaired backup", like=path)
     try:
@@ -113,7 +112,7 @@ def set_aside(fd: int, path: str, entry: Entry) -> str:
 
 
 def keep_torn(fd: int, path: str, layout: Layout) -> str:
-    """Copies what a cut left behind the last entry, as it is; returns its name. Durable."""
+    """Copies the torn end after the last entry to a file; returns its name. Durable."""
     version = 0 if layout.head is None else layout.head.version
     name = f"{path}.torn-after-{version}"
     return _keep_part(fd, layout.end_bytes, layout.size_bytes, path, name, b"")
@@ -173,7 +172,7 @@ def stage_more(fd: int, staged: Staged) -> Staged:
 
 
 def _stage_more(fd: int, new_fd: int, staged: Staged) -> Staged:
-    """Copies the entries that are there whole."""
+    """Copies the complete entries."""
     end = staged.copied_bytes
     size = fsio.size_bytes(fd)
     while end + v1.ENTRY_BYTES <= size:
@@ -182,7 +181,7 @@ def _stage_more(fd: int, new_fd: int, staged: Staged) -> Staged:
         if behind > size:
             break
         end = behind
-    while True:  # a writer beside this waits for no more than a piece
+    while True:  # a concurrent writer waits for one piece at most
         piece = min(end, staged.copied_bytes + _PIECE_BYTES)
         copy_to_staged(fd, new_fd, staged, piece)
         fsio.sync(new_fd, op="sync compacted backup")
@@ -192,16 +191,16 @@ def _stage_more(fd: int, new_fd: int, staged: Staged) -> Staged:
 
 
 def copy_to_staged(fd: int, new_fd: int, staged: Staged, end: int) -> None:
-    """Copies what stands in the backup up to `end` and not yet in its replacement. Not durable.
+    """Copies the part of the backup up to `end` that its replacement lacks. Not durable.
 
     Raises:
-        StorageError: the replacement is not what was staged.
+        StorageError: the replacement is not the staged file.
     """
     start = staged.copied_bytes
     to = start + staged.shift_bytes
     made_from_this = staged.source == os.fstat(fd).st_ino
     if not made_from_this or fsio.size_bytes(new_fd) != to or start > end:
-        raise StorageError(f"{staged.name} is not what was staged; the backup is as before.")
+        raise StorageError(f"{staged.name} is not the staged file; the backup is unchanged.")
     _copy(fd, start, end, new_fd, to, op="copy to compacted backup")
 
 

@@ -1,9 +1,9 @@
-"""Reads a file of format 1 from end to end and judges what it finds.
+"""Reads a file of format 1 from end to end, and tells torn and stale entries from damage.
 
-A file may have been cut at any write, by us or by the community's plugin, which also leaves
-transactions behind that the node never committed: it goes back in its header but always appends
-at the end of the file. So the entries are the truth, and the header says what was promised: that
-all up to its version was there. `docs/format.md` has the rules with their reasons.
+A file may have been cut off at any write, by this program or by the community's plugin, which also
+leaves stale transactions that the node never committed: it goes back in its header but always
+appends at the end of the file. So the entries are authoritative, and the header is a promise that
+everything up to its version was there. `docs/format.md` has the rules with their reasons.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _MAX_CANDIDATES = 1000
 
 
 class Entry(NamedTuple):
-    """Where one entry stands, and what it is.
+    """An entry and its place.
 
     Attributes:
-        stale: the node never committed it, and sent another one in its place.
+        stale: the node never committed it, and sent another transaction instead.
         foreign_keys: whether foreign keys are enforced after it.
     """
 
@@ -44,26 +44,26 @@ class Entry(NamedTuple):
 
     @property
     def payload_bytes(self) -> int:
-        """Where the payload starts."""
+        """The offset of the payload."""
         return self.offset_bytes + v1.ENTRY_BYTES
 
     @property
     def end_bytes(self) -> int:
-        """Where the next entry starts."""
+        """The offset of the next entry."""
         return self.offset_bytes + v1.ENTRY_BYTES + self.length_bytes
 
 
 class Layout(NamedTuple):
-    """What stands in a file.
+    """The contents of a file.
 
     Attributes:
-        end_bytes: behind the last entry that counts; what follows is torn and was never answered.
+        end_bytes: after the last valid entry; the rest of the file is torn, and was never answered.
         size_bytes: of the file.
         head: the last entry; `None` in an empty backup.
         before: the entry before it.
-        version_count: number of entries that count.
-        stale: number of entries that do not.
-        torn_replaces_head: whether what is torn is a transaction for the head's version.
+        version_count: number of entries that are not stale.
+        stale: number of stale entries.
+        torn_replaces_head: whether the torn entry is a transaction for the head's version.
     """
 
     header: v1.Header
@@ -77,17 +77,17 @@ class Layout(NamedTuple):
 
     @property
     def head_may_be_dropped(self) -> bool:
-        """Whether the head was stored last: nothing after it was begun or dropped.
+        """Whether the head was stored last: no later change was started or dropped.
 
-        Where the next one was begun, the node had committed the head; unless it was begun in the
-        head's place, as the community's plugin does after a crash.
+        If the next one was started, the node had committed the head, unless it replaces the head,
+        as the community's plugin does after a crash.
         """
         if self.head is None:
             return False
         if self.torn_bytes:
             return self.torn_replaces_head
         if self.head.offset_bytes >= self.header.offset_bytes:
-            return True  # it is in flight, and the header has yet to learn of it
+            return True  # it is in flight: the header does not have it yet
         promised_more = (
             self.header.version > self.head.version or self.header.offset_bytes > self.size_bytes
         )
@@ -95,30 +95,31 @@ class Layout(NamedTuple):
 
     @property
     def torn_bytes(self) -> int:
-        """Length of what a cut left behind the last entry."""
+        """Length of the torn end after the last entry."""
         return self.size_bytes - self.end_bytes
 
 
 class _Unreadable(Damaged):
-    """What stands at an offset cannot be the next entry."""
+    """The bytes at an offset are not a valid next entry."""
 
     def __init__(self, offset_bytes: int, found: str) -> None:
         super().__init__(
-            f"The backup cannot be read at byte {offset_bytes}: {found}. If a node writes to it, "
-            "it may have changed meanwhile: try again.",
+            f"Cannot read the backup at byte {offset_bytes}: {found}. If a node writes to it, it "
+            "may have changed meanwhile: try again.",
             offset_bytes=offset_bytes,
         )
         self.found = found
 
 
 def scan(fd: int, path: str) -> Layout:
-    """Judges the file.
+    """Scans the file.
 
     Raises:
-        Damaged: there are bytes that cannot be right, neither as written nor after a cut.
+        Damaged: there are invalid bytes that no interrupted write can explain.
         StorageError: the operating system failed a read.
     """
-    # In this order, since a writer may be at work: what a header promises is there before it.
+    # In this order, since a writer may be active: entries are there before the header that
+    # promises them.
     header = _read_header(fd, path)
     size = fsio.size_bytes(fd)
     head: Entry | None = None
@@ -144,7 +145,7 @@ def scan(fd: int, path: str) -> Layout:
         if twin is not None and twin.version != head.version:
             twin = None
         unannounced_snapshot = (
-            # Its header is written only when it is on stable storage.
+            # Its header is written only after it is on stable storage.
             head.kind is Kind.SNAPSHOT and header.offset_bytes < head.end_bytes
         )
         if unannounced_snapshot:
@@ -154,9 +155,9 @@ def scan(fd: int, path: str) -> Layout:
             _require_unanswered(fd, path, header, head, twin)
             end, count = head.offset_bytes, count - 1
             head, before = before, None
-            if twin is not None:  # with its replacement gone, the first of the two counts again
+            if twin is not None:  # without its replacement, the first of the two is valid again
                 if not _is_whole(fd, twin):
-                    _damaged(path, twin.offset_bytes, twin.version - 1, "a change cut twice")
+                    _damaged(path, twin.offset_bytes, twin.version - 1, "two incomplete changes")
                 head, before = twin._replace(stale=False), head
                 count, stale = count + 1, stale - 1
     version = 0 if head is None else head.version
@@ -169,7 +170,7 @@ def scan(fd: int, path: str) -> Layout:
             f"the file ends at version {version}, and its header says that version "
             f"{header.version} was stored, up to byte {header.offset_bytes}",
         )
-    # Seen from its first ten bytes, the last of which is of its text.
+    # Recognized by its first ten bytes, the last of which belongs to its text.
     begun = fsio.read_at(fd, v1.ENTRY_BYTES + 1, end, op=_READ)
     replaces = (
         len(begun) > v1.ENTRY_BYTES
@@ -183,7 +184,7 @@ def entries(fd: int, size_bytes: int) -> Iterator[Entry]:
     """The entries up to `size_bytes`, stale ones marked.
 
     Raises:
-        Damaged: something is no entry.
+        Damaged: there are bytes that are not an entry.
         StorageError: the operating system failed a read.
     """
     held: Entry | None = None
@@ -207,10 +208,10 @@ def entries(fd: int, size_bytes: int) -> Iterator[Entry]:
         if held is not None:
             replaced = entry.kind is Kind.TRANSACTION and entry.version == held.version
             if replaces and not replaced and not _is_whole(fd, held):
-                # It would make an answered change count no more, so it must be beyond doubt.
+                # It would make an answered change stale, so it must be certain.
                 raise Damaged(
-                    f"At byte {held.offset_bytes} stands a second change for version "
-                    f"{held.version}, which is not whole. Keep the backup as it is.",
+                    f"Found a second change for version {held.version} at byte "
+                    f"{held.offset_bytes}, which is incomplete. Keep the backup as it is.",
                     offset_bytes=held.offset_bytes,
                     good_version=held.version - 1,
                 )
@@ -228,15 +229,15 @@ def _entry_at(fd: int, offset: int, size: int, last: Entry | None) -> Entry:
         raise _Unreadable(offset, "less than the 9 bytes that start an entry")
     length, version, entry_type = v1.unpack_entry_head(data)
     if entry_type not in (v1.TRANSACTION, v1.SNAPSHOT):
-        raise _Unreadable(offset, f"an entry of type {entry_type}, where there are only 1 and 2")
+        raise _Unreadable(offset, f"an entry of unknown type {entry_type} (only 1 and 2 exist)")
     if offset + v1.ENTRY_BYTES + length > size:
-        raise _Unreadable(offset, f"an entry of {length} bytes, which the file does not hold")
+        raise _Unreadable(offset, f"an entry of {length} bytes, longer than the rest of the file")
     foreign_keys = True if last is None else last.foreign_keys
     if entry_type == v1.SNAPSHOT:
         if last is not None and version < last.version:
             raise _Unreadable(offset, f"a snapshot of version {version} after {last.version}")
         if not data[v1.ENTRY_BYTES :].startswith(v1.SQLITE_MAGIC):
-            raise _Unreadable(offset, "a snapshot that is no SQLite database")
+            raise _Unreadable(offset, "a snapshot that is not a SQLite database")
         return Entry(offset, length, version, Kind.SNAPSHOT, True)
     if length == 0:
         raise _Unreadable(offset, "a transaction without a statement")
@@ -248,10 +249,10 @@ def _entry_at(fd: int, offset: int, size: int, last: Entry | None) -> Entry:
             foreign_keys = statements.foreign_keys_after(rider, foreign_keys)
             return Entry(offset, length, version, Kind.RIDER, foreign_keys)
     if last is None and version != 1:
-        # A change that was set aside; nothing before it says that its version is right.
+        # A change that was set aside; there is no earlier entry to check its version against.
         alone = Entry(offset, length, version, Kind.TRANSACTION, foreign_keys)
         if not _is_whole(fd, alone):
-            raise _Unreadable(offset, f"version {version} as the first")
+            raise _Unreadable(offset, f"version {version} as the first entry")
     if last is not None and version != last.version + 1:
         replaces = version == last.version and last.kind is Kind.TRANSACTION
         if not replaces:
@@ -260,11 +261,11 @@ def _entry_at(fd: int, offset: int, size: int, last: Entry | None) -> Entry:
 
 
 def _resume(fd: int, offset: int, size: int, held: Entry | None) -> int | None:
-    """Where the history goes on behind a transaction that the community's plugin left torn.
+    """Where the history continues after a transaction that the community's plugin left torn.
 
     That plugin appends the next one where the torn one stops, so the torn one's length reaches
-    into it, or over the end of the file. The torn one was not committed, so the next one has its
-    version; it is accepted only where its last statement proves it whole.
+    into it, or past the end of the file. The torn one was not committed, so the next one has the
+    same version; it is accepted only if its last statement proves it complete.
     """
     torn = [(held.offset_bytes, held.version, offset)] if held is not None else []
     torn.append((offset, 1 if held is None else held.version + 1, size))
@@ -294,10 +295,10 @@ def _statements(fd: int, offset: int, length: int) -> tuple[str, ...]:
 
 
 def _is_whole(fd: int, entry: Entry) -> bool:
-    """Whether an entry, whose length fits, was also written to its end.
+    """Whether an entry with a valid length was also written to its end.
 
-    Of a transaction this means that its last statement sets its version and that no part of it
-    reads as zeros, which would make an empty statement.
+    For a transaction this means that its last statement sets its version and that no part of it
+    is zeros, which would make an empty statement.
     """
     if entry.kind is not Kind.TRANSACTION:
         return True
@@ -317,7 +318,7 @@ def _is_whole(fd: int, entry: Entry) -> bool:
 def _require_unanswered(
     fd: int, path: str, header: v1.Header, head: Entry, twin: Entry | None
 ) -> None:
-    """Accepts a last entry that is not whole as one that was never answered, or raises."""
+    """Accepts an incomplete last entry if it was never answered; raises otherwise."""
     announced = header.offset_bytes >= head.end_bytes or (
         header.version >= head.version and twin is None
     )
@@ -330,18 +331,18 @@ def _require_unanswered(
             "sets this version",
         )
     if header.version < head.version - 1:
-        _damaged(path, head.offset_bytes, head.version - 1, "a change that is not whole")
+        _damaged(path, head.offset_bytes, head.version - 1, "an incomplete change")
 
 
 def _read_header(fd: int, path: str) -> v1.Header:
     data = b""
     while data != (data := fsio.read_at(fd, v1.HEADER_BYTES, 0, op=_READ)):
-        pass  # read until twice the same: a writer may be replacing it
+        pass  # read until two reads agree: a writer may be replacing it
     if len(data) < v1.HEADER_BYTES:
-        _not_begun_as_one(path, f"it has {len(data)} bytes, and its header alone has 512")
+        _not_begun_as_one(path, f"it has {len(data)} bytes, less than a header (512)")
     file_version, header = v1.unpack_header(data)
     if file_version != v1.FILE_VERSION:
-        _not_begun_as_one(path, f"its header would be of version {file_version}, and not 1")
+        _not_begun_as_one(path, f"its header has version {file_version}, not 1")
     return header
 
 
@@ -355,11 +356,11 @@ def _not_begun_as_one(path: str, why: str) -> NoReturn:
 def _require_torn(
     fd: int, path: str, header: v1.Header, head: Entry | None, bad: _Unreadable, size: int
 ) -> None:
-    """Accepts what cannot be read as the rest of a change that was never answered, or raises."""
+    """Accepts invalid bytes as a torn change that was never answered; raises otherwise."""
     version = 0 if head is None else head.version
     at = bad.offset_bytes
     if at >= header.offset_bytes:
-        # What is written next to the header's place is one entry, so all before is promised.
+        # At the header's offset one entry is written next, so everything before is promised.
         torn = version == header.version
     elif at == header.prev_offset_bytes and version == header.prev_version:
         torn = _has_hole(fd, header, at, size)
@@ -373,10 +374,10 @@ def _require_torn(
 def _has_hole(fd: int, header: v1.Header, start: int, end: int) -> bool:
     """Whether a part of the last entry never reached the disk.
 
-    The header and the entry are synced at once, and only then the node is answered; so the header
-    may be there without the entry, or with some sectors of it. What is not there is missing at
-    the end of the file, or reads as zeros, which statements do not hold. A single flipped bit
-    makes no such hole.
+    The header and the entry are synced together, and only then the node is answered; so the
+    header may be there without the entry, or with only some sectors of it. Missing sectors are
+    beyond the end of the file, or read as zeros, which statements do not contain. A single flipped
+    bit does not make such a hole.
     """
     if end < header.offset_bytes:
         return True

@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from cln_backup.wire.address import Address
 
 STALL_S = 30.0
-"""How long an open connection may bring nothing while something is due."""
+"""How long the server may send nothing while an answer is due."""
 
 _LEAST_S = 1.0
 
 
 def dial(url: SocketUrl, timeout_s: float, stall_s: float) -> Channel:
-    """A connection to the server; nothing was said on it yet.
+    """Opens a connection to the server, on which nothing was sent yet.
 
     Args:
         url: the server, and how to reach it.
-        timeout_s: how long to try; where a name has several addresses, each gets its share.
-        stall_s: how long the connection may bring nothing while something is due.
+        timeout_s: how long to try; several addresses of a name share it.
+        stall_s: how long the server may send nothing while an answer is due.
 
     Raises:
         AccessDenied: the server's certificate is not the one that is trusted.
-        OSError: there is no connection; another attempt may succeed.
+        OSError: the connection failed; a retry may succeed.
     """
     if url.proxy is None:
         sock = _connect(url.server, timeout_s)
@@ -52,7 +52,7 @@ def dial(url: SocketUrl, timeout_s: float, stall_s: float) -> Channel:
 
 
 def _connect(address: Address, timeout_s: float) -> socket.socket:
-    """Connects to the first of a host's addresses, of either family, that answers."""
+    """Connects to the first of a host's addresses, IPv4 or IPv6, that answers."""
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
     failure: OSError | None = None
     for family, kind, protocol, _, target in found:

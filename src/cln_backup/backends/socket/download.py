@@ -1,4 +1,4 @@
-"""The changes of a backup on a server, as they come; an interrupted stream goes on where it was."""
+"""Streams the changes of a backup on a server; an interrupted stream is resumed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _CHANGED = (
-    "The backup on the server changed while it was read, so that the stream, which was cut, cannot "
-    "go on where it was. Nothing is wrong with it; start again."
+    "The backup on the server changed while it was read, so the interrupted stream cannot be "
+    "resumed. The backup is not damaged; start again."
 )
 
 
 class WireSnapshot:
-    """A snapshot that is on its way; its bytes can be had once."""
+    """A snapshot that is being received; its bytes can be read once."""
 
     def __init__(self, size_bytes: int, pieces: Iterator[bytes]) -> None:
         self.size_bytes = size_bytes
@@ -38,7 +38,7 @@ class WireSnapshot:
     def chunks(self) -> Iterator[bytes]:
         """The file's bytes in order."""
         if self._pieces is None:
-            raise StorageError("A snapshot that comes from a server can be read only once.")
+            raise StorageError("A snapshot from a server can be read only once.")
         pieces, self._pieces = self._pieces, None
         return pieces
 
@@ -71,11 +71,11 @@ class Download:
                 pieces = self._pieces(snapshot)
                 arriving = WireSnapshot(snapshot.size_bytes, pieces)
                 yield Change(snapshot.version, arriving, None, 0)
-                for _ in pieces:  # whoever asks for the next change has no use for it
+                for _ in pieces:  # the caller asked for the next change: skip the rest
                     pass
             else:
                 raise BadPacket(f"The server sent a packet of type {packet.type} among changes.")
-            if self._resumed and self._at_end():  # what follows came later
+            if self._resumed and self._at_end():  # later changes are not part of this stream
                 self._link.close()
                 break
         if self._session is not None:
@@ -122,8 +122,8 @@ class Download:
             elif packet.type == wire.SNAPSHOT_END:
                 if not snapshot.is_whole(payload):
                     raise Damaged(
-                        f"The snapshot for data version {version} is not what the server read: its "
-                        "digest differs. Try again; if it stays so, look at the server's memory."
+                        f"Digest mismatch in the snapshot for data version {version}: it changed "
+                        "on the way. Try again; if it happens again, test the server's memory."
                     )
                 self._advance(version, payload)
                 return
@@ -132,7 +132,7 @@ class Download:
 
 
 class _Item(NamedTuple):
-    """One change of protocol 1; a snapshot lies in a spool."""
+    """One change of protocol 1; a snapshot is in a spool."""
 
     version: int
     transaction: tuple[str, ...] | None
@@ -140,7 +140,7 @@ class _Item(NamedTuple):
 
 
 class PlainDownload:
-    """A stream of protocol 1. A cut one starts anew and skips what was had already."""
+    """A stream of protocol 1. If interrupted, it restarts and skips changes received before."""
 
     def __init__(self, link: Link, limit_s: float, start: int, *, head: bool) -> None:
         self._link = link
@@ -228,4 +228,4 @@ def _or_damaged(unpack: Callable[[bytes], T], payload: bytes) -> T:
     try:
         return unpack(payload)
     except BadPacket as error:
-        raise Damaged(f"The server sent {error}; nothing of it was used.") from None
+        raise Damaged(f"The server sent {error}; nothing in it was used.") from None

@@ -1,4 +1,4 @@
-"""Keeps a conversation with a server alive: connects again when it is lost, up to a deadline."""
+"""Keeps a conversation with a server alive: reconnects when it is lost, up to a deadline."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _SAY_EVERY_S = 30.0
 
 
 class Link:
-    """The way to one server, in one role.
+    """The link to one server, in one role.
 
     Attributes:
         session: the conversation, while there is one.
-        had: whether there was one before, which a new one continues.
+        had: whether there was a conversation before, which a new one resumes.
     """
 
     def __init__(self, url: SocketUrl, role: str, name: str) -> None:
@@ -50,17 +50,17 @@ class Link:
         self._name = name
 
     def connected(self, timeout_s: float, user: object = None) -> Session:
-        """The conversation; a new one where there is none that `user` could use.
+        """The conversation; a new one if there is none that `user` could use.
 
         Raises:
-            OSError: there is no connection; another attempt may succeed.
+            OSError: the connection failed; a retry may succeed.
             BackupError: the server refused.
         """
         if self.session is not None and self.session.used_by not in (None, user):
-            self.close()  # somebody stopped reading in the middle
+            self.close()  # a reader stopped in the middle
         if self.session is None:
             token = read_token(self.url.token_file) if self.url.token_file else ""
-            # Where the way is short, compression would only cost the node time.
+            # On a fast link, compression would only cost the node time.
             short = self.url.proxy is None and self.url.server.host in _THIS_MACHINE
             hello = wire.Hello(
                 self._role,
@@ -78,27 +78,27 @@ class Link:
         return self.session
 
     def until(self, limit_s: float, attempt: Callable[[Session], T], user: object = None) -> T:
-        """Does something in a conversation, again and again when the connection is lost.
+        """Runs `attempt` in a conversation, and retries when the connection is lost.
 
-        `attempt` must find out by itself what of an attempt before was done.
+        `attempt` must find out by itself what a previous attempt has done.
 
-        A connection that says nothing counts as lost from when it was asked, or `STALL_S` before
-        that is found out. No wait takes more than half of what is left, so that there is always
-        time for another connection. It is tried for the limit, the last time when it is reached,
-        and for hardly longer.
+        A silent connection counts as lost from the request on, or from `STALL_S` before that is
+        detected. No wait takes more than half of the remaining time, so that there is always time
+        for another connection. Retries go on until the limit, with a last one when it is reached,
+        and hardly longer.
 
         Args:
-            limit_s: how long after the loss is tried.
-            attempt: what to do.
-            user: who reads a stream of changes, of which each attempt is a part.
+            limit_s: how long to retry after the loss.
+            attempt: the function to run.
+            user: the reader of a stream of changes, if each attempt is a part of one.
 
         Raises:
-            Unreachable: the time is over.
-            BackupError: whatever `attempt` raises, and the server's refusals.
+            Unreachable: the time limit was reached.
+            BackupError: an error of `attempt`, or a refusal of the server.
         """
         lost_at: float | None = None
         said_at = 0.0
-        pause_s = 0.0  # a server that was just restarted is there at once
+        pause_s = 0.0  # a server that was restarted is available at once
         while True:
             began_at = time.monotonic()
             left_s = limit_s if lost_at is None else lost_at + limit_s - began_at
@@ -117,8 +117,7 @@ class Link:
                 if (pause_s and said_at == 0.0) or now - max(said_at, lost_at) >= _SAY_EVERY_S:
                     said_at = now
                     _log.warning(
-                        "No connection to the backup server %s (%s). Trying again for %d "
-                        "seconds more.",
+                        "No connection to the backup server %s (%s). Retrying for %d more seconds.",
                         self.url.server,
                         _reason(error),
                         int(left_s),
@@ -140,20 +139,21 @@ class Link:
     def _explain(self, error: OSError, limit_s: float) -> str:
         hint = ""
         if isinstance(error, ConnectionResetError) and not self.had:
-            hint = " Does the server ask for TLS, and the URL not (or the other way round)?"
+            hint = " Does the server use TLS but not the URL, or the other way round?"
         return (
             f"The backup server {self.url.server} could not be reached for {limit_s:.0f} seconds: "
-            f"{_reason(error)}.{hint} What was answered before was stored there. Look whether the "
-            f"server runs and the network is there; then start again. {self._advice(limit_s)}"
+            f"{_reason(error)}.{hint} Everything that was answered before is stored there. Check "
+            f"that the server and the network are up; then start again. {self._advice(limit_s)}"
         )
 
     def _advice(self, limit_s: float) -> str:
-        """What makes such a wait longer, if anything does."""
+        """How to extend this wait, if that is possible."""
         if limit_s >= self.url.deadline_s:
-            return "How long to wait can be set in the URL: deadline=SECONDS."
+            return "The option deadline=SECONDS in the URL sets how long to wait."
         return (
-            "The URL's deadline counts only when the node is up: while it starts, its other "
-            "plugins would give up, and a command waits no longer either. Start the server first."
+            "The URL's deadline applies only when the node is up: while it starts, its other "
+            "plugins would time out, and commands do not wait longer either. Start the server "
+            "first."
         )
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One conversation with a server: the same questions in protocol 1 and in its extension."""
+"""One conversation with a server: the same requests in protocol 1 and in its extension."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from cln_backup.wire.channel import Channel
 
 _STORING_BYTES_S = 4_000_000
-"""How fast a server must at least be at putting a snapshot on its disk."""
+"""The minimum speed of a server storing a snapshot."""
 
 
 class Outgoing:
-    """A change on its way to a server.
+    """A change to send to a server.
 
     Attributes:
-        payload: of a transaction or rider, as `v1.pack_transaction` has it.
-        digest: of the change; `None` of a snapshot that was not yet read to its end.
+        payload: of a transaction or rider, encoded by `v1.pack_transaction`.
+        digest: of the change; `None` for a snapshot that was not read to its end yet.
     """
 
     def __init__(self, change: Change) -> None:
-        wire.pack_version(change.version)  # raises where it does not fit
+        wire.pack_version(change.version)  # raises if it is out of range
         self.version = change.version
         self.kind = change.kind
         self.snapshot: Snapshot | None = change.snapshot
@@ -54,25 +54,26 @@ class Outgoing:
             self.payload = v1.pack_transaction(change.transaction)
             if len(self.payload) > wire.MAX_CHANGE_BYTES:
                 raise BadChange(
-                    f"The transaction for data version {self.version} has {len(self.payload)} "
-                    f"bytes, and a server takes {wire.MAX_CHANGE_BYTES}; nothing was sent."
+                    f"The transaction for data version {self.version} is too large for a server: "
+                    f"{len(self.payload)} bytes; the limit is {wire.MAX_CHANGE_BYTES}. Nothing was "
+                    "sent."
                 )
             self.digest = digests.transaction_digest(self.version, self.payload)
 
 
 class Incoming(NamedTuple):
-    """A packet of a stream of changes, its payload still to come."""
+    """A packet of a stream of changes, whose payload was not read yet."""
 
     type: int
     length_bytes: int
 
 
 class Session(ABC):
-    """A conversation. Methods raise `OSError` when the connection is lost; then it is over.
+    """A conversation. Methods raise `OSError` if the connection is lost; that ends it.
 
     Attributes:
-        standing: where the server's backup stood at its last answer.
-        used_by: who reads a stream of changes, until the end of which nothing else can be asked.
+        standing: the state of the server's backup at its last answer.
+        used_by: the reader of a stream of changes; until its end there can be no other request.
     """
 
     extended: bool
@@ -85,38 +86,38 @@ class Session(ABC):
 
     @abstractmethod
     def append(self, change: Outgoing) -> None:
-        """Has a change stored; it is on the server's stable storage when this returns."""
+        """Stores a change; it is on the server's stable storage when this returns."""
 
     @abstractmethod
     def drop(self, to_version: int, digest: bytes) -> None:
-        """Has the head dropped, which has this digest (of use in the extension only)."""
+        """Drops the head, which must have this digest (checked in the extension only)."""
 
     @abstractmethod
     def request_stream(self, start: wire.StreamStart) -> None:
-        """Asks for changes; protocol 1 always gives all."""
+        """Requests changes; protocol 1 always streams all."""
 
     def bound_stall(self, stall_s: float) -> None:
-        """Changes how long the server may say nothing while something is due."""
+        """Changes how long the server may send nothing while an answer is due."""
         self._stall_s = stall_s
         self._channel.bound_stall(stall_s)
 
     def refresh(self) -> None:
-        """Asks where the backup stands."""
+        """Requests the state of the backup."""
         self._channel.send(wire.REQ_METADATA)
         payload = self._expect(wire.METADATA, wire.MAX_HELLO_BYTES)
         self.standing = wire.unpack_standing(payload)[1]
 
     def compact(self, limit_s: float) -> Statistics:
-        """Has the server compact the backup, which may take so long."""
+        """Makes the server compact the backup, which may take `limit_s`."""
         self._channel.send(wire.COMPACT)
         payload = self._expect(wire.COMPACT_RES, wire.MAX_STATISTICS_BYTES, limit_s)
         try:
             return msgspec.json.decode(payload, type=Statistics)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise BadPacket("The server's figures cannot be understood.") from None
+            raise BadPacket("The server sent invalid statistics.") from None
 
     def incoming(self) -> Incoming:
-        """The start of the next packet of a stream. Raises what the server refused with."""
+        """The head of the next packet of a stream. Raises the error of a refusal."""
         found = self._channel.head(self._stall_s)
         if found is None:
             raise ConnectionResetError("the server closed the connection")
@@ -125,11 +126,11 @@ class Session(ABC):
         return Incoming(*found)
 
     def payload(self, packet: Incoming, limit_bytes: int) -> bytes:
-        """The payload of the packet that `incoming` gave."""
+        """The payload of the packet that `incoming` returned."""
         return self._channel.payload(packet.length_bytes, limit_bytes)
 
     def pieces(self, packet: Incoming) -> Iterator[bytes]:
-        """The payload of the packet that `incoming` gave, in pieces."""
+        """The payload of the packet that `incoming` returned, in pieces."""
         return self._channel.pieces(packet.length_bytes)
 
     def close(self) -> None:
@@ -137,7 +138,7 @@ class Session(ABC):
         self._channel.close()
 
     def _expect(self, packet_type: int, limit_bytes: int, storing_s: float = 0.0) -> bytes:
-        """The payload of the answer, for which the server may need `storing_s` longer."""
+        """The payload of the answer, for which the server may take `storing_s` longer."""
         found = self._channel.head(self._stall_s + storing_s)
         if found is None:
             raise ConnectionResetError("the server closed the connection")
@@ -153,13 +154,13 @@ class Session(ABC):
             return error_of(wire.unpack_refusal(payload))
         at = f" at version {wire.unpack_version(payload)}" if len(payload) == 4 else ""
         return StorageError(
-            f"The server, whose backup stands{at or ' somewhere'}, refused, and its protocol has "
-            "no place for the reason. Look into its log."
+            f"The server refused the request; its backup is{at or ' at an unknown version'}. "
+            "Its protocol cannot transfer the reason: see its log."
         )
 
 
 class PlainSession(Session):
-    """Protocol 1, as the community's server speaks it."""
+    """The client's side of protocol 1, for the community's server."""
 
     extended = False
 
@@ -175,8 +176,8 @@ class PlainSession(Session):
         version = wire.unpack_version(self._expect(wire.ACK, 4, storing_s))
         if version != change.version:
             raise Discontinuity(
-                f"The server was sent version {change.version} and says that it is at {version}. "
-                "Does another node write to the same backup?"
+                f"The server is at version {version} after the change for version "
+                f"{change.version}. Does another node write to the same backup?"
             )
         self.standing = wire.Standing(version, before.version, before.version_count + 1)
 
@@ -192,8 +193,8 @@ class PlainSession(Session):
         self.refresh()
         if version != to_version:
             raise Discontinuity(
-                f"The server was to go back to version {to_version} and says that it is at "
-                f"{version}; it can go back only once. Nothing was dropped."
+                f"The server did not go back to version {to_version}: it is at {version}, and can "
+                "go back only once. Nothing was dropped."
             )
 
     def request_stream(self, start: wire.StreamStart) -> None:  # noqa: ARG002
@@ -202,7 +203,7 @@ class PlainSession(Session):
 
 
 class ExtendedSession(Session):
-    """The extension, as the server of this project speaks it."""
+    """The client's side of the extension, for this project's server."""
 
     extended = True
 
@@ -227,13 +228,13 @@ class ExtendedSession(Session):
                 )
                 self._channel.flush()
             except BaseException:
-                self.close()  # so that the server forgets what it has of it
+                self.close()  # so that the server discards the pieces that it has
                 raise
         self._stood(storing_s)
         if self.standing.digest != change.digest:
             raise Discontinuity(
-                f"The server was sent a change for version {change.version}, and the last one that "
-                "it holds is another. Does another node write to the same backup?"
+                f"The server's last change is not the one that was sent, for version "
+                f"{change.version}. Does another node write to the same backup?"
             )
 
     def wait(self, limit_s: float) -> bool:
@@ -248,12 +249,12 @@ class ExtendedSession(Session):
         return True
 
     def claim(self, node_id: str) -> None:
-        """Has the server make sure that the backup is this node's."""
+        """Makes the server check that the backup belongs to this node."""
         self._channel.send(wire.CLAIM, wire.pack_claim(node_id))
         self._stood()
 
     def create_empty(self) -> None:
-        """Has an empty backup made; it is there, durable, when this returns."""
+        """Makes an empty backup; it is durable when this returns."""
         self._channel.send(wire.CREATE)
         self._stood()
 
@@ -274,17 +275,17 @@ class ExtendedSession(Session):
 def open_session(
     url: SocketUrl, hello: wire.Hello, timeout_s: float, stall_s: float = STALL_S
 ) -> Session:
-    """Connects, greets the server and learns where its backup stands.
+    """Connects, greets the server and gets the state of its backup.
 
     Args:
         url: the server, and how to reach it.
         hello: the greeting.
-        timeout_s: how long the connection may take.
-        stall_s: how long the server may then say nothing.
+        timeout_s: timeout of the connection.
+        stall_s: how long the server may then send nothing.
 
     Raises:
         OSError: there is no connection; another attempt may succeed.
-        BackupError: the server refused, or cannot do what the URL asks for.
+        BackupError: the server refused, or does not support the options in the URL.
     """
     channel = dial(url, timeout_s, stall_s)
     try:
@@ -299,8 +300,8 @@ def open_session(
             return ExtendedSession(channel, standing, deflate=hello.deflate)
         if url.node or url.token_file or hello.role == "takeover":
             raise AccessDenied(
-                f"The server at {url.server} knows protocol 1 only, which has no nodes, no tokens "
-                "and no takeover. Nothing was stored. Is it the right server?"
+                f"The server at {url.server} supports protocol 1 only, which has no nodes, no "
+                "tokens and no takeover. Nothing was stored. Is it the right server?"
             )
         session.standing = standing
     except BaseException:

@@ -1,4 +1,4 @@
-"""The client's side of a SOCKS5 proxy without a password (RFC 1928), as Tor offers it."""
+"""The client's side of SOCKS5 without a password (RFC 1928), for proxies such as Tor."""
 
 from __future__ import annotations
 
@@ -7,41 +7,40 @@ import socket
 import struct
 
 _ANSWERS = {
-    1: "the proxy failed",
-    2: "the proxy's rules forbid it",
-    3: "the network cannot be reached",
-    4: "the host cannot be reached",
-    5: "the connection was refused",
-    6: "it took too long",
-    7: "the proxy knows no CONNECT",
-    8: "the proxy does not know this kind of address",
+    1: "general failure of the proxy",
+    2: "not allowed by the proxy's rules",
+    3: "network unreachable",
+    4: "host unreachable",
+    5: "connection refused",
+    6: "timed out",
+    7: "the proxy does not support CONNECT",
+    8: "the proxy does not support this type of address",
 }
 _BOUND_BYTES = {1: 4, 4: 16}
 
 
 class ProxyRefused(ConnectionError):
-    """The proxy did not connect; its answer is the message."""
+    """The proxy did not connect; the message has its reason."""
 
 
 def connect(sock: socket.socket, host: str, port: int) -> None:
-    """Has the proxy at the other end of `sock` connect to a host.
+    """Makes the proxy at the other end of `sock` connect to a host.
 
-    A name is given to the proxy as it is: it must not be looked up here, where an onion name is
-    unknown and the question alone would tell others.
+    The proxy resolves names: an onion name is unknown here, and a lookup would reveal it.
 
     Raises:
-        ProxyRefused, OSError: there is no connection.
+        ProxyRefused, OSError: the connection failed.
     """
     sock.sendall(b"\x05\x01\x00")
     if _receive(sock, 2) != b"\x05\x00":
-        raise ProxyRefused("it is no SOCKS5 proxy, or it asks for a password")
+        raise ProxyRefused("not a SOCKS5 proxy, or it requires a password")
     sock.sendall(b"\x05\x01\x00" + _pack_host(host) + struct.pack("!H", port))
     version, answer, _, kind = _receive(sock, 4)
     if version != 5 or answer != 0:
         raise ProxyRefused(_ANSWERS.get(answer, f"the proxy answered {answer}"))
     length = _receive(sock, 1)[0] if kind == 3 else _BOUND_BYTES.get(kind)
     if length is None:
-        raise ProxyRefused("the proxy's answer cannot be understood")
+        raise ProxyRefused("invalid answer of the proxy")
     _receive(sock, length + 2)
 
 

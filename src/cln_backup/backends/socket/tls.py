@@ -1,4 +1,4 @@
-"""TLS as a client sees it: the server is known by an authority, or by its certificate itself."""
+"""TLS for clients: the server is authenticated by an authority or a pinned certificate."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _PIN_BYTES = 64
 
 
 def wrap(sock: socket.socket, url: SocketUrl) -> ssl.SSLSocket:
-    """Encrypts a connection, and makes sure of who is at its other end.
+    """Encrypts a connection, and authenticates the server.
 
     With `pin`, the fingerprint of the first certificate ever seen is written to that file, and is
-    durable before anything is said to the server.
+    durable before anything is sent to the server.
 
     Raises:
-        AccessDenied: it is another server than the one that is trusted.
+        AccessDenied: the server is not the trusted one.
         BadSettings: a file that the URL names cannot be used.
         OSError: the handshake failed otherwise.
     """
@@ -35,7 +35,7 @@ def wrap(sock: socket.socket, url: SocketUrl) -> ssl.SSLSocket:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # the fingerprint below says more than any authority
+    context.verify_mode = ssl.CERT_NONE  # the fingerprint below replaces the authorities
     wrapped = context.wrap_socket(sock, server_hostname=url.server.host)
     try:
         _check_fingerprint(wrapped, url)
@@ -52,11 +52,11 @@ def _check_fingerprint(wrapped: ssl.SSLSocket, url: SocketUrl) -> None:
     wanted = url.fingerprint if url.pin is None else _pinned(url.pin, found)
     assert wanted is not None
     if not compare_digest(found, wanted):
-        where = f"the one in {url.pin}" if url.pin is not None else "the one in the URL"
+        where = url.pin if url.pin is not None else "the URL"
         raise AccessDenied(
-            f"The server at {url.server} shows a certificate with the fingerprint {found}, and "
-            f"{where} is {wanted}. It is another server, or somebody stands between; nothing was "
-            "sent. If the server was set up anew, put its new fingerprint there."
+            f"Certificate mismatch: a different server, or a man-in-the-middle attack. Nothing was "
+            f"sent. The server at {url.server} has the fingerprint {found}; the one in {where} is "
+            f"{wanted}. If the server was set up again, put its new fingerprint there."
         )
 
 
@@ -65,7 +65,7 @@ def _wrap_trusted(sock: socket.socket, url: SocketUrl) -> ssl.SSLSocket:
         context = ssl.create_default_context(cafile=url.ca)
     except OSError as error:
         raise BadSettings(
-            f"The certificates in {url.ca} cannot be read: {error.strerror or error}."
+            f"Cannot read the certificates in {url.ca}: {error.strerror or error}."
         ) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
@@ -73,14 +73,14 @@ def _wrap_trusted(sock: socket.socket, url: SocketUrl) -> ssl.SSLSocket:
     except ssl.SSLCertVerificationError as error:
         raise AccessDenied(
             f"The certificate of the server at {url.server} is not trusted: "
-            f"{error.verify_message}. Nothing was sent. If it is a certificate that the server "
-            "made itself, add to the URL fingerprint=… as `backup-cli server` shows it at its "
-            "start, or pin=/path/of/a/file to trust the first one seen."
+            f"{error.verify_message}. Nothing was sent. If the certificate is self-signed, add to "
+            "the URL fingerprint=… as `backup-cli server` logs it at its start, or "
+            "pin=/path/of/a/file to trust the first one seen."
         ) from None
 
 
 def _pinned(path: str, found: str) -> str:
-    """The fingerprint in the file; at the first use, the one that was found."""
+    """The fingerprint in the file; on first use, stores the one found."""
     if not os.path.exists(path):
         fsio.write_file(path, found.encode() + b"\n", op="write pin")
         return found
@@ -95,7 +95,7 @@ def _pinned(path: str, found: str) -> str:
             raise ValueError
     except ValueError:
         raise BadSettings(
-            f"{path} holds no fingerprint of a certificate. Mend it, or remove it to trust the "
-            "next certificate seen; nothing was sent."
+            f"{path} does not contain a certificate's fingerprint. Nothing was sent. Correct it, "
+            "or remove it to trust the next certificate seen."
         ) from None
     return fingerprint

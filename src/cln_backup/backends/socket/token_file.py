@@ -1,4 +1,4 @@
-"""Tokens: the secret that a node shows to its server, and what the server keeps of it."""
+"""Tokens: a node's credential for its server, and the hash that the server stores."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def read_token(path: str) -> str:
     """The token in a file.
 
     Raises:
-        BadSettings: the file cannot be read, or holds none.
+        BadSettings: the file cannot be read, or does not contain a token.
     """
     if fsio.kind_at(path, op="read token file") is None:
-        raise BadSettings(f"There is no token file {path}. `backup-cli token` makes one.")
+        raise BadSettings(f"The token file {path} does not exist. `backup-cli token` makes one.")
     fd = fsio.open_existing(path, writable=False, op="read token file")
     try:
         if os.fstat(fd).st_mode & 0o077:
             raise BadSettings(
-                f"The token file {path} can be read by others than its owner: chmod 600 {path}"
+                f"Users other than its owner can read the token file {path}: chmod 600 {path}"
             )
         content = fsio.read_at(fd, _MAX_BYTES, 0, op="read token file")
     finally:
@@ -34,7 +34,7 @@ def read_token(path: str) -> str:
     token = content.decode("ascii", "replace").strip()
     if _TOKEN.fullmatch(token) is None:
         raise BadSettings(
-            f"{path} holds no token: one line of 16 to 256 letters, digits and signs."
+            f"{path} does not contain a token: one line of 16 to 256 letters, digits and signs."
         )
     return token
 
@@ -52,5 +52,5 @@ def create_token(path: str) -> str:
 
 
 def token_hash(token: str) -> str:
-    """What a server keeps: no token can be found from it, since tokens are long and random."""
+    """The hash that a server stores; it does not reveal the token, which is long and random."""
     return hashlib.sha256(token.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""`socket:HOST:PORT[?OPTION=VALUE[&…]]`, taken apart."""
+"""Parses `socket:HOST:PORT[?OPTION=VALUE[&…]]`."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class SocketUrl(NamedTuple):
 
     Attributes:
         proxy: a SOCKS5 proxy, which also resolves the server's name.
-        node: whose backup is meant, on a server with several.
-        token_file: path of the file that holds the credential.
+        node: name of the node, on a server with several.
+        token_file: path of the file with the credential.
         tls: whether the connection is encrypted.
         fingerprint: SHA-256 of the server's certificate, in lower case hex.
         pin: path of a file that keeps the fingerprint found at the first connection.
-        ca: path of the certificates to trust, in the place of the system's.
-        deadline_s: how long a lost connection is tried again before the node is stopped.
+        ca: path of the certificates to trust, instead of the system's.
+        deadline_s: how long to retry a lost connection before the node is stopped.
         protocol: 1 when the extension shall not be offered.
     """
 
@@ -57,31 +57,31 @@ class SocketUrl(NamedTuple):
 
 
 def parse_socket_url(url: str) -> SocketUrl:
-    """Takes a URL apart.
+    """Parses a URL.
 
     Raises:
-        BadUrl: the message says what is wrong with which part, and how it should be.
+        BadUrl: the message says which part is wrong, and how to write it.
     """
     scheme, _, rest = url.partition(":")
     if scheme != "socket":
         _bad(url, "it does not start with socket:")
     if any(sign.isspace() or not sign.isprintable() for sign in url):
-        _bad(url, "it holds a space or a control character")
+        _bad(url, "it contains a space or a control character")
     place, question_mark, query = rest.partition("?")
     if "#" in url:
         _bad(url, "it has a '#'; write %23 in a value")
     if place.startswith("//"):
-        _bad(url, "there are no slashes behind socket:")
+        _bad(url, "there are no slashes after socket:")
     server = _address(url, place, "the server")
     options = _options(url, query) if question_mark else {}
     proxy = None
     if "proxy" in options:
         kind, colon, proxy_place = options["proxy"].partition(":")
         if kind != "socks5" or not colon:
-            _bad(url, "the proxy must be socks5:HOST:PORT; no other kind is known")
+            _bad(url, "the proxy must be socks5:HOST:PORT; no other kind is supported")
         proxy = _address(url, proxy_place, "the proxy")
     if server.host.lower().endswith(".onion") and proxy is None:
-        _bad(url, "an onion name is reached through Tor only: add ?proxy=socks5:127.0.0.1:9050")
+        _bad(url, "an onion name needs a Tor proxy: add ?proxy=socks5:127.0.0.1:9050")
     return _checked(url, server, proxy, options)
 
 
@@ -92,31 +92,31 @@ def _checked(
     if fingerprint is not None:
         fingerprint = fingerprint.lower().removeprefix("sha256:").replace(":", "")
         if re.fullmatch("[0-9a-f]{64}", fingerprint) is None:
-            _bad(url, "a fingerprint has 64 hexadecimal digits, as the server prints it")
+            _bad(url, "a fingerprint has 64 hexadecimal digits, as the server logs it")
     pinned = [name for name in ("fingerprint", "pin", "ca") if name in options]
     if len(pinned) > 1:
-        _bad(url, f"{' and '.join(pinned)} exclude each other")
+        _bad(url, f"{' and '.join(pinned)} cannot be combined")
     tls = _switch(url, options, "tls") if "tls" in options else bool(pinned)
     if pinned and not tls:
-        _bad(url, f"{pinned[0]} is of use with TLS only, and tls=no was given")
+        _bad(url, f"{pinned[0]} needs TLS, but tls=no was given")
     node = options.get("node", "")
     if "node" in options and _NODE_NAME.fullmatch(node) is None:
-        _bad(url, "a node's name has 1 to 64 letters, digits, dots, dashes or underscores")
+        _bad(url, "a node's name must have 1 to 64 letters, digits, dots, dashes or underscores")
     deadline = options.get("deadline", str(_DEADLINE_S))
     if _DIGITS.fullmatch(deadline) is None or int(deadline) < 1:
-        _bad(url, "the deadline is a whole number of seconds, at least 1")
+        _bad(url, "the deadline must be a whole number of seconds, at least 1")
     protocol = options.get("protocol", "2")
     if protocol not in {"1", "2"}:
-        _bad(url, "the protocol is 1 or 2")
+        _bad(url, "the protocol must be 1 or 2")
     named = [name for name in ("node", "token-file") if name in options]
     if protocol == "1" and named:
-        _bad(url, f"protocol 1 knows no {named[0]}")
+        _bad(url, f"protocol 1 does not support {named[0]}")
     insecure = "insecure" in options and _switch(url, options, "insecure")
     if "token-file" in options and not (tls or insecure or _is_private(server)):
         _bad(
             url,
-            "the token would cross the network readable to all: add tls=yes with a fingerprint, "
-            "or insecure=yes where a tunnel of your own (WireGuard, SSH) encrypts the way",
+            "the token would be sent in plain text: add tls=yes with a fingerprint, or "
+            "insecure=yes if a tunnel of your own (WireGuard, SSH) encrypts the connection",
         )
     return SocketUrl(
         server,
@@ -133,7 +133,7 @@ def _checked(
 
 
 def _is_private(server: Address) -> bool:
-    """Whether the way to the server cannot be listened to: this machine, or an onion service."""
+    """Whether the connection cannot be eavesdropped on: this machine, or an onion service."""
     host = server.host.lower()
     return host in _LOOPBACK or host.endswith(".onion") or re.match(r"127\.\d", host) is not None
 
@@ -143,20 +143,20 @@ def _options(url: str, query: str) -> dict[str, str]:
     for pair in query.split("&"):
         name, equals, value = pair.partition("=")
         if name not in _OPTIONS:
-            _bad(url, f"there is no option {name!r}; known are {', '.join(_OPTIONS)}")
+            _bad(url, f"unknown option {name!r}; the options are {', '.join(_OPTIONS)}")
         if not equals or not value:
             _bad(url, f"the option {name} has no value")
         if name in options:
             _bad(url, f"the option {name} is given twice")
         options[name] = unquote(value)
         if any(not sign.isprintable() for sign in options[name]):
-            _bad(url, f"the option {name} holds a control character")
+            _bad(url, f"the option {name} contains a control character")
     return options
 
 
 def _switch(url: str, options: dict[str, str], name: str) -> bool:
     if options[name] not in {"yes", "no"}:
-        _bad(url, f"{name} is yes or no")
+        _bad(url, f"{name} must be yes or no")
     return options[name] == "yes"
 
 
