@@ -15,6 +15,7 @@ from cln_backup.backends import create_backend, open_backend
 from cln_backup.backends.dir import store as dir_store
 from cln_backup.backends.dir.store import list_files
 from cln_backup.model.change import Change
+from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +63,7 @@ def _more_segments(url: str) -> None:
         patch.object(dir_store, "FIRST_SEGMENT_BYTES", _SMALL_SEGMENT_BYTES),
         open_backend(url, writable=True) as backend,
     ):
-        while len(list_files(url.removeprefix("dir://")).segments) < _SEGMENTS:
+        while len(list_files(LocalObjects(url.removeprefix("dir://"))).segments) < _SEGMENTS:
             for _ in range(20):
                 _append(backend, _SMALL_SEGMENT_BYTES // 2)
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,8 +19,13 @@ from cln_backup.cli.commands import cli
 from cln_backup.formats import v2
 from cln_backup.model.change import Change
 from cln_backup.model.errors import Damaged, IncompleteCopy
+from cln_backup.storage.local_objects import LocalObjects
 from tests.format2.small import KINDS, SNAPSHOT, url_of
 from tests.histories import append, long_text, payment, payments, started_node, told, told_by
+from tests.storage.bytes_source import BytesSource
+
+if TYPE_CHECKING:
+    from cln_backup.storage.objects import Objects
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 FIRST_BYTES = 4096
@@ -210,12 +216,10 @@ def test_old_segment_of_a_length_that_it_was_made_with_is_whole(
     ],
 )
 def test_old_segment_that_its_first_record_made_longer_is_whole(
-    first_record_bytes: int, size: int, least: int, tmp_path: Path
+    first_record_bytes: int, size: int, least: int
 ) -> None:
-    with (tmp_path / "log").open("w+b") as file:
-        file.write(bytes(512) + v2.pack_head(first_record_bytes))
-        file.truncate(size)
-        assert dir_log._least_bytes_where_not_said(file.fileno(), size) == least
+    content = (bytes(512) + v2.pack_head(first_record_bytes)).ljust(size, b"\x00")
+    assert dir_log._least_bytes_where_not_said(BytesSource(content), size) == least
 
 
 def test_incomplete_copy_is_restored_only_where_its_version_is_named(
@@ -242,11 +246,11 @@ def test_reader_that_listed_before_the_next_segment_was_begun_looks_again(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = dir_store.list_files
-    listings = [listed(str(_node(url)))]
+    listings = [listed(LocalObjects(str(_node(url))))]
     append(url, [payment(9)])
 
-    def stale_at_first(path: str) -> dir_store.Listing:
-        return listings.pop() if listings else listed(path)
+    def stale_at_first(objects: Objects) -> dir_store.Listing:
+        return listings.pop() if listings else listed(objects)
 
     monkeypatch.setattr(dir_whole, "list_files", stale_at_first)
     monkeypatch.setattr(dir_whole, "_noted_segment", lambda _store: 0)
@@ -260,9 +264,9 @@ def test_reader_is_not_put_off_by_a_writer_that_begins_segment_after_segment(
     to_come = payments(9, 18)
     at_work = False
 
-    def list_and_go_on(path: str) -> dir_store.Listing:
+    def list_and_go_on(objects: Objects) -> dir_store.Listing:
         nonlocal at_work
-        found = dir_store.list_files(path)
+        found = dir_store.list_files(objects)
         if to_come and not at_work:  # the newest segment is cut before the reader comes to it
             at_work = True
             append(url, [to_come.pop(0)])

@@ -27,6 +27,7 @@ from cln_backup.model.errors import AlreadyExists, BackupError, Damaged, Locked,
 from cln_backup.operations.initialize import initialize
 from cln_backup.operations.keyring import add_key, is_encrypted, list_keys, remove_key
 from cln_backup.storage import fsio
+from cln_backup.storage.local_objects import LocalObjects
 from tests.format2.small import SNAPSHOT, url_of
 from tests.histories import append, payments, started_node, told, told_by
 
@@ -187,10 +188,10 @@ def test_nothing_expires_where_it_cannot_be_locked(
             staged = reader.stage(Change(7, SNAPSHOT, None), foreign_keys=True)
         monkeypatch.setattr(fcntl, "flock", refuse)
         writer.replace(staged)
-        remove_expired(str(tmp_path / "node"), 0, 0)
+        remove_expired(LocalObjects(str(tmp_path / "node")), 0, 0)
         monkeypatch.undo()
         assert (tmp_path / "node" / "base-0000000001-0000000001").exists()
-        remove_expired(str(tmp_path / "node"), 0, 0)
+        remove_expired(LocalObjects(str(tmp_path / "node")), 0, 0)
         assert not (tmp_path / "node" / "base-0000000001-0000000001").exists()
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends.dir.store import list_files, newest_segment
+from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,5 +35,6 @@ def test_the_newest_segment_is_the_last_of_those_that_are_listed(
 ) -> None:
     for name in (*names, *others):
         (tmp_path / name).touch()
-    listed = list_files(str(tmp_path)).segments
-    assert newest_segment(str(tmp_path)) == max(listed, default=0)
+    objects = LocalObjects(str(tmp_path))
+    listed = list_files(objects).segments
+    assert newest_segment(objects) == max(listed, default=0)

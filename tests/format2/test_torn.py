@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
-import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cln_backup.backends.dir.records import Tail, judge_tail
 from cln_backup.formats import v2
+from tests.storage.bytes_source import BytesSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,22 +20,15 @@ _SECTOR_BYTES = v2.SECTOR_BYTES
 _LENGTHS = (9, 13, 40, 200, 229, 240, 256, 300, 480, 512, 513, 1_000, 1_024)
 
 
-@pytest.fixture
-def fd() -> Iterator[int]:
-    with tempfile.TemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as file:  # noqa: S108
-        yield file.fileno()
-
-
 def _record(choices: random.Random, length: int) -> bytes:
     """Bytes as a record has them, but that the seal is none: nobody looks at it here."""
     body = choices.randbytes(length + v2.SEAL_BYTES)
     return v2.pack_head(length) + body + v2.pack_foot(length)
 
 
-def _judged(fd: int, offset: int, content: bytes) -> Tail:
+def _judged(offset: int, content: bytes) -> Tail:
     data = (b"\xaa" * offset + content).ljust(_FILE_BYTES, b"\x00")
-    os.pwrite(fd, data, 0)
-    return judge_tail(fd, offset)
+    return judge_tail(BytesSource(data), offset)
 
 
 def _without_sectors(offset: int, record: bytes) -> Iterator[bytes]:
@@ -55,18 +47,18 @@ def _without_sectors(offset: int, record: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("length", _LENGTHS)
-def test_record_whose_sectors_are_missing_is_torn(fd: int, length: int) -> None:
+def test_record_whose_sectors_are_missing_is_torn(length: int) -> None:
     choices = random.Random(length)
     judged = 0
     for offset in range(_SECTOR_BYTES, 2 * _SECTOR_BYTES):
         for content in _without_sectors(offset, _record(choices, length)):
-            assert _judged(fd, offset, content) is Tail.TORN, offset
+            assert _judged(offset, content) is Tail.TORN, offset
             judged += 1
     assert judged >= 2 * (length + v2.FRAME_BYTES - 1)
 
 
 @pytest.mark.parametrize("length", _LENGTHS)
-def test_whole_record_with_a_flipped_bit_is_damaged(fd: int, length: int) -> None:
+def test_whole_record_with_a_flipped_bit_is_damaged(length: int) -> None:
     choices = random.Random(length)
     for offset in range(_SECTOR_BYTES, 2 * _SECTOR_BYTES, 3):
         record = _record(choices, length)
@@ -76,13 +68,13 @@ def test_whole_record_with_a_flipped_bit_is_damaged(fd: int, length: int) -> Non
         for bit in (*range(ends), *some, *range(len(record) * 8 - ends, len(record) * 8)):
             flipped = bytearray(record + behind)
             flipped[bit // 8] ^= 1 << bit % 8
-            assert _judged(fd, offset, bytes(flipped)) is Tail.DAMAGED, (offset, bit)
+            assert _judged(offset, bytes(flipped)) is Tail.DAMAGED, (offset, bit)
 
 
-def test_bit_that_is_set_in_the_zeros_is_damage(fd: int) -> None:
-    assert _judged(fd, 700, b"") is Tail.CLEAN
+def test_bit_that_is_set_in_the_zeros_is_damage() -> None:
+    assert _judged(700, b"") is Tail.CLEAN
     for offset in range(_SECTOR_BYTES, 2 * _SECTOR_BYTES, 5):
         for place in (0, 1, v2.HEAD_BYTES, 34, 511, 512, 1_023, 1_024, 2_000):
             for bit in range(8):
                 content = bytes(place) + bytes([1 << bit])
-                assert _judged(fd, offset, content) is Tail.DAMAGED, (offset, place, bit)
+                assert _judged(offset, content) is Tail.DAMAGED, (offset, place, bit)

@@ -9,6 +9,7 @@ from cln_backup.backends.dir.store import list_files
 from cln_backup.formats import holders, v2
 from cln_backup.model.errors import AlreadyExists, NotFound, StorageError
 from cln_backup.storage import fsio
+from cln_backup.storage.local_objects import LocalObjects
 
 _LOOK = "look for a backup"
 _DATABASE_MAGIC = b"SQLite format 3\x00"
@@ -99,7 +100,7 @@ def require_outside(path: str) -> None:
 def _holds_backup(*parts: str) -> bool:
     path = os.path.join(*parts)
     with contextlib.suppress(StorageError):
-        return os.path.isdir(path) and list_files(path) != ((), (), ())
+        return os.path.isdir(path) and list_files(LocalObjects(path)) != ((), (), ())
     return False
 
 

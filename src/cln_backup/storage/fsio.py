@@ -374,11 +374,17 @@ def preallocate(fd: int, length_bytes: int, *, op: str) -> None:
     Allocation alone is not enough: the file system records when a part is first written to, which
     costs one more write at each sync. Durable when it returns.
     """
-    zeros = bytes(min(CHUNK_BYTES, length_bytes))
     offset = 0
-    while offset < length_bytes:
-        offset = write_at(fd, [zeros[: length_bytes - offset]], offset, op=op)
+    for piece in zeros(length_bytes):
+        offset = write_at(fd, [piece], offset, op=op)
     sync(fd, op=op)
+
+
+def zeros(length_bytes: int) -> Iterator[bytes]:
+    """So many zeros, in pieces of at most `CHUNK_BYTES`."""
+    piece = bytes(min(CHUNK_BYTES, length_bytes))
+    for at in range(0, length_bytes, CHUNK_BYTES):
+        yield piece[: length_bytes - at]
 
 
 def remove(path: str, *, op: str) -> None:

@@ -21,12 +21,18 @@ from cln_backup.backends.dir.dropped import check_dropped, dropped, set_aside
 from cln_backup.backends.dir.history import Base, History
 from cln_backup.backends.dir.keys import NodeVeil, add_holder, holders, remove_holder, without_keys
 from cln_backup.backends.dir.snapshots import (
+    NewSnapshot,
     StoredSnapshot,
     last_seal,
     read_back,
-    write_snapshot_file,
 )
-from cln_backup.backends.dir.store import BUILDING, list_files, stored_now_ms
+from cln_backup.backends.dir.store import (
+    base_name,
+    list_files,
+    segment_name,
+    snapshot_name,
+    stored_now_ms,
+)
 from cln_backup.backends.dir.upkeep import expired, removal_takes_long, remove_expired
 from cln_backup.backends.dir.url import Place, place_of
 from cln_backup.backends.dir.whole import note_of, take_stock
@@ -48,13 +54,14 @@ from cln_backup.model.position import (
     digest_of_snapshot,
 )
 from cln_backup.model.statements import foreign_keys_after
-from cln_backup.storage import fsio, interruption
+from cln_backup.storage import interruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from cln_backup.backends.dir.writer import SegmentWriter
     from cln_backup.backends.secrets import Secret
+    from cln_backup.storage.source import Source
 
 _STAGED = "compaction"
 _ALL_COPIED = 1 << 62  # the log goes on as it is, so there is never more to copy
@@ -76,7 +83,7 @@ class DirBackend(Backend):
         self._place = place
         self._lock: WriterLock | None = None
         self._writer: SegmentWriter | None = None
-        self._base_fd = -1
+        self._held_base: Source | None = None
         self._noted_segment = 0
         self._last_write = LastWrite()
 
@@ -165,10 +172,10 @@ class DirBackend(Backend):
 
     def _take_stock(self) -> None:
         writable = self._lock is not None
-        opened = open_base(self._place, writable=writable)
-        self._store, self._base, self._base_fd = opened.store, opened.base, opened.fd
+        self._store, self._base, self._held_base = open_base(self._place)
         if writable:
-            self._remove_built(BUILDING)
+            self._let_go_of_base()  # nothing expires but by a writer
+            self._discard_prepared()
         stock = take_stock(self._store, self._base, alone=writable)
         self._segments, self._end, self._tracker, notice = stock
         if notice:
@@ -183,7 +190,7 @@ class DirBackend(Backend):
         if writable:
             from cln_backup.backends.dir.writer import SegmentWriter
 
-            seal = last_seal(self._base.path)
+            seal = last_seal(self._store, self._base.name)
             keep = (self._place.keep, self._place.keep_days)
             self._writer = SegmentWriter(self._store, self._end, seal, keep)
         self._set_position()
@@ -222,7 +229,7 @@ class DirBackend(Backend):
     def size_bytes(self) -> int:
         """What all files take that hold something of the backup, expired ones left out."""
         end = self._end if self._writer is None else self._writer.end
-        gone = expired(self._place.path, self._place.keep, self._place.keep_days)
+        gone = expired(self._store.objects, self._place.keep, self._place.keep_days)
         return self._store.size_bytes(end.segment, end.end_bytes, gone)
 
     @property
@@ -233,8 +240,9 @@ class DirBackend(Backend):
         if not self.dated_by_file:
             return self._head.stored_ms / 1000
         end = self._end if self._writer is None else self._writer.end
-        path = self._store.log_path(end.segment) if end.segment else self._base.path
-        return os.stat(path).st_mtime
+        name = segment_name(end.segment) if end.segment else self._base.name
+        status = self._store.objects.status(name)
+        return None if status is None else status.stored_at
 
     @property
     def dated_by_file(self) -> bool:
@@ -318,29 +326,24 @@ class DirBackend(Backend):
         assert change.snapshot is not None
         # Where the record will be, which no other one can.
         segment, number = writer.next_place(room_bytes)
+        objects = self._store.objects
         with interruption.let_through():
             digest = digest_of_snapshot(change.snapshot)
             state = v2.SnapshotState(change.version, change.snapshot.size_bytes, digest)
-            built, seal = write_snapshot_file(
-                self._store,
-                "snapshot",
-                v2.FileKind.SNAPSHOT,
-                number,
-                writer.epoch,
-                v2.pack_snapshot_state(state),
-                change.version,
-                change.snapshot,
-                digest,
+            header = self._store.new_header(
+                v2.FileKind.SNAPSHOT, number, writer.epoch, v2.pack_snapshot_state(state)
             )
+            content = NewSnapshot(header, change.version, change.snapshot, digest)
+            built = objects.prepare("snapshot", content.chunks())
         try:
             writer.look()  # that may have taken long
             self._prepare(writer, room_bytes)
-            fsio.publish(built, self._store.snapshot_path(segment, number), op="publish snapshot")
+            objects.publish(built, snapshot_name(segment, number), op="publish snapshot")
         except BaseException:
-            fsio.remove(built, op="remove unfinished snapshot")
+            objects.discard(built)
             raise
         size = change.snapshot.size_bytes
-        return v2.pack_reference(v2.Reference(number, size, seal)), digest
+        return v2.pack_reference(v2.Reference(number, size, content.seal)), digest
 
     def rewind(self) -> None:
         """See `Backend.rewind`. The dropped change is set aside first; then a record drops it."""
@@ -382,7 +385,7 @@ class DirBackend(Backend):
         if self._writer is None:
             return History(self._store, self._base, self._segments, self._end)
         first = self._base.state.start.segment
-        segments = [n for n in list_files(self._place.path).segments if n >= first]
+        segments = [n for n in list_files(self._store.objects).segments if n >= first]
         return History(self._store, self._base, segments, self._writer.end)
 
     def read_through(self, progress: Callable[[Change], None] | None = None) -> None:  # noqa: ARG002
@@ -410,21 +413,23 @@ class DirBackend(Backend):
             *(start, ordinal, stored_ms, digest),
         )
         generation = self._base.generation + 1
-        kind, packed, epoch = v2.FileKind.BASE, v2.pack_base_state(state), self._end.epoch
-        path, _ = write_snapshot_file(
-            *(self._store, _STAGED, kind, generation, epoch, packed, version, snapshot)
+        kind, objects = v2.FileKind.BASE, self._store.objects
+        header = self._store.new_header(
+            kind, generation, self._end.epoch, v2.pack_base_state(state)
         )
+        content = NewSnapshot(header, version, snapshot)
+        built = objects.prepare(_STAGED, content.chunks())
         try:
-            stored = StoredSnapshot(self._store, path, kind, generation, version, size, None)
-            read_back(stored)
+            read_back(StoredSnapshot(self._store, built, kind, generation, version, size, None))
         except BaseException:
-            fsio.remove(path, op="remove unfinished compaction")
+            objects.discard(built)
             raise
         # Whoever stages has read what it needs; its lock would keep the old generation.
         self._let_go_of_base()
         count_now = count + self._tracker.ordinal - ordinal
         made_from, folded = self._base.generation, self.version_count - count_now
-        saved = self._store.folded_bytes(self._base.path, start.segment) - os.path.getsize(path)
+        saved = self._store.folded_bytes(self._base.name, start.segment, built)
+        path = objects.where(built)
         return Staged(path, made_from, start.offset_bytes, _ALL_COPIED, 0, folded, saved)
 
     def stage_more(self, staged: Staged) -> Staged:
@@ -443,21 +448,19 @@ class DirBackend(Backend):
             writer.look(at_all_names=True)
         generation = self._base.generation + 1
         self._require_newest_base()
-        fd = fsio.open_existing(staged.name, writable=False, op="open new base")
-        try:
+        objects, built = self._store.objects, os.path.basename(staged.name)
+        with objects.open(built, op="open new base") as source:
             header = self._store.read_header(
-                fd, staged.name, v2.FileKind.BASE, generation, self.version
+                source, built, v2.FileKind.BASE, generation, self.version
             )
-        finally:
-            os.close(fd)
         assert header is not None
         state = v2.unpack_base_state(header.state)
-        path = self._store.base_path(generation, state.start.segment)
+        name = base_name(generation, state.start.segment)
         with self._last_write:
-            fsio.publish(staged.name, path, op="publish compacted backup")
-        self._base = Base(generation, path, state)
+            objects.publish(built, name, op="publish compacted backup")
+        self._base = Base(generation, name, state)
         self._set_position()
-        keep = self._place.path, self._place.keep, self._place.keep_days
+        keep = objects, self._place.keep, self._place.keep_days
         # The next process beside removes what is left, as one may do at this moment.
         with contextlib.suppress(StorageError, OSError):
             if removal_takes_long(*keep):
@@ -467,23 +470,24 @@ class DirBackend(Backend):
 
     def _require_newest_base(self) -> None:
         """Another one's compaction leaves the log as it is: only the next one must not follow."""
-        found = list_files(self._place.path).bases[-1]
+        found = list_files(self._store.objects).bases[-1]
         if found[0] > self._base.generation:
+            newer = self._store.objects.where(base_name(*found))
             raise StorageError(
-                f"Another process compacted this backup: {self._store.base_path(*found)} is not "
+                f"Another process compacted this backup: {newer} is not "
                 "ours. This compaction is given up; the backup is as before. Start the node anew, "
                 "so that it goes on from the other one."
             )
 
     def discard(self) -> None:
         """See `Backend.discard`."""
-        self._remove_built(f"{BUILDING}.{_STAGED}")
+        self._discard_prepared(_STAGED)
 
-    def _remove_built(self, start: str) -> None:
+    def _discard_prepared(self, purpose: str = "") -> None:
         """Removes what was built and got no name; all of it is the writer's, when it opens."""
-        for name in fsio.list_directory(self._place.path, op="list backup"):
-            if name.startswith(start):
-                fsio.remove(os.path.join(self._place.path, name), op="remove unfinished file")
+        objects = self._store.objects
+        for prepared in objects.prepared(purpose):
+            objects.discard(prepared)
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -494,6 +498,6 @@ class DirBackend(Backend):
             self._lock.release()
 
     def _let_go_of_base(self) -> None:
-        if self._base_fd >= 0:
-            os.close(self._base_fd)
-            self._base_fd = -1
+        if self._held_base is not None:
+            self._held_base.close()
+            self._held_base = None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.backends.dir.history import Base
 from cln_backup.backends.dir.keys import create_keys, unlock
-from cln_backup.backends.dir.snapshots import write_snapshot_file
+from cln_backup.backends.dir.snapshots import NewSnapshot
 from cln_backup.backends.dir.store import (
-    BUILDING,
     Listing,
     Store,
+    base_name,
     damaged,
     list_files,
     read_open,
@@ -24,9 +23,10 @@ from cln_backup.backends.places import missing_in, require_backup_directory
 from cln_backup.backends.secrets import given_secret
 from cln_backup.backends.writer import WriterLock
 from cln_backup.formats import v2
-from cln_backup.model.errors import AlreadyExists, Damaged, NotFound, StorageError, WriterConflict
+from cln_backup.model.errors import AlreadyExists, Damaged, StorageError, WriterConflict
 from cln_backup.model.position import EMPTY, after_snapshot, digest_of_snapshot
 from cln_backup.storage import fsio, interruption, scratch
+from cln_backup.storage.local_objects import BUILDING, LocalObjects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from cln_backup.backends.contract import Key
     from cln_backup.backends.dir.url import Place
     from cln_backup.model.change import Change
+    from cln_backup.storage.source import Source
 
 
 LOCK_NAME: Final = "backup.writer"
-_FIRST_BASE: Final = "base-0000000001-0000000001"
+_FIRST_BASE: Final = base_name(1, 1)
 _UNFINISHED: Final = (f"{BUILDING}.", "adding.", "key-")
 """What a cut `create_backup` leaves behind: nothing of it is of use without a base."""
 
@@ -48,12 +49,12 @@ class Opened(NamedTuple):
     """A directory whose newest base was read.
 
     Attributes:
-        fd: of the base, with a lock that keeps what it needs from expiring; -1 for a writer.
+        held: the base, which keeps what it needs from expiring until it is closed.
     """
 
     store: Store
     base: Base
-    fd: int
+    held: Source
 
 
 def lock_path(place: Place) -> str:
@@ -113,15 +114,12 @@ def _withdraw(path: str, backup_id: bytes, *, begun: bool) -> bool:
     The base first: without it, what is left is no backup that nobody could unlock. Before it was
     `begun`, under the lock, unfinished files may be those of another process at work.
     """
-    base = os.path.join(path, _FIRST_BASE)
-    if os.path.lexists(base):
-        fd = fsio.open_existing(base, writable=False, op="open base")
-        try:
-            if read_open(fd, base).backup_id != backup_id:
+    objects = LocalObjects(path)
+    if objects.status(_FIRST_BASE) is not None:
+        with objects.open(_FIRST_BASE, op="open base") as source:
+            if read_open(source, objects.where(_FIRST_BASE)).backup_id != backup_id:
                 return False
-        finally:
-            os.close(fd)
-        fsio.remove(base, op="remove unfinished backup")
+        objects.delete(_FIRST_BASE, op="remove unfinished backup")
     fsio.remove(os.path.join(path, LOCK_NAME), op="remove unfinished backup")
     if begun:
         _remove_unfinished(path)
@@ -183,7 +181,7 @@ def _remove_unfinished(path: str) -> None:
 
 
 def _create_first_base(place: Place, backup_id: bytes, base: Change | None) -> None:
-    store = Store(place.path, backup_id, create_keys(place, backup_id))
+    store = Store(LocalObjects(place.path), backup_id, create_keys(place, backup_id))
     size = 0
     if base is not None:
         assert base.snapshot is not None
@@ -200,18 +198,10 @@ def _create_first_base(place: Place, backup_id: bytes, base: Change | None) -> N
     state = v2.BaseState(
         version, base is not None, True, count, size, start, count, stored_ms, digest
     )
-    built, _ = write_snapshot_file(
-        store,
-        "create",
-        v2.FileKind.BASE,
-        1,
-        0,
-        v2.pack_base_state(state),
-        version,
-        None if base is None else base.snapshot,
-        content_digest,
-    )
-    fsio.publish(built, os.path.join(place.path, _FIRST_BASE), op="publish new backup")
+    header = store.new_header(v2.FileKind.BASE, 1, 0, v2.pack_base_state(state))
+    snapshot = None if base is None else base.snapshot
+    content = NewSnapshot(header, version, snapshot, content_digest)
+    store.objects.put_new(_FIRST_BASE, "base", content.chunks(), op="publish new backup")
 
 
 def identity(place: Place) -> tuple[str, bytes]:
@@ -226,72 +216,63 @@ def is_encrypted(place: Place) -> bool:
 
 def take_inventory(place: Place, keys: Sequence[Key]) -> Inventory:
     """What belongs to a backup. Raises `NotFound`, `Damaged`, `StorageError`."""
-    path, listing = _newest_base(place.path)
-    found = newest = _header(path)
-    with contextlib.suppress(NotFound, StorageError):  # it may expire at this moment
-        found = _header(os.path.join(place.path, "base-{:010}-{:010}".format(*listing.bases[0])))
+    objects = LocalObjects(place.path)
+    name, listing = _newest_base(objects)
+    found = newest = _header(objects, name)
+    with contextlib.suppress(StorageError):  # it may expire at this moment
+        found = _header(objects, base_name(*listing.bases[0]))
     cipher = None if newest.cipher == v2.PLAIN else "AES-256-GCM"
     oldest_at, space = found.created_ms / 1000, space_bytes([place.path])
     return Inventory(cipher, tuple(keys), len(listing.bases), oldest_at, space)
 
 
 def _newest_header(place: Place) -> v2.Open:
-    return _header(_newest_base(place.path)[0])
+    objects = LocalObjects(place.path)
+    return _header(objects, _newest_base(objects)[0])
 
 
-def _header(path: str) -> v2.Open:
-    fd = fsio.open_existing(path, writable=False, op="open base")
-    try:
-        return read_open(fd, path)
-    finally:
-        os.close(fd)
+def _header(objects: LocalObjects, name: str) -> v2.Open:
+    with objects.open(name, op="open base") as source:
+        return read_open(source, objects.where(name))
 
 
-def _newest_base(path: str) -> tuple[str, Listing]:
-    """The path of the newest base in a directory, and all that the directory holds."""
-    require_backup_directory(path)
-    listing = list_files(path)
+def _newest_base(objects: LocalObjects) -> tuple[str, Listing]:
+    """The name of the newest base in a directory, and all that the directory holds."""
+    require_backup_directory(objects.directory)
+    listing = list_files(objects)
     if listing.bases:
-        name = "base-{:010}-{:010}".format(*listing.bases[-1])
-        return os.path.join(path, name), listing
+        return base_name(*listing.bases[-1]), listing
     if listing.segments:
-        damaged(path, 0, 0, "no base is left in it, where the history starts")
-    raise missing_in(path)
+        damaged(objects.directory, 0, 0, "no base is left in it, where the history starts")
+    raise missing_in(objects.directory)
 
 
-def open_base(place: Place, *, writable: bool) -> Opened:
-    """Reads the newest base; a reader's lock on it keeps what it needs from expiring.
+def open_base(place: Place) -> Opened:
+    """Reads the newest base, and holds it.
 
     Raises:
         NotFound, Locked, Damaged, StorageError.
     """
-    fd, path, listing = _newest(place.path, writable=writable)
+    objects = LocalObjects(place.path)
+    held = None
+    while held is None:  # it may expire at this moment
+        name, listing = _newest_base(objects)
+        held = objects.open_held(name, op="open base")
     try:
-        store, base = _read(place, fd, path, listing)
+        store, base = _read(place, objects, held, listing)
     except BaseException:
-        os.close(fd)
+        held.close()
         raise
-    if writable:
-        os.close(fd)
-        fd = -1
-    return Opened(store, base, fd)
+    return Opened(store, base, held)
 
 
-def _newest(path: str, *, writable: bool) -> tuple[int, str, Listing]:
-    while True:
-        base_path, listing = _newest_base(path)
-        fd = fsio.open_existing(base_path, writable=False, op="open base")
-        if not writable:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(fd, fcntl.LOCK_SH)
-        if os.path.exists(base_path):
-            return fd, base_path, listing
-        os.close(fd)
-
-
-def _read(place: Place, fd: int, base_path: str, listing: Listing) -> tuple[Store, Base]:
+def _read(
+    place: Place, objects: LocalObjects, source: Source, listing: Listing
+) -> tuple[Store, Base]:
     generation, segment = listing.bases[-1]
-    found = read_open(fd, base_path)
+    name = base_name(generation, segment)
+    path = objects.where(name)
+    found = read_open(source, path)
     if found.cipher == v2.PLAIN and (place.key_source or given_secret()) is not None:
         raise Damaged(
             f"The backup in {place.path} is not encrypted, but a key was given for it. Somebody "
@@ -301,11 +282,11 @@ def _read(place: Place, fd: int, base_path: str, listing: Listing) -> tuple[Stor
     key = None
     if found.cipher != v2.PLAIN:
         key = unlock(place, found.backup_id)
-    store = Store(place.path, found.backup_id, key)
-    header = store.read_header(fd, base_path, v2.FileKind.BASE, generation)
+    store = Store(objects, found.backup_id, key)
+    header = store.read_header(source, name, v2.FileKind.BASE, generation)
     if header is None:
-        damaged(base_path, 0, 0, "its header is missing")
+        damaged(path, 0, 0, "its header is missing")
     state = v2.unpack_base_state(header.state)
     if state.start.segment != segment:
-        damaged(base_path, 0, 0, "its name says another segment than its header")
-    return store, Base(generation, base_path, state)
+        damaged(path, 0, 0, "its name says another segment than its header")
+    return store, Base(generation, name, state)

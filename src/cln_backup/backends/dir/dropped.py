@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cln_backup.backends.dir.snapshots import StoredSnapshot, write_snapshot_file
+from cln_backup.backends.dir.snapshots import NewSnapshot, StoredSnapshot
 from cln_backup.backends.dir.store import damaged
 from cln_backup.formats import v2
 from cln_backup.formats.v1 import unpack_transaction
 from cln_backup.formats.v2_stream import pack_transaction
 from cln_backup.model.change import Change
-from cln_backup.storage import fsio
+from cln_backup.model.errors import AlreadyExists
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,16 +50,21 @@ def set_aside(store: Store, change: Change, epoch: int) -> str:
         content = _Statements(pack_transaction(change.transaction))
     version, size = change.version, content.size_bytes
     stored_ms = change.stored_ms or 0
-    state = v2.pack_dropped_state(
-        v2.DroppedState(version, size, change.snapshot is not None, stored_ms)
-    )
-    kind = v2.FileKind.DROPPED
-    built, _ = write_snapshot_file(store, "drop", kind, version, epoch, state, version, content)
+    state = v2.DroppedState(version, size, change.snapshot is not None, stored_ms)
+    header = store.new_header(v2.FileKind.DROPPED, version, epoch, v2.pack_dropped_state(state))
+    objects = store.objects
+    built = objects.prepare("drop", NewSnapshot(header, version, content).chunks())
     try:
-        name = os.path.join(store.path, f"{_PREFIX}{version:010}")
-        return fsio.keep(built, name, op="set dropped change aside")
-    finally:
-        fsio.remove(built, op="remove unfinished set-aside file")
+        number = 1
+        while True:
+            name = f"{_PREFIX}{version:010}" + (f"-{number}" if number > 1 else "")
+            with contextlib.suppress(AlreadyExists):
+                objects.publish(built, name, op="set dropped change aside")
+                return objects.where(name)
+            number += 1
+    except BaseException:
+        objects.discard(built)
+        raise
 
 
 def dropped(store: Store) -> Iterator[Change]:
@@ -84,19 +89,17 @@ def check_dropped(store: Store) -> None:
 
 
 def _files(store: Store) -> Iterator[tuple[v2.DroppedState, int, StoredSnapshot]]:
-    for name in fsio.list_directory(store.path, op="list backup"):
+    kind = v2.FileKind.DROPPED
+    for name in store.objects.list(_PREFIX):
         found = _NAME.fullmatch(name)
         if found is None:
             continue
-        path, version = os.path.join(store.path, name), int(found[1])
-        fd = fsio.open_existing(path, writable=False, op="open set-aside file")
-        try:
-            header = store.read_header(fd, path, v2.FileKind.DROPPED, version)
-        finally:
-            os.close(fd)
+        version = int(found[1])
+        with store.objects.open(name, op="open set-aside file") as source:
+            header = store.read_header(source, name, kind, version)
         if header is None:
-            damaged(path, 0, 0, "its header is missing")
+            damaged(store.objects.where(name), 0, 0, "its header is missing")
         state = v2.unpack_dropped_state(header.state)
-        kind, size = v2.FileKind.DROPPED, state.size_bytes
-        stored = StoredSnapshot(store, path, kind, version, state.version, size, None)
+        size = state.size_bytes
+        stored = StoredSnapshot(store, name, kind, version, state.version, size, None)
         yield state, int(found[2] or 1), stored

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.backends.dir.log import LogEnd, check_tail_of_closed, pieces, read_piece
 from cln_backup.backends.dir.snapshots import StoredSnapshot, check_snapshot, last_seal
-from cln_backup.backends.dir.store import READ, damaged, list_files
+from cln_backup.backends.dir.store import damaged, list_files, snapshot_name
 from cln_backup.formats import v2
 from cln_backup.formats.v1 import unpack_transaction
 from cln_backup.formats.v2_stream import Inflater
 from cln_backup.model.change import FOREIGN_KEYS_OFF, Change, Kind
 from cln_backup.model.errors import BackupError, Damaged
 from cln_backup.model.position import UNKNOWN
-from cln_backup.storage import fsio
+from cln_backup.storage.source import chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ class Base(NamedTuple):
     """A base that was read: where a generation of the history starts."""
 
     generation: int
-    path: str
+    name: str
     state: v2.BaseState
 
     def marks(self) -> tuple[v2.Mark | None, v2.Mark | None]:
@@ -49,7 +49,7 @@ class Base(NamedTuple):
             return []
         version, size, stored_ms = self.state.version, self.state.size_bytes, self.state.stored_ms
         kind = v2.FileKind.BASE
-        stored = StoredSnapshot(store, self.path, kind, self.generation, version, size, None)
+        stored = StoredSnapshot(store, self.name, kind, self.generation, version, size, None)
         changes = [Change(version, stored, None, stored_ms)]
         if not self.state.foreign_keys:
             changes.append(Change(version, None, (FOREIGN_KEYS_OFF,), stored_ms))
@@ -146,7 +146,7 @@ class History(NamedTuple):
                     pass
         if not self.base.state.snapshot:
             empty = StoredSnapshot(
-                self.store, self.base.path, v2.FileKind.BASE, self.base.generation, 0, 0, None
+                self.store, self.base.name, v2.FileKind.BASE, self.base.generation, 0, 0, None
             )
             for _ in empty.chunks():
                 pass
@@ -167,7 +167,7 @@ class History(NamedTuple):
             if piece.digest is not None:
                 path = self.store.log_path(piece.segment.number)
                 damaged(path, 0, good, "its digest is not the one that the next segment has of it")
-        for segment, number in list_files(self.store.path).snapshots:
+        for segment, number in list_files(self.store.objects).snapshots:
             if segment >= self.base.state.start.segment:
                 try:
                     check_snapshot(self.store, segment, number)
@@ -201,9 +201,8 @@ class History(NamedTuple):
                 break
         if not found:
             version = self.base.state.version
-            damaged(
-                self.base.path, 0, version, "the place where the log goes on from it is not there"
-            )
+            path = self.store.objects.where(self.base.name)
+            damaged(path, 0, version, "the place where the log goes on from it is not there")
 
     def _check_first(self, piece: Piece) -> None:
         state_of_base, state = self.base.state, piece.segment.state
@@ -211,10 +210,13 @@ class History(NamedTuple):
         if start.offset_bytes:
             good = piece.segment.number == start.segment
         else:
-            good = state.prev_segment == 0 and state.prev_seal == last_seal(self.base.path)
+            good = state.prev_segment == 0 and state.prev_seal == last_seal(
+                self.store, self.base.name
+            )
         if not good:
             path = self.store.log_path(piece.segment.number)
-            what = f"it does not go on from {self.base.path}; a segment is missing"
+            base = self.store.objects.where(self.base.name)
+            what = f"it does not go on from {base}; a segment is missing"
             damaged(path, 0, state_of_base.version, what)
 
     def _change(self, record: Record, piece: Piece, inflater: Inflater) -> tuple[Change, int]:
@@ -232,7 +234,7 @@ class History(NamedTuple):
             damaged(path, record.start.offset_bytes, record.version - 1, f"it has {error}")
         stored = StoredSnapshot(
             self.store,
-            self.store.snapshot_path(segment, number),
+            snapshot_name(segment, number),
             v2.FileKind.SNAPSHOT,
             number,
             record.version,
@@ -251,6 +253,6 @@ class History(NamedTuple):
 
 def _digest(piece: Piece) -> bytes:
     digest = hashlib.sha256()
-    for chunk in fsio.chunks_at(piece.fd, piece.end_bytes, 0, op=READ):
+    for chunk in chunks(piece.source, piece.end_bytes):
         digest.update(chunk)
     return digest.digest()

@@ -17,11 +17,11 @@ from cln_backup.backends.secrets import (
     Secret,
     given_secret,
     kind_name,
-    read_key,
     secret_from,
 )
 from cln_backup.formats import v2
 from cln_backup.formats.holders import (
+    FILE_BYTES,
     LABEL_BYTES,
     Holder,
     pack_holder,
@@ -31,11 +31,14 @@ from cln_backup.formats.holders import (
 from cln_backup.formats.seals import KEY_BYTES, KeySealer, derive
 from cln_backup.model.errors import AlreadyExists, BadUrl, Damaged, Locked, NotFound
 from cln_backup.storage import fsio
+from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
     from cln_backup.backends.dir.url import Place
 
 _PREFIX: Final = "key-"
+_ADDING: Final = "adding"
+"""A key may be added beside a writer, which removes what is left under the name for buildings."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -132,17 +135,17 @@ def add_holder(path: str, backup_id: bytes, master_key: bytes, secret: Secret, l
     created_ms = time.time_ns() // 1_000_000
     salt = os.urandom(v2.SALT_BYTES)
     data = pack_holder(secret.kind, label, backup_id, created_ms, salt, secret.content, master_key)
-    target = os.path.join(path, _PREFIX + label)
-    if os.path.lexists(target):
-        raise AlreadyExists(f"There is a key {label} already; nothing was changed.")
-    fd, built = fsio.create_beside(os.path.join(path, "adding"), "key", op="create key")
+    objects = LocalObjects(path, building=_ADDING)
+    if objects.status(_PREFIX + label) is not None:
+        raise _taken(label)
     try:
-        fsio.write_at(fd, [data], 0, op="write key")
-        fsio.sync(fd, op="sync key")
-        fsio.publish(built, target, op="publish key")
-    finally:
-        os.close(fd)
-        fsio.remove(built, op="remove unfinished key")
+        objects.put_new(_PREFIX + label, "key", [data], op="publish key")
+    except AlreadyExists:  # at this moment
+        raise _taken(label) from None
+
+
+def _taken(label: str) -> AlreadyExists:
+    return AlreadyExists(f"There is a key {label} already; nothing was changed.")
 
 
 def holders(path: str, backup_id: bytes) -> list[Holder]:
@@ -152,18 +155,16 @@ def holders(path: str, backup_id: bytes) -> list[Holder]:
         Damaged: a bit of a holder's file was changed, or it belongs to another backup.
     """
     found = []
-    for name in fsio.list_directory(path, op="list backup"):
-        if not name.startswith(_PREFIX):
-            continue
-        file = os.path.join(path, name)
+    objects = LocalObjects(path, building=_ADDING)
+    for name in objects.list(_PREFIX):
         try:
-            holder = unpack_holder(read_key(file))
+            holder = unpack_holder(objects.get(name, 0, FILE_BYTES + 1))
             if holder.backup_id != backup_id or holder.label != name[len(_PREFIX) :]:
                 raise v2.Malformed("the key of another backup")
         except v2.Malformed as error:
             raise Damaged(
-                f"{file} is damaged: it holds {error}. If another key unlocks the backup, move "
-                "this one away and add it anew."
+                f"{objects.where(name)} is damaged: it holds {error}. If another key unlocks the "
+                "backup, move this one away and add it anew."
             ) from None
         found.append(holder)
     return found
@@ -186,5 +187,4 @@ def remove_holder(path: str, backup_id: bytes, label: str) -> None:
             raise NotFound(f"There is no key {label!r}; there are: {', '.join(labels)}.")
         if len(labels) == 1:
             raise Locked(f"{label} is the only key, and nobody could read the backup without it.")
-        fsio.remove(os.path.join(path, _PREFIX + label), op="remove key")
-        fsio.sync_directory(path, op="remove key")
+        LocalObjects(path).delete(_PREFIX + label, op="remove key")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -17,19 +16,20 @@ from cln_backup.backends.dir.records import (
     records,
 )
 from cln_backup.backends.dir.snapshots import snapshot_state
-from cln_backup.backends.dir.store import READ, damaged
+from cln_backup.backends.dir.store import damaged, segment_name
 from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import Decoder, Inflater
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import Damaged
 from cln_backup.model.position import EMPTY, UNKNOWN, after_snapshot, after_statements
-from cln_backup.storage import fsio
+from cln_backup.storage.source import chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cln_backup.backends.dir.store import Header, Store
     from cln_backup.formats.v2_stream import Record
+    from cln_backup.storage.source import Source
 
 _SETTLE_TRIES: Final = 20
 _SETTLE_S: Final = 0.01
@@ -129,24 +129,24 @@ class Tracker:
         self.ordinal += 1
 
 
-def open_segment(store: Store, number: int, version: int = 0) -> tuple[int, Segment | None]:
-    """A segment's descriptor, for the caller to close, and what its header says.
+def open_segment(store: Store, number: int, version: int = 0) -> tuple[Source, Segment | None]:
+    """A segment to read from, for the caller to close, and what its header says.
 
     `None` in the place of a header where the segment was not begun.
     """
-    path = store.log_path(number)
-    fd = fsio.open_existing(path, writable=False, op="open segment")
+    name = segment_name(number)
+    source = store.objects.open(name, op="open segment")
     try:
-        header = store.read_header(fd, path, v2.FileKind.LOG, number, version)
+        header = store.read_header(source, name, v2.FileKind.LOG, number, version)
         if header is None:
-            return fd, None
+            return source, None
         try:
             state = v2.unpack_log_state(header.state)
         except v2.Malformed as error:
-            damaged(path, 0, version, f"it has {error}")
-        return fd, Segment(number, header, state)
+            damaged(store.objects.where(name), 0, version, f"it has {error}")
+        return source, Segment(number, header, state)
     except BaseException:
-        os.close(fd)
+        source.close()
         raise
 
 
@@ -186,29 +186,29 @@ def _find_end(
     successor_was_sent = False
     lacks = ""
     for number in reversed(numbers):
-        fd, segment = open_segment(store, number)
+        source, segment = open_segment(store, number)
         try:
             if segment is not None:
-                found = _walk(store, fd, segment, last_number, alone=alone)
+                found = _walk(store, source, segment, last_number, alone=alone)
                 break
-            tail = judge_tail(fd, v2.HEADER_BYTES, cut_before=True)
+            tail = judge_tail(source, v2.HEADER_BYTES, cut_before=True)
             if tail is Tail.DAMAGED:
                 path = store.log_path(number)
                 damaged(path, 0, tracker.version, "its header is missing, and the rest is not")
-            if tail is Tail.TORN and not is_torn_drop(fd, v2.HEADER_BYTES):
+            if tail is Tail.TORN and not is_torn_drop(source, v2.HEADER_BYTES):
                 successor_was_sent = True
-            size, least = fsio.size_bytes(fd), dir_store.FIRST_SEGMENT_BYTES
+            size, least = source.size_bytes(), dir_store.FIRST_SEGMENT_BYTES
             if size < least:
                 lacks = f"{store.log_path(number)} has {size} of at least {least} bytes"
         finally:
-            os.close(fd)
+            source.close()
     if successor_was_sent:
         found[1].may_rewind = False
     return found[0]._replace(lacks=found[0].lacks or lacks), found[1]
 
 
 def _walk(
-    store: Store, fd: int, segment: Segment, last_number: int, *, alone: bool
+    store: Store, source: Source, segment: Segment, last_number: int, *, alone: bool
 ) -> tuple[LogEnd, Tracker]:
     path = store.log_path(segment.number)
     state = segment.state
@@ -219,10 +219,10 @@ def _walk(
     tries = 0 if alone else _SETTLE_TRIES
     torn_bytes = 0
     while True:
-        size = fsio.size_bytes(fd)
+        size = source.size_bytes()
         started = end
         try:
-            for record in records(fd, decoder, segment.number, size, end):
+            for record in records(source, decoder, segment.number, size, end):
                 after = _digest_after(store, segment.number, tracker.digest, record, inflater)
                 tracker.apply(record.type, record.version, record.start, record.stored_ms, after)
                 end = record.end_bytes
@@ -232,12 +232,12 @@ def _walk(
             damaged(path, end, tracker.version, f"it has {error}")
         else:
             break
-        tail = judge_tail(fd, end)
+        tail = judge_tail(source, end)
         if tail is Tail.TORN:
-            torn_bytes = (last_byte(fd, end, size) or end) + 1 - end
+            torn_bytes = (last_byte(source, end, size) or end) + 1 - end
             # The node sent what is torn, so it had committed the head; unless it is a drop of it.
-            tracker.may_rewind = tracker.may_rewind and is_torn_drop(fd, end)
-        if tail is not Tail.DAMAGED or (cut and _lacks(fd, segment, end, path)):
+            tracker.may_rewind = tracker.may_rewind and is_torn_drop(source, end)
+        if tail is not Tail.DAMAGED or (cut and _lacks(source, segment, end, path)):
             break
         # A writer that is at work may have appended since, or be writing at this moment.
         if tries == 0 and end == started:
@@ -248,7 +248,7 @@ def _walk(
             tries -= 1
             time.sleep(_SETTLE_S)
     digest = hashlib.sha256()
-    for chunk in fsio.chunks_at(fd, end, 0, op=READ):
+    for chunk in chunks(source, end):
         digest.update(chunk)
     log_end = LogEnd(
         segment.number,
@@ -258,7 +258,7 @@ def _walk(
         segment.header.open.epoch,
         last_number,
         torn_bytes,
-        _lacks(fd, segment, end, path),
+        _lacks(source, segment, end, path),
     )
     return log_end, tracker
 
@@ -275,13 +275,13 @@ def _digest_after(
     return after_snapshot(digest, record.version, snapshot_state(store, segment, number).digest)
 
 
-def _lacks(fd: int, segment: Segment, end: int, path: str) -> str:
+def _lacks(source: Source, segment: Segment, end: int, path: str) -> str:
     """What shows that there was more than the last segment that was begun holds; or nothing.
 
     Until the next one holds a record, a segment has the length that it was made with.
     """
-    size = fsio.size_bytes(fd)
-    least = segment.state.capacity_bytes or _least_bytes_where_not_said(fd, size)
+    size = source.size_bytes()
+    least = segment.state.capacity_bytes or _least_bytes_where_not_said(source, size)
     if size >= least:
         return ""
     if size == end:
@@ -292,13 +292,13 @@ def _lacks(fd: int, segment: Segment, end: int, path: str) -> str:
     return f"{path} has {size} of {least} bytes"
 
 
-def _least_bytes_where_not_said(fd: int, size: int) -> int:
+def _least_bytes_where_not_said(source: Source, size: int) -> int:
     """The least that a segment of this length must have had, which does not say its own.
 
     It was made with one of two lengths, and a first record with no room in that made it longer.
     """
     first, spare = dir_store.FIRST_SEGMENT_BYTES, dir_store.SPARE_BYTES
-    head = fsio.read_at(fd, v2.HEAD_BYTES, v2.HEADER_BYTES, op=READ)
+    head = source.read_at(v2.HEADER_BYTES, v2.HEAD_BYTES)
     record_end = v2.HEADER_BYTES + (v2.unpack_head(head) or 0) + v2.FRAME_BYTES
     made_longer = first < record_end <= size < record_end + _BLOCK_BYTES
     if size in (first, spare) or made_longer:
@@ -314,7 +314,7 @@ class Piece(NamedTuple):
         seal, digest: what the next segment says of it; `None` where there is no next one.
     """
 
-    fd: int
+    source: Source
     segment: Segment
     end_bytes: int
     seal: bytes | None
@@ -324,43 +324,42 @@ class Piece(NamedTuple):
 def pieces(store: Store, numbers: Sequence[int], end: LogEnd) -> Iterator[Piece]:
     """The segments up to the end of the log, in order, each checked against the next.
 
-    A segment's descriptor is closed when the next one is asked for.
+    A segment is closed when the next one is asked for.
 
     Raises:
         Damaged: one is missing, or does not go on from the one before.
     """
-    last: Segment | None = None
-    last_fd = -1
+    last: tuple[Source, Segment] | None = None
     try:
         for number in numbers:
             if number > end.segment:
                 break
-            if not os.path.exists(store.log_path(number)):
+            if store.objects.status(segment_name(number)) is None:
                 continue  # claimed and never begun, and removed meanwhile; or the link will tell
-            version = 0 if last is None or last.state.head is None else last.state.head.version
-            fd, segment = open_segment(store, number, version)
+            version = (
+                0 if last is None or last[1].state.head is None else last[1].state.head.version
+            )
+            source, segment = open_segment(store, number, version)
             if segment is None:
-                os.close(fd)
+                source.close()
                 continue
             try:
                 if last is not None:
-                    _check_link(store, last, segment)
+                    _check_link(store, last[1], segment)
                     state = segment.state
-                    digest = state.prev_digest
-                    yield Piece(last_fd, last, state.prev_end_bytes, state.prev_seal, digest)
+                    yield Piece(*last, state.prev_end_bytes, state.prev_seal, state.prev_digest)
+                    last[0].close()
             except BaseException:
-                os.close(fd)
+                source.close()
                 raise
-            if last_fd >= 0:
-                os.close(last_fd)
-            last, last_fd = segment, fd
-        if end.segment and (last is None or last.number != end.segment):
+            last = source, segment
+        if end.segment and (last is None or last[1].number != end.segment):
             damaged(store.log_path(end.segment), 0, 0, "it is missing")
         if last is not None:
-            yield Piece(last_fd, last, end.end_bytes, None, None)
+            yield Piece(*last, end.end_bytes, None, None)
     finally:
-        if last_fd >= 0:
-            os.close(last_fd)
+        if last is not None:
+            last[0].close()
 
 
 def _check_link(store: Store, last: Segment, segment: Segment) -> None:
@@ -389,7 +388,7 @@ def read_piece(store: Store, piece: Piece) -> Iterator[Record]:
     version = 0 if piece.segment.state.head is None else piece.segment.state.head.version
     end = v2.HEADER_BYTES
     try:
-        for record in records(piece.fd, decoder, piece.segment.number, piece.end_bytes):
+        for record in records(piece.source, decoder, piece.segment.number, piece.end_bytes):
             yield record
             version = record.version - (record.type is v2.Type.DROP)
             end = record.end_bytes
@@ -412,7 +411,7 @@ def check_tail_of_closed(store: Store, piece: Piece, version: int) -> None:
     A cut may have left a torn record there, and a writer that did not yet know of its successor
     one that is whole; neither was answered. It looks after each record, so of two the first was.
     """
-    if judge_tail(piece.fd, piece.end_bytes) is not Tail.DAMAGED:
+    if judge_tail(piece.source, piece.end_bytes) is not Tail.DAMAGED:
         return
     count = _whole_records_after(piece)
     if count != 1:
@@ -429,11 +428,11 @@ def _whole_records_after(piece: Piece) -> int:
     end = v2.HEADER_BYTES
     count = 0
     try:
-        size = fsio.size_bytes(piece.fd)
-        for record in records(piece.fd, decoder, piece.segment.number, size):
+        size = piece.source.size_bytes()
+        for record in records(piece.source, decoder, piece.segment.number, size):
             end = record.end_bytes
             count += end > piece.end_bytes
     except Unreadable:
-        if judge_tail(piece.fd, end) is Tail.DAMAGED:
+        if judge_tail(piece.source, end) is Tail.DAMAGED:
             return 0
     return count

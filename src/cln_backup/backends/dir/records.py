@@ -5,14 +5,13 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from cln_backup.backends.dir.store import READ
 from cln_backup.formats import v2
-from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cln_backup.formats.v2_stream import Decoder, Record
+    from cln_backup.storage.source import Source
 
 _WINDOW_BYTES: Final = 1 << 18
 _ZEROS_BY_CHANCE: Final = 2
@@ -36,7 +35,7 @@ class Unreadable(Exception):
 
 
 def records(
-    fd: int, decoder: Decoder, segment: int, end_bytes: int, offset: int = v2.HEADER_BYTES
+    source: Source, decoder: Decoder, segment: int, end_bytes: int, offset: int = v2.HEADER_BYTES
 ) -> Iterator[Record]:
     """The records from one offset up to another. Memory: the largest record that stands there.
 
@@ -47,7 +46,7 @@ def records(
     wanted = _WINDOW_BYTES
     while offset < end_bytes:
         wanted = min(end_bytes - offset, wanted)
-        window = fsio.read_at(fd, wanted, offset, op=READ)
+        window = source.read_at(offset, wanted)
         if len(window) < wanted:
             end_bytes = offset + len(window)
         if not window:
@@ -89,7 +88,7 @@ class Tail(Enum):
     DAMAGED = "what no cut leaves behind"
 
 
-def judge_tail(fd: int, offset: int, *, cut_before: bool = False) -> Tail:
+def judge_tail(source: Source, offset: int, *, cut_before: bool = False) -> Tail:
     """Judges what stands in a file of the log from `offset` to its end.
 
     A record is written into zeros by one write, and answered after the sync of it; so at most one
@@ -97,32 +96,38 @@ def judge_tail(fd: int, offset: int, *, cut_before: bool = False) -> Tail:
     explains all that stands here, and at least one of its sectors is missing (`cut_before`: the
     one before, with the header, is). Everything else is damage.
     """
-    last = last_byte(fd, offset, fsio.size_bytes(fd))
+    last = last_byte(source, offset, source.size_bytes())
     if last is None:
         return Tail.CLEAN
     end = last + 1
     boundary = _next_sector(offset)
-    starts = _has_data(fd, offset, boundary)
-    head = fsio.read_at(fd, v2.HEAD_BYTES, offset, op=READ).ljust(v2.HEAD_BYTES, b"\x00")
+    starts = _has_data(source, offset, boundary)
+    head = source.read_at(offset, v2.HEAD_BYTES).ljust(v2.HEAD_BYTES, b"\x00")
     if starts and head[0] != v2.MARK:
         return Tail.DAMAGED
     crosses = offset + v2.HEAD_BYTES > boundary
-    if not starts or (crosses and not _has_data(fd, boundary, boundary + v2.SECTOR_BYTES)):
-        explained = _explained_by_some_length(fd, offset, end)
+    if not starts or (crosses and not _has_data(source, boundary, boundary + v2.SECTOR_BYTES)):
+        explained = _explained_by_some_length(source, offset, end)
     else:
         length = v2.unpack_head(head)
-        explained = length is not None and _explained_by(fd, offset, end, length)
+        explained = length is not None and _explained_by(source, offset, end, length)
         if length is not None and not cut_before:
-            explained = explained and _misses_a_sector(fd, offset, offset + length + v2.FRAME_BYTES)
+            explained = explained and _misses_a_sector(
+                source, offset, offset + length + v2.FRAME_BYTES
+            )
     return Tail.TORN if explained else Tail.DAMAGED
 
 
-def _explained_by(fd: int, offset: int, end: int, length: int) -> bool:
+def _explained_by(source: Source, offset: int, end: int, length: int) -> bool:
     """Whether the data end where a record of this length may, whichever sectors are missing."""
     whole = offset + length + v2.FRAME_BYTES
     if end >= whole:
-        return end == whole and _ends_there(fd, offset, end)
-    if _sector_end(end) >= whole or _ends_there(fd, offset, end) or _other_ends(fd, offset, end):
+        return end == whole and _ends_there(source, offset, end)
+    if (
+        _sector_end(end) >= whole
+        or _ends_there(source, offset, end)
+        or _other_ends(source, offset, end)
+    ):
         return False
     # Its last sector is missing. Of the length in its foot, what stands before may be zeros.
     foot_at = whole - v2.FOOT_BYTES
@@ -131,14 +136,14 @@ def _explained_by(fd: int, offset: int, end: int, length: int) -> bool:
     return not any(before) and min(_sector_end(end), zeros_from) - end <= _ZEROS_BY_CHANCE
 
 
-def _explained_by_some_length(fd: int, offset: int, end: int) -> bool:
+def _explained_by_some_length(source: Source, offset: int, end: int) -> bool:
     """As `_explained_by`, where the length stands in a sector that is missing."""
-    if _other_ends(fd, offset, end):
+    if _other_ends(source, offset, end):
         return False
-    ends = _ends_there(fd, offset, end)
+    ends = _ends_there(source, offset, end)
     start = _next_sector(offset)
     while start < end:
-        sector = fsio.read_at(fd, v2.SECTOR_BYTES, start, op=READ)
+        sector = source.read_at(start, v2.SECTOR_BYTES)
         bytes_there = len(sector) - sector.count(0)
         start += v2.SECTOR_BYTES
         if bytes_there == 1 and not (ends and start >= end):
@@ -147,7 +152,7 @@ def _explained_by_some_length(fd: int, offset: int, end: int) -> bool:
     return ends or _sector_end(end) - end <= _ZEROS_BY_CHANCE + _ZEROS_OF_A_LENGTH
 
 
-def _ends_there(fd: int, offset: int, end: int) -> bool:
+def _ends_there(source: Source, offset: int, end: int) -> bool:
     """Whether a record from `offset` to `end` would have the foot that stands there.
 
     Where the foot crosses into its last sector from one that is missing, what is left must fit.
@@ -155,34 +160,34 @@ def _ends_there(fd: int, offset: int, end: int) -> bool:
     length = end - offset - v2.FRAME_BYTES
     if length < v2.BODY_BYTES:
         return False
-    known = _known_of_foot(fd, offset, end)
+    known = _known_of_foot(source, offset, end)
     return known == v2.pack_foot(length)[-len(known) :]
 
 
-def _other_ends(fd: int, offset: int, end: int) -> bool:
+def _other_ends(source: Source, offset: int, end: int) -> bool:
     """Whether a shorter record ends there: another one, behind the one that starts at `offset`."""
-    known = _known_of_foot(fd, offset, end)
+    known = _known_of_foot(source, offset, end)
     length = v2.unpack_foot(known) if len(known) == v2.FOOT_BYTES else None
     return length is not None and offset + length + v2.FRAME_BYTES < end
 
 
-def _known_of_foot(fd: int, offset: int, end: int) -> bytes:
+def _known_of_foot(source: Source, offset: int, end: int) -> bytes:
     """The bytes before `end`, as many as a foot has, without those of a sector that is missing."""
     start = max(offset, end - v2.FOOT_BYTES)
     sector = (end - 1) // v2.SECTOR_BYTES * v2.SECTOR_BYTES
-    if start < sector and not _has_data(fd, max(offset, sector - v2.SECTOR_BYTES), sector):
+    if start < sector and not _has_data(source, max(offset, sector - v2.SECTOR_BYTES), sector):
         start = sector
-    return fsio.read_at(fd, end - start, start, op=READ)
+    return source.read_at(start, end - start)
 
 
-def is_torn_drop(fd: int, offset: int) -> bool:
+def is_torn_drop(source: Source, offset: int) -> bool:
     """Whether the torn record at `offset` is a drop, the only kind with so short a body."""
-    head = fsio.read_at(fd, v2.HEAD_BYTES, offset, op=READ).ljust(v2.HEAD_BYTES, b"\x00")
+    head = source.read_at(offset, v2.HEAD_BYTES).ljust(v2.HEAD_BYTES, b"\x00")
     if head[0] == v2.MARK:
         return v2.unpack_head(head) == v2.BODY_BYTES
-    last = last_byte(fd, offset, fsio.size_bytes(fd))
+    last = last_byte(source, offset, source.size_bytes())
     whole = v2.BODY_BYTES + v2.FRAME_BYTES
-    return last == offset + whole - 1 and _ends_there(fd, offset, offset + whole)
+    return last == offset + whole - 1 and _ends_there(source, offset, offset + whole)
 
 
 def _sector_end(end: int) -> int:
@@ -194,24 +199,24 @@ def _next_sector(offset: int) -> int:
     return (offset // v2.SECTOR_BYTES + 1) * v2.SECTOR_BYTES
 
 
-def _has_data(fd: int, start: int, stop: int) -> bool:
-    return any(fsio.read_at(fd, stop - start, start, op=READ))
+def _has_data(source: Source, start: int, stop: int) -> bool:
+    return any(source.read_at(start, stop - start))
 
 
-def _misses_a_sector(fd: int, start: int, end: int) -> bool:
+def _misses_a_sector(source: Source, start: int, end: int) -> bool:
     while start < end:
         stop = min(end, _next_sector(start))
-        if not _has_data(fd, start, stop):
+        if not _has_data(source, start, stop):
             return True
         start = stop
     return False
 
 
-def last_byte(fd: int, start: int, size: int) -> int | None:
+def last_byte(source: Source, start: int, size: int) -> int | None:
     """Where the last byte stands that is not zero."""
     while size > start:
         chunk_at = max(start, size - _WINDOW_BYTES)
-        chunk = fsio.read_at(fd, size - chunk_at, chunk_at, op=READ).rstrip(b"\x00")
+        chunk = source.read_at(chunk_at, size - chunk_at).rstrip(b"\x00")
         if chunk:
             return chunk_at + len(chunk) - 1
         size = chunk_at

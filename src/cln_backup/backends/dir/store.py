@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-import contextlib
 import os
 import re
 import time
@@ -12,25 +10,22 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 from cln_backup.formats import v2
 from cln_backup.formats.seals import file_sealer, pack_header, unpack_state
 from cln_backup.model.errors import Damaged
-from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cln_backup.formats.seals import Sealer
     from cln_backup.model.change import Change
+    from cln_backup.storage.local_objects import LocalObjects
+    from cln_backup.storage.objects import Objects
+    from cln_backup.storage.source import Source
 
-BUILDING: Final = "building"
-"""Start of the names of what is built beside and not yet part of the backup."""
 SPARE: Final = "spare"
-READ: Final = "read backup"
 FIRST_SEGMENT_BYTES: Final = 1 << 18
 """Zeros written while the node waits, where no spare lies ready; no segment is made shorter."""
 SPARE_BYTES: Final = 1 << 20
 """Zeros that a process beside prepares."""
 _SEGMENT: Final = "log-"
-_AFTER_SEGMENTS: Final = "log-:"
-"""Comes after the name of each segment, and before that of each snapshot."""
 _NAME = re.compile(r"(?:log-(\d{10})|base-(\d{10})-(\d{10})|snapshot-(\d{10})-(\d{10}))")
 
 
@@ -63,10 +58,25 @@ class Header(NamedTuple):
     seal: bytes
 
 
-def list_files(path: str) -> Listing:
-    """Lists a backup's directory. Raises `StorageError`."""
+def segment_name(number: int) -> str:
+    """The name of a segment."""
+    return f"{_SEGMENT}{number:010}"
+
+
+def base_name(generation: int, segment: int) -> str:
+    """The name of a base, which needs the log from this segment on."""
+    return f"base-{generation:010}-{segment:010}"
+
+
+def snapshot_name(segment: int, number: int) -> str:
+    """The name of the snapshot that a record in this segment refers to."""
+    return f"snapshot-{segment:010}-{number:010}"
+
+
+def list_files(objects: Objects) -> Listing:
+    """Lists what a backup holds. Raises `StorageError`."""
     bases, segments, snapshots = [], [], []
-    for name in fsio.list_directory(path, op="list backup"):
+    for name in objects.list():
         found = _NAME.fullmatch(name)
         if found is None:
             continue
@@ -80,18 +90,14 @@ def list_files(path: str) -> Listing:
     return Listing(tuple(bases), tuple(segments), tuple(snapshots))
 
 
-def newest_segment(path: str) -> int:
-    """The number of the newest segment, 0 where there is none; cheap where there are many files.
+def newest_segment(objects: Objects) -> int:
+    """The number of the newest segment, 0 where there is none; it takes none of the names apart.
 
     Raises `StorageError`.
     """
-    names = fsio.list_directory(path, op="list backup")
-    for index in range(bisect.bisect(names, _AFTER_SEGMENTS) - 1, -1, -1):
-        found = _NAME.fullmatch(names[index])
-        if found is not None and found[1] is not None:
-            return int(found[1])
-        if not names[index].startswith(_SEGMENT):
-            break
+    for name in reversed(objects.list(_SEGMENT)):
+        if _NAME.fullmatch(name) is not None:
+            return int(name.removeprefix(_SEGMENT))
     return 0
 
 
@@ -114,12 +120,17 @@ def stored_now_ms(change: Change) -> int:
 
 
 class Store:
-    """One backup's directory, with what is needed to read and make its files."""
+    """One backup's objects, with what is needed to read and make them."""
 
-    def __init__(self, path: str, backup_id: bytes, master_key: bytes | None) -> None:
-        self.path = path
+    def __init__(self, objects: LocalObjects, backup_id: bytes, master_key: bytes | None) -> None:
+        self.objects = objects
         self.backup_id = backup_id
         self.master_key = master_key
+
+    @property
+    def path(self) -> str:
+        """The directory."""
+        return self.objects.directory
 
     @property
     def cipher(self) -> int:
@@ -128,47 +139,37 @@ class Store:
 
     def log_path(self, segment: int) -> str:
         """Where a segment stands."""
-        return os.path.join(self.path, f"log-{segment:010}")
-
-    def base_path(self, generation: int, segment: int) -> str:
-        """Where a base stands."""
-        return os.path.join(self.path, f"base-{generation:010}-{segment:010}")
-
-    def snapshot_path(self, segment: int, number: int) -> str:
-        """Where the snapshot stands that a record in this segment refers to."""
-        return os.path.join(self.path, f"snapshot-{segment:010}-{number:010}")
-
-    @property
-    def spare_path(self) -> str:
-        """Where the zeros lie that become the next segment."""
-        return os.path.join(self.path, SPARE)
+        return self.objects.where(segment_name(segment))
 
     def size_bytes(self, segment: int, end_bytes: int, gone: Sequence[str]) -> int:
         """What the files take that hold something of a log which ends there; some left out."""
         total = 0
-        with os.scandir(self.path) as files:
-            for file in files:
-                if file.path in gone or _NAME.fullmatch(file.name) is None:
-                    continue
-                if file.path == self.log_path(segment):
-                    total += end_bytes
-                elif not file.name.startswith("log-") or int(file.name[4:]) < segment:
-                    with contextlib.suppress(FileNotFoundError):  # expired at this moment
-                        total += file.stat().st_size
+        for name in self.objects.list():
+            if name in gone or _NAME.fullmatch(name) is None:
+                continue
+            if name == segment_name(segment):
+                total += end_bytes
+            elif not name.startswith(_SEGMENT) or name < segment_name(segment):
+                total += self._size_bytes(name)
         return total
 
-    def folded_bytes(self, base: str, segment: int) -> int:
-        """What a generation takes that the next one, from this segment on, does not need."""
-        listing = list_files(self.path)
+    def folded_bytes(self, base: str, segment: int, replacement: str) -> int:
+        """What a generation takes that the next one, from this segment on, does not need.
+
+        Less what the base takes that replaces it.
+        """
+        listing = list_files(self.objects)
         first = int(base.rpartition("-")[2])
         gone = [base]
-        gone += [self.log_path(number) for number in listing.segments if first <= number < segment]
+        gone += [segment_name(number) for number in listing.segments if first <= number < segment]
         gone += [
-            self.snapshot_path(*snapshot)
-            for snapshot in listing.snapshots
-            if first <= snapshot[0] < segment
+            snapshot_name(*found) for found in listing.snapshots if first <= found[0] < segment
         ]
-        return sum(os.path.getsize(path) for path in gone)
+        return sum(map(self._size_bytes, gone)) - self._size_bytes(replacement)
+
+    def _size_bytes(self, name: str) -> int:
+        status = self.objects.status(name)
+        return 0 if status is None else status.size_bytes  # expired at this moment
 
     def new_header(
         self, kind: v2.FileKind, number: int, epoch: int, state: bytes
@@ -181,7 +182,7 @@ class Store:
         return pack_header(header, state, sealer), sealer
 
     def read_header(
-        self, fd: int, path: str, kind: v2.FileKind, number: int, version: int = 0
+        self, source: Source, name: str, kind: v2.FileKind, number: int, version: int = 0
     ) -> Header | None:
         """Reads and checks a header; `None` where there are only zeros.
 
@@ -190,9 +191,10 @@ class Store:
         Raises:
             Damaged: it does not hold, or is another file's. Up to `version` all is good.
         """
-        data = fsio.read_at(fd, v2.HEADER_BYTES, 0, op=READ)
+        data = source.read_at(0, v2.HEADER_BYTES)
         if not any(data):
             return None
+        path = self.objects.where(name)
         if len(data) < v2.HEADER_BYTES:
             damaged(path, 0, version, "it is too short for a header")
         try:
@@ -213,9 +215,9 @@ class Store:
         return Header(found, state, sealer, data[-v2.SEAL_BYTES :])
 
 
-def read_open(fd: int, path: str) -> v2.Open:
+def read_open(source: Source, path: str) -> v2.Open:
     """The open part of a file's header, unchecked. Raises `Damaged`."""
-    data = fsio.read_at(fd, v2.HEADER_BYTES, 0, op=READ)
+    data = source.read_at(0, v2.HEADER_BYTES)
     if len(data) < v2.HEADER_BYTES:
         damaged(path, 0, 0, "it is too short for a header")
     try:

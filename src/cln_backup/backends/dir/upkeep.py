@@ -7,19 +7,27 @@ nothing more: the directory may be another writer's by then, or be removed as un
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import time
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.dir.store import SPARE, SPARE_BYTES, list_files
+from cln_backup.backends.dir.store import (
+    SPARE,
+    SPARE_BYTES,
+    base_name,
+    list_files,
+    segment_name,
+    snapshot_name,
+)
 from cln_backup.process.channel import Message
 from cln_backup.process.parent import Parent, serve
-from cln_backup.storage import fsio, giving_back
+from cln_backup.storage import fsio
+from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cln_backup.storage.objects import Objects
 
 _DAY_S = 86_400
 _FEW_FILES = 8
@@ -44,7 +52,7 @@ def make_spare(path: str, writer: int, writer_lives: Callable[[], bool]) -> None
     for name in fsio.list_directory(path, op="list backup"):
         if not writer_lives():
             return
-        if name.startswith(f"{SPARE}.") and name != f"{SPARE}.first-{writer}":
+        if name.startswith(f"{SPARE}.") and not name.endswith(f"-{writer}"):
             fsio.remove(os.path.join(path, name), op="remove unfinished spare")
     if os.path.exists(spare):
         return
@@ -64,62 +72,53 @@ def make_spare(path: str, writer: int, writer_lives: Callable[[], bool]) -> None
         os.close(fd)
 
 
-def expired(path: str, keep: int, keep_days: int) -> list[str]:
-    """The files that no generation needs which is to be kept, in the order to remove them in.
+def expired(objects: Objects, keep: int, keep_days: int) -> list[str]:
+    """The names that no generation needs which is to be kept, in the order to remove them in.
 
     A generation is kept while it is among the `keep` newest besides the current one, or the next
     one took its place less than `keep_days` ago.
     """
-    listing = list_files(path)
+    listing = list_files(objects)
     bases = listing.bases
     now = time.time()
     first_kept = max(0, len(bases) - 1 - keep)
     for index in range(first_kept):
-        successor = os.path.join(path, "base-{:010}-{:010}".format(*bases[index + 1]))
-        with contextlib.suppress(FileNotFoundError):  # a process beside may be removing it
-            if now - os.stat(successor).st_mtime < keep_days * _DAY_S:
-                first_kept = index
-                break
+        successor = objects.status(base_name(*bases[index + 1]))
+        # A process beside may be removing it.
+        if successor is not None and now - successor.stored_at < keep_days * _DAY_S:
+            first_kept = index
+            break
     if not bases:
         return []
     needed_from = bases[first_kept][1]
-    names = ["base-{:010}-{:010}".format(*base) for base in bases[:first_kept]]
-    names += [f"log-{number:010}" for number in listing.segments if number < needed_from]
-    names += [
-        "snapshot-{:010}-{:010}".format(*snapshot)
-        for snapshot in listing.snapshots
-        if snapshot[0] < needed_from
-    ]
-    return [os.path.join(path, name) for name in names]
+    names = [base_name(*base) for base in bases[:first_kept]]
+    names += [segment_name(number) for number in listing.segments if number < needed_from]
+    names += [snapshot_name(*found) for found in listing.snapshots if found[0] < needed_from]
+    return names
 
 
-def removal_takes_long(path: str, keep: int, keep_days: int) -> bool:
+def removal_takes_long(objects: Objects, keep: int, keep_days: int) -> bool:
     """Whether `remove_expired` may take longer than an append."""
-    gone = expired(path, keep, keep_days)
-    return len(gone) > _FEW_FILES or any(os.path.getsize(name) > _FEW_BYTES for name in gone)
+    gone = expired(objects, keep, keep_days)
+    found = map(objects.status, gone)
+    return len(gone) > _FEW_FILES or any(
+        status is not None and status.size_bytes > _FEW_BYTES for status in found
+    )
 
 
-def remove_expired(path: str, keep: int, keep_days: int) -> None:
+def remove_expired(objects: LocalObjects, keep: int, keep_days: int) -> None:
     """Removes what has expired, but nothing from the oldest generation on that is being read.
 
-    A reader holds a shared lock on its base; where the file system knows no locks, nothing is
-    removed. The room of a large file is given back in pieces.
+    Where the file system has no locks, nothing is removed.
     """
-    for name in expired(path, keep, keep_days):
-        # NFS gives an exclusive lock only on what is open for writing.
-        fd = fsio.open_existing(name, writable=True, op="open expired file")
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fsio.remove(name, op="remove expired file")
-        except OSError:
+    for name in expired(objects, keep, keep_days):
+        if not objects.delete_unheld(name, op="remove expired file"):
             return
-        finally:
-            giving_back.close_reader(fd)
 
 
 def _run(start: Start, parent: Parent[Message]) -> None:
     make_spare(start.path, start.writer, parent.lives)
-    remove_expired(start.path, start.keep, start.keep_days)
+    remove_expired(LocalObjects(start.path), start.keep, start.keep_days)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ segment it began last; a snapshot has its record in the log, and a base the plac
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -16,10 +15,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from cln_backup.backends import incomplete_copies_are_accepted
 from cln_backup.backends.dir.base import LOCK_NAME
 from cln_backup.backends.dir.log import Tracker, find_end
-from cln_backup.backends.dir.store import READ, damaged, list_files
+from cln_backup.backends.dir.store import damaged, list_files, segment_name, snapshot_name
 from cln_backup.formats import v2
 from cln_backup.model.errors import IncompleteCopy, StorageError
-from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +56,7 @@ def take_stock(store: Store, base: Base, *, alone: bool) -> Stock:
     tries = 0 if alone else _TRIES
     while True:
         noted = _noted_segment(store)  # before the listing, so what it names is there by then
-        listing = list_files(store.path)
+        listing = list_files(store.objects)
         segments, end, tracker = _read(store, base, listing, alone=alone)
         lacks = end.lacks or _lacks(store, base, listing, end, noted)
         if not lacks:
@@ -66,7 +64,7 @@ def take_stock(store: Store, base: Base, *, alone: bool) -> Stock:
         if tries == 0:
             break
         # A writer at work may have gone on to the next segment meanwhile, perhaps each time.
-        if list_files(store.path).segments[-1:] == listing.segments[-1:]:
+        if list_files(store.objects).segments[-1:] == listing.segments[-1:]:
             tries -= 1
             time.sleep(_SETTLE_S)
     version = tracker.version
@@ -94,7 +92,7 @@ def _read(
     if state.start.offset_bytes and segments[:1] != [state.start.segment]:
         # Otherwise the log would begin anew, where no reader of this base looks for it.
         what = f"the log goes on from it in segment {state.start.segment}, which is missing"
-        damaged(base.path, 0, state.version, what)
+        damaged(store.objects.where(base.name), 0, state.version, what)
     head, before = base.marks()
     in_base = Tracker(state.ordinal, head, before, may_rewind=head is not None)
     end, tracker = find_end(store, segments, in_base, alone=alone)
@@ -105,14 +103,16 @@ def _lacks(store: Store, base: Base, listing: Listing, end: LogEnd, noted: int) 
     """What shows that the log went on, where nothing in its last segment does."""
     start = base.state.start
     if start.offset_bytes and (end.segment, end.end_bytes) <= start[:2]:
-        return f"the log ends before the change at which it goes on from {base.path}"
-    if noted > end.last_number and not os.path.exists(store.log_path(noted)):
+        path = store.objects.where(base.name)
+        return f"the log ends before the change at which it goes on from {path}"
+    if noted > end.last_number and store.objects.status(segment_name(noted)) is None:
         return f"{store.log_path(noted)}, which its writer had begun, is missing"
     for segment, at in listing.snapshots:
         begun = segment <= end.last_number
         there = end.end_bytes if segment == end.segment else v2.HEADER_BYTES if begun else 0
         if segment >= end.segment and at > there:
-            return f"{store.snapshot_path(segment, at)} is there, and its place in the log is not"
+            path = store.objects.where(snapshot_name(segment, at))
+            return f"{path} is there, and its place in the log is not"
     return ""
 
 
@@ -123,12 +123,8 @@ def note_of(store: Store, segment: int) -> dict[str, object]:
 
 def _noted_segment(store: Store) -> int:
     """The segment that was begun last, as its writer noted it; 0 where that is not known."""
-    with suppress(OSError, StorageError, ValueError, RecursionError):
-        fd = os.open(os.path.join(store.path, LOCK_NAME), os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            note = json.loads(fsio.read_at(fd, _MAX_NOTE_BYTES, 0, op=READ))
-        finally:
-            os.close(fd)
+    with suppress(StorageError, ValueError, RecursionError):
+        note = json.loads(store.objects.get(LOCK_NAME, 0, _MAX_NOTE_BYTES))
         if isinstance(note, dict) and note.get("backup_id") == store.backup_id.hex():
             segment = note.get("segment")
             return segment if isinstance(segment, int) and segment > 0 else 0

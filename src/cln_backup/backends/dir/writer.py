@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from cln_backup.backends.dir import store as dir_store
 from cln_backup.backends.dir.blocks import BlockFile
 from cln_backup.backends.dir.records import Tail, judge_tail
-from cln_backup.backends.dir.store import list_files, newest_segment
+from cln_backup.backends.dir.store import SPARE, list_files, newest_segment, segment_name
 from cln_backup.backends.dir.upkeep import Start
 from cln_backup.backends.look import LookSchedule, conflict, moved
 from cln_backup.formats import v2
@@ -26,6 +26,7 @@ from cln_backup.model.errors import AlreadyExists, StorageError, WriterConflict
 from cln_backup.process.channel import Message
 from cln_backup.process.child import Child
 from cln_backup.storage import fsio
+from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +94,7 @@ class SegmentWriter:
             fsio.visit_directory(self._store.path, op="look at backup")
             self._require_no_later_writer()
         if at_all_names:
-            last = newest_segment(self._store.path)
+            last = newest_segment(self._store.objects)
             if last > self._begun.last_number:
                 raise self._conflict(self._store.log_path(last))
 
@@ -171,33 +172,26 @@ class SegmentWriter:
 
         So while it is the newest one, the file is as long as it was made, whatever is cut.
         """
-        path = self._store.log_path(number)
         if number > MAX_NUMBER:
             raise StorageError(
                 f"{self._store.path} holds a segment {MAX_NUMBER}, behind which none can stand. No "
                 "backup comes that far: find out who put it there."
             )
-        built = self._store.spare_path
+        spares = LocalObjects(self._store.path, building=SPARE)
+        built, path = SPARE, spares.path_of(SPARE)
         first_bytes = dir_store.FIRST_SEGMENT_BYTES
-        if not fsio.is_sole_name(built) or os.path.getsize(built) < first_bytes:
+        if not fsio.is_sole_name(path) or os.path.getsize(path) < first_bytes:
             # A claim that was cut leaves a spare that is a segment as well; and a link leads
             # anywhere. What is written to one name must be seen at no other.
-            fsio.remove(built, op="remove unusable spare")
-        if not os.path.exists(built) or os.path.getsize(built) < least_bytes:
-            fd, built = fsio.create_beside(built, "first", op="create segment")
-            try:
-                length_bytes = -(-least_bytes // first_bytes) * first_bytes
-                fsio.preallocate(fd, length_bytes, op="preallocate segment")
-            except BaseException:
-                fsio.remove(built, op="remove unfinished segment")
-                raise
-            finally:
-                os.close(fd)
+            fsio.remove(path, op="remove unusable spare")
+        if not os.path.exists(path) or os.path.getsize(path) < least_bytes:
+            length_bytes = -(-least_bytes // first_bytes) * first_bytes
+            built = spares.prepare("segment", fsio.zeros(length_bytes))
         try:
-            fsio.publish(built, path, op="claim segment", withdraws=False)
+            spares.publish(built, segment_name(number), op="claim segment", withdraws=False)
         except AlreadyExists:
-            raise self._conflict(path) from None
-        return path
+            raise self._conflict(self._store.log_path(number)) from None
+        return self._store.log_path(number)
 
     def _require_end(self, prev: LogEnd) -> None:
         """Makes sure that no other writer went on behind the end, before this one's claim.
@@ -206,14 +200,11 @@ class SegmentWriter:
         """
         if not prev.segment:
             return
-        path = self._store.log_path(prev.segment)
         expected = Tail.TORN if prev.torn_bytes else Tail.CLEAN
-        fd = fsio.open_existing(path, writable=False, op="open segment")
-        try:
-            if judge_tail(fd, prev.end_bytes) is not expected:
+        with self._store.objects.open(segment_name(prev.segment), op="open segment") as source:
+            if judge_tail(source, prev.end_bytes) is not expected:
+                path = self._store.log_path(prev.segment)
                 raise conflict(path, f"more was written from byte {prev.end_bytes} on")
-        finally:
-            os.close(fd)
 
     def append(
         self, record_type: v2.Type, version: int, content: bytes, stored_ms: int = 0
@@ -266,7 +257,7 @@ class SegmentWriter:
         prev, begun = self._leftover, self._begun.segment
         numbers: Sequence[int] = (prev.segment,)
         if not prev.segment or begun > prev.segment + 1:
-            listed = list_files(self._store.path).segments
+            listed = list_files(self._store.objects).segments
             numbers = [number for number in listed if prev.segment <= number < begun]
         for number in numbers:
             path = self._store.log_path(number)
