@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
+    from cln_backup.wire import packets as wire
 
-class _FileSystemCalls:
+
+class _Calls:
     """Counts the calls of `os`, and those of the entries of a directory, in threads to come."""
 
     def __init__(self) -> None:
@@ -37,6 +39,19 @@ class _FileSystemCalls:
         if isinstance(owner, os.DirEntry) or getattr(owner, "__name__", "") == "posix":
             self.counts[called.__name__] += 1
 
+    @classmethod
+    def of_any_kind(cls) -> _Calls:
+        """Counts every call of a function, in Python or in C."""
+        calls = cls()
+        threading.setprofile(calls._note_any)
+        return calls
+
+    def _note_any(self, frame: FrameType, event: str, called: Any) -> None:
+        if event == "call":
+            self.counts[frame.f_code.co_name] += 1
+        elif event == "c_call":
+            self.counts[called.__name__] += 1
+
     def during(self, backend: Any, version: int) -> Counter[str]:
         """What one append asks for, of the file system of the server."""
         self.counts.clear()
@@ -45,8 +60,14 @@ class _FileSystemCalls:
 
 
 @pytest.fixture
-def calls() -> Iterator[_FileSystemCalls]:
-    yield _FileSystemCalls()
+def calls() -> Iterator[_Calls]:
+    yield _Calls()
+    threading.setprofile(None)
+
+
+@pytest.fixture
+def all_calls() -> Iterator[_Calls]:
+    yield _Calls.of_any_kind()
     threading.setprofile(None)
 
 
@@ -70,7 +91,7 @@ def _grow(place: Path, scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["dir", "file"])
 def test_an_append_through_the_server_looks_at_no_more_files_in_a_long_history(
-    scheme: str, tmp_path: Path, calls: _FileSystemCalls, monkeypatch: pytest.MonkeyPatch
+    scheme: str, tmp_path: Path, calls: _Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LookSchedule, "is_due", lambda _: True)  # each append is the dearest
     place = tmp_path / "backup"
@@ -86,6 +107,35 @@ def test_an_append_through_the_server_looks_at_no_more_files_in_a_long_history(
         grown = calls.during(backend, 4)
         assert fresh.total() > 0
         assert grown == fresh
+
+
+@pytest.mark.parametrize("scheme", ["dir", "file"])
+def test_an_append_through_the_server_does_the_same_after_many_changes(
+    scheme: str, tmp_path: Path, all_calls: _Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+    append = Served.append
+
+    def counting(*arguments: Any, **options: Any) -> wire.Standing:
+        all_calls.counts.clear()
+        try:
+            return append(*arguments, **options)
+        finally:
+            counted.append(Counter(all_calls.counts))
+
+    monkeypatch.setattr(Served, "append", counting)
+    monkeypatch.setattr(LookSchedule, "is_due", lambda _: True)
+    place = tmp_path / "backup"
+    create_backend(f"{scheme}://{place}", None)
+    with ExitStack() as stack:
+        server = stack.enter_context(server_here())
+        backend = stack.enter_context(
+            open_backend(server.add(f"{scheme}://{place}"), writable=True)
+        )
+        for version in range(1, 401):
+            backend.add_change(_change(version))
+    assert counted[-1].total() > 50
+    assert counted[-1] == counted[39]  # the first ones are in the block of the header
 
 
 @pytest.mark.parametrize("scheme", ["dir", "file"])
