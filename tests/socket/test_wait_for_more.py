@@ -166,7 +166,7 @@ def test_only_a_reader_may_wait(server: ServerProcess) -> None:
     with _connected(server.url, "write") as writer, pytest.raises(ConnectionResetError):
         writer.wait(1.0)
     assert server.terminate() == 0
-    assert "a WAIT, although it is not a reader" in "".join(server.said)
+    assert "a WAIT, which only readers may send" in "".join(server.said)
 
 
 def test_a_server_of_before_is_not_asked_to_wait(
