@@ -13,13 +13,14 @@ from cln_backup.backends.dir.base import (
     creating_backup,
     identity,
     is_encrypted,
+    list_keys,
     lock_path,
     open_base,
     take_inventory,
 )
 from cln_backup.backends.dir.dropped import check_dropped, dropped, set_aside
 from cln_backup.backends.dir.history import Base, History
-from cln_backup.backends.dir.keys import NodeVeil, add_holder, holders, remove_holder, without_keys
+from cln_backup.backends.dir.keys import NodeVeil, add_holder, holders, remove_holder
 from cln_backup.backends.dir.snapshots import (
     NewSnapshot,
     StoredSnapshot,
@@ -37,7 +38,6 @@ from cln_backup.backends.dir.upkeep import expired, removal_takes_long, remove_e
 from cln_backup.backends.dir.url import Place, place_of
 from cln_backup.backends.dir.whole import note_of, take_stock
 from cln_backup.backends.inventory import Inventory, noted_node
-from cln_backup.backends.secrets import kind_name
 from cln_backup.backends.writer import LastWrite, WriterLock
 from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import pack_transaction
@@ -131,9 +131,7 @@ class DirBackend(Backend):
     @classmethod
     def inventory(cls, url: str) -> Inventory:
         """See `Backend.inventory`."""
-        place = place_of(url)
-        found = cls._keys(url) if is_encrypted(place) else []
-        return take_inventory(place, found)
+        return take_inventory(place_of(url))
 
     @property
     def node_id(self) -> str | None:
@@ -144,18 +142,7 @@ class DirBackend(Backend):
     @classmethod
     def list_keys(cls, url: str) -> list[Key]:
         """See `Backend.list_keys`."""
-        place = place_of(url)
-        found = cls._keys(url)
-        if not found and is_encrypted(place):
-            raise without_keys(place.path)
-        return found
-
-    @staticmethod
-    def _keys(url: str) -> list[Key]:
-        return [
-            Key(holder.label, kind_name(holder.kind), holder.created_ms / 1000)
-            for holder in holders(*identity(place_of(url)))
-        ]
+        return list_keys(place_of(url))
 
     def add_key(self, secret: Secret, label: str) -> None:
         """See `Backend.add_key`."""

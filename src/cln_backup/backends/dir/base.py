@@ -6,8 +6,9 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from cln_backup.backends.contract import Key
 from cln_backup.backends.dir.history import Base
-from cln_backup.backends.dir.keys import create_keys, unlock
+from cln_backup.backends.dir.keys import create_keys, holders, unlock, without_keys
 from cln_backup.backends.dir.snapshots import NewSnapshot
 from cln_backup.backends.dir.store import (
     Listing,
@@ -20,7 +21,7 @@ from cln_backup.backends.dir.store import (
 )
 from cln_backup.backends.inventory import Inventory, space_bytes
 from cln_backup.backends.places import missing_in, require_backup_directory
-from cln_backup.backends.secrets import given_secret
+from cln_backup.backends.secrets import given_secret, kind_name
 from cln_backup.backends.writer import WriterLock
 from cln_backup.formats import v2
 from cln_backup.model.errors import AlreadyExists, Damaged, StorageError, WriterConflict
@@ -29,9 +30,8 @@ from cln_backup.storage import fsio, interruption, scratch
 from cln_backup.storage.local_objects import BUILDING, LocalObjects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from cln_backup.backends.contract import Key
     from cln_backup.backends.dir.url import Place
     from cln_backup.model.change import Change
     from cln_backup.storage.source import Source
@@ -214,14 +214,32 @@ def is_encrypted(place: Place) -> bool:
     return _newest_header(place).cipher != v2.PLAIN
 
 
-def take_inventory(place: Place, keys: Sequence[Key]) -> Inventory:
-    """What belongs to a backup. Raises `NotFound`, `Damaged`, `StorageError`."""
+def list_keys(place: Place) -> list[Key]:
+    """See `Backend.list_keys`."""
+    newest = _newest_header(place)
+    found = _keys(place, newest)
+    if not found and newest.cipher != v2.PLAIN:
+        raise without_keys(place.path)
+    return found
+
+
+def _keys(place: Place, newest: v2.Open) -> list[Key]:
+    return [
+        Key(holder.label, kind_name(holder.kind), holder.created_ms / 1000)
+        for holder in holders(place.path, newest.backup_id)
+    ]
+
+
+def take_inventory(place: Place) -> Inventory:
+    """See `Backend.inventory`."""
     objects = LocalObjects(place.path)
     name, listing = _newest_base(objects)
     found = newest = _header(objects, name)
     with contextlib.suppress(StorageError):  # it may expire at this moment
         found = _header(objects, base_name(*listing.bases[0]))
-    cipher = None if newest.cipher == v2.PLAIN else "AES-256-GCM"
+    cipher, keys = None, []
+    if newest.cipher != v2.PLAIN:
+        cipher, keys = "AES-256-GCM", _keys(place, newest)
     oldest_at, space = found.created_ms / 1000, space_bytes([place.path])
     return Inventory(cipher, tuple(keys), len(listing.bases), oldest_at, space)
 

@@ -6,7 +6,7 @@ import os
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from cln_backup.backends import redacted
+from cln_backup.backends.local_url import absolute_path
 from cln_backup.model.errors import BadUrl
 
 KEY_SOURCES = ("key-file", "hsm-secret", "passphrase-file")
@@ -38,16 +38,7 @@ def place_of(url: str) -> Place:
     Raises:
         BadUrl: it names no absolute path, or an option that there is not.
     """
-    rest = url[len("dir:") :].removeprefix("//" if url.startswith("dir://") else "")
-    path, _, query = rest.partition("?")
-    if not path.startswith("/"):
-        raise BadUrl(
-            f"{redacted(url)!r} names no absolute path. Write dir:///the/path, with three slashes."
-        )
-    if any(sign in path for sign in "#\r\n\t\x00"):
-        raise BadUrl(
-            f"{redacted(url)!r} has a sign in its path (#, tab, line end) that a URL cuts off."
-        )
+    path, query = absolute_path(url, "dir", options=True)
     source: tuple[str, str] | None = None
     numbers = {"keep": 0, "keep-days": 0}
     for pair in filter(None, query.split("&")):

@@ -13,6 +13,7 @@ from cln_backup.backends.file.changes import changes
 from cln_backup.backends.file.end import FileEnd
 from cln_backup.backends.file.scan import Entry, Layout, entries, scan
 from cln_backup.backends.inventory import Inventory, noted_node, space_bytes
+from cln_backup.backends.local_url import absolute_path
 from cln_backup.backends.look import moved
 from cln_backup.backends.places import hint_for_directory, require_backup_file
 from cln_backup.backends.writer import LastWrite, WriterLock
@@ -38,17 +39,7 @@ def path_of(url: str) -> str:
     Raises:
         BadUrl: it names no absolute path, or one that other programs would read differently.
     """
-    path = url.removeprefix("file:")
-    path = path.removeprefix("//")
-    if not path.startswith("/"):
-        raise BadUrl(
-            f"{redacted(url)!r} names no absolute path. Write file:///the/path, with three slashes."
-        )
-    if any(sign in path for sign in "?#\r\n\t\x00"):
-        raise BadUrl(
-            f"{redacted(url)!r} has a sign in its path (?, #, tab, line end) that other programs "
-            "cut a URL off at."
-        )
+    path, _ = absolute_path(url, "file")
     if path.endswith("/") or os.path.isdir(path):
         raise BadUrl(f"{redacted(url)!r} is a directory. {hint_for_directory(path)}")
     return path
