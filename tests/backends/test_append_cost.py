@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -71,12 +72,13 @@ def all_calls() -> Iterator[_Calls]:
     threading.setprofile(None)
 
 
-def _change(version: int) -> Change:
+def _change(version: int, text: str = "") -> Change:
+    insert = f"INSERT INTO payments VALUES ('{text}')"
     step = (
         "UPDATE vars SET intval = intval + 1 WHERE name = 'data_version' "
         f"AND intval = {version - 1}"
     )
-    return Change(version, None, [step])
+    return Change(version, None, [insert, step])
 
 
 def _grow(place: Path, scheme: str) -> None:
@@ -107,6 +109,24 @@ def test_an_append_through_the_server_looks_at_no_more_files_in_a_long_history(
         grown = calls.during(backend, 4)
         assert fresh.total() > 0
         assert grown == fresh
+
+
+def test_an_append_that_begins_a_segment_lists_no_names(tmp_path: Path) -> None:
+    place = tmp_path / "backup"
+    create_backend(f"dir://{place}", None)
+    calls = _Calls()
+    threading.setprofile(None)
+    with open_backend(f"dir://{place}", writable=True) as backend:
+        backend.add_change(_change(1))
+        large = _change(2, os.urandom(1 << 18).hex())
+        sys.setprofile(calls._note)
+        try:
+            backend.add_change(large)
+        finally:
+            sys.setprofile(None)
+    assert (place / "log-0000000002").exists()
+    assert calls.counts["link"] == 1
+    assert calls.counts["listdir"] == calls.counts["scandir"] == 0
 
 
 @pytest.mark.parametrize("scheme", ["dir", "file"])

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends.dir.writer import SegmentWriter
+from cln_backup.backends.look import LookSchedule
 from cln_backup.model.errors import Damaged, StorageError, WriterConflict
+from tests.backends.set_back import compact, files
 from tests.format2.small import KINDS, url_of
 from tests.histories import append, payment, started_node, told, told_by
 
@@ -84,6 +87,49 @@ def test_older_writer_is_refused_also_where_one_between_died_before_it_began(
     append(url, [payment(6)])
     with open_backend(url) as backend:
         backend.read_through()
+
+
+def test_record_that_is_stored_between_a_look_and_a_claim_is_not_passed_over(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = SegmentWriter._claim
+    with open_backend(url, writable=True) as old:
+        old.add_change(payment(4))
+
+        def late(writer: SegmentWriter, number: int, least_bytes: int) -> str:
+            old.add_change(payment(5, "by the older one"))
+            return claim(writer, number, least_bytes)
+
+        with _open_elsewhere(url, tmp_path) as new:
+            monkeypatch.setattr(SegmentWriter, "_claim", late)
+            with pytest.raises(WriterConflict, match="more was written"):
+                new.add_change(payment(5, "by the newer one"))
+    assert told_by(url) == told([*started_node(), payment(4), payment(5, "by the older one")])
+
+
+@pytest.mark.parametrize("gone", ["removed by hand", "expired"])
+def test_older_writer_begins_no_segment_in_the_place_of_one_that_is_gone(
+    url: str, tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "node"
+    with open_backend(url, writable=True) as old:
+        old.add_change(payment(4))
+        with _open_elsewhere(url, tmp_path) as new:
+            new.add_change(payment(5, "by the newer one"))
+            if gone == "expired":
+                compact(new)
+        if gone == "expired":
+            with _open_elsewhere(url, tmp_path) as newest:
+                newest.add_change(payment(6, "by the newest one"))
+                compact(newest)
+        (log / "log-0000000003").unlink(missing_ok=gone == "expired")
+        before = files(log)
+        monkeypatch.setattr(LookSchedule, "is_due", lambda _: False)
+        with pytest.raises(StorageError if gone == "expired" else WriterConflict):
+            old.add_change(payment(5, "too late" + os.urandom(1 << 18).hex()))
+        assert files(log) == before
+    if gone == "expired":
+        assert told_by(url)[-1:] == told([payment(6, "by the newest one")])
 
 
 def test_record_that_was_on_its_way_when_the_next_writer_looked_is_not_passed_over(

@@ -54,7 +54,7 @@ class SegmentWriter:
         self._begun = end if end.segment else end._replace(seal=seal)
         self.epoch = end.epoch + 1
         self._file: BlockFile | None = None
-        self._capacity_bytes = 0
+        self._capacity_bytes = self._made_bytes = 0
         self._encoder: Encoder | None = None
         self._digest = hashlib.sha256()
         self._next_path = ""
@@ -124,7 +124,8 @@ class SegmentWriter:
     def _begin(self, tracker: Tracker, least_bytes: int) -> None:
         """Claims the next segment and writes its header. Durable with the first record."""
         if self._file is not None:
-            self.look(at_all_names=True)  # what is behind this end will count no more
+            self.look()
+            self._require_uncut()
         prev, number = self.end, self.end.last_number + 1
         path = self._claim(number, least_bytes)
         # By its name, not by the descriptor that wrote the zeros: the spare is made by a process
@@ -132,6 +133,8 @@ class SegmentWriter:
         file = BlockFile(path, op="open segment")
         try:
             if self._file is None:
+                # `look` was before the claim, so that nothing is written where another writer is
+                # at work. Up to the claim, that one could still store a change at this end.
                 self._require_end(prev)
             capacity = fsio.size_bytes(file.fd)
             state = v2.LogState(
@@ -154,7 +157,7 @@ class SegmentWriter:
             raise
         if self._file is not None:
             self._file.close()
-        self._file = file
+        self._file, self._made_bytes = file, capacity
         # One that was made for a large change is not filled up: whoever opens the backup reads all
         # of its newest segment, and the room that the change did not need is given back.
         self._capacity_bytes = min(capacity, dir_store.SPARE_BYTES)
@@ -166,6 +169,18 @@ class SegmentWriter:
         self._begun = prev._replace(
             segment=number, end_bytes=v2.HEADER_BYTES, epoch=self.epoch, last_number=number
         )
+
+    def _require_uncut(self) -> None:
+        """Makes sure that no later writer has stored anything, without listing all names.
+
+        Its first segment is the next one, for no writer leaves a number out, and `look` found none.
+        Should its name be gone: what has expired is removed in order, so this writer's segment is
+        gone too, which `look` found; and whoever stores a change in the next segment cuts this one.
+        """
+        name = segment_name(self._begun.segment)
+        status = self._store.objects.status(name)
+        if status is None or status.size_bytes != self._made_bytes:
+            raise conflict(self._store.objects.where(name), "it was cut off at its end")
 
     def _claim(self, number: int, least_bytes: int) -> str:
         """Gives a segment's name to zeros that are on stable storage, for records to lie within.
