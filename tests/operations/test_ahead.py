@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
 import signal
 import sqlite3
+import sys
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cln_backup.backends import create_backend, open_backend
-from cln_backup.model import errors
+from cln_backup.backends.secrets import Secret, unlocking_with
+from cln_backup.compaction.compact import compact
+from cln_backup.formats.holders import HolderKind
 from cln_backup.model.change import Change
-from cln_backup.model.errors import BackupError, Damaged, StorageError
+from cln_backup.model.errors import Damaged, StorageError
+from cln_backup.operations.copy import copy
 from cln_backup.operations.restore import restore
+from cln_backup.operations.verify import verify
+from cln_backup.process.child import Child
+from cln_backup.replay import ahead
 from cln_backup.replay.ahead import read_ahead
 from tests.histories import SnapshotBytes, append, payment, payments, started_node, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from cln_backup.process.channel import Message
 
 LARGE = 40
 """Changes of 100 KB, which do not fit into the pipe."""
@@ -38,18 +46,21 @@ def url(tmp_path: Path) -> str:
     return url
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def children(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The processes that are forked."""
+    """The processes that read, of short histories too and on a machine with one processor."""
     pids: list[int] = []
-    fork = os.fork
 
-    def seen() -> int:
-        pid = fork()
-        pids.append(pid)
-        return pid
+    start = Child.__init__
 
-    monkeypatch.setattr(os, "fork", seen)
+    def seen(child: Child[Message], *arguments: Any, **options: Any) -> None:
+        start(child, *arguments, **options)
+        if options["work"] == "reads the backup":
+            pids.append(child.pid)
+
+    monkeypatch.setattr(Child, "__init__", seen)
+    monkeypatch.setattr(ahead, "_MANY_CHANGES", 2)
+    monkeypatch.setattr(ahead, "_processors", lambda: 2)
     return pids
 
 
@@ -91,7 +102,7 @@ def test_killed_reader_leaves_nothing_half(url: str, tmp_path: Path, children: l
             os.kill(children[0], signal.SIGKILL)
 
     with open_backend(url) as backend:
-        with pytest.raises(StorageError, match="ended in the middle"):
+        with pytest.raises(StorageError, match="ended unexpectedly"):
             restore(backend, str(target), kill)
         assert sorted(os.listdir(tmp_path)) == ["backup"]
         assert restore(backend, str(target)).version == 3 + LARGE
@@ -114,26 +125,71 @@ def test_reader_ends_with_the_block(url: str, children: list[int]) -> None:
             os.kill(pid, 0)
 
 
-def test_no_process_to_spare(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused() -> int:
-        raise BlockingIOError
-
-    monkeypatch.setattr(os, "fork", refused)
+def test_no_process_to_spare(
+    url: str, children: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
     gc.collect()  # what another test left is not counted as closed here
     open_files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     with open_backend(url) as backend, read_ahead(backend) as changes:
         assert told(changes) == told(backend.stream_changes())
+    assert children == []
     if open_files:
         assert len(os.listdir("/proc/self/fd")) == open_files
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [kind for kind in vars(errors).values() if isinstance(kind, type)],
-    ids=lambda kind: kind.__name__,
-)
-def test_each_error_comes_through_whole(kind: type[BackupError]) -> None:
-    error = kind("what happened")
-    error.__dict__.update(dict.fromkeys(error.__dict__, 7))
-    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
-    assert (type(again), str(again), vars(again)) == (kind, "what happened", vars(error))
+def test_history_that_went_on_meanwhile_is_read_as_it_was_opened(
+    url: str, children: list[int]
+) -> None:
+    with open_backend(url) as backend:
+        append(url, [payment(4 + LARGE, "it came later")])
+        before = told(backend.stream_changes())
+        with read_ahead(backend) as changes:
+            assert told(changes) == before
+    assert len(children) == 1
+    assert before[-1].version == 3 + LARGE
+
+
+@pytest.mark.parametrize("scheme", ["dir", "file"])
+def test_verify_copy_and_compact_read_ahead(
+    scheme: str, tmp_path: Path, children: list[int]
+) -> None:
+    url = f"{scheme}://{tmp_path}/backup"
+    history = [*started_node(), *payments(4, 50)]
+    create_backend(url, None)
+    append(url, history)
+    with open_backend(url) as backend:
+        assert verify(backend, replayed=True).version == 49
+    assert len(children) == 1
+    assert copy(url, f"file://{tmp_path}/copy").version == 49
+    assert len(children) == 2
+    compact(url)
+    assert len(children) == 3
+    with open_backend(url) as backend:
+        assert told(backend.stream_changes())[1:] == told(history)[-1:]
+        restore(backend, str(tmp_path / "restored.sqlite3"))
+    with closing(sqlite3.connect(tmp_path / "restored.sqlite3")) as database:
+        assert database.execute("SELECT count(*) FROM payments").fetchone() == (46,)
+
+
+def test_what_a_person_typed_unlocks_it_for_the_reader_too(
+    tmp_path: Path, children: list[int]
+) -> None:
+    url = f"dir://{tmp_path}/backup"
+    secret = Secret(HolderKind.KEY_FILE, os.urandom(32))
+    with unlocking_with(secret):
+        create_backend(url, None)
+        append(url, started_node())
+        backend = open_backend(url)
+    with backend, read_ahead(backend) as changes:
+        os.kill(children[0], 0)
+        assert told(changes) == told(started_node())
+
+
+def test_short_history_is_read_here(
+    url: str, children: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    with open_backend(url) as backend, read_ahead(backend) as changes:
+        assert told(changes) == told(backend.stream_changes())
+    assert children == []

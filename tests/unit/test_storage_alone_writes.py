@@ -38,7 +38,6 @@ ALLOWED = {
     ("plugin/jsonrpc.py", "os.write"): "standard output, which lightningd reads",
     ("process/channel.py", "os.writev"): "a pipe between two processes",
     ("process/parent.py", "os.open"): "/dev/null, in the place of the pipes at standard streams",
-    ("replay/ahead.py", "os.write"): "a pipe between two processes",
     ("replay/replica.py", "apsw.Connection"): "SQLite writes its databases itself",
     ("server/listener.py", "os.write"): "a pipe that wakes the main loop",
 }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from cln_backup.backends.inventory import Inventory
+    from cln_backup.backends.opening import Opening
     from cln_backup.backends.secrets import Secret
     from cln_backup.model.change import Change, Head
 
@@ -102,8 +103,6 @@ class Backend(ABC):
         exclusive: whether nobody else can read while this is open, so that the writer itself has
             to ask for a compaction (`compact`), and wait for it.
         can_encrypt: whether the format can; otherwise nothing about keys works.
-        slow_to_read: whether to read the changes is work for a processor. Then a second process,
-            forked from the one that opened the backup, may read them for it.
     """
 
     url: str
@@ -115,7 +114,6 @@ class Backend(ABC):
     remote: ClassVar[bool] = False
     exclusive: bool = False
     can_encrypt: ClassVar[bool] = False
-    slow_to_read: ClassVar[bool] = False
 
     @classmethod
     def path_at(cls, url: str) -> str | None:  # noqa: ARG003
@@ -189,6 +187,14 @@ class Backend(ABC):
     @abstractmethod
     def last_change_at(self) -> float | None:
         """When the head was stored, in seconds since 1970; `None` when that is not known."""
+
+    @property
+    def opening(self) -> Opening | None:
+        """What opens this backup once more, for another process of this program to read it.
+
+        `None` where that takes a server's time, which the backup's own connection takes already.
+        """
+        return None
 
     @property
     def dated_by_file(self) -> bool:

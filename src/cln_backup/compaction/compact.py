@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import open_backend
 from cln_backup.backends.contract import size_of
 from cln_backup.model.change import Change, Kind
+from cln_backup.replay.ahead import read_ahead
 from cln_backup.replay.replica import DatabaseFile, replay
 from cln_backup.storage import interruption, scratch
 
@@ -91,7 +93,11 @@ class Folded(NamedTuple):
 
 
 def fold(
-    reader: Backend, directory: str, progress: Callable[[Change], None] | None = None
+    reader: Backend,
+    directory: str,
+    progress: Callable[[Change], None] | None = None,
+    *,
+    alone: bool = False,
 ) -> Folded:
     """Makes one snapshot of everything before the head: a checked database in the directory.
 
@@ -102,8 +108,9 @@ def fold(
     assert reader.storage_dir is not None
     path = os.path.join(directory, "replica.sqlite3")
     with_head = reader.head.kind is Kind.SNAPSHOT
-    changes = reader.stream_changes(head=with_head)
-    replica = replay(_with_room(changes, directory), path, progress)
+    reading = nullcontext(reader.stream_changes(head=with_head))
+    with reading if alone else read_ahead(reader, head=with_head) as changes:
+        replica = replay(_with_room(changes, directory), path, progress)
     try:
         replica.check()
     finally:

@@ -83,7 +83,14 @@ def _work(
     if worth_folding(reader):
         place = scratch.place(start.scratch_dir, reader.scratch_dir)
         with scratch.directory(place, op="compact") as directory:
-            base, foreign_keys = low_priority.submit(fold, reader, directory, go_on).result()
+            base, foreign_keys = low_priority.submit(
+                # The other processors are for the node.
+                fold,
+                reader,
+                directory,
+                go_on,
+                alone=True,
+            ).result()
             staged = _stage(reader, base, foreign_keys=foreign_keys)
             scratch.empty(directory, op="compact")
     if staged is not None and start.if_it_pays and not pays(staged):

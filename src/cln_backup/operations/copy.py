@@ -17,6 +17,7 @@ from cln_backup.backends import (
 from cln_backup.backends.contract import size_of
 from cln_backup.backends.secrets import unlocking_with
 from cln_backup.model.errors import AlreadyExists, BackupError, Damaged, Interrupted, NotFound
+from cln_backup.replay.ahead import read_ahead
 from cln_backup.storage import interruption
 
 if TYPE_CHECKING:
@@ -134,26 +135,27 @@ def _said_where_it_stays(url: str, *, stays: bool) -> Iterator[None]:
 def _fill(source: Backend, url: str, step: Step) -> bytes:
     """Makes a new backup of all changes of another one; returns their digest."""
     digest = hashlib.sha256()
-    changes = _dated(source)
-    first = next(changes)
-    if first.snapshot is not None:
-        create_backend(url, _noted(first, digest))
-    else:
-        create_backend(url, None)
-    with open_backend(url, writable=True) as target:
-        if first.snapshot is None:
-            target.add_change(_noted(first, digest))
-        step(first)
-        for change in changes:
-            target.add_change(_noted(change, digest))
-            step(change)
+    with read_ahead(source) as read:
+        changes = _dated(read, source)
+        first = next(changes)
+        if first.snapshot is not None:
+            create_backend(url, _noted(first, digest))
+        else:
+            create_backend(url, None)
+        with open_backend(url, writable=True) as target:
+            if first.snapshot is None:
+                target.add_change(_noted(first, digest))
+            step(first)
+            for change in changes:
+                target.add_change(_noted(change, digest))
+                step(change)
     return digest.digest()
 
 
-def _dated(source: Backend) -> Iterator[Change]:
+def _dated(changes: Iterator[Change], source: Backend) -> Iterator[Change]:
     """All changes; the last one has at least the time that the backup has as a whole."""
     head_ms = int((source.last_change_at or 0) * 1000)
-    for number, change in enumerate(source.stream_changes(), 1):
+    for number, change in enumerate(changes, 1):
         if number == source.version_count and not change.stored_ms:
             yield replace(change, stored_ms=head_ms)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from cln_backup.replay.ahead import read_ahead
 from cln_backup.replay.replica import replay
 from cln_backup.storage import interruption, scratch
 
@@ -54,7 +55,8 @@ def verify(
         place = scratch.place(scratch_dir, backend.scratch_dir)
         with interruption.deferred(), scratch.directory(place, op="verify") as directory:
             path = os.path.join(directory, "replica.sqlite3")
-            replica = replay(backend.stream_changes(), path, progress)
+            with read_ahead(backend) as changes:
+                replica = replay(changes, path, progress)
             try:
                 faults = replica.check()
             finally:

@@ -1,142 +1,111 @@
-"""Reads changes in a second process, while this one replays those before.
+"""Reads changes in a child process, while this one works on those before.
 
-What is sealed and compressed is as much work to read as a short transaction is to replay, and the
-two are done by two programs that share nothing: each has its own processor and its caches.
+To unseal and inflate what is stored takes about a fifth of the time that SQLite takes to replay it,
+and each of the two is faster with a processor's caches to itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import pickle
-import signal
-import struct
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 from cln_backup.model.change import Change
 from cln_backup.model.errors import BackupError, StorageError
+from cln_backup.process.child import Child
+from cln_backup.replay.messages import (
+    SAID,
+    End,
+    Piece,
+    RawRun,
+    Run,
+    Said,
+    SnapshotBegin,
+    Start,
+    standing_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cln_backup.backends.contract import Backend
 
-_RUN_CHARACTERS: Final = 1 << 17
-"""Of statements that are sent at once."""
-
-_PIPE_BYTES: Final = 1 << 20
-_LENGTH: Final = struct.Struct("!Q")
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_MANY_CHANGES: Final = 4_000
+"""Fewer are read in less time than a process takes to start."""
 
 
 @contextlib.contextmanager
-def read_ahead(backend: Backend) -> Iterator[Iterator[Change]]:
-    """The changes of a backup; where reading is work, a second process does it.
+def read_ahead(backend: Backend, *, head: bool = True) -> Iterator[Iterator[Change]]:
+    """The changes of a backup, as `Backend.stream_changes` gives them.
 
-    It ends with the block at the latest. Where the system has no process to spare, this one reads.
+    Of a long history a child process reads them, where there is a processor for it; it ends with
+    the block. It opens the backup once more; where it cannot, or finds another history than this
+    process has opened, this one reads.
 
     Raises:
         BackupError: what `Backend.stream_changes` raises, from the iterator; also `StorageError`,
-            where the second process was killed.
+            where the child was killed.
     """
-    changes = backend.stream_changes()
-    if not backend.slow_to_read:
-        yield changes
-        return
-    readable, writable = os.pipe()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # while there are two of us here
+    child = None
+    if backend.version_count >= _MANY_CHANGES and _processors() > 1:
+        child = _started(backend, head=head)
+    if child is None:
+        yield backend.stream_changes(head=head)
+    else:
+        with child:
+            yield _received(child)
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _started(backend: Backend, *, head: bool) -> Child[Said] | None:
+    """A child that is about to send the changes of this very history; `None` if there is none."""
+    if backend.opening is None:
+        return None
+    start = Start(backend.opening, head)
     try:
-        pid = os.fork()
-    except OSError:
-        pid = -1
-    if pid == 0:
-        _send_all(changes, readable, writable)
-    os.close(writable)
-    try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        with contextlib.suppress(OSError, AttributeError):  # a larger pipe is no more than faster
-            fcntl.fcntl(readable, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        yield changes if pid < 0 else _received(readable)
-    finally:
-        os.close(readable)
-        if pid > 0:
-            _end(pid)
+        child = Child[Said]("cln_backup.replay.reading", start, SAID, work="reads the backup")
+    except StorageError:
+        return None
+    with contextlib.suppress(BackupError):
+        if child.receive() == standing_of(backend):
+            return child
+    child.kill()
+    return None
 
 
-def _end(pid: int) -> None:
-    """Ends the second process, also where somebody stopped it; it has nothing to lose."""
-    with contextlib.suppress(ChildProcessError, ProcessLookupError):  # the system reaped it
-        if os.waitpid(pid, os.WNOHANG) == (0, 0):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+def _received(child: Child[Said]) -> Iterator[Change]:
+    while not isinstance(said := child.receive(), End):
+        if isinstance(said, Run):
+            for version, stored_ms, transaction in said.changes:
+                yield Change(version, None, transaction, stored_ms)
+        elif isinstance(said, RawRun):
+            for version, stored_ms, raw in said.changes:
+                texts = tuple(text.decode("utf-8", "surrogateescape") for text in raw)
+                yield Change(version, None, texts, stored_ms)
+        elif isinstance(said, SnapshotBegin):
+            snapshot = _SentSnapshot(child, said.size_bytes)
+            yield Change(said.version, snapshot, None, said.stored_ms)
+            for _ in snapshot.chunks():  # whoever asks for the next change has no use for the rest
+                pass
 
 
-def _send_all(changes: Iterator[Change], readable: int, writable: int) -> NoReturn:
-    """The second process: sends runs of changes, then `None` or an error, and ends.
+class _SentSnapshot:
+    """A snapshot that the child sends; its bytes can be had once."""
 
-    The first one says when it ends; the signals that would end both stay blocked.
-    """
-    try:
-        os.close(readable)
-        last: Exception | None = None
-        try:
-            for run in _runs(changes):
-                _send(writable, run)
-        except BrokenPipeError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the first process must hear it
-            last = error
-        _send(writable, last)
-    finally:
-        os._exit(0)  # nothing of the first process's may be flushed or closed here
+    def __init__(self, child: Child[Said], size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self._child = child
+        self._left_bytes = size_bytes
 
-
-def _runs(changes: Iterator[Change]) -> Iterator[list[tuple[object, ...]]]:
-    run: list[tuple[object, ...]] = []
-    characters = 0
-    try:
-        for change in changes:
-            run.append((change.version, change.snapshot, change.transaction, change.stored_ms))
-            characters += 0 if change.transaction is None else sum(map(len, change.transaction))
-            if characters >= _RUN_CHARACTERS or change.transaction is None:
-                yield run
-                run, characters = [], 0
-    except BackupError:
-        yield run
-        raise
-    yield run
-
-
-def _send(fd: int, message: object) -> None:
-    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    for part in (_LENGTH.pack(len(data)), data):
-        rest = memoryview(part)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-
-
-def _received(fd: int) -> Iterator[Change]:
-    while True:
-        (length,) = _LENGTH.unpack(_read(fd, _LENGTH.size))
-        message = pickle.loads(_read(fd, length))  # noqa: S301 - from this program itself
-        if message is None:
-            return
-        if isinstance(message, Exception):
-            raise message
-        for fields in message:
-            yield Change(*fields)
-
-
-def _read(fd: int, length_bytes: int) -> bytearray:
-    data = bytearray(length_bytes)
-    view = memoryview(data)
-    while view:
-        got = os.readv(fd, [view])
-        if got == 0:
-            raise StorageError(
-                "The process that read the backup was ended in the middle, perhaps because memory "
-                "ran out. The backup is as it was; try again."
-            )
-        view = view[got:]
-    return data
+    def chunks(self) -> Iterator[bytes]:
+        """The file's bytes in order."""
+        while self._left_bytes:
+            piece = self._child.receive()
+            assert isinstance(piece, Piece)
+            self._left_bytes -= len(piece.data)
+            yield piece.data

@@ -6,6 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from cln_backup.backends import incomplete_copies_are_accepted
 from cln_backup.backends.contract import Backend, Key, Staged, check_follows, nothing_to_drop
 from cln_backup.backends.dir.base import (
     build_inside,
@@ -38,6 +39,8 @@ from cln_backup.backends.dir.upkeep import expired, removal_takes_long, remove_e
 from cln_backup.backends.dir.url import Place, place_of
 from cln_backup.backends.dir.whole import note_of, take_stock
 from cln_backup.backends.inventory import Inventory, noted_node
+from cln_backup.backends.opening import Opening
+from cln_backup.backends.secrets import given_secret
 from cln_backup.backends.writer import LastWrite, WriterLock
 from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import pack_transaction
@@ -75,7 +78,6 @@ class DirBackend(Backend):
     """
 
     can_encrypt = True
-    slow_to_read = True
 
     def __init__(self, url: str, place: Place) -> None:
         self.url = url
@@ -86,6 +88,8 @@ class DirBackend(Backend):
         self._held_base: Source | None = None
         self._noted_segment = 0
         self._last_write = LastWrite()
+        self._secret = given_secret()
+        self._accepts_incomplete = incomplete_copies_are_accepted()
 
     @classmethod
     def path_at(cls, url: str) -> str:
@@ -230,6 +234,11 @@ class DirBackend(Backend):
         name = segment_name(end.segment) if end.segment else self._base.name
         status = self._store.objects.status(name)
         return None if status is None else status.stored_at
+
+    @property
+    def opening(self) -> Opening:
+        """See `Backend.opening`."""
+        return Opening(self.url, self._secret, self._accepts_incomplete)
 
     @property
     def dated_by_file(self) -> bool:

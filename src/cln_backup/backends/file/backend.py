@@ -30,6 +30,8 @@ from cln_backup.storage import fsio, giving_back, interruption, scratch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cln_backup.backends.opening import Opening
+
 _READ = "read backup"
 
 
@@ -238,6 +240,13 @@ class FileBackend(Backend):
     def last_change_at(self) -> float | None:
         """When the file was last written, as the file system has it."""
         return os.fstat(self._fd).st_mtime if self.version_count else None
+
+    @property
+    def opening(self) -> Opening:
+        """See `Backend.opening`."""
+        from cln_backup.backends.opening import Opening
+
+        return Opening(self.url, None, False)
 
     @property
     def dated_by_file(self) -> bool:
