@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 from cln_backup.backends import create_backend, open_backend
 from cln_backup.backends.contract import size_of
 from cln_backup.cli.presentation import Meter
+from cln_backup.replay.ahead import _MANY_CHANGES
 from tests.cli.test_secrets import _on_a_terminal
 from tests.histories import append, payments, snapshot_of, started_node
+from tests.seed_file import SeedFile
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 def test_bytes_count_and_not_changes(tmp_path: Path) -> None:
@@ -47,3 +51,19 @@ def test_copy_and_restore_show_a_bar_on_a_terminal(tmp_path: Path) -> None:
         code, shown = _on_a_terminal(*arguments)
         assert code == 0
         assert "kB" in shown
+
+
+def test_restore_on_a_terminal_reads_ahead_without_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It forked beside a thread of the bar, which Python warns of from 3.12 on."""
+    count = 4_200
+    assert count > _MANY_CHANGES
+    seed = SeedFile.create(tmp_path / "node.bkp")
+    for change in [*started_node(), *payments(4, count)]:
+        seed.append(change)
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    code, shown = _on_a_terminal("restore", seed.path, tmp_path / "restored.sqlite3")
+    assert code == 0, shown
+    assert "kB" in shown
+    assert "Warning" not in shown

@@ -109,7 +109,9 @@ def progress(
 
     meter = Meter(of, passes)
     columns = BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # Drawn by `step`: a thread would take turns with the replay.
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=meter.total_bytes)
         shown = time.monotonic()
 
@@ -119,7 +121,8 @@ def progress(
             now = time.monotonic()
             if now - shown > 0.1:
                 shown = now
-                bar.update(task, completed=meter.done_bytes, total=meter.total_bytes)
+                total = meter.total_bytes
+                bar.update(task, completed=meter.done_bytes, total=total, refresh=True)
 
         yield step
 
