@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING
 from cln_backup.backends import incomplete_copies_are_accepted
 from cln_backup.backends.contract import Backend, Key, Staged, check_follows, nothing_to_drop
 from cln_backup.backends.dir.base import (
-    build_inside,
-    create_backup,
-    creating_backup,
     identity,
     is_encrypted,
     list_keys,
@@ -19,6 +16,7 @@ from cln_backup.backends.dir.base import (
     open_base,
     take_inventory,
 )
+from cln_backup.backends.dir.create import build_inside, create_backup, creating_backup
 from cln_backup.backends.dir.dropped import check_dropped, dropped, set_aside
 from cln_backup.backends.dir.history import Base, History
 from cln_backup.backends.dir.keys import NodeVeil, add_holder, holders, remove_holder

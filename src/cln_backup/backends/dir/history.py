@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cln_backup.backends.dir.log import LogEnd, check_tail_of_closed, pieces, read_piece
+from cln_backup.backends.dir.chain import check_tail_of_closed, pieces, read_piece
 from cln_backup.backends.dir.snapshots import StoredSnapshot, check_snapshot, last_seal
 from cln_backup.backends.dir.store import damaged, list_files, snapshot_name
 from cln_backup.formats import v2
@@ -19,7 +19,8 @@ from cln_backup.storage.source import chunks
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cln_backup.backends.dir.log import Piece
+    from cln_backup.backends.dir.chain import Piece
+    from cln_backup.backends.dir.log import LogEnd
     from cln_backup.backends.dir.store import Store
     from cln_backup.formats.v2_stream import Record
 
