@@ -31,6 +31,7 @@ from tests.histories import (
     told,
     told_by,
 )
+from tests.soak import parts
 
 if TYPE_CHECKING:
     from cln_backup.backends.contract import Backend
@@ -154,7 +155,7 @@ def _rewound(backend: Backend) -> bool:
     return True
 
 
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize("part", parts(8))
 @pytest.mark.parametrize("kind", KINDS)
 def test_power_is_cut_again_and_again(
     kind: str, part: int, memory_path: Path, monkeypatch: pytest.MonkeyPatch
