@@ -274,7 +274,7 @@ def test_copy_to_a_server_that_was_stopped_says_that_it_is_not_whole(
     monkeypatch.setattr(kind, "add_change", stopped)
     with server_here() as server:
         target = server.add(f"dir://{tmp_path}/copy")
-        with pytest.raises(Interrupted, match=r"Stopped\. THE COPY AT .* IS NOT WHOLE") as found:
+        with pytest.raises(Interrupted, match=r"Stopped\. THE COPY AT .* IS INCOMPLETE") as found:
             copy(source, target)
         assert "removed" not in str(found.value)
         assert told_by(target)[-1].version == 19
@@ -286,7 +286,7 @@ def test_copy_at_a_place_that_is_taken_says_nothing_of_a_copy(tmp_path: Path) ->
     append(source, started_node())
     with pytest.raises(AlreadyExists) as found:
         copy(source, source)
-    assert "NOT WHOLE" not in str(found.value)
+    assert "IS INCOMPLETE" not in str(found.value)
 
 
 def test_copy_that_is_not_encrypted_is_noted(tmp_path: Path) -> None:

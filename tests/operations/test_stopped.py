@@ -68,7 +68,7 @@ def test_signal_is_taken_at_a_safe_point_and_once(tmp_path: Path) -> None:
     try:
         with interruption.held():
             fsio.write_at(fd, [b"whole"], 0, op="write")
-        with pytest.raises(Interrupted, match="as it was"):
+        with pytest.raises(Interrupted, match="the backup is unchanged"):
             fsio.write_at(fd, [b"x"], 0, op="write")
         interruption.arrived(signal.SIGINT, None)
         fsio.write_at(fd, [b"cleanup"], 0, op="write")

@@ -82,7 +82,7 @@ def test_a_second_compaction_is_refused_and_the_first_goes_on(home: Home) -> Non
     )
     while not home.call("backup-status")["compacting"]:
         pass
-    with pytest.raises(Exception, match="a compaction is under way"):
+    with pytest.raises(Exception, match="a compaction is running"):
         home.call("backup-compact", {"force": True})
     answer, _ = asking.communicate(timeout=60)
     assert json.loads(answer)["after"]["version_count"] == 2

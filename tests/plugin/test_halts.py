@@ -208,7 +208,7 @@ def test_call_that_does_not_follow_the_one_before_halts(tmp_path: Path, away: in
     said = node.write(payment(at + 1 + away))
     assert said["result"] == "halt"
     assert said["reason"].startswith(
-        f"The node sent a change for data version {at + 1 + away}, and the backup stands at {at}. "
+        f"The node sent a change for data version {at + 1 + away}, but the backup is at {at}. "
     )
     assert node.write(payment(at + 1)) == said, "once halted, always halted"
     node.close()

@@ -30,7 +30,7 @@ def test_start_and_snapshot_do_not_send_round_in_a_circle(tmp_path: Path) -> Non
     shutil.copy(home.database, wallet)  # and lightningd.sqlite3 stays, and gets old
     home.run(*_ROUTER, "--calls", "10", "--wallet", str(wallet))
     home.require_same(wallet)
-    said = f"The node's database is {wallet}, and {home.directory}/backup.lock says"
+    said = f"The node's database is {wallet}, but {home.directory}/backup.lock names"
     assert said in home.log()
 
     without_plugin = [sys.executable, "-m", "simulator", str(home.directory), *_ROUTER]
@@ -40,7 +40,7 @@ def test_start_and_snapshot_do_not_send_round_in_a_circle(tmp_path: Path) -> Non
     assert report["committed"] == 0
     (line, *_) = [line for line in home.log().splitlines() if "Backup is out of date" in line]
     assert f"the database {wallet} is at version" in line
-    assert "Correct it before you use backup-cli, which would take the wrong one" in line
+    assert "Correct backup.lock before you use backup-cli, which would use the wrong one" in line
     assert f'"wallet": "{wallet}"' in line
 
 

@@ -146,7 +146,7 @@ def test_killed_child_is_a_clear_error(work: str, begun: bool, tmp_path: Path) -
                 killed.send(Ask(b""))
             killed.receive()
         os.kill(killed.pid, signal.SIGKILL)
-        message = r"The process that does the work ended unexpectedly \(SIGKILL\).* as before"
+        message = r"The process that does the work ended unexpectedly \(SIGKILL\).* is unchanged"
         with pytest.raises(StorageError, match=message):
             _receive_to_the_end(killed)
         with pytest.raises(StorageError, match=message):
@@ -199,9 +199,9 @@ def test_child_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("work", "kind", "text"),
     [
-        ("memory", StorageError, "not enough memory"),
+        ("memory", StorageError, "Not enough memory"),
         ("import", BrokenInstallation, "no module"),
-        ("system", StorageError, "Cannot go on with this: what the system says"),
+        ("system", StorageError, "Cannot continue with this: what the system says"),
         ("fault", StorageError, r"KeyError in .*work.py:\d+.*please report"),
     ],
 )

@@ -176,7 +176,7 @@ def test_server_of_one_connection_compacts_over_that_of_the_node(
         figures = node.call("backup-compact", {})
         assert figures["before"]["version_count"] == len(history)
         assert figures["after"]["version_count"] == 2
-        assert any("serves one program at a time" in line for line in node.logged)
+        assert any("serves one connection at a time" in line for line in node.logged)
         for change in payments(40, 44):
             assert node.write(change) == {"result": "continue"}
         assert node.call("backup-compact", {})["after"]["version_count"] == 2

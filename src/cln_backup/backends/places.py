@@ -71,7 +71,7 @@ def missing_in(path: str) -> NotFound:
 
 
 def hint_for_directory(path: str) -> str:
-    """What to write instead of a directory in a `file:` URL."""
+    """Advice for a directory in a `file:` URL."""
     if _holds_backup(path):
         return f"It is a dir: backup; name it dir://{path.rstrip('/')}"
     return "Name the file in it."

@@ -1,1 +1,1 @@
-"""A history folded into one snapshot."""
+"""Compaction: folds a history into one snapshot."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.contract import Backend, Size, Staged, Statistics
 
 _MANY_CHANGES = 100_000
-"""So many take a restore some 6 s, and a small computer a minute."""
+"""A restore replays so many in about 6 s, a small computer in a minute."""
 
 
 def compact(
@@ -32,14 +32,14 @@ def compact(
 ) -> Statistics:
     """Compacts a backup that no node writes to; the head stays as it is.
 
-    A server compacts by itself, also while a node writes. What was mended when the backup was
-    opened is told to `log`. The history is replayed in `scratch_dir`, by default where `verify`
-    does it. The compacted backup is on stable storage, in the old one's place, when this returns;
-    with `if_it_pays`, only where that is so (`pays`), else the backup is as before.
+    A server compacts by itself, even while a node writes. Notices from opening the backup go to
+    `log`. The history is replayed in `scratch_dir`; the default is as for `verify`. The compacted
+    backup is on stable storage, and has replaced the old one, when this returns; with `if_it_pays`,
+    only if it is worth it (`pays`), otherwise the backup is unchanged.
 
     Raises:
         WriterConflict: a node writes to it; let its plugin do it (`lightning-cli backup-compact`).
-        NotFound, Damaged, ReplayFailed, StorageError: the backup is as before.
+        NotFound, Damaged, ReplayFailed, StorageError: the backup is unchanged.
     """
     with open_backend(url) as reader:
         statistics = reader.compact()
@@ -65,17 +65,17 @@ def compact(
 
 
 def worth_folding(reader: Backend) -> bool:
-    """Whether a snapshot would stand for more than it replaces."""
+    """Whether a snapshot would replace more than one change."""
     return reader.head is not None and reader.version_count > 1
 
 
 def pays(staged: Staged) -> bool:
-    """Whether a compaction is worth it: for the room, or for the time of a restore."""
+    """Whether a compaction is worth it: for the disk space, or for the time of a restore."""
     return staged.saved_bytes > 0 or staged.folded >= _MANY_CHANGES
 
 
 def after(backend: Backend, staged: Staged) -> Size:
-    """How large the backup would be with the replacement."""
+    """The size that the backup would have with the replacement."""
     return {
         "backupsize": backend.size_bytes - staged.saved_bytes,
         "version_count": backend.version_count - staged.folded,
@@ -83,13 +83,13 @@ def after(backend: Backend, staged: Staged) -> Size:
 
 
 class Folded(NamedTuple):
-    """What `Backend.stage` takes."""
+    """The arguments of `Backend.stage`."""
 
     base: Change | None
-    """The snapshot to begin with; `None` where the head is one."""
+    """The snapshot to start with; `None` if the head is a snapshot."""
 
     foreign_keys: bool
-    """Whether they are checked after the base."""
+    """Whether they are enforced after the base."""
 
 
 def fold(
@@ -115,7 +115,7 @@ def fold(
         replica.check()
     finally:
         replica.close()
-    if with_head:  # it was replayed too, so it can be relied on
+    if with_head:  # it was replayed too, so it is proved
         return Folded(None, foreign_keys=True)
     snapshot = DatabaseFile(path)
     scratch.require_room(reader.storage_dir, op="compact", needed_bytes=snapshot.size_bytes)
@@ -124,7 +124,7 @@ def fold(
 
 
 def _with_room(changes: Iterator[Change], place: str) -> Iterator[Change]:
-    """Passes the changes on while the disk has room for what they make, and more."""
+    """Passes the changes on as long as the disk has room for their database, and a reserve."""
     for change in changes:
         needed = 0 if change.snapshot is None else change.snapshot.size_bytes
         scratch.require_room(place, op="compact", needed_bytes=needed)

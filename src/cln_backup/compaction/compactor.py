@@ -1,4 +1,4 @@
-"""The writer's side of a compaction: a second process works, the writer swaps at the end."""
+"""The writer's side of a compaction: a child process works, the writer swaps at the end."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 _END_S = 60.0
 _SWAP_BYTES = 1 << 16
-"""How much may be left to copy when the writer swaps: about what a large change has."""
+"""How much may be left to copy when the writer swaps: about the size of a large change."""
 
 
 class Compactor:
-    """One compaction that is under way; to be polled by its `fileno`."""
+    """One running compaction; poll its `fileno`."""
 
     def __init__(
         self, backend: Backend, scratch_dir: str | None = None, *, if_it_pays: bool = False
     ) -> None:
-        """Starts the second process, which works in `scratch_dir` if that is given.
+        """Starts the child process, which works in `scratch_dir` if given.
 
-        With `if_it_pays`, the backup is left as it is where a compaction is not worth it.
+        With `if_it_pays`, the backup is not changed if a compaction is not worth it.
 
         Raises:
-            StorageError: it cannot be started, or a leftover cannot be removed.
+            StorageError: it cannot be started, or leftovers cannot be removed.
         """
         self._backend = backend
         self._before = size_of(backend)
@@ -44,7 +44,7 @@ class Compactor:
 
     @property
     def pid(self) -> int:
-        """The second process."""
+        """The child's process id."""
         return self._child.pid
 
     def fileno(self) -> int:
@@ -52,13 +52,13 @@ class Compactor:
         return self._child.fileno()
 
     def step(self) -> Statistics | None:
-        """Takes what the second process says; returns the statistics when all is done.
+        """Handles a message of the child process; returns the statistics at the end.
 
-        When it returns them, the compacted backup is on stable storage in the old one's place; or
-        the old one was left there, and they say what it `would_be`.
+        When it returns them, the compacted backup is on stable storage and has replaced the old
+        one; or the old one was kept, and they say what it `would_be`.
 
         Raises:
-            BackupError: the compaction is over; the backup is as before.
+            BackupError: the compaction has failed; the backup is unchanged.
         """
         said = self._child.step()
         if said is None:
@@ -77,17 +77,17 @@ class Compactor:
         return {"before": self._before, "after": after}
 
     def close(self) -> None:
-        """Ends the second process; what it was building is removed, now or by itself.
+        """Ends the child process; its unfinished files are removed, now or by itself.
 
-        After a compaction it still gives back the old file's room, which takes it some time.
+        After a compaction it still frees the old file's space, which takes some time.
         """
         if self._done:
             self._child.release()
         else:
             self._child.close()
-        with contextlib.suppress(StorageError):  # a leftover is removed at the next opportunity
+        with contextlib.suppress(StorageError):  # leftovers are removed at the next opportunity
             self._backend.discard()
 
     def wait(self) -> None:
-        """After `close`: waits until the second process is gone, for whom nobody else does."""
+        """After `close`: waits until the child process has ended, and reaps it."""
         self._child.wait(_END_S)

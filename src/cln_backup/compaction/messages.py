@@ -1,4 +1,4 @@
-"""What the two processes of a compaction tell each other."""
+"""The messages between the two processes of a compaction."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from cln_backup.process.channel import Message
 
 
 class Start(Message):
-    """What to compact.
+    """The request to compact.
 
     Attributes:
-        scratch_dir: where to replay; `None` for the place that the backup has for it.
-        if_it_pays: whether to leave the backup as it is where a compaction is not worth it.
+        scratch_dir: where to replay; `None` for the backup's default.
+        if_it_pays: whether to keep the backup unchanged if a compaction is not worth it.
     """
 
     url: str
@@ -20,13 +20,13 @@ class Start(Message):
 
 
 class Ready(Message):
-    """A replacement is staged; `None` where there is nothing to fold."""
+    """A replacement is staged; `None` if there is nothing to fold."""
 
     staged: Staged | None
 
 
 class More(Message):
-    """The answer to `Ready`: copy what was appended since."""
+    """The answer to `Ready`: copy the changes appended since."""
 
 
 class Compacted(Message):
@@ -36,6 +36,6 @@ class Compacted(Message):
 
 
 class NotWorthIt(Message):
-    """What was staged is removed: the backup would not get smaller."""
+    """The staged replacement was removed: the backup would not get smaller."""
 
     would_be: Size

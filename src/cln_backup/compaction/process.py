@@ -1,9 +1,9 @@
-"""The second process of a compaction: `python -m cln_backup.compaction.process`.
+"""The child process of a compaction: `python -m cln_backup.compaction.process`.
 
-It does the long part beside a node's writer, which comes first: it folds the history at the lowest
-priority, stages a replacement beside the backup in small pieces with pauses, and gives the room of
-what is no longer needed back in the same way. The writer has the last word; when it is gone, what
-was built is of no use (`messages` says what they tell each other).
+It does the long part beside a node's writer, which has priority: it folds the history at the lowest
+priority, stages a replacement beside the backup in small pieces with pauses, and frees the space of
+old files in the same way. The writer decides; if the writer ends, the replacement is removed
+(`messages` has their messages).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _PAUSE = 4.0
 
 
 def _yield_to_others() -> None:
-    """Lowers the priority of this thread, which computes.
+    """Lowers the priority of this thread, which does the computing.
 
-    On Linux it is a thread's own. What writes to the disk keeps its priority: while it holds the
-    file system's journal, the node's writer would wait until the processor had nothing else to do.
+    On Linux it applies to a thread. The thread that writes to the disk keeps its priority: while it
+    holds the file system's journal, the node's writer would wait until the processor is idle.
     """
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, get_native_id(), 19)
@@ -72,7 +72,7 @@ def _work(
     from cln_backup.compaction.compact import after, fold, pays, worth_folding
 
     def go_on(_change: Change) -> None:
-        """Called after each change that was replayed, in the thread that replays."""
+        """Called after each replayed change, in the replaying thread."""
         parent.check()
 
     statistics = reader.compact()
@@ -112,7 +112,7 @@ def _open(url: str) -> Backend:
 
 
 def _stage(reader: Backend, base: Change | None, *, foreign_keys: bool) -> Staged:
-    """Stages the replacement at the pace that a node's writer leaves."""
+    """Stages the replacement at a pace that does not disturb a node's writer."""
     from cln_backup.model.change import Change
 
     if base is not None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DIGEST_BYTES: Final = 32
 NO_DIGEST: Final = bytes(DIGEST_BYTES)
-"""The digest used where there is no change."""
+"""The digest used in place of a change that does not exist."""
 
 _START = struct.Struct("!BI")
 

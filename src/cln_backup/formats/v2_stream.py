@@ -35,7 +35,7 @@ class Record(NamedTuple):
         start: where it starts.
         end_bytes: where the next one starts.
         seal: its own.
-        stored_ms: when it was stored, since 1970; 0 where that is not known.
+        stored_ms: when it was stored, since 1970; 0 if unknown.
     """
 
     type: v2.Type

@@ -10,7 +10,7 @@ _MOST_GUESSES: Final = 3
 
 
 def fault_of(words: str) -> str | None:
-    """What is wrong with words that were typed; `None` if they are valid.
+    """The fault in words that were typed; `None` if they are valid.
 
     A word that is in the list is not repeated. lightningd refuses the same words
     (common/hsm_secret.c, `validate_mnemonic`).

@@ -12,7 +12,7 @@ STARTED_WELL = "Versions match up"
 
 
 class Decision(Enum):
-    """What to do at the first call of `db_write`."""
+    """The decision at the first call of `db_write`."""
 
     APPEND = "append"
     DROP_HEAD = "drop the head, then append"

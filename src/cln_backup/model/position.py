@@ -1,8 +1,8 @@
-"""Where a history ends, in a way that tells two histories at one version apart.
+"""Positions: the end of a history, distinguishing two histories at one version.
 
 The digest is chained over the content of all changes. It does not depend on how a backend stores
-them: format, compression, encryption and compactions leave it as it is. `docs/format.md` defines
-it byte by byte, with test vectors.
+them: format, compression, encryption and compactions do not change it. `docs/format.md` defines it
+byte by byte, with test vectors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DIGEST_BYTES: Final = 32
 UNKNOWN: Final = bytes(DIGEST_BYTES)
-"""Stored where the digest is not known: by a release that did not have it, or after one."""
+"""Stored for an unknown digest: by a release that did not have digests, or after one."""
 
 _DOMAIN: Final = b"cln-backup history"
 _LINK = struct.Struct(f"!{len(_DOMAIN)}s32sBQ")
@@ -28,13 +28,13 @@ EMPTY: Final = sha256(_DOMAIN).digest()
 
 
 class Position(NamedTuple):
-    """Where a history ends.
+    """The end of a history.
 
     Attributes:
         version: data version of the last change; 0 in an empty history.
-        changes: how many were ever appended and not dropped, also of those that a
-            compaction has merged since. `file:` counts from its last compaction on.
-        digest: of all these changes, 32 bytes; `None` where it is not known.
+        changes: number of changes ever appended and not dropped, including those that a
+            compaction has folded since. `file:` counts from its last compaction on.
+        digest: of all these changes, 32 bytes; `None` if unknown.
     """
 
     version: int

@@ -289,7 +289,7 @@ def _process_with_open(path: str) -> int | None:
         try:
             if os.readlink(link) == path:
                 return int(link.split("/")[2])
-        except OSError:  # it ended meanwhile, or is another user's
+        except OSError:  # it ended meanwhile, or belongs to another user
             continue
     return None
 

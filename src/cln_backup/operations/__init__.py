@@ -1,1 +1,1 @@
-"""What a person asks for: one module a command, for any backend."""
+"""The commands of `backup-cli`, one module each, for any backend."""

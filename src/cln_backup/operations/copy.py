@@ -1,4 +1,4 @@
-"""Copies a backup, between any two places and formats, and compares the two."""
+"""Copies a backup between any two places and formats, and compares the two."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 
 _EXACTNESS_S: Final = 3.0
-"""FAT keeps every other second."""
+"""FAT stores times in steps of two seconds."""
 
 
 class Copied(NamedTuple):
-    """What was copied.
+    """The result of a copy.
 
     Attributes:
         version: data version of both backups.
         version_count: number of changes.
-        digest: SHA-256 over all changes, as both backups tell them, in hexadecimal.
-        keeps_time: whether the copy says the same of when the last change was stored.
+        digest: SHA-256 over all changes, equal for both backups, in hexadecimal.
+        keeps_time: whether the copy has the same time of the last change.
     """
 
     version: int
@@ -65,27 +65,27 @@ def copy(
 ) -> Copied:
     """Copies every change, then reads the copy back and compares.
 
-    Each change keeps the time at which it was stored, where both formats have room for it; the
-    last one also where one is `file:`, whose time is then the file's. What a node's start makes of
-    a loss of power depends on that. A server takes the time of the copy.
+    Each change keeps the time at which it was stored, if both formats store times; the last one
+    also if one is `file:`, which has only the file's time. A node's start after a loss of power
+    depends on it. A server stores the time of the copy.
 
-    The copy gets its name when it was read back: before, or where this fails in the middle, there
-    is nothing that could be taken for a backup, which would be an older one. Only a server has no
-    place for what is unfinished; there it must be removed by hand. The source is as it was.
+    The copy gets its name after it was read back: before, or if the copy fails, there is nothing
+    that could be mistaken for a backup, which would be an older one. Only a server cannot hide an
+    unfinished copy; there it must be removed by hand. The source is unchanged.
 
-    `progress` is told how large the backup is; what it gives is called after each change that was
+    `progress` gets the size of the backup; its result is called after each change that was
     written, and after each that was read back.
 
     Raises:
-        AlreadyExists: there is something at the target, or it is inside a backup; nothing was made.
-        Damaged: the source cannot be read to its end, or the copy is not the same.
-        BadChange: the target's format cannot hold a change.
-        BackupError: as the two backends have it.
+        AlreadyExists: the target exists, or is inside a backup; nothing was made.
+        Damaged: the source cannot be read to its end, or the copy differs.
+        BadChange: the target's format cannot store a change.
+        BackupError: as the two backends raise.
     """
     require_outside_backups(target_url)
     with interruption.deferred(), open_backend(source_url) as source:
         if source.head is None:
-            raise NotFound(f"The backup {redacted(source_url)} is empty; there is nothing to copy.")
+            raise NotFound(f"Nothing to copy: the backup {redacted(source_url)} is empty.")
         with (
             unlocking_with(None),
             backend_class(target_url).building(target_url) as built_url,
@@ -97,8 +97,8 @@ def copy(
             with open_backend(built_url) as built:
                 if _digest_of(built, step) != digest:
                     raise Damaged(
-                        f"Read back, the copy to {redacted(target_url)} is not what was copied. "
-                        "Look for faults of that disk."
+                        f"The copy at {redacted(target_url)} was read back and differs from the "
+                        "original. Check that disk for errors."
                     )
                 keeps_time = _is_same_time(source.last_change_at, built.last_change_at)
                 copied = Copied(built.version, built.version_count, digest.hex(), keeps_time)
@@ -107,7 +107,7 @@ def copy(
 
 
 def _is_same_time(one: float | None, other: float | None) -> bool:
-    """Whether two times are one, as exactly as all file systems have it."""
+    """Whether two times are equal, to the precision of all file systems."""
     if one is None or other is None:
         return one is other
     return abs(one - other) < _EXACTNESS_S
@@ -115,7 +115,7 @@ def _is_same_time(one: float | None, other: float | None) -> bool:
 
 @contextmanager
 def _said_where_it_stays(url: str, *, stays: bool) -> Iterator[None]:
-    """Adds to an error that what was copied so far must not be taken for the backup."""
+    """Adds to an error that the incomplete copy must not be mistaken for the backup."""
     try:
         yield
     except AlreadyExists:
@@ -125,15 +125,15 @@ def _said_where_it_stays(url: str, *, stays: bool) -> Iterator[None]:
             raise
         said = "Stopped." if isinstance(error, Interrupted) else str(error)
         text = (
-            f"{said} THE COPY AT {redacted(url)} IS NOT WHOLE: a node that is restored from it "
-            "loses its funds. Remove it. The backup that was copied is as it was."
+            f"{said} THE COPY AT {redacted(url)} IS INCOMPLETE: a node that is restored from it "
+            "loses its funds. Remove it. The original backup is unchanged."
         )
         error.args = (text,)
         raise
 
 
 def _fill(source: Backend, url: str, step: Step) -> bytes:
-    """Makes a new backup of all changes of another one; returns their digest."""
+    """Makes a new backup from all changes of another one; returns their digest."""
     digest = hashlib.sha256()
     with read_ahead(source) as read:
         changes = _dated(read, source)
@@ -173,7 +173,7 @@ def _digest_of(backend: Backend, step: Step) -> bytes:
 
 
 class _NotedSnapshot:
-    """A snapshot that goes into a digest as it is read."""
+    """A snapshot that updates a digest while it is read."""
 
     def __init__(self, change: Change, digest: hashlib._Hash) -> None:
         assert change.snapshot is not None
@@ -189,7 +189,7 @@ class _NotedSnapshot:
 
 
 def _noted(change: Change, digest: hashlib._Hash) -> Change:
-    """The same change, which goes into the digest: a snapshot when it is read."""
+    """The same change, added to the digest: a snapshot while it is read."""
     digest.update(f"{change.version} {change.kind.value} ".encode())
     if change.transaction is None:
         return replace(change, snapshot=_NotedSnapshot(change, digest))

@@ -1,4 +1,4 @@
-"""What can be told of a backup by reading it, without replaying it."""
+"""Facts about a backup from reading it, without a replay."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class Holdings(NamedTuple):
-    """What a backup consists of; nothing needs to be unlocked to know it. `None` is unknown.
+    """The parts of a backup, as known without unlocking it. `None` means unknown.
 
     Attributes:
         encrypted: whether it is.
-        cipher: what it is encrypted with.
+        cipher: of the encryption.
         keys: the label, the kind and the time of each key slot.
-        generations: how many are kept, with the current one.
+        generations: how many are kept, including the current one.
         oldest_generation_at: when the oldest one was made, in seconds since 1970.
-        space_bytes: what all files take on the disk; see `Inventory`.
+        space_bytes: the disk space of all files; see `Inventory`.
     """
 
     encrypted: bool | None
@@ -34,7 +34,7 @@ class Holdings(NamedTuple):
 
 
 class Status(NamedTuple):
-    """Where a backup stands.
+    """The state of a backup.
 
     Attributes:
         backend_url: without secrets.
@@ -42,9 +42,9 @@ class Status(NamedTuple):
         version_count: number of changes.
         backupsize: bytes on its storage.
         head: kind of the last change; `None` when the backup is empty.
-        last_change_at: seconds since 1970, where that is known.
-        dated_by_file: whether that is only when a file was last written.
-        node_id: the node whose backup it is, where that is known.
+        last_change_at: seconds since 1970, if known.
+        dated_by_file: whether that is only a file's modification time.
+        node_id: the node that the backup belongs to, if known.
     """
 
     backend_url: str
@@ -62,9 +62,9 @@ class LogLine(NamedTuple):
 
     Attributes:
         size_bytes: of its statements or of its database file.
-        statements: how many it has.
+        statements: their number.
         tables: those that its statements touch, each once, in order.
-        stored_at: when it was stored, in seconds since 1970; `None` where that is not known.
+        stored_at: when it was stored, in seconds since 1970; `None` if unknown.
     """
 
     version: int
@@ -76,7 +76,7 @@ class LogLine(NamedTuple):
 
 
 def status(backend: Backend) -> Status:
-    """Where the backup stands."""
+    """The state of the backup."""
     head = backend.head
     return Status(
         redacted(backend.url),
@@ -91,7 +91,7 @@ def status(backend: Backend) -> Status:
 
 
 def holdings(url: str) -> Holdings:
-    """What the backup at a URL consists of; it need not be unlocked.
+    """The parts of the backup at a URL; it need not be unlocked.
 
     Raises:
         NotFound, Damaged, BadUrl, StorageError.
@@ -104,7 +104,7 @@ def holdings(url: str) -> Holdings:
 
 
 def log(backend: Backend, start: int = 0, *, dropped: bool = False) -> Iterator[LogLine]:
-    """One line a change, from version `start` on; or those that were dropped and are kept in place.
+    """One line per change, from version `start` on; or the dropped changes that are kept inside.
 
     Raises:
         Damaged, StorageError.

@@ -1,4 +1,4 @@
-"""Starts a backup of a node, and brings one that fell behind up to the node again."""
+"""Makes a backup of a node, and brings one that is out of date up to the node."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 
 class Initialized(NamedTuple):
-    """What was set up.
+    """The result of `initialize`.
 
     Attributes:
-        database: the node's database, `None` where it has none yet.
+        database: the node's database, `None` if it has none yet.
         version: data version of the backup.
         snapshot_bytes: size of the snapshot that the backup starts with, 0 without one.
-        same_disk: whether the backup lies on the database's disk, and would be lost with it.
-        backend_url: of the backup, with the key file's path where one was made.
-        lacks: what the backup's place cannot promise, a line each.
+        same_disk: whether the backup is on the database's disk, and would be lost with it.
+        backend_url: of the backup, with the key file's path if one was made.
+        lacks: weaknesses of the backup's location, one line each.
     """
 
     database: str | None
@@ -45,10 +45,10 @@ class Initialized(NamedTuple):
 
 
 class Appended(NamedTuple):
-    """A snapshot that was appended; other attributes are those of `Initialized`.
+    """An appended snapshot; other attributes are those of `Initialized`.
 
     Attributes:
-        version_before: data version that the backup had before.
+        version_before: data version of the backup before.
     """
 
     database: str
@@ -63,15 +63,15 @@ def initialize(
 ) -> Initialized:
     """Makes a backup and, for a node's network directory, the `backup.lock` that points to it.
 
-    With a database there, the backup starts with a snapshot of it. With `encrypt` it is encrypted,
-    and unlocked by a key file that is made in the directory, and by the secrets that are there.
-    Backup and lock file are on stable storage when this returns; the lock file is written last,
-    so that a node never starts on an unfinished backup.
+    If the node has a database, the backup starts with a snapshot of it. With `encrypt` it is
+    encrypted, and unlocked by a key file that is made in the directory, and by the secrets that
+    exist. Backup and lock file are on stable storage when this returns; the lock file is written
+    last, so that a node never starts on an unfinished backup.
 
     Raises:
-        AlreadyExists: a backup or a lock file stands there; both are left as they are.
-        NodeRunning: lightningd runs on the directory.
-        BackupError: nothing was made, or what was made is removed; but for a backup on a server,
+        AlreadyExists: a backup or a lock file exists; both are unchanged.
+        NodeRunning: lightningd is running on the directory.
+        BackupError: nothing was made, or everything made was removed, except a backup on a server,
             which the message then names.
     """
     backend_class(url)
@@ -85,11 +85,11 @@ def initialize(
     lock = os.path.join(directory, LOCK_NAME)
     if os.path.lexists(lock):
         raise AlreadyExists(
-            f"{lock} exists: this node has a backup already, and it is left as it is. To start "
-            "anew, move the lock file away and name a backup that does not exist yet."
+            f"{lock} exists: this node already has a backup, which was not changed. To start over, "
+            "move the lock file away and name a backup that does not exist yet."
         )
     if not os.access(directory, os.W_OK):
-        raise StorageError(f"{directory} cannot be written to by this user; nothing was made.")
+        raise StorageError(f"This user cannot write to {directory}; nothing was made.")
     _refuse_existing(url)
     secrets = secrets_at_init(directory) if encrypt else []
     with (
@@ -122,27 +122,27 @@ def initialize(
 def _only_on_server(url: str, error: StorageError) -> StorageError:
     fields = json.dumps({"backend_url": redacted(url)})
     return StorageError(
-        f"{error}. The backup at {redacted(url)} was made, and a server does not take it away. To "
-        f"go on with it, write backup.lock by hand: {fields}"
+        f"{error}. The backup at {redacted(url)} was made; a server does not remove it. To use "
+        f"it, write backup.lock by hand: {fields}"
     )
 
 
 def take_snapshot(directory: str, log: Callable[[str], None]) -> Appended:
-    """Appends a snapshot of the node's database to its backup, which had fallen behind.
+    """Appends a snapshot of the node's database to its backup, which is out of date.
 
-    Nothing of the backup is removed. What was mended when it was opened is told to `log`. The
-    snapshot is on stable storage when this returns.
+    Nothing in the backup is removed. Notices from opening it go to `log`. The snapshot is on
+    stable storage when this returns.
 
     Raises:
-        NodeRunning: lightningd runs on the directory.
-        Discontinuity: the database is older than the backup, so the backup is what to keep.
-        BadSettings, NotFound, WriterConflict, Damaged, StorageError: the backup is as before.
+        NodeRunning: lightningd is running on the directory.
+        Discontinuity: the database is older than the backup, so the backup must be kept.
+        BadSettings, NotFound, WriterConflict, Damaged, StorageError: the backup is unchanged.
     """
     settings = read_settings(directory)
     database = find_database(directory, settings.wallet)
     require_stopped(directory, database)
     if database is None:
-        raise NotFound(f"{directory} has no database to take a snapshot of.")
+        raise NotFound(f"There is no database in {directory} to take a snapshot of.")
     with (
         interruption.deferred(),
         open_backend(settings.backend_url, writable=True) as backend,
@@ -155,10 +155,10 @@ def take_snapshot(directory: str, log: Callable[[str], None]) -> Appended:
             backend.claim(node_id)
         if change.version < backend.version:
             raise Discontinuity(
-                f"The database is at data version {change.version} and the backup at "
-                f"{backend.version}: the backup is newer and must be kept. A node that starts on "
+                f"The backup is newer than the database and must be kept: the database is at data "
+                f"version {change.version}, the backup at {backend.version}. A node that starts on "
                 "the older database can lose its funds. If the node was only killed, start it: the "
-                "plugin sees to one change that was not committed. Otherwise restore from the "
+                "plugin handles one change that was not committed. Otherwise restore from the "
                 "backup: backup-cli restore"
             )
         before = backend.version
@@ -171,13 +171,13 @@ def take_snapshot(directory: str, log: Callable[[str], None]) -> Appended:
 
 
 def _refuse_existing(url: str) -> None:
-    """Looks before a snapshot is taken, which may take long."""
+    """Checks before a snapshot is taken, which may take long."""
     with contextlib.suppress(NotFound), open_backend(url) as backend:
         if backend.remote and backend.version_count == 0:
-            return  # as `init` on the server leaves it
+            return  # `init` on the server makes it so
         raise AlreadyExists(
-            f"There is a backup at {redacted(url)} already; it is left as it is. Choose another "
-            "name. To go on with it after a restore, write its URL into backup.lock by hand: "
+            f"A backup exists at {redacted(url)}; it was not changed. Choose another name. To "
+            "continue it after a restore, write its URL into backup.lock by hand: "
             '{"backend_url": "URL"}'
         )
 
@@ -190,7 +190,7 @@ def _same_disk(backend: Backend, path: str) -> bool:
 
 @contextmanager
 def _snapshot_of(database: str) -> Iterator[Change]:
-    """A consistent copy of the database, beside it, for as long as the block runs."""
+    """A consistent copy of the database, beside it, for the duration of the block."""
     place = os.path.dirname(os.path.abspath(database))
     with scratch.directory(place, op="take snapshot") as directory:
         path = os.path.join(directory, "snapshot.sqlite3")

@@ -1,4 +1,4 @@
-"""Who can unlock an encrypted backup: at the start of one, and later."""
+"""The key slots of an encrypted backup: the first ones, and changes to them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _KEY_BYTES = 32
 
 
 def list_keys(url: str) -> list[Key]:
-    """All who can unlock a backup; nothing needs to be unlocked for it.
+    """The key slots of a backup, which need not be unlocked.
 
     Raises:
         NotFound, Damaged, BadUrl, StorageError.
@@ -64,7 +64,7 @@ def list_keys(url: str) -> list[Key]:
 
 
 def is_encrypted(url: str) -> bool:
-    """Whether a backup is encrypted; nothing needs to be unlocked for it.
+    """Whether a backup is encrypted; it need not be unlocked.
 
     Raises:
         NotFound, Damaged, BadUrl, StorageError.
@@ -73,14 +73,14 @@ def is_encrypted(url: str) -> bool:
 
 
 def add_key(url: str, secret: Secret, label: str | None = None) -> str:
-    """Lets one more secret unlock a backup, which must be unlocked now; returns its name.
+    """Adds a key slot to a backup, which must be unlocked; returns the slot's name.
 
-    Without a name it is called what it is, with a number where there is such a one already. On
-    stable storage when it returns. The backup may be written to meanwhile.
+    The default name is the kind of the secret, with a number if the name exists. On stable
+    storage when it returns. The backup may be written to meanwhile.
 
     Raises:
         Locked: the backup is not unlocked, or not encrypted.
-        AlreadyExists: there is a key of this name.
+        AlreadyExists: there is a key slot of this name.
     """
     if label is None:
         label = kind = kind_name(secret.kind)
@@ -95,7 +95,7 @@ def add_key(url: str, secret: Secret, label: str | None = None) -> str:
 
 
 def remove_key(url: str, label: str) -> None:
-    """Lets a secret no longer unlock a backup. On stable storage when it returns.
+    """Removes a key slot. On stable storage when it returns.
 
     Raises:
         NotFound, Locked: nothing was changed.
@@ -107,9 +107,9 @@ def remove_key(url: str, label: str) -> None:
 
 @contextmanager
 def key_file(path: str, needed: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Makes a key file of 32 random bytes that only its owner may read, if there is none.
+    """Makes a key file of 32 random bytes that only its owner may read, if it does not exist.
 
-    It is taken away again where what runs inside fails, unless it is `needed` all the same.
+    It is removed again if the block fails, unless it is `needed` anyway.
     """
     with interruption.deferred():
         if os.path.lexists(path):
@@ -140,20 +140,20 @@ def _make_key_file(path: str) -> None:
 
 @contextmanager
 def encrypted(url: str, directory: str) -> Iterator[str]:
-    """The URL with a key file in the node's directory, which the node unlocks the backup with.
+    """The URL with a key file in the node's directory, with which the node unlocks the backup.
 
-    The file is made here, and taken away again where what runs inside makes no backup.
+    The file is made here, and removed again if the block does not make a backup.
     """
     if not backend_class(url).can_encrypt:
-        raise BadUrl("Only a dir: backup can be encrypted; formats of other schemes cannot.")
+        raise BadUrl("Only a dir: backup can be encrypted.")
     if not os.path.isdir(directory):
-        yield url  # what runs inside says so
+        yield url  # the block reports that
         return
     path = os.path.join(os.path.abspath(directory), KEY_NAME)
     if os.path.lexists(path):
         raise AlreadyExists(
-            f"{path} exists: it unlocks another backup, and is left as it is. Name it in the URL "
-            "(?key-file=…) to use it, or move it away."
+            f"{path} exists: it unlocks another backup, and was not changed. To use it, name it in "
+            "the URL (?key-file=…); otherwise move it away."
         )
     joint = "&" if "?" in url else "?"
     with key_file(path, needed=lambda: _stands(url)), unlocking_with(None):
@@ -161,7 +161,7 @@ def encrypted(url: str, directory: str) -> Iterator[str]:
 
 
 def _stands(url: str) -> bool:
-    """Whether there is a backup, which the node's key file may be the only one to unlock."""
+    """Whether the backup exists; the node's key file may be its only key."""
     try:
         list_keys(url)
     except NotFound:
@@ -172,7 +172,7 @@ def _stands(url: str) -> bool:
 
 
 def secrets_at_init(directory: str) -> list[Secret]:
-    """What a person gave, and the node's own secret where it can be read, to unlock a new backup.
+    """The secrets for a new backup: the operator's, and the node's own if it can be read.
 
     An `hsm_secret` with a passphrase is left out: `backup-cli key add` asks for it.
 
@@ -189,9 +189,9 @@ def secrets_at_init(directory: str) -> list[Secret]:
 
 
 def network_directory(url: str) -> str | None:
-    """The network directory of the node whose key file unlocks a backup, where it lies in there.
+    """The network directory that contains the key file of a backup, if it is one.
 
-    The node's database lies there unencrypted anyway.
+    The node's database is there unencrypted anyway.
     """
     if not url.startswith("dir:"):
         return None

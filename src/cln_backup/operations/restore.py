@@ -1,4 +1,4 @@
-"""Brings a node's database back from a backup."""
+"""Restores a node's database from a backup."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 _LOOK = "look at the destination"
 _COMPANIONS = ("-journal", "-wal", "-shm")
 _NAME_MAY_BE_LOST = (
-    "The file system of {} cannot sync a directory. Should the machine lose power soon, look "
-    "whether the database is still there before you start the node."
+    "The file system of {} cannot sync a directory. If the machine loses power soon, check that "
+    "the database is still there before you start the node."
 )
 
 
 class Restored(NamedTuple):
-    """What a restore made.
+    """The result of a restore.
 
     Attributes:
         path: of the database.
         version: its data version.
         version_count: number of changes replayed.
         size_bytes: of the database file.
-        foreign_key_faults: number of rows that refer to none, as the node itself had them.
-        notices: what the destination's file system cannot promise.
+        foreign_key_faults: number of rows that violate foreign keys, as in the node's database.
+        notices: weaknesses of the destination's file system.
     """
 
     path: str
@@ -56,23 +56,22 @@ def restore(
 ) -> Restored:
     """Builds the database at the backup's version, checks it, and gives it its name.
 
-    With `to`, at that earlier version: what helps after a migration that was cut in the middle,
-    and what can cost a node its funds in any other case.
+    With `to`, at that earlier version: useful after an interrupted migration; in any other case it
+    can cost a node its funds.
 
     `destination` is a file, or a directory: then `lightningd.sqlite3` in it. The database is built
-    beside its name and is complete, checked and on stable storage when the name appears; whatever
-    goes wrong before, the unfinished file is removed. Nothing is ever overwritten.
+    beside it and is complete, checked and on stable storage when the name appears; after any error
+    before, the unfinished file is removed. Nothing is ever overwritten.
 
     Raises:
-        AlreadyExists: the name, or that of a journal that SQLite would apply to it, is taken.
-        NotFound: the backup holds no change, or none for `to`, or there is no such directory.
-        ReplayFailed, Damaged, StorageError: nothing was left behind.
+        AlreadyExists: the database exists, or a journal that SQLite would apply to it.
+        NotFound: the backup is empty, or has no change for `to`, or the directory does not exist.
+        ReplayFailed, Damaged, StorageError: nothing was left over.
     """
     path = target_path(destination)
     if backend.head is None:
         raise NotFound(
-            "The backup is empty: no change of a node was ever stored in it, so there is nothing "
-            "to restore."
+            "Nothing to restore: the backup is empty; no change of a node was ever stored in it."
         )
     built = f"{path}.restoring-{os.getpid()}"
     with interruption.deferred():
@@ -84,7 +83,7 @@ def restore(
             interruption.finished()
         finally:
             for name in (built, *(built + companion for companion in _COMPANIONS)):
-                if os.path.lexists(name):  # not where it could not be made
+                if os.path.lexists(name):  # not if it could not be made
                     fsio.remove(name, op="remove unfinished restore")
     notices = () if named else (_NAME_MAY_BE_LOST.format(os.path.dirname(path)),)
     return Restored(path, replica.applied, replica.changes, size, faults, notices)
@@ -93,15 +92,15 @@ def restore(
 def _build(
     backend: Backend, built: str, progress: Callable[[Change], None] | None, to: int | None
 ) -> tuple[Replica, int, int]:
-    """Replays and checks, and syncs the file; returns its foreign key faults and size as well."""
+    """Replays, checks and syncs the file; also returns its foreign key faults and size."""
     with read_ahead(backend) as changes:
         wanted = takewhile(lambda change: to is None or change.version <= to, changes)
         replica = replay(wanted, built, progress)
     try:
         if not replica.changes or (to is not None and replica.applied != to):
             raise NotFound(
-                f"The backup has no change for data version {to}; `backup-cli log` lists those "
-                "that it has."
+                f"The backup has no change for data version {to}; `backup-cli log` lists its "
+                "changes."
             )
         faults = replica.check()
     finally:
@@ -120,13 +119,13 @@ def _refuse_directory_above(path: str) -> None:
     if below:
         raise NotFound(
             f"{path} is not a network directory: lightningd looks for its database in one below "
-            f"it, such as {os.path.join(path, below[0])}. Name that one; or name the file, if "
-            f"it is to be here all the same: {os.path.join(path, DATABASE_NAME)}"
+            f"it, such as {os.path.join(path, below[0])}. Use that one; or name the file, if it "
+            f"really belongs here: {os.path.join(path, DATABASE_NAME)}"
         )
 
 
 def target_path(destination: str) -> str:
-    """Where the database will stand, if nothing stands there.
+    """The path for the restored database, which must not exist.
 
     Raises:
         AlreadyExists, NotFound: as `restore`.
@@ -136,15 +135,15 @@ def target_path(destination: str) -> str:
         _refuse_directory_above(path)
         path = os.path.join(path, DATABASE_NAME)
     elif destination.endswith("/"):
-        raise NotFound(f"There is no directory {destination}.")
+        raise NotFound(f"The directory {destination} does not exist.")
     if fsio.kind_at(os.path.dirname(path), op=_LOOK) != "directory":
-        raise NotFound(f"There is no directory {os.path.dirname(path)}.")
+        raise NotFound(f"The directory {os.path.dirname(path)} does not exist.")
     require_outside(os.path.dirname(path))
     for name in (path, *(path + companion for companion in _COMPANIONS)):
         if os.path.lexists(name):
             raise AlreadyExists(
                 f"{name} exists, and a restore never overwrites. Make sure that no lightningd "
-                "runs on it, then move it away with everything of that name (-journal, -wal, "
-                "-shm); do not delete it before the node is well again."
+                "uses it, then move it away with its companions (-journal, -wal, -shm); do not "
+                "delete it before the node works again."
             )
     return path

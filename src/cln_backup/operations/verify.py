@@ -1,4 +1,4 @@
-"""Says how much of a backup is good."""
+"""Checks a backup, and says up to which version it is good."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class Verified(NamedTuple):
-    """What was found good.
+    """The result of a check.
 
     Attributes:
         version: the data version of the backup.
         version_count: number of changes.
         replayed: whether they were replayed into a database, which was checked and removed.
-        foreign_key_faults: number of rows that refer to none, as the node itself had them.
+        foreign_key_faults: number of rows that violate foreign keys, as in the node's database.
     """
 
     version: int
@@ -39,14 +39,14 @@ def verify(
     progress: Callable[[Change], None] | None = None,
     scratch_dir: str | None = None,
 ) -> Verified:
-    """Reads every change; if asked for, replays them into a database that is removed again.
+    """Reads every change; on request, replays them into a database that is removed again.
 
-    Opening the backend has judged its structure already. A format without checksums can be proved
-    by a replay only. The database is built in `scratch_dir`; by default beside the backup, and for
-    one that is encrypted or a server's in the directory for temporary files.
+    Opening the backend has already checked its structure. Without checksums, only a replay proves
+    that a backup is good. The database is built in `scratch_dir`; by default beside the backup, and
+    for one that is encrypted or on a server in the directory for temporary files.
 
     Raises:
-        NotFound: there is no such directory to work in.
+        NotFound: the working directory does not exist.
         Damaged, ReplayFailed: the message says up to which version the backup is good.
         StorageError.
     """

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 class CompactCommand:
-    """At most one compaction at a time, which goes on whenever its second process says something.
+    """At most one compaction at a time; it advances with each message of its child process.
 
     Attributes:
-        noted: whether the replicator has a note of it that is not yet written.
+        noted: whether the replicator has recorded it, but not yet written the record.
     """
 
     def __init__(
         self, replicator: Replicator, log: Callable[[str, str], None], poll: select.poll
     ) -> None:
-        """Shows at `poll` when `go_on` has something to do."""
+        """Registers with `poll`, which reports when to call `go_on`."""
         self._replicator = replicator
         self._log = log
         self._poll = poll
@@ -41,7 +41,7 @@ class CompactCommand:
         self.noted = False
 
     def begin(self, scratch_dir: object) -> None:
-        """Takes the option `backup-scratch-dir`, and has what killed compactions left removed."""
+        """Takes the option `backup-scratch-dir`; removes the leftovers of killed compactions."""
         from cln_backup.storage import scratch
 
         self._scratch_dir = str(scratch_dir) if scratch_dir else None
@@ -51,15 +51,15 @@ class CompactCommand:
         scratch.clear_beside(place for place in places if place is not None)
 
     def is_under_way(self) -> bool:
-        """Whether there is a compaction."""
+        """Whether a compaction is running."""
         return self._compactor is not None
 
     def is_at(self, fd: int) -> bool:
-        """Whether `poll` gave this descriptor for the compaction."""
+        """Whether this descriptor of `poll` is the compaction's."""
         return self._compactor is not None and fd == self._compactor.fileno()
 
     def start(self, request_id: bytes, backend: Backend | None, params: msgspec.Raw) -> None:
-        """Begins a compaction, or answers why there is none.
+        """Starts a compaction, or answers why it cannot.
 
         `backend` is `None` while the node is not up. `params` are the request's.
         """
@@ -69,7 +69,7 @@ class CompactCommand:
             jsonrpc.write(jsonrpc.error(request_id, str(error)))
             return
         if backend is None or self._compactor is not None:
-            why = "a compaction is under way" if self._compactor else "the node is not up"
+            why = "a compaction is running" if self._compactor else "the node is not up yet"
             jsonrpc.write(jsonrpc.error(request_id, f"Cannot compact now: {why}."))
             return
         self._log("info", f"Starting compaction: stats={json.dumps({'before': size_of(backend)})}")
@@ -79,7 +79,7 @@ class CompactCommand:
             if backend.exclusive:
                 self._log(
                     "warn",
-                    "The backup's server serves one program at a time: should the node write to "
+                    "The backup's server serves one connection at a time: if the node writes to "
                     "its database now, it waits until the server has compacted.",
                 )
                 statistics = backend.compact()
@@ -87,7 +87,7 @@ class CompactCommand:
                 self._note(statistics)
                 jsonrpc.write(jsonrpc.answer(request_id, statistics))
                 return
-            # The network directory holds the node's database, which is not encrypted either.
+            # The network directory has the node's database, which is not encrypted either.
             place = self._scratch_dir or (None if backend.scratch_dir else os.getcwd())
             self._compactor = Compactor(backend, place, if_it_pays=not force)
         except BackupError as error:
@@ -97,7 +97,7 @@ class CompactCommand:
         self._poll.register(self._compactor.fileno(), select.POLLIN)
 
     def go_on(self) -> None:
-        """Takes what the second process says; at the end, answers who asked."""
+        """Handles a message of the child process; at the end, answers the request."""
         assert self._compactor is not None
         answer = b""
         fd = self._compactor.fileno()
@@ -127,11 +127,11 @@ class CompactCommand:
         self._log("info", f"{done}: stats={json.dumps(statistics)}")
 
     def forget_request(self) -> None:
-        """Answers nobody any more: lightningd forgets what it asked before it shuts down."""
+        """Drops the request without an answer: lightningd forgets it when it shuts down."""
         self._request_id = None
 
     def close(self) -> None:
-        """Gives up what is under way; the backup is as before, and nobody is waited for."""
+        """Aborts the compaction without waiting; the backup is unchanged."""
         if self._compactor is not None:
             self._poll.unregister(self._compactor.fileno())
             self._compactor.close()

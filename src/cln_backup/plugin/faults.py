@@ -1,4 +1,4 @@
-"""How an error that is none of this program's own is told."""
+"""Reports unexpected errors, which are bugs of this program."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cln_backup.model.errors import broken_installation
 
 
 def fault(error: Exception) -> str:
-    """Names an error without its text, which may hold anything."""
+    """Names an error without its text, which may contain anything."""
     if isinstance(error, ImportError):
         return str(broken_installation(error))
     frame = error.__traceback__

@@ -1,9 +1,9 @@
-"""Keeps a node from running on when the worker that writes its backup has died.
+"""The guard: halts the node if the worker that writes its backup has died.
 
-lightningd forgets a plugin that is not marked as important as soon as its pipe ends, and goes on
-without it, silently. So a second process holds the same pipes. It does nothing while the worker
-lives; when the worker is gone, it answers what the worker left unanswered, and the next `db_write`
-with a halt.
+lightningd drops a plugin that is not loaded as important as soon as its pipe ends, and continues
+without it, silently. So a second process has the same pipes. It does nothing while the worker
+lives; when the worker is gone, it answers the requests that the worker left unanswered, and the
+next `db_write` with a halt.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from cln_backup.plugin.jsonrpc import Mailbox
 
 SHUTDOWN_S = 8.0
-"""How long to stay after `shutdown` at most: containers are killed after 10 s."""
+"""The maximum time after `shutdown`: containers are killed after 10 s."""
 
 SHUTDOWN_POLL_S = 0.05
 
 LEAVE_S = 2.0
-"""How long to wait at most until lightningd's pipe is quiet, before leaving."""
+"""The maximum wait for silence on lightningd's pipe before leaving."""
 
 _QUIET_S = 0.2
 _DISMISS_S = 1.0
@@ -40,10 +40,10 @@ _ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')
 _METHOD = re.compile(rb'"method"\s*:\s*"(\w[\w-]*)"')
 _LEAVE = b"leave"
 _REASON = (
-    "The backup plugin's worker process was killed or has crashed, so the backup can no longer "
-    "follow. The node is halted before it commits anything that the backup does not have; nothing "
-    "is lost. Start the node again; if this comes back, look into the system's log for what kills "
-    "the worker (the kernel, when memory runs out)."
+    "The backup plugin's worker process was killed or has crashed. Nothing is lost: the node is "
+    "halted before it commits anything that the backup does not have. Start the node again; if "
+    "this happens again, find out from the system's log what kills the worker (the kernel, when "
+    "memory runs out)."
 )
 
 
@@ -59,17 +59,17 @@ class Guard(NamedTuple):
     life_fd: int
 
     def dismiss(self) -> None:
-        """Has the guard end without a word: the worker is leaving as it should.
+        """Ends the guard silently: the worker is leaving in an orderly way.
 
-        When this returns it is gone, and no longer holds lightningd's pipes.
+        When this returns, it has ended, and no longer has lightningd's pipes open.
         """
-        with contextlib.suppress(BrokenPipeError):  # it has gone before
+        with contextlib.suppress(BrokenPipeError):  # it has already ended
             os.write(self.life_fd, _LEAVE)
         os.close(self.life_fd)
         deadline_s = time.monotonic() + _DISMISS_S
-        with contextlib.suppress(ChildProcessError):  # somebody has waited for it before
+        with contextlib.suppress(ChildProcessError):  # it was already waited for
             while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
-                if time.monotonic() >= deadline_s:  # somebody has stopped it
+                if time.monotonic() >= deadline_s:  # it was stopped (SIGSTOP)
                     os.kill(self.pid, signal.SIGKILL)
                     os.waitpid(self.pid, 0)
                     return
@@ -77,12 +77,12 @@ class Guard(NamedTuple):
 
 
 def spawn(mailbox: Mailbox, lightningd: int, manifest: object) -> Guard:
-    """Starts a guard as a child of this process, which holds lightningd's pipes as 0 and 1.
+    """Starts a guard as a child of this process, with lightningd's pipes as descriptors 0 and 1.
 
     Args:
-        mailbox: what the worker has read and not answered.
+        mailbox: the input that the worker has read and not answered.
         lightningd: its process id.
-        manifest: what to answer should the worker die before it was asked.
+        manifest: the answer to `getmanifest`, if the worker dies before that.
     """
     ours, life_fd = os.pipe()
     pid = os.fork()
@@ -91,19 +91,19 @@ def spawn(mailbox: Mailbox, lightningd: int, manifest: object) -> Guard:
         return Guard(pid, life_fd)
     try:
         os.dup2(ours, 3)
-        os.closerange(4, 1 << 16)  # the worker's lock on the backup must not live on in here
+        os.closerange(4, 1 << 16)  # this process must not keep the worker's lock on the backup
         signal.set_wakeup_fd(-1)
         _watch(3, mailbox, lightningd, manifest)
     except BrokenPipeError:
-        pass  # lightningd has gone too
-    except BaseException:  # noqa: BLE001 - a child must not go on in its parent's code
+        pass  # lightningd has ended too
+    except BaseException:  # noqa: BLE001 - a child must not continue in its parent's code
         traceback.print_exc()
     finally:
         os._exit(0)
 
 
 class Keeper:
-    """Keeps a guard beside the worker: one that was killed is replaced."""
+    """Keeps a guard beside the worker: replaces one that was killed."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Keeper:
         log: Callable[[str, str], None],
         poll: select.poll,
     ) -> None:
-        """Starts the first guard, as `spawn` does; shows at `poll` when a child has ended."""
+        """Starts the first guard, as `spawn` does; registers with `poll` for ended children."""
         self._arguments = mailbox, lightningd, manifest
         self._log = log
         self._child_ended = _wake_on_children()
@@ -122,21 +122,21 @@ class Keeper:
         self.ensure()
 
     def is_missing(self) -> bool:
-        """Whether there is none, so that `ensure` should be called again soon."""
+        """Whether there is no guard, so that `ensure` should be called again soon."""
         return self._guard is None
 
     def ensure(self) -> None:
-        """Starts a guard where there is none; the system may have no process to spare."""
+        """Starts a guard if there is none; may fail if the system is out of processes."""
         if self._guard is None:
             with contextlib.suppress(OSError):
                 self._guard = spawn(*self._arguments)
 
     def is_at(self, fd: int) -> bool:
-        """Whether `poll` gave this descriptor because a child has ended."""
+        """Whether this descriptor of `poll` reports an ended child."""
         return fd == self._child_ended
 
     def go_on(self) -> None:
-        """Waits for the children that have ended; if one was the guard, starts another."""
+        """Reaps the children that have ended; if one was the guard, starts another."""
         os.read(self._child_ended, 4096)
         while True:
             try:
@@ -152,7 +152,7 @@ class Keeper:
                 self.ensure()
 
     def dismiss(self) -> None:
-        """Has the guard end without a word, as `Guard.dismiss` does."""
+        """Ends the guard silently, as `Guard.dismiss` does."""
         if self._guard is not None:
             self._guard.dismiss()
 
@@ -168,14 +168,14 @@ def _wake_on_children() -> int:
 
 
 def is_quiet(until: float) -> bool:
-    """Whether lightningd sends nothing for a while, or, from that monotonic time on, just now."""
+    """Whether lightningd sends nothing for a while; after the monotonic time `until`, right now."""
     return not select.select([0], [], [], _QUIET_S if time.monotonic() < until else 0)[0]
 
 
 def end_pipe() -> None:
-    """Ends what lightningd reads from this process: the last thing that it does.
+    """Closes the pipe that lightningd reads: the last step of this process.
 
-    The end of the process would do so too, but only after the system has taken back its memory.
+    The end of the process would close it too, but only after the system has freed its memory.
     """
     with contextlib.suppress(OSError):
         os.close(1)
@@ -185,7 +185,7 @@ def _watch(life_fd: int, mailbox: Mailbox, lightningd: int, manifest: object) ->
     if os.read(life_fd, len(_LEAVE)) == _LEAVE:
         return
     pending = mailbox.text()
-    if not pending:  # otherwise it is said with the answer
+    if not pending:  # otherwise it is logged with the answer
         jsonrpc.write(jsonrpc.log("error", _REASON))
     large = len(pending) == jsonrpc.MAILBOX_BYTES
     leave_at: float | None = None
@@ -195,7 +195,7 @@ def _watch(life_fd: int, mailbox: Mailbox, lightningd: int, manifest: object) ->
             if _take_over(message, manifest) == "shutdown":
                 leave_at = time.monotonic() + SHUTDOWN_S
         if pending and b"db_write" in pending[:4096]:
-            # The worker may have read all of it: the rest may never come.
+            # The worker may have read the whole message: the rest may never come.
             _take_over(pending, manifest)
             pending = b""
         elif large:
@@ -215,7 +215,7 @@ def _watch(life_fd: int, mailbox: Mailbox, lightningd: int, manifest: object) ->
 
 
 def _take_over(message: bytes, manifest: object) -> str:
-    """Answers one message of lightningd, whole or just its start; returns its method."""
+    """Answers one message of lightningd, complete or only its start; returns its method."""
     method_found, id_found = _METHOD.search(message[:4096]), _ID.search(message[:4096])
     method = "" if method_found is None else method_found[1].decode()
     if id_found is None:

@@ -18,11 +18,11 @@ _CONTINUE = {"result": "continue"}
 
 
 class Hook:
-    """Answers `db_write`; once it has halted the node, it gives the same answer for ever.
+    """Answers `db_write`; once it has halted the node, it always gives the same answer.
 
     Attributes:
         was_called: whether lightningd reports its database to this plugin.
-        halted: why the node is halted; `None` while it is not.
+        halted: why the node is halted; `None` if it is not.
     """
 
     def __init__(self, replicator: Replicator, log: Callable[[str, str], None]) -> None:
@@ -44,7 +44,7 @@ class Hook:
                 self._replicator.db_write(call.data_version, call.writes)
             except BackupError as error:
                 self.halted = str(error)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the node must not go on
+            except Exception as error:  # noqa: BLE001 - whatever it is, the node must not continue
                 self.halted = (
                     f"{fault(error)} The node is halted before it commits anything that the "
                     "backup may not have."

@@ -1,4 +1,4 @@
-"""lightningd's `init`: the options, and how this plugin was loaded, which `listconfigs` tells."""
+"""lightningd's `init`: the options, and whether this plugin was loaded as important."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class InitCommand:
-    """Answers `init`, and then asks lightningd how this plugin was loaded."""
+    """Answers `init`, and then asks lightningd how this plugin was loaded (`listconfigs`)."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class InitCommand:
         poll: select.poll,
         lightningd: int,
     ) -> None:
-        """Shows at `poll` when `go_on` has something to do; `lightningd` is a process id."""
+        """Registers with `poll`, which reports when to call `go_on`; `lightningd`: its pid."""
         self._hook = hook
         self._compaction = compaction
         self._patience = patience
@@ -46,7 +46,7 @@ class InitCommand:
         self._rpc: rpc.Request | None = None
 
     def answer(self, message: Message) -> None:
-        """Answers `init`; a node that would come up unprotected is stopped instead.
+        """Answers `init`; stops a node that would come up unprotected.
 
         Raises:
             BrokenPipeError: lightningd is gone.
@@ -56,8 +56,8 @@ class InitCommand:
             self._log(
                 "warn",
                 "The `--backup-destination` option is deprecated and will be removed in future "
-                "versions of the backup plugin. It is unused: the destination is what the "
-                "`backup.lock` file in the network directory says. Remove it from the "
+                "versions of the backup plugin. It is unused: the `backup.lock` file in the "
+                "network directory names the destination. Remove the option from the "
                 "configuration.",
             )
         rpc_path = os.path.join(init.configuration.lightning_dir, init.configuration.rpc_file)
@@ -65,7 +65,7 @@ class InitCommand:
             self._refuse_unprotected()
         jsonrpc.write(jsonrpc.answer(bytes(message.id), {}))
         self._compaction.begin(init.options.get(SCRATCH_OPTION))
-        from cln_backup.node import rpc  # not before: the start of this program is waited for
+        from cln_backup.node import rpc  # imported late: lightningd waits for this program's start
 
         try:
             self._rpc = rpc.Request(rpc_path, "listconfigs")
@@ -76,33 +76,33 @@ class InitCommand:
         from cln_backup.compaction import compactor  # noqa: F401  # now, while the node waits for nothing
 
     def _refuse_unprotected(self) -> NoReturn:
-        """Keeps a node from coming up whose database lightningd reports to no plugin."""
+        """Stops a node whose database lightningd does not report to plugins."""
         self._log(
             "error",
-            "This node is NOT protected: lightningd asked for no backup of its database, which it "
-            "does with SQLite only. With PostgreSQL, use its own replication, and remove this "
-            "plugin from the configuration. The node is stopped.",
+            "This node is NOT protected, and is stopped: lightningd reports changes to plugins "
+            "only if its database is SQLite. With PostgreSQL, use its own replication, and remove "
+            "this plugin from the configuration.",
         )
-        if os.environ.get("LIGHTNINGD_PLUGIN"):  # its parent is what it says it is
-            # While plugins start, lightningd hears no `stop`; nothing else ends it at once. It is
-            # left the time to write down why.
+        if os.environ.get("LIGHTNINGD_PLUGIN"):  # the parent is lightningd
+            # While plugins start, lightningd does not accept `stop`; only a signal ends it at once.
+            # It gets the time to log the reason.
             time.sleep(1)
             os.kill(self._lightningd, signal.SIGTERM)
         while os.read(0, jsonrpc.MAILBOX_BYTES):
-            pass  # init stays unanswered, so the start does not go on
+            pass  # init stays unanswered, so the start does not continue
         raise BrokenPipeError("lightningd has closed the pipe")
 
     def is_at(self, fd: int) -> bool:
-        """Whether `poll` gave this descriptor for an answer to come."""
+        """Whether this descriptor of `poll` is the pending answer's."""
         return self._rpc is not None and fd == self._rpc.fileno()
 
     def go_on(self) -> None:
-        """Learns by lightningd's answer that the node is up, and how this plugin was loaded."""
+        """Learns from lightningd's answer that the node is up, and how this plugin was loaded."""
         assert self._rpc is not None
         from cln_backup.node import rpc
 
         important = True
-        with contextlib.suppress(ConnectionError):  # then there is nobody to be warned
+        with contextlib.suppress(ConnectionError):  # lightningd has ended
             configuration = self._rpc.answer()
             if configuration is None:
                 return
@@ -114,7 +114,7 @@ class InitCommand:
         if not important:
             self._log(
                 "warn",
-                "THE BACKUP PLUGIN IS NOT LOADED AS IMPORTANT. Should all its processes die, this "
-                "node goes on without a backup, and says nothing. In the configuration, write "
-                f"important-plugin={os.path.realpath(sys.argv[0])} in the place of plugin=",
+                "THE BACKUP PLUGIN IS NOT LOADED AS IMPORTANT. If all its processes die, this node "
+                "continues without a backup, silently. In the configuration, write "
+                f"important-plugin={os.path.realpath(sys.argv[0])} instead of plugin=",
             )

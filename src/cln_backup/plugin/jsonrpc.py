@@ -1,7 +1,7 @@
-"""The messages between lightningd and a plugin, and the pipe that they come through.
+"""The messages between lightningd and a plugin, and the pipe that they arrive through.
 
 Each message is JSON, ended by an empty line. An answer repeats the id as it was written. Text may
-hold bytes that are no valid UTF-8 (lightningd escapes control characters only).
+contain bytes that are not valid UTF-8 (lightningd escapes control characters only).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ESCAPED_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
 
 
 class Message(msgspec.Struct):
-    """A request of lightningd, or a notification, whose id is empty."""
+    """A request of lightningd, or a notification, which has an empty id."""
 
     method: str
     id: msgspec.Raw = msgspec.Raw(b"")
@@ -38,7 +38,7 @@ class DbWrite(msgspec.Struct):
 
 
 class Call(msgspec.Struct):
-    """A `db_write` whose text is valid UTF-8, taken apart with its parameters."""
+    """A `db_write` whose text is valid UTF-8, decoded with its parameters."""
 
     method: Literal["db_write"]
     params: DbWrite
@@ -46,7 +46,7 @@ class Call(msgspec.Struct):
 
 
 class InitConfiguration(msgspec.Struct, frozen=True):
-    """What `init` says of the node."""
+    """The description of the node in `init`."""
 
     lightning_dir: str = msgspec.field(name="lightning-dir", default=".")
     rpc_file: str = msgspec.field(name="rpc-file", default="lightning-rpc")
@@ -66,10 +66,10 @@ _init = msgspec.json.Decoder(Init)
 
 
 def decode(text: bytes) -> Call | Message:
-    """Takes a message apart: a `db_write` wholly, any other down to its parameters.
+    """Decodes a message: a `db_write` completely, any other except for its parameters.
 
     Raises:
-        BadChange: it is no request and no notification.
+        BadChange: it is neither a request nor a notification.
     """
     try:
         return _call.decode(text)
@@ -78,20 +78,20 @@ def decode(text: bytes) -> Call | Message:
     try:
         return _message.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise BadChange("lightningd sent a message that cannot be understood.") from None
+        raise BadChange("lightningd sent an invalid message.") from None
 
 
 def decode_db_write(message: Call | Message) -> DbWrite:
-    """The parameters of `db_write`; bytes that are no UTF-8 come as lone surrogates (PEP 383).
+    """The parameters of `db_write`; invalid UTF-8 becomes lone surrogates (PEP 383).
 
     Raises:
-        BadChange: they are not of the form that lightningd sends.
+        BadChange: they do not have the form that lightningd sends.
     """
     if isinstance(message, Call):
         return message.params
     params = bytes(message.params)
     try:
-        if _ESCAPED_SURROGATE.search(params):  # could not be told from a stray byte
+        if _ESCAPED_SURROGATE.search(params):  # would look like a stray byte
             raise ValueError
         fields = json.loads(params.decode("utf-8", "surrogateescape"))
         return msgspec.convert(fields, DbWrite)
@@ -108,27 +108,27 @@ def decode_init(params: msgspec.Raw) -> Init:
     try:
         return _init.decode(params)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise BadChange("lightningd sent an init that cannot be understood.") from None
+        raise BadChange("lightningd sent an invalid init.") from None
 
 
 def asks_for_force(params: msgspec.Raw) -> bool:
-    """Whether `backup-compact` is to compact in any case. Raises `BadChange`."""
+    """Whether `backup-compact` was given `force`. Raises `BadChange`."""
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
         given = msgspec.json.decode(params)
         if given in ([], {}, [False], {"force": False}):
             return False
         if given in ([True], {"force": True}):
             return True
-    raise BadChange("backup-compact takes force=true, or nothing.")
+    raise BadChange("backup-compact takes force=true or no parameter.")
 
 
 def answer(request_id: bytes, result: object) -> bytes:
-    """A request's answer, ready to be written at once."""
+    """The encoded answer to a request."""
     return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n\n' % (request_id, msgspec.json.encode(result))
 
 
 def error(request_id: bytes, message: str) -> bytes:
-    """The answer to a request that failed."""
+    """The encoded answer to a failed request."""
     fields = {"code": -1, "message": message}
     return b'{"jsonrpc":"2.0","id":%b,"error":%b}\n\n' % (request_id, msgspec.json.encode(fields))
 
@@ -147,25 +147,24 @@ def log(level: str, message: str) -> bytes:
 
 
 def write(data: bytes) -> None:
-    """Writes whole messages to lightningd. Raises `BrokenPipeError` when it has gone."""
+    """Writes complete messages to lightningd. Raises `BrokenPipeError` if it has ended."""
     while data:
         data = data[os.write(1, data) :]
 
 
 class Mailbox:
-    """Memory that holds what was read from lightningd and is not yet answered.
+    """Memory with the input read from lightningd and not answered yet.
 
-    It is shared with the guard, which finds in it the request that the worker died over. Behind
-    the text everything is zero, which JSON does not hold, so that its length needs no record
-    which could be behind the truth. Of a message that is larger than the mailbox the start is
-    kept, where its id stands.
+    It is shared with the guard, which finds in it the request that the worker died over. The rest
+    after the text is zeros, which JSON does not contain, so the length is not stored, and cannot
+    be out of date. For a message larger than the mailbox, the start is kept, which has its id.
     """
 
     def __init__(self) -> None:
         self.memory = mmap.mmap(-1, MAILBOX_BYTES)
 
     def text(self) -> bytes:
-        """What is in it."""
+        """Its contents."""
         end = self.memory.find(b"\x00")
         return self.memory[: end if end >= 0 else MAILBOX_BYTES]
 
@@ -183,7 +182,7 @@ class Reader:
         self._taken = 0
 
     def read(self) -> bool:
-        """Reads what is there, waiting for something; `False` when lightningd has closed."""
+        """Waits for input and reads it; `False` if lightningd has closed the pipe."""
         if self._used == MAILBOX_BYTES:
             if self._large is None:
                 self._large = bytearray(self._memory)
@@ -195,15 +194,15 @@ class Reader:
         return count > 0
 
     def has_begun(self) -> bool:
-        """Whether a part of a message was read, whose rest is still to come."""
+        """Whether an incomplete message was read."""
         return self._used > 0
 
     def take(self) -> bytes | None:
-        """The next whole message, if there is one; it stays in the mailbox until `drop`."""
+        """The next complete message, if there is one; it stays in the mailbox until `drop`."""
         source = self._memory if self._large is None else self._large
         used = self._used if self._large is None else len(self._large)
         end = source.find(b"\n", max(0, self._searched - 1), used)
-        if end >= 0 and source[end + 1 : end + 2] != b"\n":  # lightningd writes no such message
+        if end >= 0 and source[end + 1 : end + 2] != b"\n":  # not written by lightningd
             end = source.find(_END, end, used)
         if end < 0:
             self._searched = used
@@ -212,7 +211,7 @@ class Reader:
         return bytes(source[:end])
 
     def drop(self) -> None:
-        """Empties the mailbox of the message that `take` gave: it is answered."""
+        """Removes the message that `take` returned from the mailbox: it is answered."""
         if self._large is not None:
             rest = bytes(self._large[self._taken :])
             self._large = bytearray(rest) if len(rest) >= MAILBOX_BYTES else None

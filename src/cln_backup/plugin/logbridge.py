@@ -1,4 +1,4 @@
-"""Brings what backends log while a call waits to where the operator looks."""
+"""Forwards log records of the backends to lightningd's log, even while a call waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the plugin registers with lightningd."""
+"""The plugin's options, commands and hooks, as registered with lightningd."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ MANIFEST = {
         {
             "name": OPTION,
             "type": "string",
-            "default": "",  # so that listconfigs shows it, and with it how we were loaded
-            "description": "UNUSED. The destination is what backup.lock in the network directory "
-            "says.",
+            "default": "",  # so that listconfigs shows it, and how the plugin was loaded
+            "description": "UNUSED. backup.lock in the network directory names the destination.",
         },
         {
             "name": SCRATCH_OPTION,
             "type": "string",
-            "description": "Where a compaction builds its database. By default beside the backup; "
-            "of an encrypted one, in the network directory.",
+            "description": "Directory where a compaction builds its database. By default beside "
+            "the backup; for an encrypted one, in the network directory.",
         },
     ],
     "rpcmethods": [
         {
             "name": "backup-status",
             "usage": "",
-            "description": "Where the backup stands, and how long the node waits for it.",
+            "description": "Show the state of the backup, and how long the node waits for it.",
         },
         {
             "name": "backup-compact",
             "usage": "[force]",
-            "description": "Fold the backup's history into one snapshot; the node goes on.",
+            "description": "Fold the backup's history into one snapshot while the node runs.",
         },
     ],
     "subscriptions": ["shutdown"],

@@ -1,4 +1,4 @@
-"""How long a server may be waited for: as long as its URL says, but less while the node starts."""
+"""How long to wait for a server: as long as its URL says, but less while the node starts."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import time
 class Patience:
     """Bounds each wait for a server until the node is up.
 
-    While the node starts, its other plugins give up some 120 s after they were asked, and take it
-    down. Once it is up, nothing ends a wait but the URL's own deadline.
+    While the node starts, its other plugins time out after about 120 s, and take it down. Once it
+    is up, only the URL's own deadline ends a wait.
     """
 
     def __init__(
         self, start_s: float = 120.0, together_s: float = 80.0, least_s: float = 5.0
     ) -> None:
-        """Begins now, when the node starts.
+        """Starts the clock, at the start of the node.
 
         Args:
-            start_s: after this time the node counts as up, whatever was heard of it.
-            together_s: what all waits of the start may take, counted from now.
-            least_s: what a wait may take all the same.
+            start_s: after this time the node counts as up in any case.
+            together_s: the limit for all waits of the start together, from now on.
+            least_s: the minimum for a single wait.
         """
         self._began_s = time.monotonic()
         self._start_s = start_s
@@ -29,11 +29,11 @@ class Patience:
         self._up = False
 
     def node_is_up(self) -> None:
-        """From now on waits are not bounded: no other plugin gives up any more."""
+        """Ends the limit: other plugins no longer time out."""
         self._up = True
 
     def bound_s(self) -> float | None:
-        """How long a wait that begins now may take; `None` for as long as the URL says."""
+        """The limit for a wait that starts now; `None` for the deadline in the URL."""
         age_s = time.monotonic() - self._began_s
         if self._up or age_s > self._start_s:
             return None

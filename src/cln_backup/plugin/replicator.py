@@ -1,4 +1,4 @@
-"""Brings each call of `db_write` into the backup, or says why the node must stop."""
+"""Stores each call of `db_write` in the backup, or says why the node must stop."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _REMEMBERED_ANSWERS = 10_000
 
 
 class Replicator:
-    """The backup of the node in whose network directory this process runs.
+    """The backup of the node whose network directory is the current directory.
 
     Nothing is opened before the first call (`start`).
 
     Attributes:
         backend: the backup, from the first call on.
-        patience: how long a server may be waited for.
+        patience: how long to wait for a server.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class Replicator:
         self._answer_times_s.append(time.perf_counter() - started)
 
     def _judged(self, error: Discontinuity, change: Change, backup_version: int) -> Discontinuity:
-        """What a refused change means for a node; `error` itself where the storage had a reason."""
+        """The error to report for a refused change; `error` itself if the storage had a reason."""
         if database_version(change.version, rider=change.kind is Kind.RIDER) == backup_version:
             return error
         return Discontinuity(
-            f"The node sent a change for data version {change.version}, and the backup stands at "
-            f"{backup_version}. Another program may write to the node's database or "
-            "to its backup. Nothing was stored; find it before you start the node again."
+            f"The node sent a change for data version {change.version}, but the backup is at "
+            f"{backup_version}. Nothing was stored. Another program may write to the node's "
+            "database or to its backup; find it before you start the node again."
         )
 
     def answer_times_us(self) -> tuple[int, int] | None:
@@ -85,21 +85,21 @@ class Replicator:
         )
 
     def last_change_age_s(self) -> float | None:
-        """How long ago the last change was stored, as far as that is known."""
+        """The age of the last change; `None` if unknown."""
         at = self._last_answer_at
         if at is None and self.backend is not None:
             at = self.backend.last_change_at
         return None if at is None else max(0.0, time.time() - at)
 
     def compacted(self) -> None:
-        """Takes note that a compaction was finished now; `write_notes` makes it durable."""
+        """Records that a compaction has finished; `write_notes` makes that durable."""
         self._compacted_at = time.time()
 
     def write_notes(self) -> None:
-        """Writes what was noted to `backup.state`, at a moment when the node does not wait.
+        """Writes the pending records to `backup.state`, while the node does not wait.
 
         Raises:
-            StorageError, BadSettings: the note is lost; the backup is not touched by it.
+            StorageError, BadSettings: the records are lost; the backup is not affected.
         """
         if self._compacted_at is not None:
             state = read_state(self._directory)
@@ -111,6 +111,6 @@ class Replicator:
         return self._compacted_at or read_state(self._directory).last_compaction_at
 
     def close(self) -> None:
-        """Lets go of the backup."""
+        """Closes the backup."""
         if self.backend is not None:
             self.backend.close()

@@ -1,8 +1,8 @@
-"""The plugin: speaks with lightningd and answers `db_write` when the change is durable.
+"""The plugin's worker: answers `db_write` when the change is durable.
 
-lightningd is answered `continue`, or halted: then the reason is logged first, since during its
-start it shows the answer only on stderr. Starting this program touches nothing: lightningd also
-starts its plugins for `lightningd --help`.
+The answer is `continue`, or halts lightningd: then the reason is logged first, since lightningd
+shows the answer only on stderr while it starts. Starting this program changes nothing: lightningd
+also starts its plugins for `lightningd --help`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Plugin:
     def run(self) -> None:
         """Serves lightningd until it closes the pipe, or has shut its other plugins down.
 
-        To be followed by `leave`.
+        Call `leave` afterwards.
         """
         while True:
             events = self._poll.poll(self._timeout_ms())
@@ -84,7 +84,7 @@ class Plugin:
         return _IDLE_MS if self._compaction.noted or self._guard.is_missing() else None
 
     def _read(self) -> bool:
-        """Reads once, and serves what is whole; `False` when lightningd has closed the pipe."""
+        """Reads once, and serves complete messages; `False` if lightningd has closed the pipe."""
         if not self._reader.read():
             return False
         while (text := self._reader.take()) is not None:
@@ -135,12 +135,12 @@ class Plugin:
             jsonrpc.write(jsonrpc.error(request_id, f"cln-backup has no command {method}."))
 
     def leave(self) -> NoReturn:
-        """Ends this process: what takes time first, then the calls that came meanwhile.
+        """Ends this process: slow steps first, then the calls that arrived meanwhile.
 
-        lightningd may write to its database until our pipe ends. It aborts when that happens while
-        it waits for an answer, so nobody else may hold the pipe any more, and nothing may lie
-        between the look that finds no message and the pipe's end. One late call is soon followed
-        by the next, so the pipe has to be quiet for a while.
+        lightningd may write to its database until the plugin's pipe ends. It aborts if the pipe
+        ends while it waits for an answer, so no other process may have the pipe open any more, and
+        nothing may happen between the check that finds no message and the end of the pipe. One
+        late call is soon followed by the next, so the pipe has to be quiet for a while.
         """
         try:
             self._guard.dismiss()
@@ -150,7 +150,7 @@ class Plugin:
             while not guard.is_quiet(until) or self._reader.has_begun():
                 if not self._read():
                     break
-        except BrokenPipeError:  # lightningd is gone
+        except BrokenPipeError:  # lightningd has ended
             pass
         except BaseException:  # noqa: BLE001 - told as at the end of any process
             traceback.print_exc()
@@ -172,12 +172,12 @@ def main() -> None:
             "after `backup-cli init` has set up the backup.\n"
         )
         sys.exit(0 if len(sys.argv) > 1 else 2)
-    # The node decides when its backup ends: it closes the pipe, whatever signal comes first.
+    # The node decides when the plugin ends: it closes the pipe, whatever signal comes first.
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     plugin = Plugin()
-    # Whatever else is raised ends this process, and the guard halts the node.
-    with contextlib.suppress(BrokenPipeError):  # lightningd is gone
+    # Any other exception ends this process, and the guard halts the node.
+    with contextlib.suppress(BrokenPipeError):  # lightningd has ended
         plugin.run()
     plugin.leave()
 

@@ -1,1 +1,1 @@
-"""Runs a part of the work in a second process of this program."""
+"""Child processes: run a part of the work in a second process of this program."""

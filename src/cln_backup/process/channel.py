@@ -1,4 +1,4 @@
-"""Messages between a process and its child: msgspec's types, over one pipe in each direction."""
+"""Messages between a process and its child: msgspec types, over one pipe in each direction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LENGTH: Final = struct.Struct("!Q")
-_NO_MEMORY: Final = "There is not enough memory for this. Nothing was changed."
+_NO_MEMORY: Final = "Not enough memory for this command. Nothing was changed."
 
 _Detail: TypeAlias = bool | int | str | None
 
@@ -37,7 +37,7 @@ class Failed(Message):
     """The error that ended the child's work.
 
     Attributes:
-        kind: the class in `model.errors`; empty for an error that is a fault of the program.
+        kind: the class in `model.errors`; empty for a bug of the program.
         details: the error's attributes.
     """
 
@@ -47,18 +47,18 @@ class Failed(Message):
 
 
 class Released(Message):
-    """The parent listens no more; the child finishes its work and ends."""
+    """The parent no longer listens; the child finishes its work and ends."""
 
 
 def failure(error: Exception) -> Failed:
-    """An error as a message. Only the text of the project's own errors is known to hold no SQL."""
+    """An error as a message. Only the project's own errors are known to contain no SQL."""
     if isinstance(error, ImportError):
         error = errors.broken_installation(error)
     elif isinstance(error, MemoryError):
         error = errors.StorageError(_NO_MEMORY)
     elif isinstance(error, OSError):
         what = "this" if error.filename is None else os.fsdecode(error.filename)
-        error = errors.StorageError(f"Cannot go on with {what}: {error.strerror or error}")
+        error = errors.StorageError(f"Cannot continue with {what}: {error.strerror or error}")
     if isinstance(error, errors.BackupError):
         return Failed(type(error).__name__, str(error), dict(vars(error)))
     place = error.__traceback__
@@ -69,11 +69,11 @@ def failure(error: Exception) -> Failed:
 
 
 def error_of(failed: Failed, work: str) -> errors.BackupError:
-    """The error that a message tells of; `work` is what the child does."""
+    """The error in a message; `work` says what the child does."""
     if not failed.kind:
         return errors.StorageError(
-            f"The process that {work} failed ({failed.text}). This is a fault of the program: "
-            "please report it. The backup is as before."
+            f"The process that {work} failed ({failed.text}). This is a bug in cln-backup: please "
+            "report it. The backup is unchanged."
         )
     kind: type[errors.BackupError] = getattr(errors, failed.kind)
     error = kind(failed.text)
@@ -82,7 +82,7 @@ def error_of(failed: Failed, work: str) -> errors.BackupError:
 
 
 class Inbox:
-    """Takes messages of some types from a pipe, and no byte more than one message has."""
+    """Receives messages of some types from a pipe, and never reads past the current message."""
 
     def __init__(self, fd: int, types: Sequence[type[Message]]) -> None:
         self.fd = fd
@@ -96,7 +96,7 @@ class Inbox:
         self._missing = memoryview(self._data)
 
     def step(self) -> Message | None:
-        """Reads once, and waits only for the first byte; returns a message that is complete.
+        """Reads once, and waits only for the first byte; returns a message once it is complete.
 
         Raises:
             EOFError: the other process closed its end, or died.
@@ -131,7 +131,7 @@ def _union(types: Sequence[type[Message]]) -> type[Message]:
 def send(fd: int, message: Message) -> None:
     """Writes one message to a pipe; waits while it is full. Raises `BrokenPipeError`."""
     data = msgspec.msgpack.encode(message)
-    # One write where there is room: the reader is woken once.
+    # One write if there is room: the reader is woken once.
     rest = [memoryview(_LENGTH.pack(len(data))), memoryview(data)]
     while rest:
         count = os.writev(fd, rest)

@@ -1,10 +1,9 @@
-"""A child process, seen from the process that starts it.
+"""A child process, from the parent's side.
 
-The child is this Python with one module, `python -m MODULE`. All that it has to know, secrets too,
-comes over a pipe, never in its arguments or its environment. It belongs to no terminal, so that
-Ctrl-C reaches the parent alone. It ends when the parent closes its end of the pipe, dies or is
-killed; what it logs goes to the parent's log; what it raises is raised in the parent. No thread is
-needed here.
+The child is this Python with one module, `python -m MODULE`. All its input, including secrets,
+comes over a pipe, never in its arguments or its environment. It has no terminal, so that Ctrl-C
+reaches only the parent. It ends when the parent closes its end of the pipe, ends or is killed; its
+log goes to the parent's log; its errors are raised in the parent. No thread is needed here.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ Said = TypeVar("Said", bound="Message")
 _PIPE_BYTES: Final = 1 << 20
 _LOWEST: Final = 19
 _REAP_S: Final = 0.5
-"""How long to wait for a process that has closed its pipes, and so is at its end."""
+"""How long to wait for a process that has closed its pipes, and so is about to end."""
 
 
 class Child(Generic[Said]):
-    """A process that does one piece of work; `Said` is what it says.
+    """A process that does one piece of work; `Said` is the type of its messages.
 
     Attributes:
         pid: its process id.
@@ -53,7 +52,7 @@ class Child(Generic[Said]):
         """Starts `python -m module`, which calls `parent.serve`, and sends it `start`.
 
         `work` completes "The process that …" in messages to the operator. With `lowest_priority`
-        it computes only when no other process wants to.
+        it runs only when the processor would be idle.
 
         Raises:
             StorageError: it cannot be started.
@@ -91,18 +90,18 @@ class Child(Generic[Said]):
         return self._inbox.fd
 
     def send(self, message: Message) -> None:
-        """Tells the process something. Raises `StorageError` where it is gone."""
+        """Sends the process a message. Raises `StorageError` if it has ended."""
         try:
             send(self._outbox.fileno(), message)
         except BrokenPipeError:
             raise self._gone() from None
 
     def step(self) -> Said | None:
-        """Takes what the process says, as far as it has come; `None` where that is no message yet.
+        """Reads from the process; returns a message once it is complete, before that `None`.
 
         Raises:
-            BackupError: what ended the work, as the process raised it; `StorageError` where it
-                died without a word.
+            BackupError: the error that ended the work, as the process raised it; `StorageError` if
+                it died without a message.
         """
         try:
             message = self._inbox.step()
@@ -113,31 +112,31 @@ class Child(Generic[Said]):
             return None
         if isinstance(message, Failed):
             raise error_of(message, self._work)
-        return message  # type: ignore[return-value]  # the decoder takes nothing else
+        return message  # type: ignore[return-value]  # the decoder accepts nothing else
 
     def receive(self) -> Said:
-        """Waits for the next thing that the process says. Raises as `step`."""
+        """Waits for the next message of the process. Raises as `step`."""
         while (said := self.step()) is None:
             pass
         return said
 
     def is_running(self) -> bool:
-        """Whether it has not yet ended."""
+        """Whether it has not ended yet."""
         return self._process.poll() is None
 
     def release(self) -> None:
-        """Lets the process finish its work by itself; nobody listens to it any more."""
+        """Lets the process finish its work by itself, without listening to it any more."""
         with contextlib.suppress(StorageError):
             self.send(Released())
         self.close()
 
     def close(self) -> None:
-        """Ends the process: it stops at once, removes what is unfinished, and is not waited for."""
+        """Ends the process without waiting: it stops at once and removes its unfinished files."""
         self._outbox.close()
         self._inbox_file.close()
 
     def wait(self, timeout_s: float) -> None:
-        """Waits until the process has ended; kills it when the time is up."""
+        """Waits until the process has ended; kills it at the timeout."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -145,7 +144,7 @@ class Child(Generic[Said]):
             self._process.wait()
 
     def kill(self) -> None:
-        """Kills the process, which has nothing to lose, and waits for it."""
+        """Kills the process, which loses nothing, and waits for it."""
         self._process.kill()
         self._process.wait()
         self.close()
@@ -163,7 +162,7 @@ class Child(Generic[Said]):
             how = f" (exit code {code})" if code >= 0 else f" ({_name(-code)})"
         return StorageError(
             f"The process that {self._work} ended unexpectedly{how}, perhaps because memory ran "
-            "out. The backup is as before; try again."
+            "out. The backup is unchanged; try again."
         )
 
 

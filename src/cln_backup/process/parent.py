@@ -1,4 +1,4 @@
-"""The parent of this process, which was started as a `Child` and does one piece of work for it."""
+"""The child's side: the parent of this process, which was started as a `Child`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Asked = TypeVar("Asked", bound="Message")
 Start = TypeVar("Start", bound="Message")
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_STOPPED: Final = "The work was stopped; the backup is as before."
+_STOPPED: Final = "The work was stopped; the backup is unchanged."
 
 
 class Parent(Generic[Asked]):
-    """The process that listens to this one; `Asked` is what it asks after the start."""
+    """The parent process; `Asked` is the type of its requests after the start."""
 
     def __init__(self, inbox: Inbox, outbox_fd: int) -> None:
         self._inbox = inbox
@@ -39,10 +39,10 @@ class Parent(Generic[Asked]):
         self._stopped = False
 
     def say(self, message: Message) -> None:
-        """Tells the parent something; may be called from any thread.
+        """Sends the parent a message; may be called from any thread.
 
         Raises:
-            Interrupted: nobody listens any more.
+            Interrupted: the parent no longer listens.
         """
         try:
             with self._sending:
@@ -51,28 +51,28 @@ class Parent(Generic[Asked]):
             raise Interrupted(_STOPPED) from None
 
     def next(self) -> Asked | None:
-        """Waits for what the parent asks next; `None` when it needs nothing more."""
+        """Waits for the parent's next request; `None` if there are no more."""
         return self._asked.get()
 
     def lives(self) -> bool:
-        """Whether the parent is there and listens, at this moment."""
+        """Whether the parent is alive and listens, at this moment."""
         poll = select.poll()
         poll.register(self._inbox.fd, 0)
         return not poll.poll(0)
 
     def check(self) -> None:
-        """For other threads than the main one. Raises `Interrupted` where the work is over."""
+        """For threads other than the main one. Raises `Interrupted` if the work is over."""
         if self._stopped:
             raise Interrupted(_STOPPED)
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
-        # Once: nothing may cut short the removal of what is unfinished.
+        # Once: nothing may interrupt the removal of unfinished files.
         if self._working and not self._stopped:
             self._stopped = True
             raise Interrupted(_STOPPED)
 
     def _listen(self) -> None:
-        """Takes what the parent asks; when it is gone, the main thread is stopped."""
+        """Receives the parent's requests; when it has ended, stops the main thread."""
         with contextlib.suppress(EOFError):
             while not isinstance(asked := self._inbox.receive(), Released):
                 self._asked.put(asked)  # type: ignore[arg-type]
@@ -99,9 +99,9 @@ class Parent(Generic[Asked]):
 def serve(
     job: Callable[[Start, Parent[Asked]], None], start: type[Start], *asks: type[Asked]
 ) -> None:
-    """Does the work of a child process: one call of `job`, with what its parent sent first.
+    """Does the work of a child process: one call of `job`, with the parent's first message.
 
-    An error is told to the parent, which raises it; so is each record of this project's log. When
+    An error is sent to the parent, which raises it; log records of this project are sent too. When
     the parent closes its pipe or dies, `Interrupted` is raised in the main thread.
     """
     inbox_fd, outbox_fd = _take_over(0, os.O_RDONLY), _take_over(1, os.O_WRONLY)
@@ -118,7 +118,7 @@ def serve(
 
 
 def _take_over(fd: int, flags: int) -> int:
-    """Takes a pipe away from a standard stream, which no message may come from or go to."""
+    """Moves a pipe off a standard stream, so that no other output mixes with the messages."""
     taken = os.dup(fd)
     nowhere = os.open(os.devnull, flags | os.O_CLOEXEC)
     os.dup2(nowhere, fd)

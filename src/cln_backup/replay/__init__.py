@@ -1,1 +1,1 @@
-"""Changes into a SQLite database."""
+"""Replays changes into a SQLite database."""

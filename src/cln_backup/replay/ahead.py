@@ -1,7 +1,7 @@
-"""Reads changes in a child process, while this one works on those before.
+"""Reads changes ahead in a child process, while this one processes earlier ones.
 
-To unseal and inflate what is stored takes about a fifth of the time that SQLite takes to replay it,
-and each of the two is faster with a processor's caches to itself.
+Unsealing and inflating the changes takes about a fifth of the time of their replay by SQLite, and
+each of the two is faster with a processor's caches to itself.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from cln_backup.backends.contract import Backend
 
 _MANY_CHANGES: Final = 4_000
-"""Fewer are read in less time than a process takes to start."""
+"""Reading fewer takes less time than starting a process."""
 
 
 @contextlib.contextmanager
 def read_ahead(backend: Backend, *, head: bool = True) -> Iterator[Iterator[Change]]:
-    """The changes of a backup, as `Backend.stream_changes` gives them.
+    """The changes of a backup, as from `Backend.stream_changes`.
 
-    Of a long history a child process reads them, where there is a processor for it; it ends with
-    the block. It opens the backup once more; where it cannot, or finds another history than this
-    process has opened, this one reads.
+    A child process reads a long history, if there is a processor for it; it ends with the block.
+    It opens the backup again; if it cannot, or finds a different history than this process has
+    opened, this process reads.
 
     Raises:
-        BackupError: what `Backend.stream_changes` raises, from the iterator; also `StorageError`,
-            where the child was killed.
+        BackupError: as `Backend.stream_changes` raises, from the iterator; also `StorageError` if
+            the child was killed.
     """
     child = None
     if backend.version_count >= _MANY_CHANGES and _processors() > 1:
@@ -90,12 +90,12 @@ def _received(child: Child[Said]) -> Iterator[Change]:
         elif isinstance(said, SnapshotBegin):
             snapshot = _SentSnapshot(child, said.size_bytes)
             yield Change(said.version, snapshot, None, said.stored_ms)
-            for _ in snapshot.chunks():  # whoever asks for the next change has no use for the rest
+            for _ in snapshot.chunks():  # the caller asked for the next change: skip the rest
                 pass
 
 
 class _SentSnapshot:
-    """A snapshot that the child sends; its bytes can be had once."""
+    """A snapshot that the child sends; its bytes can be read once."""
 
     def __init__(self, child: Child[Said], size_bytes: int) -> None:
         self.size_bytes = size_bytes

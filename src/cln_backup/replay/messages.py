@@ -1,4 +1,4 @@
-"""What a process that reads changes ahead and the one that works on them tell each other."""
+"""The messages between a process that reads changes ahead and the one that processes them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class Start(Message):
-    """What to read; `head` as `stream_changes` has it."""
+    """The request; `head` is as for `stream_changes`."""
 
     opening: Opening
     head: bool
 
 
 class Standing(Message):
-    """Comes first: which history was opened. Equal ones are the same history."""
+    """The first message: identifies the opened history. Equal ones mean the same history."""
 
     version: int
     prev_version: int
@@ -29,13 +29,13 @@ class Standing(Message):
 
 
 class Run(Message):
-    """Some transactions and riders: version, when it was stored, statements."""
+    """A batch of transactions and riders: version, time of storage, statements."""
 
     changes: list[tuple[int, int | None, tuple[str, ...]]]
 
 
 class RawRun(Message):
-    """As `Run`, where a statement is not valid UTF-8."""
+    """As `Run`, if a statement is not valid UTF-8."""
 
     changes: list[tuple[int, int | None, tuple[bytes, ...]]]
 
@@ -63,7 +63,7 @@ SAID: Final = (Standing, Run, RawRun, SnapshotBegin, Piece, End)
 
 
 def standing_of(backend: Backend) -> Standing:
-    """What tells the history that a backend has opened from others."""
+    """The identification of the history that a backend has opened."""
     head = None if backend.head is None else backend.head.kind.value
     at = backend.last_change_at
     return Standing(backend.version, backend.prev_version, backend.version_count, head, at)

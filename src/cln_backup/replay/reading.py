@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cln_backup.process.channel import Message
 
 _RUN_CHARACTERS: Final = 1 << 17
-"""Of statements that are sent at once."""
+"""Bytes of statements that are sent at once."""
 
 
 def _run(start: Start, parent: Parent[Message]) -> None:
@@ -33,7 +33,7 @@ def _run(start: Start, parent: Parent[Message]) -> None:
 
 
 def _send_all(changes: Iterator[Change], parent: Parent[Message]) -> None:
-    """Sends the changes in runs; before an error, those that could be read."""
+    """Sends the changes in batches; before an error, those that could be read."""
     run: list[tuple[int, int | None, tuple[str, ...]]] = []
     characters = 0
     try:

@@ -1,4 +1,4 @@
-"""A SQLite database kept at a backup's version by replaying its changes."""
+"""A replica: a SQLite database built by replaying a backup's changes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _CONSTRAINT = re.compile(
     r"(?:UNIQUE|NOT NULL|CHECK|FOREIGN KEY|PRIMARY KEY) constraint failed(?:: [\w.]+(?:, [\w.]+)*)?"
 )
 _REASONS: dict[type[apsw.Error], str] = {
-    apsw.BusyError: "another program has it locked; stop that",
-    apsw.LockedError: "another program has it locked; stop that",
-    apsw.CantOpenError: "it, or its journal, cannot be opened; look at the owner and permissions",
-    apsw.PermissionsError: "this user may not read it",
-    apsw.ReadOnlyError: "this user may not write to it, which its journal needs",
-    apsw.IOError: "its disk fails a read",
+    apsw.BusyError: "the database is locked by another program; stop that",
+    apsw.LockedError: "the database is locked by another program; stop that",
+    apsw.CantOpenError: "cannot open it or its journal; check the owner and the permissions",
+    apsw.PermissionsError: "this user is not permitted to read it",
+    apsw.ReadOnlyError: "this user is not permitted to write to it, as its journal requires",
+    apsw.IOError: "its disk failed a read",
     apsw.FullError: "the disk is full",
     apsw.CorruptError: "it is damaged",
 }
@@ -47,7 +47,7 @@ _FOREIGN_KEYS = "PRAGMA foreign_keys = ON"
 
 
 class DatabaseFile:
-    """A database file that nobody writes to, as a snapshot."""
+    """A database file that is not being written to, as a snapshot."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -63,21 +63,21 @@ class DatabaseFile:
 
 
 class Replica:
-    """A database that is being built from changes; of no use to anybody until `check` passed.
+    """A database that is being built from changes; do not use it before `check` has passed.
 
-    It is written without a journal and without syncs: whoever wants to keep it syncs the file
-    after `close`. Foreign keys are enforced as lightningd enforces them: always, except between
-    two riders that say otherwise.
+    It is written without a journal and without syncs: to keep it, sync the file after `close`.
+    Foreign keys are enforced as lightningd enforces them: always, except between two riders that
+    switch them off and on.
 
     Attributes:
         foreign_keys: whether they are enforced now.
         applied: data version of the last change applied.
         stored_ms: when that was stored, as `Change.stored_ms`.
-        changes: how many were applied.
+        changes: the number of changes applied.
     """
 
     def __init__(self, path: str) -> None:
-        """Starts with an empty database at a path where nothing stands."""
+        """Starts with an empty database at a path that does not exist."""
         self._path = path
         os.close(fsio.create(path, op="create replica"))
         self._connection = self._connect()
@@ -91,7 +91,7 @@ class Replica:
         connection = apsw.Connection(
             self._path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=0
         )
-        # What a backup holds comes from elsewhere: it must reach no other file than this one.
+        # A backup may be hostile: its statements must not reach any other file.
         connection.limit(apsw.SQLITE_LIMIT_ATTACHED, 0)
         # The order matters: under an exclusive lock a WAL needs no shared memory file.
         for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = OFF", "synchronous = OFF"):
@@ -103,7 +103,7 @@ class Replica:
         """Replays one change: a transaction as one, a rider outside any.
 
         Raises:
-            ReplayFailed: it does not fit; the message names the version and the kind of the
+            ReplayFailed: it cannot be applied; the message names the version and the kind of the
                 statement, never its contents.
             StorageError: the disk is full or failed.
         """
@@ -123,17 +123,17 @@ class Replica:
         sets_version = statements.bumps_data_version_to(transaction[-1]) == change.version
         if not sets_version or self._connection.changes() != 1:
             raise ReplayFailed(
-                f"The transaction for data version {change.version} does not follow the database "
-                "before it: its last statement had to set this version in exactly one row. The "
-                "backup holds changes that do not belong together; keep it, and do not start a "
-                "node on anything made from it.",
+                f"The transaction for data version {change.version} does not match the database "
+                "before it: its last statement must set this version in exactly one row. The "
+                "backup contains changes of different histories. Keep it as it is, and do not "
+                "start a node on a database made from it.",
                 good_version=change.version - 1,
             )
         self._run(change.version, ("COMMIT",))
 
     def _run(self, version: int, batch: Sequence[str]) -> None:
-        # What a backup holds may come from elsewhere. Statements of the node's own kind need no
-        # look; with any other, SQLite asks about each thing that is to be done.
+        # A backup may be hostile. Statements of the kinds that lightningd uses are harmless; for
+        # any other, SQLite asks the authorizer about each action.
         plain = all(statement[:1] in _PLAIN_STARTS for statement in batch)
         self._connection.authorizer = None if plain else _authorize
         execute = self._execute
@@ -149,11 +149,11 @@ class Replica:
                 return
 
     def _run_mended(self, version: int, statement: str, error: Exception) -> None:
-        """Runs a statement in another form that means the same, where there is one."""
+        """Runs a statement in an equivalent form, if there is one."""
         if isinstance(error, apsw.FullError | apsw.IOError):
             raise StorageError(
-                f"Cannot write {self._path}: {error}. What was built is of no use; the backup is "
-                "as it was."
+                f"Cannot write {self._path}: {error}. The unfinished database cannot be used; the "
+                "backup is unchanged."
             ) from error
         mended = statement
         if isinstance(error, UnicodeEncodeError):
@@ -172,7 +172,7 @@ class Replica:
         self._connection.close()
         fd = fsio.open_existing(self._path, writable=True, op="write snapshot")
         try:
-            if fsio.size_bytes(fd):  # ext4 writes a file out at its close once it was truncated
+            if fsio.size_bytes(fd):  # ext4 flushes a truncated file when it is closed
                 fsio.truncate(fd, 0, op="write snapshot")
             offset = 0
             for chunk in change.snapshot.chunks():
@@ -185,18 +185,18 @@ class Replica:
             self._connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
         except apsw.Error as error:
             raise ReplayFailed(
-                f"The snapshot at data version {change.version} is no SQLite database ({error})."
+                f"The snapshot at data version {change.version} is not a SQLite database ({error})."
             ) from None
         self.foreign_keys = True
 
     def check(self) -> int:
-        """Checks that this is a sound database at the last change's version.
+        """Checks the integrity of the database, and that it is at the last change's version.
 
-        Returns the number of its foreign key faults. Such faults are the node's own: with foreign
-        keys enforced as the node had them, a replay makes none that the node did not have.
+        Returns the number of rows that violate foreign keys. They are the node's own: with foreign
+        keys enforced as on the node, a replay makes no others.
 
         Raises:
-            ReplayFailed: it is not sound, or at another version.
+            ReplayFailed: it is damaged, or at a different version.
         """
         self._connection.authorizer = None
         try:
@@ -205,22 +205,22 @@ class Replica:
             faults = sum(1 for _ in self._connection.execute("PRAGMA foreign_key_check"))
         except apsw.Error as error:
             raise ReplayFailed(
-                f"SQLite cannot read what was made ({type(error).__name__})."
+                f"SQLite cannot read the restored database ({type(error).__name__})."
             ) from None
         if found != self.applied:
             raise ReplayFailed(
-                f"The database says it is at data version {found}, and the backup says "
-                f"{self.applied}. They do not belong together; do not start a node on it."
+                f"The restored database is at data version {found}, but the backup at "
+                f"{self.applied}. They do not match; do not start a node on it."
             )
         if not sound:
             raise ReplayFailed(
-                f"SQLite's integrity check found faults in the database at version {found}; do not "
-                "start a node on it."
+                f"Integrity check failed: SQLite found errors in the database at version {found}. "
+                "Do not start a node on it."
             )
         return faults
 
     def close(self) -> None:
-        """Lets go of the file; all of it is in the kernel's hands, nothing is synced."""
+        """Closes the file; everything is written, but nothing is synced."""
         self._connection.close()
 
 
@@ -230,7 +230,7 @@ def replay(
     """Builds a replica at `path` from the changes, calling `progress` after each.
 
     Raises:
-        ReplayFailed, Damaged, StorageError: the file at `path` is for the caller to remove.
+        ReplayFailed, Damaged, StorageError: the caller must remove the file at `path`.
     """
     replica = Replica(path)
     good = 0
@@ -253,12 +253,12 @@ def replay(
 
 
 def copy_database(source: str, path: str) -> int:
-    """Copies a database through SQLite, as one consistent moment of it; returns its data version.
+    """Copies a database through SQLite, as one consistent state; returns its data version.
 
-    What a journal or a WAL beside the source says is seen to. Not durable.
+    A journal or a WAL beside the source is applied. Not durable.
 
     Raises:
-        NotFound: there is no database, or it is none of SQLite's.
+        NotFound: there is no database, or it is not a SQLite database.
         StorageError: it is locked by another program, or the disk failed.
     """
     try:
@@ -276,12 +276,12 @@ def copy_database(source: str, path: str) -> int:
                 backup.step(_PAGES_PER_STEP)
         if not is_sound(copy):
             raise StorageError(
-                f"{source} is damaged: SQLite's integrity check found faults in it. A backup of it "
-                "would be of no use. Find out what is wrong with its disk first."
+                f"{source} is damaged: SQLite's integrity check failed, so a backup of it would be "
+                "useless. Check its disk for errors first."
             )
         return _data_version(copy)
     except apsw.NotADBError as error:
-        raise NotFound(f"{source} is no SQLite database ({error}).") from error
+        raise NotFound(f"{source} is not a SQLite database ({error}).") from error
     except apsw.Error as error:
         raise StorageError(f"Cannot copy the database {source}: {_reason(error)}") from error
     finally:
@@ -290,19 +290,19 @@ def copy_database(source: str, path: str) -> int:
 
 
 def _require_lightningds(connection: apsw.Connection, path: str) -> None:
-    """Makes sure that a database is lightningd's, of whatever age, or holds no table yet."""
+    """Makes sure that a database is lightningd's, of any release, or has no table yet."""
     rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
     tables = {name for (name,) in rows}
     bookkeepers = "chain_events" in tables and "outputs" not in tables
     if tables and (bookkeepers or tables.isdisjoint(("vars", "outputs"))):
         raise NotFound(
             f"{path} is a SQLite database, but not lightningd's. Name the one that lightningd "
-            "uses: lightningd.sqlite3, if its option wallet names no other."
+            "uses: lightningd.sqlite3, unless its option wallet names another."
         )
 
 
 def _reason(error: apsw.Error) -> str:
-    """What SQLite says, or, where it names the other of two databases, the kind of the error."""
+    """SQLite's message, or the kind of the error if the message is about the other database."""
     text = str(error)
     if text not in ("not an error", ""):
         return text
@@ -311,10 +311,10 @@ def _reason(error: apsw.Error) -> str:
 
 
 def node_id_of(path: str) -> str | None:
-    """The id of the node whose database this is; `None` where it has none yet or is locked.
+    """The id of the node that the database belongs to; `None` if it has none yet or is locked.
 
-    Nothing is changed and nothing waited for, so that it can be asked while the node waits in
-    `db_write`: a reader then sees the database as it was before the transaction.
+    Changes nothing and waits for nothing, so it can be called while the node waits in `db_write`:
+    a reader then sees the database as it was before the transaction.
     """
     try:
         connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
@@ -349,14 +349,14 @@ def _data_version(connection: apsw.Connection) -> int:
 def _failed(version: int, statement: str, why: str) -> ReplayFailed:
     return ReplayFailed(
         f"The change for data version {version} cannot be replayed: its "
-        f"{statements.kind(statement)} {why}. The backup up to version {version - 1} can be "
-        "replayed; keep it as it is.",
+        f"{statements.kind(statement)} {why}. The backup can be replayed up to version "
+        f"{version - 1}. Keep it as it is.",
         good_version=version - 1,
     )
 
 
 def _harmless(error: Exception) -> str:
-    """What SQLite says, where it speaks of the schema only; else just the class of the error."""
+    """SQLite's message if it is about the schema only; otherwise the class of the error."""
     constraint = _CONSTRAINT.fullmatch(str(error))
     return f"fails ({type(error).__name__ if constraint is None else constraint[0]})"
 
@@ -364,7 +364,7 @@ def _harmless(error: Exception) -> str:
 def _authorize(
     action: int, name: str | None, _value: str | None, _database: str | None, _trigger: str | None
 ) -> int:
-    """Lets through all but the `PRAGMA`s that would change the process or other files."""
+    """Permits everything except `PRAGMA`s that would change the process or other files."""
     if action == apsw.SQLITE_PRAGMA and (name or "").lower() not in _PRAGMAS:
         return apsw.SQLITE_DENY
     return apsw.SQLITE_OK

@@ -363,7 +363,7 @@ class Served:
             self._shut()
 
     def compact(self) -> Statistics:
-        """Compacts the backup; writes go on meanwhile.
+        """Compacts the backup while it can be written to.
 
         Raises:
             BackupError: the backup is unchanged.

@@ -19,7 +19,7 @@ _SHARED: Final = frozenset(
 
 
 def lacks(directory: str | None, node_directory: str | None = None) -> tuple[str, ...]:
-    """What a directory's file system lacks for a backup, one line each; empty for a server's.
+    """Weaknesses of a directory's file system, one line each; empty for a server's backup.
 
     With a node's network directory, also whether that node's user can write there.
     """

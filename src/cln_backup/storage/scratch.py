@@ -57,7 +57,7 @@ _TRIES = 5
 def directory(place: str, *, op: str) -> Iterator[str]:
     """A temporary directory for this block; it is removed with everything in it.
 
-    Directories that killed processes left behind are removed as well.
+    Directories left over by killed processes are removed as well.
     """
     with storage_errors(op, place):
         for left in leftovers(place):
@@ -201,7 +201,7 @@ def require_room(path: str, *, op: str, needed_bytes: int = 0) -> None:
 
 
 class Leftovers(Message):
-    """What the child is to remove."""
+    """The directories that the child removes."""
 
     paths: list[str]
 

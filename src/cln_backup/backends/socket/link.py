@@ -84,7 +84,7 @@ class Link:
 
         A silent connection counts as lost from the request on, or from `STALL_S` before that is
         detected. No wait takes more than half of the remaining time, so that there is always time
-        for another connection. Retries go on until the limit, with a last one when it is reached,
+        for another connection. It retries until the limit, with a last attempt when it is reached,
         and hardly longer.
 
         Args:

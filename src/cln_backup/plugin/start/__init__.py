@@ -1,7 +1,7 @@
-"""The first call of `db_write`: facts are gathered, `decide` judges them, one action follows.
+"""The first call of `db_write`: gathers facts, lets `decide` judge them, runs one action.
 
 Nothing is opened before that call: lightningd also starts its plugins to ask for their options,
-next to a node that runs.
+even while the node is running.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 def start(
     directory: str, change: Change, log: Callable[[str], None], patience: Patience
 ) -> Backend:
-    """Opens the backup of the node in whose network directory this is, for its first change.
+    """Opens the backup of the node in the current directory, for its first change.
 
-    When it returns, the change follows the backup and may be appended.
+    When it returns, the change follows the backup and can be appended.
 
     Raises:
         BackupError: the node must not commit; the message says why and what to do.

@@ -1,4 +1,4 @@
-"""What is done at a start: one action for each decision."""
+"""The actions of a start, one for each decision."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Start(NamedTuple):
-    """What an action may need: what was found, and what it acts on."""
+    """The input of an action: the facts, and the objects that it acts on."""
 
     node: Node
     facts: Facts
@@ -32,7 +32,7 @@ class Start(NamedTuple):
 
 
 def append(start: Start) -> None:
-    """Nothing was in doubt: the first change can follow."""
+    """Does nothing: the first change follows the backup."""
     start.log(STARTED_WELL)
     _note_storage(start)
     _switch_foreign_keys_on(start)
@@ -53,34 +53,34 @@ def drop_head(start: Start) -> None:
 
 
 def halt_out_of_date(start: Start) -> NoReturn:
-    """Halts a node that committed changes which its backup does not have."""
+    """Halts a node that committed changes which are missing in its backup."""
     node = start.node
     raise Discontinuity(
         f"Backup is out of date: {_where(start)}. The node ran without its backup, or made a last "
-        "commit while it shut down. The database is the newer one and is safe; the node "
-        "stays down until the backup has it too. Run: "
+        "commit while it shut down. The database is the newer one and is safe; the node is "
+        "halted until the backup is up to date. Run: "
         f"backup-cli snapshot --lightning-dir {quote(node.directory)}"
         + (f". But first: {node.wrong_lock}" if node.wrong_lock else "")
     )
 
 
 def halt_lost_commit(start: Start) -> NoReturn:
-    """Halts a node whose storage may have taken back what it had committed."""
+    """Halts a node whose storage may have undone its last commits."""
     assert start.facts.loss is not None
     raise Discontinuity(
         "Core Lightning may have lost its last changes with the power or the disk: "
-        f"{_where(start)}, and {start.facts.loss.value}. SQLite may have taken back what the node "
-        "had committed and told its peers, so the backup may have the only copy. It is safe "
-        f"to bring the database forward to it: {_restore(start)}"
+        f"{_where(start)}, and {start.facts.loss.value}. SQLite may have undone commits that the "
+        "node's peers know of, so the backup may have the only copy. It is safe to bring the "
+        f"database forward to the backup: {_restore(start)}"
     )
 
 
 def halt_older_database(start: Start) -> NoReturn:
-    """Halts a node that would go on from an old database."""
+    """Halts a node that would continue from an old database."""
     raise Discontinuity(
         f"Core Lightning seems to have lost some state (failed restore?): {_where(start)}. A node "
-        "that goes on from an old database can lose its funds. Was an old copy of the database "
-        f"put here, or another node's? If the backup is this node's, {_restore(start)}"
+        "that continues from an old database can lose its funds. Was the database replaced by an "
+        f"old copy, or by another node's? If the backup is this node's, {_restore(start)}"
     )
 
 
@@ -91,13 +91,13 @@ ACTIONS: dict[Decision, Callable[[Start], None]] = {
     Decision.ROLL_FORWARD: halt_lost_commit,
     Decision.OLDER: halt_older_database,
 }
-"""The action of each decision. One that returns has made the backup ready for the first change."""
+"""The action of each decision. If it returns, the backup is ready for the first change."""
 
 
 def _note_storage(start: Start) -> None:
-    """Notes which storage the answers to come are given on, before the first of them.
+    """Records the current storage of the database, before the first answer.
 
-    Nothing is in doubt at this moment: a later loss can only be of what is answered from now on.
+    Nothing is in doubt at this moment: only changes answered from now on can be lost later.
     """
     node = start.node
     if node.storage != (node.state.boot_id, node.state.mount):
@@ -105,9 +105,9 @@ def _note_storage(start: Start) -> None:
 
 
 def _switch_foreign_keys_on(start: Start) -> None:
-    """Appends a rider where the backup ends with foreign keys off.
+    """Appends a rider if the backup ends with foreign keys off.
 
-    The process that switched them off is gone; this one has them on.
+    The process that switched them off has ended; this one has them on.
     """
     backend = start.backend
     if backend.head is not None and not backend.head.foreign_keys:

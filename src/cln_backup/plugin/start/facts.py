@@ -1,4 +1,4 @@
-"""What is known at the first call, before anything is changed."""
+"""The facts at the first call, gathered before anything is changed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Node(NamedTuple):
 
     Attributes:
         directory: its network directory.
-        database: the path of its database, as its open files tell.
-        wrong_lock: what is wrong in `backup.lock`, for a message; empty where nothing is.
-        state: what `backup.state` says of the last answer.
-        storage: what holds the database now.
+        database: the path of its database, by its open files.
+        wrong_lock: what is wrong in `backup.lock`, for a message; empty if nothing is.
+        state: the state at the last answer, from `backup.state`.
+        storage: the current storage of the database.
     """
 
     directory: str
@@ -39,7 +39,7 @@ class Node(NamedTuple):
 
 
 def look_at_node(directory: str, wallet: str | None, log: Callable[[str], None]) -> Node:
-    """Looks at the node; `wallet` is what `backup.lock` says of its database.
+    """Gathers facts about the node; `wallet` is the database's path in `backup.lock`.
 
     Raises:
         BadSettings: `backup.state` cannot be understood.
@@ -49,8 +49,8 @@ def look_at_node(directory: str, wallet: str | None, log: Callable[[str], None])
     wrong_lock = ""
     if database != named:
         wrong_lock = (
-            f"The node's database is {database}, and {directory}/backup.lock says that it is "
-            f"{named}. Correct it before you use backup-cli, which would take the wrong one: "
+            f"The node's database is {database}, but {directory}/backup.lock names {named}. "
+            f"Correct backup.lock before you use backup-cli, which would use the wrong one: "
             f'"wallet": "{database}"'
         )
         log(wrong_lock)
@@ -63,10 +63,10 @@ def look_at_node(directory: str, wallet: str | None, log: Callable[[str], None])
 def gather_facts(
     change: Change, node: Node, backend: Backend, log: Callable[[str], None], patience: Patience
 ) -> Facts:
-    """Gathers what `decide` depends on.
+    """Gathers the facts that `decide` depends on.
 
     Raises:
-        Discontinuity: it is another node's backup.
+        Discontinuity: the backup belongs to another node.
         StorageError.
     """
     node_id = _node_id_of(node.database)

@@ -18,11 +18,11 @@ _WAIT_FOR_WRITER_S = 10
 
 
 def open_as_writer(url: str, log: Callable[[str], None]) -> Backend:
-    """Opens the backup for writing; waits a little for a writer that is just ending.
+    """Opens the backup for writing; waits for a short time for a writer that is about to end.
 
     Raises:
-        WriterConflict: another process is the writer, and goes on.
-        BackupError: what `open_backend` raises.
+        WriterConflict: another process is the writer, and did not end.
+        BackupError: as `open_backend` raises.
     """
     deadline_s = time.monotonic() + _WAIT_FOR_WRITER_S
     waiting = False
@@ -33,9 +33,10 @@ def open_as_writer(url: str, log: Callable[[str], None]) -> Backend:
             if error.holder is not None and _is_of_this_node(error.holder):
                 raise WriterConflict(
                     f"cln-backup is loaded twice in this node: process {error.holder}, of the "
-                    "same lightningd, writes to the backup already; this process wrote "
-                    "nothing. Leave one plugin= or important-plugin= line for it in the "
-                    "configuration, and none in a plugin directory; then start the node again."
+                    "same lightningd, already writes to the backup; this process wrote "
+                    "nothing. Keep one plugin= or important-plugin= line for it in the "
+                    "configuration, and no copy in a plugin directory; then start the node "
+                    "again."
                 ) from None
             if time.monotonic() > deadline_s:
                 raise
@@ -46,7 +47,7 @@ def open_as_writer(url: str, log: Callable[[str], None]) -> Backend:
 
 
 def log_notices(backend: Backend, log: Callable[[str], None]) -> None:
-    """Logs what the backend found and mended, and empties its list."""
+    """Logs the backend's notices, and clears them."""
     while backend.notices:
         log(backend.notices.pop(0))
 
@@ -55,5 +56,5 @@ def _is_of_this_node(process: int) -> bool:
     """Whether another process was started by the lightningd that started this one."""
     try:
         return lightningd_above(process) == lightningd_above()
-    except OSError:  # it has ended meanwhile
+    except OSError:  # it has ended
         return False
