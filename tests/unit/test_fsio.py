@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.model.errors import AlreadyExists, StorageError
-from cln_backup.storage import fsio, giving_back, scratch
+from cln_backup.storage import directories, fsio, giving_back, scratch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -257,8 +257,8 @@ def test_files_of_a_directory_give_their_room_back(tmp_path: Path) -> None:
 
 
 def test_missing_directories_are_made_private_one_by_one(tmp_path: Path) -> None:
-    fsio.make_directories(f"{tmp_path}/a/b/c/", op="make")
-    fsio.make_directories(f"{tmp_path}/a/b/c", op="make")
+    directories.make_with_parents(f"{tmp_path}/a/b/c/", op="make")
+    directories.make_with_parents(f"{tmp_path}/a/b/c", op="make")
     for name in ("a", "a/b", "a/b/c"):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
 
@@ -266,4 +266,4 @@ def test_missing_directories_are_made_private_one_by_one(tmp_path: Path) -> None
 def test_a_file_among_the_directories_to_make_is_left(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AlreadyExists, match="file exists; it was not changed"):
-        fsio.make_directories(f"{tmp_path}/file/a/b", op="make")
+        directories.make_with_parents(f"{tmp_path}/file/a/b", op="make")

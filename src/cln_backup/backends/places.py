@@ -8,7 +8,7 @@ import os
 from cln_backup.backends.dir.store import list_files
 from cln_backup.formats import holders, v2
 from cln_backup.model.errors import AlreadyExists, NotFound, StorageError
-from cln_backup.storage import fsio
+from cln_backup.storage import directories, fsio
 from cln_backup.storage.local_objects import LocalObjects
 
 _LOOK = "look for a backup"
@@ -58,7 +58,7 @@ def require_backup_directory(path: str) -> None:
 
 def missing_in(path: str) -> NotFound:
     """The error for a directory that does not contain a backup."""
-    names = fsio.list_directory(path, op=_LOOK)
+    names = directories.names(path, op=_LOOK)
     if "backup.lock" in names or "lightningd.sqlite3" in names:
         return NotFound(
             f"{path} is a node's network directory, not a backup; backup.lock in it names the "

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cln_backup.backends import redacted
 from cln_backup.model.errors import BadSettings, NodeRunning, NotFound, StorageError
-from cln_backup.storage import fsio
+from cln_backup.storage import directories, fsio
 
 RPC_SOCKET_NAME = "lightning-rpc"
 DATABASE_NAME = "lightningd.sqlite3"
@@ -135,7 +135,7 @@ def database_path(directory: str, wallet: str | None) -> str:
 
 def network_directories_in(directory: str) -> list[str]:
     """Names of a node's network directories in a directory that is not one itself."""
-    names = fsio.list_directory(directory, op=_FIND)
+    names = directories.names(directory, op=_FIND)
     if not _IN_NETWORK_DIRECTORY.isdisjoint(names):
         return []
     return [name for name in names if _is_network_directory(os.path.join(directory, name))]

@@ -7,7 +7,7 @@ import os
 import ssl
 
 from cln_backup.model.errors import BadSettings
-from cln_backup.storage import fsio
+from cln_backup.storage import directories, fsio
 
 _COMMON_NAME = "cln-backup server"
 _DAYS = 36_500
@@ -78,7 +78,9 @@ def make(directory: str) -> tuple[str, str]:
             "The Python package cryptography, which makes the certificate, is not installed. "
             "Reinstall cln-backup, or name a certificate with --tls-cert and --tls-key."
         ) from None
-    fsio.make_directories(os.path.abspath(directory), op="make directory of the certificate")
+    directories.make_with_parents(
+        os.path.abspath(directory), op="make directory of the certificate"
+    )
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _COMMON_NAME)])
     start = dt.datetime.now(dt.timezone.utc) - dt.timedelta(days=1)

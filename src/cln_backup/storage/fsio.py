@@ -218,19 +218,6 @@ def sync_directory(path: str, *, op: str) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def locked_directory(path: str, *, op: str) -> Iterator[None]:
-    """Excludes other processes from the block; does nothing if directories cannot be locked."""
-    with storage_errors(op, path):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
 def publish(built: str, path: str, *, op: str, withdraws: bool = True) -> None:
     """Renames a file that was built beside and synced to its final name; never replaces anything.
 
@@ -311,61 +298,6 @@ def _copy_whole(path: str, name: str) -> None:
             os.close(target)
     finally:
         os.close(source)
-
-
-def make_directory(path: str, *, op: str) -> bool:
-    """Makes a directory that only its owner may enter; it and its name are durable on return.
-
-    Returns whether it was made; `False` if it exists. Its owner is chosen as by `create`.
-    """
-    with storage_errors(op, path):
-        try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            if os.path.isdir(path):
-                return False
-            raise AlreadyExists(f"{path} exists; it was not changed.") from None
-    try:
-        with storage_errors(op, path):
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                ownership.give(fd, path.rstrip("/"))
-            finally:
-                os.close(fd)
-        sync_directory(os.path.dirname(path.rstrip("/")) or ".", op=op)
-    except StorageError:
-        remove_directory(path, op=op)
-        raise
-    return True
-
-
-def make_directories(path: str, *, op: str) -> None:
-    """Makes a directory and its missing parents, each as `make_directory` does.
-
-    Raises `AlreadyExists` if a path is a file, which is not changed.
-    """
-    parent = os.path.dirname(path.rstrip("/"))
-    if parent and not os.path.isdir(parent):
-        make_directories(parent, op=op)
-    make_directory(path, op=op)
-
-
-def remove_directory(path: str, *, op: str) -> None:
-    """Removes an empty directory that this program made."""
-    with storage_errors(op, path):
-        os.rmdir(path)
-
-
-def list_directory(path: str, *, op: str) -> list[str]:
-    """The names in a directory, sorted."""
-    with storage_errors(op, path):
-        return sorted(os.listdir(path))
-
-
-def visit_directory(path: str, *, op: str) -> None:
-    """Opens a directory, which makes a network file system ask its server for current contents."""
-    with storage_errors(op, path):
-        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 def preallocate(fd: int, length_bytes: int, *, op: str) -> None:

@@ -7,7 +7,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Final
 
-from cln_backup.storage import fsio, giving_back
+from cln_backup.storage import directories, fsio, giving_back
 from cln_backup.storage.objects import Objects, ObjectStatus, is_name, require_name
 from cln_backup.storage.os_errors import storage_errors
 from cln_backup.storage.source import FileSource
@@ -94,7 +94,7 @@ class LocalObjects(Objects):
         ]
 
     def _names(self) -> Sequence[str]:
-        return fsio.list_directory(self.directory, op="list backup")
+        return directories.names(self.directory, op="list backup")
 
     def delete(self, name: str, *, op: str) -> None:
         """See `Objects.delete`."""

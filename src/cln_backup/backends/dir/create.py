@@ -20,7 +20,7 @@ from cln_backup.backends.writer import WriterLock
 from cln_backup.formats import v2
 from cln_backup.model.errors import AlreadyExists, StorageError, WriterConflict
 from cln_backup.model.position import EMPTY, after_snapshot, digest_of_snapshot
-from cln_backup.storage import fsio, interruption, scratch
+from cln_backup.storage import directories, fsio, interruption, scratch
 from cln_backup.storage.local_objects import BUILDING, LocalObjects
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def creating_backup(place: Place, base: Change | None) -> Iterator[None]:
     What an attempt that was cut left behind, which holds nothing, is removed. Keys are kept under
     another name: they may be those of a backup whose other files were moved away.
     """
-    made = vacant = begun = fsio.make_directory(place.path, op="create backup")
+    made = vacant = begun = directories.make(place.path, op="create backup")
     lock: WriterLock | None = None
     created = False
     backup_id = os.urandom(v2.ID_BYTES)
@@ -80,7 +80,7 @@ def creating_backup(place: Place, base: Change | None) -> Iterator[None]:
 def _take_away(path: str, backup_id: bytes, *, begun: bool, made: bool) -> None:
     if _withdraw(path, backup_id, begun=begun) and made:
         with contextlib.suppress(StorageError):  # somebody put something there
-            fsio.remove_directory(path, op="remove unfinished backup")
+            directories.remove_empty(path, op="remove unfinished backup")
 
 
 def _withdraw(path: str, backup_id: bytes, *, begun: bool) -> bool:
@@ -108,7 +108,7 @@ def build_inside(path: str) -> Iterator[str]:
     The base comes last: without it they are no backup. What fails, and who else is at work there,
     leaves nothing that is taken for one.
     """
-    made = fsio.make_directory(path, op="create backup")
+    made = directories.make(path, op="create backup")
     published: list[str] = []
     try:
         with scratch.directory(path, op="copy") as directory:
@@ -116,7 +116,7 @@ def build_inside(path: str) -> Iterator[str]:
             _require_vacant(path, os.path.basename(directory))
             yield inside
             _require_vacant(path, os.path.basename(directory))
-            names = fsio.list_directory(inside, op="publish copy")
+            names = directories.names(inside, op="publish copy")
             for name in sorted(names, key=lambda name: name.startswith("base-")):
                 fsio.publish(
                     os.path.join(inside, name), os.path.join(path, name), op="publish copy"
@@ -127,12 +127,12 @@ def build_inside(path: str) -> Iterator[str]:
             fsio.remove(os.path.join(path, name), op="remove unfinished copy")
         if made:
             with contextlib.suppress(StorageError):  # somebody put something there
-                fsio.remove_directory(path, op="remove unfinished copy")
+                directories.remove_empty(path, op="remove unfinished copy")
         raise
 
 
 def _require_vacant(path: str, besides: str = "") -> None:
-    found = fsio.list_directory(path, op="list backup")
+    found = directories.names(path, op="list backup")
     allowed = (*_UNFINISHED, _KEPT, LOCK_NAME, *filter(None, (besides,)))
     if any(not name.startswith(allowed) for name in found):
         raise AlreadyExists(
@@ -142,7 +142,7 @@ def _require_vacant(path: str, besides: str = "") -> None:
 
 
 def _keep_keys(path: str) -> None:
-    for name in fsio.list_directory(path, op="list backup"):
+    for name in directories.names(path, op="list backup"):
         if name.startswith("key-"):
             file = os.path.join(path, name)
             fsio.keep(file, os.path.join(path, _KEPT + name), op="keep unused key")
@@ -150,7 +150,7 @@ def _keep_keys(path: str) -> None:
 
 
 def _remove_unfinished(path: str) -> None:
-    for name in fsio.list_directory(path, op="list backup"):
+    for name in directories.names(path, op="list backup"):
         if name.startswith(_UNFINISHED):
             fsio.remove(os.path.join(path, name), op="remove unfinished backup")
 

@@ -30,7 +30,7 @@ from cln_backup.formats.holders import (
 )
 from cln_backup.formats.seals import KEY_BYTES, KeySealer, derive
 from cln_backup.model.errors import AlreadyExists, BadUrl, Damaged, Locked, NotFound
-from cln_backup.storage import fsio
+from cln_backup.storage import directories
 from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def remove_holder(path: str, backup_id: bytes, label: str) -> None:
         NotFound: there is no such holder.
         Locked: it is the last one, without which nobody could read the backup.
     """
-    with fsio.locked_directory(path, op="remove key"):  # two at once would remove the last two
+    with directories.locked(path, op="remove key"):  # two at once would remove the last two
         labels = [holder.label for holder in holders(path, backup_id)]
         if not labels:
             raise Locked("This backup is not encrypted, so it has no keys.")

@@ -21,7 +21,7 @@ from cln_backup.backends.dir.store import (
 )
 from cln_backup.process.channel import Message
 from cln_backup.process.parent import Parent, serve
-from cln_backup.storage import fsio
+from cln_backup.storage import directories, fsio
 from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def make_spare(path: str, writer: int, writer_lives: Callable[[], bool]) -> None
     Without the writer that this process works for, nothing is done.
     """
     spare = os.path.join(path, SPARE)
-    for name in fsio.list_directory(path, op="list backup"):
+    for name in directories.names(path, op="list backup"):
         if not writer_lives():
             return
         if name.startswith(f"{SPARE}.") and not name.endswith(f"-{writer}"):

@@ -25,7 +25,7 @@ from cln_backup.formats.v2_stream import Encoder
 from cln_backup.model.errors import AlreadyExists, StorageError, WriterConflict
 from cln_backup.process.channel import Message
 from cln_backup.process.child import Child
-from cln_backup.storage import fsio
+from cln_backup.storage import directories, fsio
 from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class SegmentWriter:
             if found is not None:
                 raise conflict(self._store.log_path(self._begun.segment), found)
             # A network file system asks its server for the names anew.
-            fsio.visit_directory(self._store.path, op="look at backup")
+            directories.visit(self._store.path, op="look at backup")
             self._require_no_later_writer()
         if at_all_names:
             last = newest_segment(self._store.objects)

@@ -25,7 +25,7 @@ from cln_backup.model.errors import (
     StorageError,
 )
 from cln_backup.model.statements import foreign_keys_after
-from cln_backup.storage import fsio, giving_back, interruption, scratch
+from cln_backup.storage import directories, fsio, giving_back, interruption, scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -269,7 +269,7 @@ class FileBackend(Backend):
         path = os.path.realpath(path_of(url))
         require_backup_file(path)
         directory, name = os.path.split(path)
-        beside = fsio.list_directory(directory, op="list backup")
+        beside = directories.names(directory, op="list backup")
         names = [name, *(found for found in beside if found.startswith(f"{name}."))]
         space = space_bytes(os.path.join(directory, found) for found in names)
         return Inventory(None, (), None, None, space)
