@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from bench.measures import Row
 from bench.socket import running_server
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_writer
 from cln_backup.backends.dir import store as dir_store
 from cln_backup.backends.dir.store import list_files
 from cln_backup.model.change import Change
@@ -20,7 +20,7 @@ from cln_backup.storage.local_objects import LocalObjects
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
 
 _FILES = 5_000
 _SEGMENTS = 1_000
@@ -43,7 +43,7 @@ def _change(version: int, noise_bytes: int) -> Change:
     return Change(version, None, statements)
 
 
-def _append(backend: Backend, noise_bytes: int = 100) -> float:
+def _append(backend: Writer, noise_bytes: int = 100) -> float:
     change = _change(backend.version + 1, noise_bytes)
     started = time.perf_counter()
     backend.add_change(change)
@@ -61,7 +61,7 @@ def _more_files(path: str) -> None:
 def _more_segments(url: str) -> None:
     with (
         patch.object(dir_store, "FIRST_SEGMENT_BYTES", _SMALL_SEGMENT_BYTES),
-        open_backend(url, writable=True) as backend,
+        open_writer(url) as backend,
     ):
         while len(list_files(LocalObjects(url.removeprefix("dir://"))).segments) < _SEGMENTS:
             for _ in range(20):
@@ -69,7 +69,7 @@ def _more_segments(url: str) -> None:
 
 
 def _more_changes(url: str) -> None:
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         for _ in range(_CHANGES):
             _append(backend)
 
@@ -109,7 +109,7 @@ def _times(place: str, scheme: str, grows: str, *, served: bool) -> tuple[list[f
         if served:
             servers = [stack.enter_context(running_server(url)) for url in urls]
             urls = [f"socket:127.0.0.1:{server.port}" for server in servers]
-        fresh, grown = (stack.enter_context(open_backend(url, writable=True)) for url in urls)
+        fresh, grown = (stack.enter_context(open_writer(url)) for url in urls)
         for backend in (fresh, grown):
             for _ in range(_WARM_UP):  # the first one begins a segment
                 _append(backend)

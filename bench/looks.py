@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 from bench import drive
 from bench.measures import Row
-from cln_backup.backends import create_backend, open_backend
-from cln_backup.backends.dir.backend import DirBackend
-from cln_backup.backends.file.backend import FileBackend
+from cln_backup.backends import create_backend, open_writer
+from cln_backup.backends.dir.appender import DirWriter
 from cln_backup.backends.file.end import FileEnd
+from cln_backup.backends.file.writer import FileWriter
 from cln_backup.backends.look import LookSchedule
 from cln_backup.model.change import Change
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
     from cln_backup.backends.dir.writer import SegmentWriter
 
 _CALLS = 4_000
@@ -44,23 +44,23 @@ def _url(directory: str, kind: str, name: str) -> str:
     return f"dir://{place}?key-file={place}.key"
 
 
-def _opened(directory: str, kind: str, name: str) -> Backend:
+def _opened(directory: str, kind: str, name: str) -> Writer:
     url = _url(directory, kind, name)
     create_backend(url, None)
-    return open_backend(url, writable=True)
+    return open_writer(url)
 
 
-def _looker(backend: Backend) -> FileEnd | SegmentWriter:
+def _looker(backend: Writer) -> FileEnd | SegmentWriter:
     """The part of a writer that looks."""
-    if isinstance(backend, FileBackend):
+    if isinstance(backend, FileWriter):
         assert backend._written is not None  # noqa: SLF001
         return backend._written  # noqa: SLF001
-    assert isinstance(backend, DirBackend)
+    assert isinstance(backend, DirWriter)
     assert backend._writer is not None  # noqa: SLF001
     return backend._writer  # noqa: SLF001
 
 
-def _look(backend: Backend) -> None:
+def _look(backend: Writer) -> None:
     looker = _looker(backend)
     if isinstance(looker, FileEnd):
         looker.look(backend.size_bytes)
@@ -68,7 +68,7 @@ def _look(backend: Backend) -> None:
         looker.look()
 
 
-def _timed(backend: Backend, change: Change) -> float:
+def _timed(backend: Writer, change: Change) -> float:
     started = time.perf_counter()
     backend.add_change(change)
     return time.perf_counter() - started

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bench import drive
 from bench.measures import Row, build_floor
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_writer
 from cln_backup.backends.socket.token_file import create_token
 from cln_backup.model.change import Change
 
@@ -164,7 +164,7 @@ def socket_crowd(directory: str, capture: str) -> Iterator[Row]:  # noqa: ARG001
 
 def _crowd(urls: list[str]) -> None:
     """A part of the crowd: one thread a node, begun together when the input ends."""
-    backends = [open_backend(url, writable=True) for url in urls]
+    backends = [open_writer(url) for url in urls]
     print("ready", flush=True)
     sys.stdin.read()
     times_s: list[float] = []

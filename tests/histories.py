@@ -12,7 +12,8 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup.backends import open_backend
+from cln_backup.backends import open_reader, open_writer
+from cln_backup.backends.ticket import Folded, MoreNeeded
 from cln_backup.model.change import FOREIGN_KEYS_OFF, FOREIGN_KEYS_ON, Change, Kind
 from simulator.content import differences
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Reader, Writer
+    from cln_backup.backends.ticket import Statistics, Ticket
 
 _KEY = "PRIMARY KEY (name)"
 SCHEMA = (
@@ -185,18 +187,41 @@ def _told(change: Change) -> Told:
 
 def told_by(url: str) -> list[Told]:
     """What a backup tells a reader."""
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         return told(backend.stream_changes())
 
 
 def append(url: str, changes: Iterable[Change]) -> None:
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         add_all(backend, changes)
 
 
-def add_all(backend: Backend, changes: Iterable[Change]) -> None:
+def add_all(backend: Writer, changes: Iterable[Change]) -> None:
     for change in changes:
         backend.add_change(change)
+
+
+def prepared(reader: Reader, base: Change | None, *, foreign_keys: bool) -> Ticket:
+    """A compaction to this base."""
+    return reader.prepare_compaction(lambda _reader: Folded(base, foreign_keys))
+
+
+def compacted(reader: Reader) -> Statistics:
+    """What a server changed that was asked to compact."""
+
+    def fold(_reader: Reader) -> Folded:
+        raise AssertionError("a server compacts by itself")
+
+    done = reader.prepare_compaction(fold).done
+    assert done is not None
+    return done
+
+
+def take_over(writer: Writer, ticket: Ticket) -> Statistics:
+    """Puts what was prepared in place, at once."""
+    statistics = writer.take_over(ticket)
+    assert not isinstance(statistics, MoreNeeded)
+    return statistics
 
 
 def assert_same_database(restored: str | Path, expected: str | Path) -> None:

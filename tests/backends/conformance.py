@@ -17,7 +17,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer, place_at
 from cln_backup.model.change import Change, Head, Kind
 from cln_backup.model.errors import (
     AlreadyExists,
@@ -26,14 +26,28 @@ from cln_backup.model.errors import (
     Discontinuity,
     WriterConflict,
 )
-from tests.histories import OFF, ON, SnapshotBytes, Told, bump, image, rider, told, transaction
+from tests.histories import (
+    OFF,
+    ON,
+    SnapshotBytes,
+    Told,
+    bump,
+    image,
+    prepared,
+    rider,
+    take_over,
+    told,
+    transaction,
+)
 from tests.socket.serving import ServerHere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from cln_backup.backends.contract import Backend, Staged
+    from cln_backup.backends.contract import Backend, Reader, Writer
+    from cln_backup.backends.events import Event
+    from cln_backup.backends.ticket import Ticket
 
 
 def _file(directory: Path) -> str:
@@ -79,10 +93,10 @@ COMPACTED_ELSEWHERE = {"socket", "socket-dir"}
 
 _CHILD = """
 import sys
-from cln_backup.backends import open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer, place_at
 from cln_backup.model.errors import BackupError
 try:
-    backend = open_backend(sys.argv[1], writable=True)
+    backend = open_writer(sys.argv[1])
 except BackupError as error:
     print(type(error).__name__, error, flush=True)
 else:
@@ -193,8 +207,8 @@ _PRAGMAS = st.sampled_from([(OFF,), (ON,), ("PRAGMA user_version = 5;", OFF)])
 class Staging(NamedTuple):
     """A compaction that is under way."""
 
-    reader: Backend
-    staged: Staged
+    reader: Reader
+    ticket: Ticket
     base: Change | None
     length: int
 
@@ -206,9 +220,9 @@ class Conformance(RuleBasedStateMachine):
         super().__init__()
         self.url = new_url()
         self.stages = self.url.partition(":")[0] not in COMPACTED_ELSEWHERE
-        self.backend: Backend | None = None
+        self.backend: Writer | None = None
         self.staging: Staging | None = None
-        self.readers: list[tuple[Backend, list[Told]]] = []
+        self.readers: list[tuple[Reader, list[Told]]] = []
         self.oracle = Oracle(None)
         self.steps = 0
 
@@ -217,10 +231,10 @@ class Conformance(RuleBasedStateMachine):
         change = None if base is None else Change(base[0], base[1], None)
         create_backend(self.url, change)
         self.oracle = Oracle(change)
-        self.backend = open_backend(self.url, writable=True)
+        self.backend = open_writer(self.url)
 
     @property
-    def writer(self) -> Backend:
+    def writer(self) -> Writer:
         assert self.backend is not None
         return self.backend
 
@@ -281,12 +295,12 @@ class Conformance(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.writer.close()
-        self.backend = open_backend(self.url, writable=True)
+        self.backend = open_writer(self.url)
 
     @rule()
     def second_writer(self) -> None:
         with pytest.raises(WriterConflict, match=f"process {os.getpid()} "):
-            open_backend(self.url, writable=True)
+            open_writer(self.url)
 
     @precondition(lambda self: self.stages or self.oracle.entries)
     @rule()
@@ -297,7 +311,7 @@ class Conformance(RuleBasedStateMachine):
     @rule()
     def open_reader(self) -> None:
         if len(self.readers) < 3:
-            self.readers.append((open_backend(self.url), self.oracle.told()))
+            self.readers.append((open_reader(self.url), self.oracle.told()))
 
     @precondition(lambda self: self.readers)
     @rule()
@@ -322,8 +336,7 @@ class Conformance(RuleBasedStateMachine):
         start = data.draw(st.integers(0, self.oracle.version + 2))
         for head in (True, False):
             expected = self.oracle.told(start, head=head)
-            assert told(self.writer.stream_changes(start, head=head)) == expected
-            with open_backend(self.url) as reader:
+            with open_reader(self.url) as reader:
                 assert told(reader.stream_changes(start, head=head)) == expected
 
     @precondition(
@@ -335,22 +348,22 @@ class Conformance(RuleBasedStateMachine):
         base = None
         if entries[-1].kind is not Kind.SNAPSHOT:
             base = Change(entries[-2].change.version, snapshot, None)
-        reader = open_backend(self.url)
-        staged = reader.stage(base, foreign_keys=entries[-2].foreign_keys)
-        self.staging = Staging(reader, staged, base, len(entries))
+        reader = open_reader(self.url)
+        ticket = prepared(reader, base, foreign_keys=entries[-2].foreign_keys)
+        self.staging = Staging(reader, ticket, base, len(entries))
 
     @precondition(lambda self: self.staging is not None)
     @rule()
     def stage_more(self) -> None:
         assert self.staging is not None
-        staged = self.staging.reader.stage_more(self.staging.staged)
-        self.staging = self.staging._replace(staged=staged)
+        ticket = self.staging.reader.prepare_more(self.staging.ticket)
+        self.staging = self.staging._replace(ticket=ticket)
 
     @precondition(lambda self: self.staging is not None)
     @rule()
     def replace(self) -> None:
         assert self.staging is not None
-        self.writer.replace(self.staging.staged)
+        take_over(self.writer, self.staging.ticket)
         self.oracle.fold(self.staging.base, self.staging.length)
         self._end_staging()
 
@@ -374,22 +387,23 @@ class Conformance(RuleBasedStateMachine):
     @invariant()
     def a_new_reader_sees_the_same(self) -> None:
         if self.backend is not None:
-            with open_backend(self.url) as reader:
+            events: list[Event] = []
+            with place_at(self.url).open_reader(on_event=events.append) as reader:
                 self._check(reader)
+                if self.steps % _WHOLE_EVERY == 0:
+                    self._check_history(reader)
                 assert reader.size_bytes == self.backend.size_bytes
-                assert reader.notices == []
+                assert events == []
 
     def _check(self, backend: Backend) -> None:
-        assert backend.url == self.url
+        assert backend.place.url == self.url
         assert backend.version == self.oracle.version
-        assert backend.prev_version == self.oracle.prev_version
-        assert backend.version_count == len(self.oracle.entries)
-        assert backend.head == self.oracle.head
-        assert (backend.last_change_at is None) <= (not self.oracle.entries)
-        if self.steps % _WHOLE_EVERY == 0:
-            self._check_history(backend)
+        assert backend.standing.prev_version == self.oracle.prev_version
+        assert backend.standing.version_count == len(self.oracle.entries)
+        assert backend.standing.head == self.oracle.head
+        assert (backend.last_change.at is None) <= (not self.oracle.entries)
 
-    def _check_history(self, backend: Backend) -> None:
+    def _check_history(self, backend: Reader) -> None:
         assert told(backend.stream_changes()) == self.oracle.told()
         assert told(backend.stream_changes(head=False)) == self.oracle.told(head=False)
 
@@ -399,5 +413,6 @@ class Conformance(RuleBasedStateMachine):
         for reader, _ in self.readers:
             reader.close()
         if self.backend is not None:
-            self._check_history(self.backend)
+            with open_reader(self.url) as reader:
+                self._check_history(reader)
             self.backend.close()

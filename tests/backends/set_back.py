@@ -17,61 +17,71 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.backends.look import PAUSE_S
 from cln_backup.model.change import Change
 from cln_backup.model.errors import BackupError
 from tests.backends.conformance import PLACES
-from tests.histories import append, image, long_text, payment, payments, started_node, told
+from tests.histories import (
+    append,
+    image,
+    long_text,
+    payment,
+    payments,
+    prepared,
+    started_node,
+    take_over,
+    told,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
 
 _BLOCK_BYTES = 4096
 _SEGMENT_BYTES = 1 << 18
 
 
-def go_on(backend: Backend) -> None:
+def go_on(backend: Writer) -> None:
     """One more change."""
     backend.add_change(payment(backend.version + 1, "the newest one"))
 
 
-def _go_on_for_long(backend: Backend) -> None:
+def _go_on_for_long(backend: Writer) -> None:
     for change in payments(backend.version + 1, backend.version + 41):
         backend.add_change(change)
 
 
-def _go_on_past_a_segment(backend: Backend) -> None:
+def _go_on_past_a_segment(backend: Writer) -> None:
     text = os.urandom(_SEGMENT_BYTES // 2).hex()
     for _ in range(3):
         backend.add_change(payment(backend.version + 1, text))
 
 
-def _drop_and_go_on(backend: Backend) -> None:
+def _drop_and_go_on(backend: Writer) -> None:
     backend.rewind()
     go_on(backend)
 
 
-def compact(backend: Backend) -> None:
+def compact(backend: Writer) -> None:
     """Folds all before the head into a snapshot."""
-    with open_backend(backend.url) as reader:
-        base = Change(reader.prev_version, image("all that came before"), None)
-        staged = reader.stage(base, foreign_keys=True)
-    backend.replace(staged)
+    with open_reader(backend.place.url) as reader:
+        base = Change(reader.standing.prev_version, image("all that came before"), None)
+        staged = prepared(reader, base, foreign_keys=True)
+    take_over(backend, staged)
 
 
-def _compact_and_go_on(backend: Backend) -> None:
+def _compact_and_go_on(backend: Writer) -> None:
     compact(backend)
     go_on(backend)
 
 
-def _snapshot(backend: Backend) -> None:
+def _snapshot(backend: Writer) -> None:
     backend.add_change(Change(backend.version, image("of an old state"), None))
 
 
-SINCE: dict[str, Callable[[Backend], None]] = {
+SINCE: dict[str, Callable[[Writer], None]] = {
     "one change": go_on,
     "many changes": _go_on_for_long,
     "a segment": _go_on_past_a_segment,
@@ -80,7 +90,7 @@ SINCE: dict[str, Callable[[Backend], None]] = {
 }
 """What the machine did after the checkpoint."""
 
-THEN: dict[str, Callable[[Backend], None]] = {
+THEN: dict[str, Callable[[Writer], None]] = {
     "go on": go_on,
     "drop": lambda backend: backend.rewind(),
     "snapshot": _snapshot,
@@ -97,7 +107,7 @@ CASES = [
 ]
 
 
-def fill_to_a_border(backend: Backend, directory: Path) -> None:
+def fill_to_a_border(backend: Writer, directory: Path) -> None:
     """Appends until the last change ends where a block does."""
     a_letter_bytes = 1.0 if newest_file(directory).suffix == ".bkp" else 0.51
     besides_bytes = 200.0
@@ -136,7 +146,7 @@ def files(directory: Path) -> dict[str, str]:
 def _run(url: str, directory: Path, since: str, then: str, at: str) -> dict[str, object]:
     create_backend(url, None)
     append(url, started_node())
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         if at != "the start":
             for version in range(4, 9):
                 backend.add_change(payment(version, long_text(version, 300)))
@@ -149,7 +159,7 @@ def _run(url: str, directory: Path, since: str, then: str, at: str) -> dict[str,
             time.sleep(1.5 * PAUSE_S)
             os._exit(_set_back(backend, then, directory / "said"))
         SINCE[since](backend)
-        with open_backend(url) as reader:
+        with open_reader(url) as reader:
             expected = told(reader.stream_changes())
         before = files(directory)
         os.write(go, b"x")
@@ -157,18 +167,18 @@ def _run(url: str, directory: Path, since: str, then: str, at: str) -> dict[str,
         assert status == 0, status
         said = json.loads((directory / "said").read_text())
         (directory / "said").unlink()
-        with open_backend(url) as reader:
-            reader.read_through()
+        with open_reader(url) as reader:
+            reader.check()
             found = told(reader.stream_changes())
         after = files(directory)
         untouched = after == before
         go_on(backend)
-    with open_backend(url) as reader:
-        reader.read_through()
+    with open_reader(url) as reader:
+        reader.check()
     return {**said, "untouched": untouched, "whole": found == expected}
 
 
-def _set_back(backend: Backend, then: str, path: Path) -> int:
+def _set_back(backend: Writer, then: str, path: Path) -> int:
     said = []
     for _ in range(2):
         try:

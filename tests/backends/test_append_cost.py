@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.backends.look import LookSchedule
 from cln_backup.model.change import Change
 from cln_backup.server.served import Served
@@ -101,7 +101,7 @@ def test_an_append_through_the_server_looks_at_no_more_files_in_a_long_history(
     with ExitStack() as stack:
         server = stack.enter_context(server_here())
         url = server.add(f"{scheme}://{place}")
-        backend = stack.enter_context(open_backend(url, writable=True))
+        backend = stack.enter_context(open_writer(url))
         for version in (1, 2):  # the first one claims a segment
             backend.add_change(_change(version))
         fresh = calls.during(backend, 3)
@@ -116,7 +116,7 @@ def test_an_append_that_begins_a_segment_lists_no_names(tmp_path: Path) -> None:
     create_backend(f"dir://{place}", None)
     calls = _Calls()
     threading.setprofile(None)
-    with open_backend(f"dir://{place}", writable=True) as backend:
+    with open_writer(f"dir://{place}") as backend:
         backend.add_change(_change(1))
         large = _change(2, os.urandom(1 << 18).hex())
         sys.setprofile(calls._note)
@@ -149,9 +149,7 @@ def test_an_append_through_the_server_does_the_same_after_many_changes(
     create_backend(f"{scheme}://{place}", None)
     with ExitStack() as stack:
         server = stack.enter_context(server_here())
-        backend = stack.enter_context(
-            open_backend(server.add(f"{scheme}://{place}"), writable=True)
-        )
+        backend = stack.enter_context(open_writer(server.add(f"{scheme}://{place}")))
         for version in range(1, 401):
             backend.add_change(_change(version))
     assert counted[-1].total() > 50
@@ -165,11 +163,11 @@ def test_who_asks_the_server_for_the_size_gets_that_of_now(scheme: str, tmp_path
     with server_here() as server:
         url = server.add(f"{scheme}://{place}")
         (served,) = server.nodes.values()
-        with open_backend(url, writable=True) as writer:
+        with open_writer(url) as writer:
             for version in range(1, 4):
                 writer.add_change(_change(version))
                 for_metrics = served.size_bytes()
-                with open_backend(url) as reader, open_backend(f"{scheme}://{place}") as beside:
+                with open_reader(url) as reader, open_reader(f"{scheme}://{place}") as beside:
                     assert writer.size_bytes == reader.size_bytes == beside.size_bytes > 0
                     assert for_metrics == beside.size_bytes
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from cln_backup.backends import SCHEMES, backend_class, create_backend, open_backend
+from cln_backup.backends import SCHEMES, create_backend, open_reader, open_writer, place_at
 from cln_backup.model.change import Change
 from cln_backup.model.errors import (
     BackupError,
@@ -33,7 +33,9 @@ from tests.histories import (
     image,
     payment,
     payments,
+    prepared,
     started_node,
+    take_over,
     told,
     told_by,
 )
@@ -97,11 +99,11 @@ def test_any_order_of_calls(scheme: str, memory_path: Path, part: int) -> None:
 def test_nothing_is_at_a_new_place(url: str) -> None:
     for writable in (False, True):
         with pytest.raises(NotFound):
-            open_backend(url, writable=writable)
+            (open_writer if writable else open_reader)(url)
 
 
 def test_second_writer_in_another_process_is_told_who_holds_the_backup(started: str) -> None:
-    with open_backend(started, writable=True), writer_elsewhere(started) as (_, said):
+    with open_writer(started), writer_elsewhere(started) as (_, said):
         assert said.startswith("WriterConflict")
         assert f"process {os.getpid()} " in said
     with writer_elsewhere(started) as (_, said):
@@ -112,7 +114,7 @@ def test_writer_of_another_process_is_named(started: str) -> None:
     with writer_elsewhere(started) as (process, said):
         assert said == "open"
         with pytest.raises(WriterConflict, match=f"process {process.pid} "):
-            open_backend(started, writable=True)
+            open_writer(started)
         assert told_by(started) == told(started_node())
 
 
@@ -126,7 +128,7 @@ def test_sigkilled_writer_leaves_no_lock_behind(started: str) -> None:
 
 
 def test_close_gives_the_right_to_write_back(started: str) -> None:
-    first = open_backend(started, writable=True)
+    first = open_writer(started)
     first.close()
     append(started, [payment(4)])
     with writer_elsewhere(started) as (_, said):
@@ -135,20 +137,20 @@ def test_close_gives_the_right_to_write_back(started: str) -> None:
 
 def test_close_twice_is_harmless(started: str) -> None:
     for writable in (False, True):
-        backend = open_backend(started, writable=writable)
+        backend = (open_writer if writable else open_reader)(started)
         backend.close()
         backend.close()
 
 
 def test_backup_that_cannot_be_opened_is_not_locked(started: str) -> None:
-    with pytest.raises(WriterConflict), open_backend(started, writable=True):
-        open_backend(started, writable=True)
-    with open_backend(started, writable=True) as backend:
+    with pytest.raises(WriterConflict), open_writer(started):
+        open_writer(started)
+    with open_writer(started) as backend:
         backend.add_change(payment(4))
 
 
 def test_readers_do_not_stop_the_writer(started: str) -> None:
-    with open_backend(started) as one, open_backend(started) as other:
+    with open_reader(started) as one, open_reader(started) as other:
         append(started, payments(4, 7))
         assert told(one.stream_changes()) == told(started_node())
         assert told(other.stream_changes()) == told(started_node())
@@ -157,8 +159,8 @@ def test_readers_do_not_stop_the_writer(started: str) -> None:
 
 def test_reader_that_a_rewind_overtook_tells_the_old_history_or_says_so(started: str) -> None:
     append(started, [payment(4, "never committed " * 50)])
-    with open_backend(started) as reader:
-        with open_backend(started, writable=True) as writer:
+    with open_reader(started) as reader:
+        with open_writer(started) as writer:
             writer.rewind()
             add_all(writer, payments(4, 9))
         try:
@@ -169,17 +171,18 @@ def test_reader_that_a_rewind_overtook_tells_the_old_history_or_says_so(started:
 
 
 def test_streams_may_run_at_the_same_time(started: str) -> None:
-    with open_backend(started) as backend:
+    with open_reader(started) as backend:
         pairs = zip(backend.stream_changes(), backend.stream_changes(2), strict=False)
         assert [(a.version, b.version) for a, b in pairs] == [(1, 2), (1, 2), (2, 3)]
 
 
 def test_empty_backup_has_no_head_and_nothing_to_drop(url: str) -> None:
     create_backend(url, None)
-    with open_backend(url, writable=True) as backend:
-        assert backend.head is None
-        assert backend.last_change_at is None
-        assert list(backend.stream_changes(head=False)) == []
+    with open_writer(url) as backend:
+        assert backend.standing.head is None
+        assert backend.last_change.at is None
+        with open_reader(url) as reader:
+            assert list(reader.stream_changes(head=False)) == []
         with pytest.raises(Discontinuity):
             backend.rewind()
 
@@ -187,18 +190,22 @@ def test_empty_backup_has_no_head_and_nothing_to_drop(url: str) -> None:
 def test_first_change_of_all_can_be_dropped(url: str) -> None:
     create_backend(url, None)
     append(url, started_node()[:1])
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.rewind()
-        assert (backend.version, backend.head, backend.version_count) == (0, None, 0)
+        assert (backend.version, backend.standing.head, backend.standing.version_count) == (
+            0,
+            None,
+            0,
+        )
     assert told_by(url) == []
     append(url, started_node())
     assert told_by(url) == told(started_node())
 
 
 def test_rewind_is_refused_twice_also_by_another_process(started: str) -> None:
-    with open_backend(started, writable=True) as backend:
+    with open_writer(started) as backend:
         backend.rewind()
-    with open_backend(started, writable=True) as backend:
+    with open_writer(started) as backend:
         with pytest.raises(Discontinuity):
             backend.rewind()
         backend.add_change(started_node()[-1])
@@ -231,7 +238,7 @@ def test_snapshot_that_fails_in_the_middle_leaves_no_new_backup(
     with pytest.raises(StorageError):
         create_backend(url, Change(7, snapshot, None))
     with pytest.raises(NotFound):
-        open_backend(url)
+        open_reader(url)
     create_backend(url, None)
 
 
@@ -239,7 +246,7 @@ def test_snapshot_that_fails_in_the_middle_leaves_no_new_backup(
 def test_snapshot_that_fails_in_the_middle_leaves_the_backup_as_it_was(
     started: str, snapshot: _Shrinking | _Failing
 ) -> None:
-    with open_backend(started, writable=True) as backend:
+    with open_writer(started) as backend:
         with pytest.raises(StorageError):
             backend.add_change(Change(9, snapshot, None))
         with pytest.raises(StorageError):
@@ -251,30 +258,31 @@ def test_snapshot_that_fails_in_the_middle_leaves_the_backup_as_it_was(
 
 @pytest.mark.usefixtures("stages")
 def test_compaction_keeps_the_head_and_what_came_meanwhile(started: str) -> None:
-    with open_backend(started, writable=True) as writer:
-        with open_backend(started) as reader:
+    with open_writer(started) as writer:
+        with open_reader(started) as reader:
             base = Change(2, image("all before the head"), None)
-            staged = reader.stage(base, foreign_keys=True)
+            staged = prepared(reader, base, foreign_keys=True)
             add_all(writer, payments(4, 6))
-            staged = reader.stage_more(staged)
+            staged = reader.prepare_more(staged)
             add_all(writer, payments(6, 8))
-            writer.replace(staged)
-        assert writer.version_count == 6
+            take_over(writer, staged)
+        assert writer.standing.version_count == 6
         add_all(writer, payments(8, 9))
         expected = told([base, started_node()[-1], *payments(4, 9)])
-        assert told(writer.stream_changes()) == expected
+        assert told_by(started) == expected
     assert told_by(started) == expected
 
 
 @pytest.mark.usefixtures("stages")
 def test_head_can_be_dropped_right_after_a_compaction(started: str) -> None:
-    with open_backend(started, writable=True) as writer:
-        with open_backend(started) as reader:
+    with open_writer(started) as writer:
+        with open_reader(started) as reader:
             base = Change(2, image("all before the head"), None)
-            writer.replace(reader.stage(base, foreign_keys=True))
+            take_over(writer, prepared(reader, base, foreign_keys=True))
         writer.rewind()
-        assert told(writer.stream_changes()) == told([base])
-        assert list(writer.stream_changes(head=False)) == []
+        with open_reader(started) as reader:
+            assert told(reader.stream_changes()) == told([base])
+            assert list(reader.stream_changes(head=False)) == []
         writer.add_change(started_node()[-1])
     assert told_by(started) == told([base, started_node()[-1]])
 
@@ -283,12 +291,12 @@ def test_head_can_be_dropped_right_after_a_compaction(started: str) -> None:
 def test_snapshot_can_be_dropped_right_after_a_compaction_to_it(started: str) -> None:
     head = Change(9, image("a fresh one"), None)
     append(started, [head])
-    with open_backend(started, writable=True) as writer:
-        with open_backend(started) as reader:
-            writer.replace(reader.stage(None, foreign_keys=True))
-        assert told(writer.stream_changes()) == told([head])
+    with open_writer(started) as writer:
+        with open_reader(started) as reader:
+            take_over(writer, prepared(reader, None, foreign_keys=True))
+        assert told_by(started) == told([head])
         writer.rewind()
-        assert (writer.version, writer.head) == (0, None)
+        assert (writer.version, writer.standing.head) == (0, None)
     assert told_by(started) == []
 
 
@@ -298,36 +306,36 @@ def test_compaction_with_foreign_keys_off_keeps_them_off(url: str) -> None:
     history = started_node()[:3]
     append(url, history)
     base = Change(1, image("the tables"), None)
-    with open_backend(url, writable=True) as writer, open_backend(url) as reader:
-        writer.replace(reader.stage(base, foreign_keys=False))
-        assert writer.head is not None
-        assert not writer.head.foreign_keys
+    with open_writer(url) as writer, open_reader(url) as reader:
+        take_over(writer, prepared(reader, base, foreign_keys=False))
+        assert writer.standing.head is not None
+        assert not writer.standing.head.foreign_keys
     assert told_by(url) == told([base, *history[1:]])
 
 
 @pytest.mark.usefixtures("stages")
 def test_replacement_that_was_discarded_cannot_be_put_in_place(started: str) -> None:
-    with open_backend(started, writable=True) as writer:
-        with open_backend(started) as reader:
+    with open_writer(started) as writer:
+        with open_reader(started) as reader:
             base = Change(2, image("all before the head"), None)
-            staged = reader.stage(base, foreign_keys=True)
+            staged = prepared(reader, base, foreign_keys=True)
         writer.discard()
         with pytest.raises(StorageError):
-            writer.replace(staged)
+            take_over(writer, staged)
     assert told_by(started) == told(started_node())
 
 
 @pytest.mark.usefixtures("stages")
 def test_leftover_of_a_compaction_is_gone_when_the_next_writer_opens(started: str) -> None:
-    with open_backend(started) as reader:
+    with open_reader(started) as reader:
         base = Change(2, image("all before the head"), None)
-        reader.stage(base, foreign_keys=True)
+        prepared(reader, base, foreign_keys=True)
     append(started, [payment(4)])
-    with open_backend(started) as reader:
+    with open_reader(started) as reader:
         base = Change(3, image("all before the head"), None)
-        reader.stage(base, foreign_keys=True)
-        reader.discard()
-        reader.stage(base, foreign_keys=True)
+        ticket = prepared(reader, base, foreign_keys=True)
+        reader.discard(ticket)
+        prepared(reader, base, foreign_keys=True)
     assert told_by(started) == told([*started_node(), payment(4)])
 
 
@@ -335,13 +343,13 @@ def test_leftover_of_a_compaction_is_gone_when_the_next_writer_opens(started: st
 def test_rewind_during_a_compaction_cannot_mix_two_histories(started: str) -> None:
     stale, base = payment(4, "never committed"), Change(3, image("all before"), None)
     append(started, [stale])
-    with open_backend(started, writable=True) as writer:
-        with open_backend(started) as reader:
-            staged = reader.stage(base, foreign_keys=True)
+    with open_writer(started) as writer:
+        with open_reader(started) as reader:
+            staged = prepared(reader, base, foreign_keys=True)
         writer.rewind()
         add_all(writer, [payment(4, "committed " * 40), payment(5)])
         with contextlib.suppress(StorageError):
-            writer.replace(staged)
+            take_over(writer, staged)
     found = told_by(started)
     assert found[-2:] == told([payment(4, "committed " * 40), payment(5)])
 
@@ -351,13 +359,13 @@ def test_files_are_readable_by_their_owner_only(started: str, tmp_path: Path) ->
     before = os.umask(0)
     try:
         append(started, [payment(4)])
-        with open_backend(started, writable=True) as writer:
+        with open_writer(started) as writer:
             writer.rewind()
-            with open_backend(started) as reader:
+            with open_reader(started) as reader:
                 base = Change(2, image("all before the head"), None)
-                staged = reader.stage(base, foreign_keys=True)
+                staged = prepared(reader, base, foreign_keys=True)
                 _check_private(tmp_path)
-                writer.replace(staged)
+                take_over(writer, staged)
         _check_private(tmp_path)
     finally:
         os.umask(before)
@@ -370,20 +378,20 @@ def _check_private(directory: Path) -> None:
 
 
 def test_class_is_found_by_the_scheme(url: str, scheme: str) -> None:
-    assert backend_class(url).__module__.startswith("cln_backup.backends.")
+    assert type(place_at(url)).__module__.startswith("cln_backup.backends.")
     assert url.startswith(f"{scheme.partition('-')[0]}:")
 
 
 def test_backup_that_one_node_claimed_is_no_other_nodes(started: str) -> None:
     one, other = "02" + "11" * 32, "03" + "22" * 32
     for version in (4, 5):
-        with open_backend(started, writable=True) as backend:
+        with open_writer(started) as backend:
             backend.claim(one)
             backend.add_change(payment(version))
             backend.claim(one)
             with pytest.raises(Discontinuity, match=one):
                 backend.claim(other)
-    with open_backend(started, writable=True) as backend, pytest.raises(Discontinuity):
+    with open_writer(started) as backend, pytest.raises(Discontinuity):
         backend.claim(other)
     assert told_by(started) == told([*started_node(), payment(4), payment(5)])
 
@@ -391,34 +399,34 @@ def test_backup_that_one_node_claimed_is_no_other_nodes(started: str) -> None:
 def test_node_that_was_refused_does_not_keep_the_right_one_out(started: str) -> None:
     """It came with another node's backup.lock, and its claim stayed though it wrote nothing."""
     one, other = "02" + "11" * 32, "03" + "22" * 32
-    with open_backend(started, writable=True) as backend:
+    with open_writer(started) as backend:
         backend.claim(other)
         with pytest.raises(Discontinuity):
             backend.add_change(payment(9))
-    with open_backend(started, writable=True) as backend:
+    with open_writer(started) as backend:
         backend.claim(one)
         backend.add_change(payment(4))
-    with open_backend(started, writable=True) as backend, pytest.raises(Discontinuity, match=one):
+    with open_writer(started) as backend, pytest.raises(Discontinuity, match=one):
         backend.claim(other)
 
 
 @pytest.mark.usefixtures("stages")
 def test_claim_outlives_compaction_rewind_and_a_killed_writer(started: str) -> None:
-    with open_backend(started, writable=True) as writer:
+    with open_writer(started) as writer:
         writer.claim("02")
-        with open_backend(started) as reader:
+        with open_reader(started) as reader:
             base = Change(2, image("all before the head"), None)
-            writer.replace(reader.stage(base, foreign_keys=True))
+            take_over(writer, prepared(reader, base, foreign_keys=True))
         writer.rewind()
     with writer_elsewhere(started) as (process, said):
         assert said == "open"
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with open_backend(started, writable=True) as backend, pytest.raises(Discontinuity):
+    with open_writer(started) as backend, pytest.raises(Discontinuity):
         backend.claim("03")
 
 
 def test_scratch_directory_is_there(started: str) -> None:
-    with open_backend(started) as backend:
-        for place in (backend.scratch_dir, backend.storage_dir):
+    with open_reader(started) as backend:
+        for place in (backend.place.scratch_dir, backend.place.storage_dir):
             assert place is None or Path(place).is_dir()

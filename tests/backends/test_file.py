@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import backend_class, create_backend, open_backend, redacted
-from cln_backup.backends.file.backend import FileBackend, path_of
+from cln_backup.backends import create_backend, open_reader, open_writer, place_at, redacted
+from cln_backup.backends.file.place import path_of
 from cln_backup.compaction.compact import compact
 from cln_backup.model.change import Change
 from cln_backup.model.errors import (
@@ -76,7 +76,7 @@ def test_path_is_taken_as_it_stands(url: str, path: str) -> None:
 def test_path_that_another_program_would_read_differently_is_refused(url: str) -> None:
     with pytest.raises(BadUrl):
         path_of(url)
-    for act in (lambda: create_backend(url, None), lambda: open_backend(url)):
+    for act in (lambda: create_backend(url, None), lambda: open_reader(url)):
         with pytest.raises(BackupError):
             act()
 
@@ -84,12 +84,12 @@ def test_path_that_another_program_would_read_differently_is_refused(url: str) -
 @pytest.mark.parametrize("url", ["", "/a/b", "sftp://a/b", "FILE:///a"])
 def test_unknown_scheme_is_refused(url: str) -> None:
     with pytest.raises(BadUrl):
-        backend_class(url)
+        place_at(url)
 
 
 def test_secrets_of_a_url_are_not_repeated() -> None:
     with pytest.raises(BadUrl) as refused:
-        backend_class("sftp://me:hunter2@host/path?key=hunter3")
+        place_at("sftp://me:hunter2@host/path?key=hunter3")
     assert "hunter" not in str(refused.value)
     assert redacted("sftp://me:hunter2@host/a?key=hunter3&b=1") == "sftp://me@host/a?key=…&b=…"
     assert redacted("file:///mnt/me:you@home/b") == "file:///mnt/me:you@home/b"
@@ -98,9 +98,9 @@ def test_secrets_of_a_url_are_not_repeated() -> None:
 def test_open_says_not_found_and_makes_nothing(tmp_path: Path) -> None:
     for writable in (False, True):
         with pytest.raises(NotFound):
-            FileBackend.open(f"file://{tmp_path}/none", writable=writable)
+            (open_writer if writable else open_reader)(f"file://{tmp_path}/none")
         with pytest.raises(NotFound):
-            FileBackend.open(f"file://{tmp_path}/no/such/directory", writable=writable)
+            (open_writer if writable else open_reader)(f"file://{tmp_path}/no/such/directory")
     assert not [path for path in tmp_path.iterdir() if not path.name.endswith(".writer")]
 
 
@@ -108,11 +108,11 @@ def test_create_never_overwrites(tmp_path: Path) -> None:
     path = tmp_path / "backup"
     path.write_text("something")
     with pytest.raises(AlreadyExists):
-        FileBackend.create(f"file://{path}", None)
+        create_backend(f"file://{path}", None)
     assert path.read_text() == "something"
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(AlreadyExists):
-        FileBackend.create(f"file://{tmp_path}/link", None)
+        create_backend(f"file://{tmp_path}/link", None)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -128,9 +128,9 @@ def test_files_of_others_beside_the_backup_are_left_alone(name: str, tmp_path: P
     (tmp_path / f"node.bkp.{name}-link").symlink_to(precious)
     url = f"file://{tmp_path}/node.bkp"
     base = snapshot_of(started_node(), tmp_path / "base.sqlite3")
-    FileBackend.create(url, base)
+    create_backend(url, base)
     append(url, [*payments(4, 7)])
-    with FileBackend.open(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.rewind()
     compact(url)
     assert precious.read_text() == "not yours"
@@ -147,14 +147,14 @@ class _Racing:
         self.size_bytes = self._inner.size_bytes
 
     def chunks(self) -> Iterator[bytes]:
-        FileBackend.create(self._url, Change(4, image("of the first"), None))
+        create_backend(self._url, Change(4, image("of the first"), None))
         yield from self._inner.chunks()
 
 
 def test_two_inits_at_once_make_one_backup(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/node.bkp"
     with pytest.raises(AlreadyExists):
-        FileBackend.create(url, Change(9, _Racing(url), None))
+        create_backend(url, Change(9, _Racing(url), None))
     assert told_by(url) == told([Change(4, image("of the first"), None)])
     assert [path.name for path in tmp_path.iterdir()] == ["node.bkp"]
 
@@ -165,7 +165,7 @@ def linked(tmp_path: Path) -> tuple[str, str]:
     disk = tmp_path / "disk"
     disk.mkdir()
     url = f"file://{disk}/node.bkp"
-    FileBackend.create(url, None)
+    create_backend(url, None)
     append(url, [*started_node(), *payments(4, 9)])
     (tmp_path / "node.bkp").symlink_to(disk / "node.bkp")
     return url, f"file://{tmp_path}/node.bkp"
@@ -173,8 +173,8 @@ def linked(tmp_path: Path) -> tuple[str, str]:
 
 def test_two_names_of_one_backup_have_one_writer(linked: tuple[str, str]) -> None:
     for one, other in (linked, linked[::-1]):
-        with FileBackend.open(one, writable=True), pytest.raises(WriterConflict):
-            FileBackend.open(other, writable=True)
+        with open_writer(one), pytest.raises(WriterConflict):
+            open_writer(other)
 
 
 def test_compaction_through_a_link_stays_on_the_disk_it_points_to(
@@ -182,17 +182,17 @@ def test_compaction_through_a_link_stays_on_the_disk_it_points_to(
 ) -> None:
     compact(linked[1])
     assert (tmp_path / "node.bkp").is_symlink()
-    with FileBackend.open(linked[0], writable=False) as backend:
-        assert backend.version_count == 2
+    with open_reader(linked[0]) as backend:
+        assert backend.standing.version_count == 2
     assert {path.name for path in tmp_path.iterdir()} == {"disk", "node.bkp"}
 
 
 def test_backup_that_was_moved_away_is_not_written_to(tmp_path: Path) -> None:
     """The node would go on, and its newest changes would be in a file that nobody looks for."""
     url = f"file://{tmp_path}/node.bkp"
-    FileBackend.create(url, None)
+    create_backend(url, None)
     append(url, started_node())
-    with FileBackend.open(url, writable=True) as backend:
+    with open_writer(url) as backend:
         os.rename(tmp_path / "node.bkp", tmp_path / "elsewhere")
         with pytest.raises(BackupError):
             backend.add_change(payment(4))
@@ -201,9 +201,9 @@ def test_backup_that_was_moved_away_is_not_written_to(tmp_path: Path) -> None:
 
 _BUSY = """
 import sys
-from cln_backup.backends import open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from tests.histories import payment, rider
-with open_backend(sys.argv[1], writable=True) as backend:
+with open_writer(sys.argv[1]) as backend:
     print("ready", flush=True)
     for version in range(4, 1204):
         backend.add_change(payment(version, "x" * (version * 37 % 900)))
@@ -214,7 +214,7 @@ with open_backend(sys.argv[1], writable=True) as backend:
 
 def test_readers_never_find_a_busy_backup_damaged(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/node.bkp"
-    FileBackend.create(url, None)
+    create_backend(url, None)
     append(url, started_node())
     writer = subprocess.Popen(
         [sys.executable, "-c", _BUSY, url],
@@ -226,14 +226,14 @@ def test_readers_never_find_a_busy_backup_damaged(tmp_path: Path) -> None:
         assert writer.stdout.readline() == b"ready\n"
         seen = [3]
         while writer.poll() is None:
-            with FileBackend.open(url, writable=False) as backend:
+            with open_reader(url) as backend:
                 versions = [change.version for change in backend.stream_changes()]
                 assert versions[-1] == backend.version
                 assert sorted(versions) == versions
                 seen.append(backend.version)
     assert writer.returncode == 0
     assert sorted(seen) == seen
-    with FileBackend.open(url, writable=False) as backend:
+    with open_reader(url) as backend:
         assert backend.version == 1203
 
 
@@ -253,7 +253,7 @@ def test_every_rider_that_is_taken_is_read_as_one(tmp_path: Path) -> None:
         ]
     ):
         url = f"file://{tmp_path}/{number}"
-        FileBackend.create(url, None)
+        create_backend(url, None)
         append(url, started_node())
         try:
             append(url, [rider(3, pragma)])
@@ -267,21 +267,21 @@ def test_every_rider_that_is_taken_is_read_as_one(tmp_path: Path) -> None:
 
 def test_mended_header_of_a_torn_file_allows_no_rewind(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/node.bkp"
-    FileBackend.create(url, None)
+    create_backend(url, None)
     append(url, [*started_node(), payment(4)])
     path = tmp_path / "node.bkp"
     path.write_bytes(path.read_bytes() + b"\0\0\0\x20\0\0\0\5\1UPDATE")
     for _ in range(2):
-        with FileBackend.open(url, writable=True) as backend:
+        with open_writer(url) as backend:
             assert backend.version == 4
-            assert backend.prev_version == 0
+            assert backend.standing.prev_version == 0
 
 
 def test_snapshot_is_read_in_pieces(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/node.bkp"
     large = Change(3, image("0123456789abcdef" * 200_000), None)
-    FileBackend.create(url, large)
-    with FileBackend.open(url, writable=False) as backend:
+    create_backend(url, large)
+    with open_reader(url) as backend:
         (change,) = backend.stream_changes()
         assert change.snapshot is not None
         assert max(map(len, change.snapshot.chunks())) <= 1 << 20
@@ -290,29 +290,29 @@ def test_snapshot_is_read_in_pieces(tmp_path: Path) -> None:
 
 def test_wrong_count_in_the_header_is_no_damage(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/node.bkp"
-    FileBackend.create(url, None)
+    create_backend(url, None)
     append(url, started_node())
     path = tmp_path / "node.bkp"
     content = bytearray(path.read_bytes())
     content[28:36] = (77).to_bytes(8, "big")
     path.write_bytes(content)
     append(url, [payment(4)])
-    with FileBackend.open(url, writable=False) as backend:
-        assert backend.version_count == 6
+    with open_reader(url) as backend:
+        assert backend.standing.version_count == 6
     assert path.read_bytes()[28:36] == (6).to_bytes(8, "big")
 
 
 _DIES_WHILE_IT_NOTES_ITSELF = """
 import os, signal, sys
 from cln_backup.storage import fsio
-from cln_backup.backends import open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 write_at = fsio.write_at
 def dying(fd, buffers, offset, *, op):
     if op == "write writer lock":
         os.kill(os.getpid(), signal.SIGKILL)
     return write_at(fd, buffers, offset, op=op)
 fsio.write_at = dying
-open_backend(sys.argv[1], writable=True)
+open_writer(sys.argv[1])
 """
 
 
@@ -320,14 +320,14 @@ def test_claim_outlives_a_writer_that_is_killed_while_it_notes_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"file://{tmp_path}/node.bkp"
-    FileBackend.create(url, None)
+    create_backend(url, None)
     monkeypatch.setattr(sys, "argv", ["a-program-with-a-long-name"])
-    with FileBackend.open(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.claim("02")
         backend.add_change(started_node()[0])
     killed = subprocess.run([sys.executable, "-c", _DIES_WHILE_IT_NOTES_ITSELF, url], check=False)
     assert killed.returncode < 0
-    with FileBackend.open(url, writable=True) as backend, pytest.raises(Discontinuity):
+    with open_writer(url) as backend, pytest.raises(Discontinuity):
         backend.claim("03")
 
 
@@ -335,7 +335,7 @@ def test_lock_is_given_back_when_the_writer_cannot_note_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"file://{tmp_path}/node.bkp"
-    FileBackend.create(url, None)
+    create_backend(url, None)
     write_at = fsio.write_at
 
     def failing(fd: int, buffers: list[bytes], offset: int, *, op: str) -> int:
@@ -346,5 +346,5 @@ def test_lock_is_given_back_when_the_writer_cannot_note_itself(
     with monkeypatch.context() as patch:
         patch.setattr(fsio, "write_at", failing)
         with pytest.raises(StorageError):
-            FileBackend.open(url, writable=True)
+            open_writer(url)
     append(url, started_node())

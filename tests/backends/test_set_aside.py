@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends.file.backend import FileBackend
+from cln_backup.backends import create_backend, open_writer, place_at
 from cln_backup.model.change import Change
 from cln_backup.operations.history import log
 from tests.histories import (
@@ -30,11 +30,13 @@ from tests.seed_file import SeedFile
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cln_backup.backends.events import Event
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     url = f"file://{tmp_path}/node.bkp"
-    FileBackend.create(url, None)
+    create_backend(url, None)
     return url
 
 
@@ -44,9 +46,10 @@ def _kept(url: str) -> list[Path]:
 
 
 def _drop_head(url: str) -> list[str]:
-    with FileBackend.open(url, writable=True) as backend:
+    events: list[Event] = []
+    with place_at(url).open_writer(on_event=events.append) as backend:
         backend.rewind()
-        return list(backend.notices)
+    return [event.text for event in events]
 
 
 DROPPED = {
@@ -67,8 +70,9 @@ def test_dropped_head_can_be_read_as_a_backup_of_its_own(name: str, url: str) ->
     assert any(str(path) in notice for notice in notices)
     assert told_by(f"file://{path}") == told([DROPPED[name]])
     assert told_by(url) == told(started_node())
-    with FileBackend.open(f"file://{path}", writable=False) as backend:
-        assert backend.notices == []
+    events: list[Event] = []
+    with place_at(f"file://{path}").open_reader(on_event=events.append) as backend:
+        assert events == []
         assert [line.version for line in log(backend)] == [DROPPED[name].version]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -180,7 +184,7 @@ def test_head_that_cannot_be_set_aside_is_not_dropped(
     def failing(_path: str, _name: str, *, op: str) -> str:
         raise StorageError(f"Cannot {op}")
 
-    with monkeypatch.context() as patch, FileBackend.open(url, writable=True) as backend:
+    with monkeypatch.context() as patch, open_writer(url) as backend:
         patch.setattr(fsio, "keep", failing)
         with pytest.raises(StorageError):
             backend.rewind()
@@ -196,8 +200,9 @@ def test_torn_end_is_kept_as_it_is(url: str, tmp_path: Path) -> None:
     whole = path.read_bytes()
     for number, torn in enumerate([b"torn", b"\0\0\1\0\0\0\0\6\1UPDATE va", b"torn again"], 1):
         path.write_bytes(whole + torn)
-        with FileBackend.open(url, writable=True) as backend:
-            assert any("kept as" in notice for notice in backend.notices)
+        events: list[Event] = []
+        with place_at(url).open_writer(on_event=events.append):
+            assert any("kept as" in event.text for event in events)
         kept = tmp_path / ("node.bkp.torn-after-5" + (f"-{number}" if number > 1 else ""))
         assert kept.read_bytes() == torn
         assert path.read_bytes()[512:] == whole[512:]
@@ -208,7 +213,8 @@ def test_reader_sets_nothing_aside(url: str, tmp_path: Path) -> None:
     path = tmp_path / "node.bkp"
     path.write_bytes(path.read_bytes() + b"torn")
     before = path.read_bytes()
-    with FileBackend.open(url, writable=False) as backend:
-        assert backend.notices
+    events: list[Event] = []
+    with place_at(url).open_reader(on_event=events.append):
+        assert events
     assert path.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"node.bkp", "node.bkp.writer"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, look, open_backend
+from cln_backup.backends import create_backend, look, open_writer
 from cln_backup.backends.file.end import FileEnd
 from cln_backup.backends.look import APPENDS, PAUSE_S, LookSchedule
 from cln_backup.formats.v1 import Header
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
 
 KINDS = ("file", "dir", "dir-encrypted")
 
@@ -75,9 +75,9 @@ def each_its_own_lock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("each_its_own_lock")
 def test_two_writers_in_turn_make_no_mixture(url: str, tmp_path: Path) -> None:
-    with open_backend(url, writable=True) as one:
+    with open_writer(url) as one:
         one.add_change(payment(4, "by one"))
-        with open_backend(url, writable=True) as other:
+        with open_writer(url) as other:
             other.add_change(payment(5, "by the other"))
             before = files(tmp_path)
             for _ in range(2):
@@ -93,9 +93,9 @@ def test_two_writers_in_turn_make_no_mixture(url: str, tmp_path: Path) -> None:
 def test_writer_that_has_written_nothing_yet_is_refused_before_it_claims_anything(
     url: str, tmp_path: Path
 ) -> None:
-    with open_backend(url, writable=True) as one:
+    with open_writer(url) as one:
         one.add_change(payment(4, "by one"))
-        with open_backend(url, writable=True) as other:
+        with open_writer(url) as other:
             other.claim("02" * 33)
             one.add_change(payment(5, "by one"))
             before = files(tmp_path)
@@ -110,7 +110,7 @@ def _rest() -> None:
     time.sleep(1.5 * PAUSE_S)
 
 
-def _refused(backend: Backend, directory: Path) -> str:
+def _refused(backend: Writer, directory: Path) -> str:
     """What an append was refused with, which left everything as it was."""
     before = files(directory)
     with pytest.raises(BackupError) as found:
@@ -121,7 +121,7 @@ def _refused(backend: Backend, directory: Path) -> str:
 
 @pytest.mark.parametrize("at_border", [False, True])
 def test_older_copy_in_the_same_inode_is_found(url: str, tmp_path: Path, at_border: bool) -> None:
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.add_change(payment(4))
         if at_border:
             fill_to_a_border(backend, tmp_path / "place")
@@ -153,7 +153,7 @@ def test_compacted_file_behind_a_path_that_keeps_its_inode_is_found_at_once(
     file_url: str, tmp_path: Path
 ) -> None:
     """On sshfs the number of an inode belongs to the path."""
-    with open_backend(file_url, writable=True) as backend:
+    with open_writer(file_url) as backend:
         backend.add_change(payment(4))
         path = tmp_path / "node.bkp"
         content = path.read_bytes()
@@ -162,7 +162,7 @@ def test_compacted_file_behind_a_path_that_keeps_its_inode_is_found_at_once(
 
 
 def test_file_of_the_same_size_with_another_header_is_found(file_url: str, tmp_path: Path) -> None:
-    with open_backend(file_url, writable=True) as backend:
+    with open_writer(file_url) as backend:
         backend.add_change(payment(4))
         _overwrite(tmp_path / "node.bkp", 35, b"\x2a")
         _rest()
@@ -172,7 +172,7 @@ def test_file_of_the_same_size_with_another_header_is_found(file_url: str, tmp_p
 def test_file_of_the_same_size_with_another_last_change_is_found(
     file_url: str, tmp_path: Path
 ) -> None:
-    with open_backend(file_url, writable=True) as backend:
+    with open_writer(file_url) as backend:
         backend.add_change(payment(4, "x" * 9_000))
         size = (tmp_path / "node.bkp").stat().st_size
         _overwrite(tmp_path / "node.bkp", size - 4_000, b"y")
@@ -181,7 +181,7 @@ def test_file_of_the_same_size_with_another_last_change_is_found(
 
 
 def test_what_a_drop_or_a_compaction_leaves_is_known_to_their_writer(url: str) -> None:
-    steps: list[Callable[[Backend], None]] = [
+    steps: list[Callable[[Writer], None]] = [
         lambda backend: backend.rewind(),
         lambda backend: backend.add_change(payment(4, "again")),
         compact,
@@ -189,7 +189,7 @@ def test_what_a_drop_or_a_compaction_leaves_is_known_to_their_writer(url: str) -
         lambda backend: backend.rewind(),
         lambda backend: backend.add_change(payment(5, "again")),
     ]
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.add_change(payment(4))
         for step in steps:
             _rest()
@@ -202,10 +202,10 @@ def test_compaction_alone_by_another_process_is_no_newer_history(tmp_path: Path)
     url = PLACES["dir"](tmp_path)
     create_backend(url, None)
     append(url, started_node())
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.add_change(payment(4))
         (tmp_path / "node" / "backup.writer").unlink()
-        with open_backend(url, writable=True) as other:
+        with open_writer(url) as other:
             compact(other)
         _rest()
         backend.add_change(payment(5))
@@ -226,7 +226,7 @@ def test_file_system_that_cannot_read_past_the_cache_is_looked_at_through_it(
         return read(path, ranges, flag)
 
     monkeypatch.setattr(look, "_read", refuse)
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.add_change(payment(4))
         _rest()
         backend.add_change(payment(5))

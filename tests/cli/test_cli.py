@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.cli.commands import cli
 from cln_backup.model import errors
 from tests import programs
@@ -289,7 +289,7 @@ def test_status_of_an_empty_backup(place: Place) -> None:
 
 
 def test_status_while_a_writer_is_at_work(made: Place) -> None:
-    with open_backend(made.url, writable=True):
+    with open_writer(made.url):
         assert run("status", made.url).code == 0
         assert run("verify", made.url).code == 0
         assert run("log", made.url).code == 0
@@ -496,7 +496,7 @@ def test_running_node_has_a_code_of_its_own(node: Place) -> None:
 
 
 def test_writer_at_work_has_a_code_of_its_own(made: Place) -> None:
-    with open_backend(made.url, writable=True):
+    with open_writer(made.url):
         ended = run(*_writer_conflict(made), "--json")
         assert ended.code == errors.WriterConflict.exit_code
         assert str(os.getpid()) in ended.error["message"]
@@ -520,7 +520,7 @@ def test_interrupted_command_leaves_nothing(
     assert process.returncode == 130
     assert complained.startswith(b"Error: ")
     assert {path.name for path in memory_path.iterdir()} <= before
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         assert backend.version == 7_999
 
 

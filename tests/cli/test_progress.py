@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cln_backup.backends import create_backend, open_backend
-from cln_backup.backends.contract import size_of
+from cln_backup.backends import create_backend, open_reader
+from cln_backup.backends.ticket import size_of
 from cln_backup.cli.presentation import Meter
 from cln_backup.replay.ahead import _MANY_CHANGES
 from tests.cli.test_secrets import _on_a_terminal
@@ -25,7 +25,7 @@ def test_bytes_count_and_not_changes(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/node.bkp"
     create_backend(url, base)
     append(url, payments(30, 40))
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         meter = Meter(size_of(backend), passes=2)
         changes, stored_bytes = list(backend.stream_changes()), backend.size_bytes
     done = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_writer
 from cln_backup.compaction.compact import compact
 from tests import programs
 from tests.histories import add_all, append, payments, started_node
@@ -31,7 +31,7 @@ def _status(url: str, code: int = 0) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _write(url: str) -> None:
-    with open_backend(url, writable=True) as writer:
+    with open_writer(url) as writer:
         writer.claim(_NODE)
         add_all(writer, [*started_node(), *payments(4, 60)])
 

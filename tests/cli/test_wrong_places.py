@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend, redacted
-from cln_backup.backends.socket.backend import take_over
+from cln_backup.backends import create_backend, open_reader, redacted
+from cln_backup.backends.socket.place import take_over
 from cln_backup.model import errors
 from cln_backup.model.errors import (
     AlreadyExists,
@@ -95,22 +95,22 @@ def test_what_is_not_a_backup_is_said_to_be_what_it_is(place: Place) -> None:
     database = place.node / "lightningd.sqlite3"
     for url in (f"file://{database}",):
         with pytest.raises(NotFound, match="is a SQLite database, not a backup"):
-            open_backend(url)
+            open_reader(url)
     with pytest.raises(
         NotFound, match=f"is a file, not a directory as a dir: .* name it file://{place.file}"
     ):
-        open_backend(f"dir://{place.file}")
+        open_reader(f"dir://{place.file}")
     with pytest.raises(BadUrl, match=f"It is a dir: backup; name it dir://{place.encrypted}"):
-        open_backend(f"file://{place.encrypted}")
+        open_reader(f"file://{place.encrypted}")
     with pytest.raises(NotFound, match=f"but one at {place.encrypted}"):
-        open_backend(f"dir://{place.encrypted.parent}")
+        open_reader(f"dir://{place.encrypted.parent}")
 
 
 @pytest.mark.parametrize("start", ["base-", "log-", "key-"])
 def test_file_of_a_directory_is_said_to_be_one(start: str, place: Place) -> None:
     for path in place.encrypted.glob(f"{start}*"):
         with pytest.raises(NotFound, match=f"is a file of a dir: .*: dir://{place.encrypted}"):
-            open_backend(f"file://{path}")
+            open_reader(f"file://{path}")
 
 
 # the node's database
@@ -135,7 +135,7 @@ def test_database_of_another_program_is_not_taken_for_the_nodes(
     connection.close()
     before = place.contents()
     with pytest.raises(NotFound, match="is a SQLite database, but not lightningd's"):
-        _ = initialize(url, node) if command == "init" else take_snapshot(node, print)
+        _ = initialize(url, node) if command == "init" else take_snapshot(node)
     assert set(place.contents()) - set(before) <= {f"{place.node.parent}/new/spare"}
 
 
@@ -240,7 +240,7 @@ def test_lock_file_with_an_empty_place_is_refused(fields: str, tmp_path: Path) -
 def test_password_in_a_url_is_not_shown(url: str, shown: str, place: Place) -> None:
     assert redacted(url) == shown
     asked: tuple[Callable[[str], object], ...] = (
-        open_backend,
+        open_reader,
         lambda url: create_backend(url, None),
         lambda url: copy(f"file://{place.file}", url),
         take_over,
@@ -262,7 +262,7 @@ def test_wallet_that_is_not_sqlites_is_refused_by_name(place: Place) -> None:
 
 def test_restore_still_goes_to_a_directory_of_another_kind(place: Place, tmp_path: Path) -> None:
     (tmp_path / "other" / "things").mkdir(parents=True)
-    with open_backend(f"file://{place.file}") as backend:
+    with open_reader(f"file://{place.file}") as backend:
         done = restore(backend, str(tmp_path / "other"))
     assert done.path == f"{tmp_path}/other/lightningd.sqlite3"
     with pytest.raises(BackupError):
@@ -273,14 +273,14 @@ def test_restore_still_goes_to_a_directory_of_another_kind(place: Place, tmp_pat
 def test_any_other_file_is_not_only_said_to_be_damaged(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(Damaged, match=r"is not a backup in .*, or is damaged at byte"):
-        open_backend(f"file://{tmp_path}/file")
+        open_reader(f"file://{tmp_path}/file")
 
 
 def test_network_directory_is_not_only_said_to_hold_no_backup(place: Place) -> None:
     with pytest.raises(NotFound, match="is a node's network directory, not a backup"):
-        open_backend(f"dir://{place.node}")
+        open_reader(f"dir://{place.node}")
 
 
 def test_missing_network_directory_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="which is not a directory"):
-        take_snapshot(f"{tmp_path}/none", print)
+        take_snapshot(f"{tmp_path}/none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from tests.histories import add_all, told, told_by
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def url_in(directory: Path, kind: str = "file") -> str:
 def make(directory: Path, changes: Sequence[Change], kind: str = "file") -> None:
     """A backup that holds these changes."""
     create_backend(url_in(directory, kind), None)
-    with open_backend(url_in(directory, kind), writable=True) as backend:
+    with open_writer(url_in(directory, kind)) as backend:
         add_all(backend, changes)
 
 
@@ -64,6 +64,6 @@ def kept_aside(directory: Path, kind: str) -> dict[str, list[Told]]:
     if kind == "file":
         return {path.name: told_by(f"file://{path}") for path in directory.glob("*.dropped-*")}
     names = sorted(path.name for path in directory.glob("dropped-*"))
-    with open_backend(url_in(directory, kind)) as backend:
+    with open_reader(url_in(directory, kind)) as backend:
         changes = [told([change]) for change in backend.dropped_changes()]
     return dict(zip(names, changes, strict=True))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.model.change import Change
 from tests.disasters.places import NAME, make, url_in
 from tests.histories import (
@@ -19,8 +19,10 @@ from tests.histories import (
     long_text,
     payment,
     payments,
+    prepared,
     rider,
     started_node,
+    take_over,
 )
 from tests.seed_file import SeedNode, packed
 
@@ -81,11 +83,11 @@ class Scenarios:
         def prepare(directory: Path) -> None:
             make(directory, [*history, *([rewound] if rewound else [])], self.kind)
             if rewound:
-                with open_backend(self._url(directory), writable=True) as backend:
+                with open_writer(self._url(directory)) as backend:
                     backend.rewind()
 
         def act(directory: Path, answered: Answered) -> None:
-            with open_backend(self._url(directory), writable=True) as backend:
+            with open_writer(self._url(directory)) as backend:
                 backend.add_change(change)
                 answered(State([*before, change], drops_to=before))
 
@@ -101,7 +103,7 @@ class Scenarios:
 
         def act(directory: Path, answered: Answered) -> None:
             now = list(history)
-            with open_backend(self._url(directory), writable=True) as backend:
+            with open_writer(self._url(directory)) as backend:
                 for change in changes:
                     backend.add_change(change)
                     answered(State([*now, change], drops_to=now))
@@ -113,7 +115,7 @@ class Scenarios:
         after = list(history[:-1])
 
         def act(directory: Path, answered: Answered) -> None:
-            with open_backend(self._url(directory), writable=True) as backend:
+            with open_writer(self._url(directory)) as backend:
                 backend.rewind()
                 answered(State(after, may_drop=False))
 
@@ -144,17 +146,17 @@ class Scenarios:
             folded = [base] if foreign_keys else [base, rider(base.version)]
 
         def act(directory: Path, answered: Answered) -> None:
-            with open_backend(self._url(directory), writable=True) as writer:
-                with open_backend(self._url(directory)) as reader:
-                    staged = reader.stage(base, foreign_keys=foreign_keys)
+            with open_writer(self._url(directory)) as writer:
+                with open_reader(self._url(directory)) as reader:
+                    staged = prepared(reader, base, foreign_keys=foreign_keys)
                     now = list(history)
                     for number, change in enumerate(meanwhile):
                         if 2 * number >= len(meanwhile):
-                            staged = reader.stage_more(staged)
+                            staged = reader.prepare_more(staged)
                         writer.add_change(change)
                         answered(State([*now, change], drops_to=now))
                         now = [*now, change]
-                    writer.replace(staged)
+                    take_over(writer, staged)
                 compacted = [*folded, history[-1], *meanwhile]
                 answered(State(compacted, drops_to=compacted[:-1]))
 
@@ -173,7 +175,7 @@ class Scenarios:
             committed[:] = node.committed
 
         def act(directory: Path, answered: Answered) -> None:
-            open_backend(self._url(directory), writable=True).close()
+            open_writer(self._url(directory)).close()
             answered(State(committed))
 
         return Scenario(name, prepare, State(committed), act)
@@ -192,7 +194,7 @@ class Scenarios:
             path.write_bytes(header + path.read_bytes()[512:] + torn)
 
         def act(directory: Path, answered: Answered) -> None:
-            open_backend(self._url(directory), writable=True).close()
+            open_writer(self._url(directory)).close()
             answered(State(list(history), may_drop=False))
 
         return Scenario(name, prepare, State(list(history), may_drop=False), act)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cln_backup.backends.file.backend import FileBackend
+from cln_backup.backends import open_reader, open_writer, place_at
 from cln_backup.model.errors import BackupError, Damaged, NotFound, ReplayFailed
 from cln_backup.operations.restore import restore
 from simulator.content import differences
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from cln_backup.backends.events import Event
     from cln_backup.model.change import Change
     from tests.histories import Told
 
@@ -107,11 +108,11 @@ class Rot:
             self.claimed.add(damaged.good_version)
             assert self._path.read_bytes() == bytes(rotten), "changed although it was refused"
             with pytest.raises(Damaged):
-                FileBackend.open(self._url, writable=True)
+                open_writer(self._url)
             assert self._path.read_bytes() == bytes(rotten), "changed although it was refused"
             return
         self._check_nothing_is_missing(seen, place)
-        FileBackend.open(self._url, writable=True).close()
+        open_writer(self._url).close()
         self._check_nothing_is_missing(told_by(self._url), place)
         if seen != self._told:
             self._check_restored(place)
@@ -126,7 +127,7 @@ class Rot:
     def _check_restored(self, place: Place) -> None:
         target = self._directory / "restored.sqlite3"
         try:
-            with FileBackend.open(self._url, writable=False) as backend:
+            with open_reader(self._url) as backend:
                 restored = restore(backend, str(target))
         except ReplayFailed:
             self.refused += 1
@@ -195,12 +196,13 @@ def test_file_is_cut_off_at_any_byte(name: str, memory_path: Path) -> None:
         if length < last:
             for writable in (False, True):
                 with pytest.raises(Damaged):
-                    FileBackend.open(url, writable=writable)
+                    (open_writer if writable else open_reader)(url)
             assert path.read_bytes() == whole[:length]
             continue
         assert told_by(url) == told(history[:-1])
-        with FileBackend.open(url, writable=True) as backend:
-            assert backend.notices or length == last
+        events: list[Event] = []
+        with place_at(url).open_writer(on_event=events.append):
+            assert events or length == last
         append(url, [history[-1]])
         assert told_by(url) == told(history)
 
@@ -214,9 +216,11 @@ def test_last_change_that_is_missing_as_a_whole_is_not_passed_over_in_silence(
     make(memory_path, history)
     path = memory_path / NAME
     path.write_bytes(path.read_bytes()[: _boundaries(history)[-2]])
-    for writable in (False, True):
-        with FileBackend.open(url_in(memory_path), writable=writable) as backend:
-            assert backend.notices
+    place = place_at(url_in(memory_path))
+    for opened in (place.open_reader, place.open_writer):
+        events: list[Event] = []
+        with opened(on_event=events.append):
+            assert events
 
 
 def test_file_is_cut_off_after_a_rewind(memory_path: Path) -> None:
@@ -224,13 +228,13 @@ def test_file_is_cut_off_after_a_rewind(memory_path: Path) -> None:
     history = [*started_node(), *payments(4, 7)]
     make(memory_path, history)
     path, url = memory_path / NAME, url_in(memory_path)
-    with FileBackend.open(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.rewind()
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(Damaged):
-            FileBackend.open(url, writable=True)
+            open_writer(url)
 
 
 def test_last_two_changes_are_cut_off(memory_path: Path) -> None:
@@ -241,7 +245,7 @@ def test_last_two_changes_are_cut_off(memory_path: Path) -> None:
     for boundary in _boundaries(history)[:-2]:
         path.write_bytes(content[:boundary])
         with pytest.raises(Damaged):
-            FileBackend.open(url_in(memory_path), writable=True)
+            open_writer(url_in(memory_path))
 
 
 _GARBAGE: dict[str, Callable[[int], bytes]] = {
@@ -263,8 +267,9 @@ def test_garbage_behind_the_end(name: str, memory_path: Path) -> None:
     for length in [*range(1, 40), 511, 512, 513, 600]:
         path.write_bytes(whole + _GARBAGE[name](length))
         assert told_by(url) == told(history)
-        with FileBackend.open(url, writable=True) as backend:
-            assert backend.notices
+        events: list[Event] = []
+        with place_at(url).open_writer(on_event=events.append):
+            assert events
         assert path.read_bytes()[512:] == whole[512:]
         (kept,) = memory_path.glob("*.torn-after-5*")
         assert kept.read_bytes() == _GARBAGE[name](length)
@@ -279,7 +284,7 @@ def test_file_without_a_whole_header(length: int, memory_path: Path) -> None:
     path.write_bytes((b"\0\0\0\1" + bytes(508))[:length])
     for writable in (False, True):
         with pytest.raises(Damaged):
-            FileBackend.open(url_in(memory_path), writable=writable)
+            (open_writer if writable else open_reader)(url_in(memory_path))
     assert path.stat().st_size == length
 
 
@@ -296,7 +301,7 @@ def test_another_file(content: bytes, error: type[BackupError], memory_path: Pat
     path.write_bytes(content)
     for writable in (False, True):
         with pytest.raises(error):
-            FileBackend.open(url_in(memory_path), writable=writable)
+            (open_writer if writable else open_reader)(url_in(memory_path))
     assert path.read_bytes() == content
 
 
@@ -308,7 +313,7 @@ def test_lengths_that_lie_cost_no_memory(memory_path: Path) -> None:
     content[512:516] = b"\xff\xff\xff\xff"
     path.write_bytes(content)
     with pytest.raises(Damaged):
-        FileBackend.open(url_in(memory_path), writable=True)
+        open_writer(url_in(memory_path))
 
 
 def test_rotten_rider_does_not_make_the_tables_stale(memory_path: Path) -> None:
@@ -321,7 +326,7 @@ def test_rotten_rider_does_not_make_the_tables_stale(memory_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content.replace(b"PRAGMA foreign_keys = OFF;", b"QRAGMA foreign_keys = OFF;"))
     try:
-        FileBackend.open(url_in(memory_path), writable=True).close()
+        open_writer(url_in(memory_path)).close()
     except Damaged:
         return
     assert [change.version for change in told_by(url_in(memory_path))] == [1, 1, 2, 2, 3]
@@ -344,7 +349,7 @@ def test_rotten_length_in_a_file_of_the_seed(memory_path: Path) -> None:
                 rotten[start + byte] ^= 1 << bit
                 path.write_bytes(rotten)
                 try:
-                    with FileBackend.open(url, writable=False) as backend:
+                    with open_reader(url) as backend:
                         target = memory_path / f"restored-{number}-{byte}-{bit}"
                         restored = restore(backend, str(target))
                 except (Damaged, ReplayFailed):

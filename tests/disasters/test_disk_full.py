@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.backends.dir import store as dir_store
 from cln_backup.compaction.compact import compact
 from cln_backup.model.change import Change
@@ -28,6 +28,7 @@ from tests.histories import (
     long_text,
     payment,
     payments,
+    prepared,
     started_node,
     told,
     told_by,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
 
 SIZE_KIB = 160
 
@@ -118,7 +119,7 @@ def test_append_fails_and_the_writer_writes_no_more(
         pytest.skip("does not apply: a directory's log goes on in another file")
     answered = list(started_node())
     url = _started(kind, full, answered)
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         with pytest.raises(StorageError, match=r"append entry|preallocate|write|sync"):
             _append_until_it_fails(backend, what, answered)
         stored = _stored(full)
@@ -132,7 +133,7 @@ def test_append_fails_and_the_writer_writes_no_more(
 
 
 def _append_until_it_fails(
-    backend: Backend, what: Callable[[int], Change], answered: list[Change]
+    backend: Writer, what: Callable[[int], Change], answered: list[Change]
 ) -> None:
     for _ in range(100):
         change = what(answered[-1].version + 1)
@@ -147,10 +148,10 @@ def test_next_writer_goes_on_when_there_is_room_again(
     """Until then it may refuse: what was cut is kept, and the disk has no room for it."""
     answered = list(started_node())
     url = _started(kind, small_disk, answered)
-    with open_backend(url, writable=True) as backend, pytest.raises(StorageError):
+    with open_writer(url) as backend, pytest.raises(StorageError):
         _append_until_it_fails(backend, what, answered)
     with contextlib.suppress(StorageError):
-        open_backend(url, writable=True).close()
+        open_writer(url).close()
     assert told_by(url) == told(answered)
     assert not list(small_disk.rglob("*unfinished*"))
     assert not list(small_disk.rglob("building.*"))
@@ -181,7 +182,7 @@ def test_backup_can_be_read_on_a_full_disk(kind: str, small_disk: Path, tmp_path
     history = [*started_node(), *payments(4, 20)]
     url = _started(kind, small_disk, history)
     fill(small_disk)
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         restored = restore(backend, str(tmp_path / "restored.sqlite3"))
         assert verify(backend, replayed=False).version == 19
     assert_same_database(restored.path, build_database(tmp_path / "expected", history))
@@ -191,7 +192,7 @@ def test_opening_for_writing_works_on_a_full_disk(kind: str, small_disk: Path) -
     """A node that was stopped by a full disk must at least be told so at its next change."""
     url = _started(kind, small_disk, started_node())
     fill(small_disk)
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         assert backend.version == 3
 
 
@@ -217,7 +218,7 @@ def test_compaction_that_runs_out_of_room_anywhere(
     except StorageError:
         assert told_by(url) == told(history)
     other.unlink()
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         restored = restore(backend, str(small_disk.parent / "restored.sqlite3"))
     expected = build_database(small_disk.parent / "expected.sqlite3", history)
     assert_same_database(restored.path, expected)
@@ -226,12 +227,12 @@ def test_compaction_that_runs_out_of_room_anywhere(
 
 def test_writer_goes_on_after_its_compaction_ran_out_of_room(kind: str, small_disk: Path) -> None:
     url = _started(kind, small_disk, [*started_node(), *payments(4, 100)])
-    with open_backend(url, writable=True) as writer:
-        with open_backend(url) as reader:
+    with open_writer(url) as writer:
+        with open_reader(url) as reader:
             other = fill(small_disk)
             base = Change(98, image("x" * 40_000), None)
             with pytest.raises(StorageError):
-                reader.stage(base, foreign_keys=True)
+                prepared(reader, base, foreign_keys=True)
             other.unlink()
         writer.add_change(payment(100))
     assert told_by(url) == told([*started_node(), *payments(4, 100), payment(100)])
@@ -252,7 +253,7 @@ def test_init_on_a_full_disk_makes_nothing(kind: str, small_disk: Path, tmp_path
 def test_restore_to_a_full_disk_leaves_nothing(kind: str, small_disk: Path, tmp_path: Path) -> None:
     url = _started(kind, tmp_path, [*started_node(), *payments(4, 30)])
     other = fill(small_disk)
-    with open_backend(url) as backend, pytest.raises(StorageError):
+    with open_reader(url) as backend, pytest.raises(StorageError):
         restore(backend, str(small_disk / "restored.sqlite3"))
     assert list(small_disk.iterdir()) == [other]
 
@@ -261,7 +262,7 @@ def test_verify_on_a_full_disk_says_so_and_leaves_nothing(kind: str, small_disk:
     url = _started(kind, small_disk, [*started_node(), *payments(4, 30)])
     stored = _stored(small_disk)
     fill(small_disk)
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         if kind == "dir-encrypted":  # it is checked elsewhere: nothing may lie beside it in clear
             assert verify(backend, replayed=True).version == 29
         else:
@@ -281,7 +282,7 @@ def read_only_disk(kind: str, small_disk: Path) -> Path:
 def test_restore_from_a_disk_that_is_mounted_for_reading(
     kind: str, read_only_disk: Path, tmp_path: Path
 ) -> None:
-    with open_backend(_url(kind, read_only_disk)) as backend:
+    with open_reader(_url(kind, read_only_disk)) as backend:
         restored = restore(backend, str(tmp_path / "restored.sqlite3"))
     expected = build_database(tmp_path / "expected", [*started_node(), *payments(4, 30)])
     assert_same_database(restored.path, expected)
@@ -293,8 +294,8 @@ def test_other_commands_on_a_disk_mounted_for_reading_say_what_is_wrong(
 ) -> None:
     url = _url(kind, read_only_disk)
     with pytest.raises(StorageError, match="Read-only"):
-        open_backend(url, writable=True)
-    with open_backend(url) as backend:
+        open_writer(url)
+    with open_reader(url) as backend:
         assert verify(backend, replayed=False).version == 29
         if kind != "dir-encrypted":
             with pytest.raises(BackupError):

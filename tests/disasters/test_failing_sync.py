@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.model.change import Change
 from cln_backup.model.errors import StorageError
 from cln_backup.operations.restore import restore
@@ -20,8 +20,10 @@ from tests.histories import (
     long_text,
     payment,
     payments,
+    prepared,
     rider,
     started_node,
+    take_over,
     told,
     told_by,
 )
@@ -29,7 +31,7 @@ from tests.histories import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
 
 _BLOCK_BYTES = 4096
 
@@ -68,19 +70,19 @@ def url(kind: str, tmp_path: Path) -> str:
     return url
 
 
-def _transaction(backend: Backend) -> None:
+def _transaction(backend: Writer) -> None:
     backend.add_change(payment(6))
 
 
-def _rider(backend: Backend) -> None:
+def _rider(backend: Writer) -> None:
     backend.add_change(rider(5))
 
 
-def _snapshot(backend: Backend) -> None:
+def _snapshot(backend: Writer) -> None:
     backend.add_change(Change(9, image("x" * 9_000), None))
 
 
-def _rewind(backend: Backend) -> None:
+def _rewind(backend: Writer) -> None:
     backend.rewind()
 
 
@@ -91,7 +93,7 @@ def test_failed_sync_is_never_retried_and_ends_the_writer(
     assert callable(act)
     sync = FailingSync(monkeypatch)
     for call in range(1, 20):
-        with open_backend(url, writable=True) as backend:
+        with open_writer(url) as backend:
             sync.fail_at(call)
             try:
                 act(backend)
@@ -106,16 +108,16 @@ def test_failed_sync_is_never_retried_and_ends_the_writer(
                 assert call > 1
                 break
         # The next process goes by what is on the disk; the test's own disk lost nothing.
-        with open_backend(url, writable=True) as backend:
-            if backend.version_count > 7:
+        with open_writer(url) as backend:
+            if backend.standing.version_count > 7:
                 backend.rewind()
-            elif backend.version_count < 7:
+            elif backend.standing.version_count < 7:
                 backend.add_change(payments(5, 6)[0])
 
 
 def test_append_syncs_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sync = FailingSync(monkeypatch)
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.add_change(payment(6))  # a directory's writer begins a segment with it
         sync.fail_at(0)
         backend.add_change(payment(7))
@@ -140,7 +142,7 @@ def test_change_is_synced_after_it_was_written(
 
     monkeypatch.setattr(fsio, "write_at", written)
     monkeypatch.setattr(os, "fdatasync", synced)
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.add_change(payment(6))
         order.clear()
         backend.add_change(payment(7))
@@ -179,11 +181,11 @@ def test_failed_sync_in_a_compaction_leaves_the_old_or_the_new_backup(
     base = Change(4, image("before the head"), None)
     before = told_by(url)
     after = [*told([base]), before[-1]]
-    with open_backend(url, writable=True) as writer:
+    with open_writer(url) as writer:
         FailingSync(monkeypatch).fail_at(call)
         try:
-            with open_backend(url) as reader:
-                writer.replace(reader.stage(base, foreign_keys=True))
+            with open_reader(url) as reader:
+                take_over(writer, prepared(reader, base, foreign_keys=True))
         except StorageError:
             assert told_by(url) == before
         else:
@@ -195,12 +197,12 @@ def test_failed_sync_of_the_directory_ends_the_writer(
 ) -> None:
     base = Change(4, image("before the head"), None)
     before = told_by(url)
-    with open_backend(url, writable=True) as writer:
-        with open_backend(url) as reader:
-            staged = reader.stage(base, foreign_keys=True)
+    with open_writer(url) as writer:
+        with open_reader(url) as reader:
+            staged = prepared(reader, base, foreign_keys=True)
         FailingSync(monkeypatch, "fsync").fail_at(1)
         with pytest.raises(StorageError):
-            writer.replace(staged)
+            take_over(writer, staged)
         with pytest.raises(StorageError):
             writer.add_change(payment(6))
     assert told_by(url) in (before, [*told([base]), before[-1]])
@@ -211,7 +213,7 @@ def test_failed_sync_of_a_restored_database_leaves_nothing(
 ) -> None:
     place = tmp_path / "restored"
     place.mkdir()
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         FailingSync(monkeypatch).fail_at(1)
         with pytest.raises(StorageError):
             restore(backend, str(place))
@@ -225,7 +227,7 @@ def test_message_names_the_step_and_the_reason(
     def failing(_fd: int, _buffers: object, _offset: int) -> int:
         raise OSError(number, os.strerror(number))
 
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.add_change(payment(6))
         monkeypatch.setattr(os, "pwritev", failing)
         with pytest.raises(StorageError, match=f"append (entry|record).*{os.strerror(number)}"):

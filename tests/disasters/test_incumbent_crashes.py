@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends.file.backend import FileBackend
+from cln_backup.backends import open_reader, open_writer, place_at
 from cln_backup.compaction.compact import compact
 from cln_backup.model.change import Change
 from cln_backup.model.errors import Damaged, ReplayFailed
@@ -38,6 +38,8 @@ from tests.seed_file import SeedFile, SeedNode, compacted, packed
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from cln_backup.backends.events import Event
 
 
 def _one_crash(node: SeedNode) -> None:
@@ -193,17 +195,18 @@ class Case:
     def is_read_right(self) -> None:
         assert told_by(self.url) == told(self.node.committed)
         assert self.path.read_bytes() == self.content
-        with FileBackend.open(self.url, writable=False) as backend:
+        with open_reader(self.url) as backend:
             assert backend.version == self.node.committed[-1].version
-            assert backend.version_count == len(self.node.committed)
+            assert backend.standing.version_count == len(self.node.committed)
             verify(backend, replayed=True)
         self._restores(self.node.committed)
 
     def is_repaired(self) -> None:
         stale = self.node.never_committed > 0
-        with FileBackend.open(self.url, writable=True) as backend:
-            assert told(backend.stream_changes()) == told(self.node.committed)
-            assert bool(backend.notices) == stale
+        events: list[Event] = []
+        with place_at(self.url).open_writer(on_event=events.append):
+            assert told_by(self.url) == told(self.node.committed)
+            assert bool(events) == stale
         kept = self.directory / f"{NAME}.before-repair"
         assert kept.exists() == stale
         if stale:
@@ -213,8 +216,9 @@ class Case:
         for change in self.node.committed:
             clean.append(change)
         assert self.path.read_bytes()[512:] == clean.path.read_bytes()[512:]
-        with FileBackend.open(self.url, writable=True) as backend:
-            assert backend.notices == []
+        events.clear()
+        with place_at(self.url).open_writer(on_event=events.append):
+            assert events == []
 
     def goes_on(self) -> None:
         history = list(self.node.committed)
@@ -228,7 +232,7 @@ class Case:
 
     def _restores(self, history: Sequence[Change]) -> None:
         target = self.directory / "restored.sqlite3"
-        with FileBackend.open(self.url, writable=False) as backend:
+        with open_reader(self.url) as backend:
             restored = restore(backend, str(target))
         expected = build_database(self.directory / "expected.sqlite3", history)
         assert_same_database(restored.path, expected)
@@ -258,7 +262,7 @@ def test_crash_of_our_writer_right_after_the_move(name: str, tmp_path: Path) -> 
     """The first head of a file that was taken over is as much in doubt as any other."""
     case = Case(tmp_path, CRASHES[name])
     history = case.node.committed
-    with FileBackend.open(case.url, writable=True) as backend:
+    with open_writer(case.url) as backend:
         backend.rewind()
         again = transaction(history[-1].version, "DELETE FROM peers")
         backend.add_change(again)
@@ -270,7 +274,7 @@ def test_crash_right_before_the_move_of_a_file_whose_header_has_drifted(tmp_path
     case = Case(tmp_path, _rider_right_at_the_restart)
     case.node.commits(payment(8, long_text(8, 900)), payment(9, long_text(9, 900)))
     history = case.node.committed
-    with FileBackend.open(case.url, writable=True) as backend:
+    with open_writer(case.url) as backend:
         backend.rewind()
         backend.add_change(payment(9, "in its place"))
     assert told_by(case.url) == told([*history[:-1], payment(9, "in its place")])
@@ -280,7 +284,7 @@ def test_crash_right_before_the_move_of_a_file_whose_header_has_drifted(tmp_path
 def test_repair_of_a_repaired_file_keeps_both(name: str, tmp_path: Path) -> None:
     """The user went back to the community's plugin, which crashed once more."""
     case = Case(tmp_path, CRASHES[name])
-    FileBackend.open(case.url, writable=True).close()
+    open_writer(case.url).close()
     version = case.node.committed[-1].version + 1
     file = SeedFile(case.path)
     file.append(payment(version, "never committed"))
@@ -288,7 +292,7 @@ def test_repair_of_a_repaired_file_keeps_both(name: str, tmp_path: Path) -> None
     assert file.first_call(version)
     file.append(payment(version))
     second = case.path.read_bytes()
-    FileBackend.open(case.url, writable=True).close()
+    open_writer(case.url).close()
     assert told_by(case.url) == told([*case.node.committed, payment(version)])
     kept = sorted(path for path in tmp_path.iterdir() if ".before-repair" in path.name)
     wanted = [case.content, second] if case.node.never_committed else [second]
@@ -327,7 +331,7 @@ def test_torn_entry_whose_length_ends_just_where_the_next_one_does(
     node.crashes_in_the_write(torn, len(packed(torn)) - len(packed(payments(6, 7)[0])))
     node.commits(*payments(6, 7 + more))
     try:
-        with FileBackend.open(url_in(tmp_path), writable=False) as backend:
+        with open_reader(url_in(tmp_path)) as backend:
             restored = restore(backend, str(tmp_path / "restored.sqlite3"))
     except (Damaged, ReplayFailed):
         return
@@ -372,7 +376,7 @@ def test_stale_head_and_torn_replacement_at_the_end(tmp_path: Path) -> None:
     node = SeedNode(path, [*started_node(), *payments(4, 6)])
     node.crashes_after_the_answer(payment(6, "never committed"))
     node.crashes_in_the_write(payment(6, "neither"), 60)
-    with FileBackend.open(url, writable=True) as backend:
+    with open_writer(url) as backend:
         if backend.version == 6:
             backend.rewind()
         backend.add_change(payment(6))
@@ -397,7 +401,7 @@ def test_whole_entry_without_a_header_at_the_end(tmp_path: Path) -> None:
     node.crashes_before_the_header(payment(6))
     url = url_in(tmp_path)
     assert told_by(url) == told([*node.committed, payment(6)])
-    with FileBackend.open(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.rewind()
         backend.add_change(payment(6, "committed"))
     assert told_by(url) == told([*node.committed, payment(6, "committed")])
@@ -409,7 +413,7 @@ def test_compaction_of_the_incumbent(tmp_path: Path) -> None:
     url = url_in(tmp_path)
     assert told_by(url) == told([base_of(history[:-1]), history[-1]])
     append(url, [payment(9)])
-    with FileBackend.open(url, writable=False) as backend:
+    with open_reader(url) as backend:
         restored = restore(backend, str(tmp_path / "restored.sqlite3"))
     expected = build_database(tmp_path / "expected.sqlite3", [*history, payment(9)])
     assert_same_database(restored.path, expected)
@@ -425,8 +429,8 @@ def test_compaction_of_the_incumbent_then_a_crash(tmp_path: Path) -> None:
     assert file.first_call(9)
     file.append(payment(9))
     assert told_by(url) == told([base, history[-1], payment(9)])
-    with FileBackend.open(url, writable=True) as backend:
-        assert backend.prev_version == 8
+    with open_writer(url) as backend:
+        assert backend.standing.prev_version == 8
         backend.rewind()
         backend.add_change(payment(9, "in the end"))
     assert told_by(url) == told([base, history[-1], payment(9, "in the end")])
@@ -439,7 +443,7 @@ def test_compaction_of_the_incumbent_after_a_crash_that_did_no_harm(tmp_path: Pa
     path, url = tmp_path / NAME, url_in(tmp_path)
     replayed = [*started_node(), harmless, harmless, *payments(5, 6)]
     compacted(path, base_of(replayed), payment(6, "payment 6"))
-    with FileBackend.open(url, writable=False) as backend:
+    with open_reader(url) as backend:
         restored = restore(backend, str(tmp_path / "restored.sqlite3"))
     expected = build_database(tmp_path / "expected.sqlite3", history)
     assert_same_database(restored.path, expected)
@@ -465,7 +469,7 @@ def test_snapshots_of_the_incumbent_in_a_row(tmp_path: Path) -> None:
     compacted(path, Change(2, base.snapshot, None), base)
     assert [change.version for change in told_by(url)] == [2, 3]
     append(url, [payment(4)])
-    with FileBackend.open(url, writable=False) as backend:
+    with open_reader(url) as backend:
         assert restore(backend, str(tmp_path / "restored.sqlite3")).version == 4
 
 
@@ -487,12 +491,13 @@ def test_recorded_node_that_was_killed_three_times(tmp_path: Path) -> None:
     node.commits(held)
     assert node.never_committed == 3
     assert told_by(url) == told(node.committed)
-    with FileBackend.open(url, writable=False) as backend:
+    with open_reader(url) as backend:
         restored = restore(backend, str(tmp_path / "restored.sqlite3"))
     real = captured.unpacked(captured.CRASH.with_suffix(".sqlite3.xz"), tmp_path / "real.sqlite3")
     assert_same_database(restored.path, real)
-    with FileBackend.open(url, writable=True) as backend:
-        assert backend.notices
+    events: list[Event] = []
+    with place_at(url).open_writer(on_event=events.append):
+        assert events
     assert told_by(url) == told(node.committed)
 
 
@@ -521,7 +526,7 @@ def test_repair_that_fails_leaves_the_file_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(fsio, "replace", failing)
         with pytest.raises(StorageError):
-            FileBackend.open(case.url, writable=True)
+            open_writer(case.url)
     assert case.path.read_bytes() == case.content
     names = {path.name for path in tmp_path.iterdir()} - {f"{NAME}.writer"}
     assert names <= {NAME, f"{NAME}.before-repair"}

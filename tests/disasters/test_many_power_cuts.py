@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.backends.dir import store as dir_store
 from cln_backup.compaction.compact import compact
 from cln_backup.model.change import Change, Kind
@@ -34,7 +34,7 @@ from tests.histories import (
 from tests.soak import parts
 
 if TYPE_CHECKING:
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
     from tests.disasters.disk import Files
     from tests.histories import Told
 
@@ -103,7 +103,7 @@ class Life:
 
     def _drops(self, act: str) -> list[list[Change]]:
         before = self.history
-        with open_backend(self.url, writable=True) as backend:
+        with open_writer(self.url) as backend:
             if not before or before[-1].kind is not Kind.TRANSACTION or not _rewound(backend):
                 return [before]
             dropped = before[:-1]
@@ -134,7 +134,7 @@ class Life:
         if not self.history:
             return
         target = self._place / f"restored-{next(self._numbers)}"
-        with open_backend(self.url) as backend:
+        with open_reader(self.url) as backend:
             restore(backend, str(target))
         assert_same_database(target, build_database(Path(f"{target}-expected"), self.history))
 
@@ -147,7 +147,7 @@ def _ends(seen: list[Told], history: list[Change]) -> bool:
     return is_folded or seen[-1:] == told(history[-1:])
 
 
-def _rewound(backend: Backend) -> bool:
+def _rewound(backend: Writer) -> bool:
     try:
         backend.rewind()
     except Discontinuity:

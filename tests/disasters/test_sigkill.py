@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import open_backend
+from cln_backup.backends import open_reader
 from cln_backup.model.errors import NotFound
 from cln_backup.operations.restore import restore
 from tests import programs
@@ -70,7 +70,7 @@ def test_killed_at_each_step(kind: str, name: str, memory_path: Path) -> None:
         if label != "done" and not is_there(_files(directory), kind):
             assert not histories[:-1]
             with pytest.raises(NotFound):
-                open_backend(url)
+                open_reader(url)
             continue
         seen = told_by(url)
         now = next((history for history in histories if told(history) == seen), None)
@@ -78,7 +78,7 @@ def test_killed_at_each_step(kind: str, name: str, memory_path: Path) -> None:
         change = next_change(now)
         append(url, [change])
         assert told_by(url) == told([*now, change])
-        with open_backend(url) as reader:
+        with open_reader(url) as reader:
             restored = restore(reader, f"{directory}-restored.sqlite3")
         expected = build_database(Path(f"{directory}-expected.sqlite3"), [*now, change])
         assert_same_database(restored.path, expected)
@@ -105,7 +105,7 @@ def test_restore_killed_at_each_step_leaves_no_half_a_database(memory_path: Path
             expected = build_database(directory / "expected.sqlite3", history.history)
             assert_same_database(restored, expected)
         else:
-            with open_backend(url_in(directory, "file")) as reader:
+            with open_reader(url_in(directory, "file")) as reader:
                 restore(reader, str(restored))
         if labels[-1] == "done":
             break

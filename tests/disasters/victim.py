@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cln_backup.backends import open_backend
+from cln_backup.backends import open_reader
 from cln_backup.operations.restore import restore
 from cln_backup.storage import fsio
 from tests.disasters.disk import LABELLED
@@ -54,7 +54,7 @@ def main() -> None:
     for label in LABELLED:
         setattr(fsio, label, clock.lethal(getattr(fsio, label)))
     if is_restore:
-        with open_backend(url_in(directory, kind)) as backend:
+        with open_reader(url_in(directory, kind)) as backend:
             restore(backend, str(directory / "restored.sqlite3"))
     else:
         scenario.act(directory, _answered)

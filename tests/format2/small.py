@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_writer, place_at
 from cln_backup.model.change import Change
 from tests.histories import SnapshotBytes, append, payment, payments, started_node
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cln_backup.backends.events import Event
     from tests.histories import Told
 
 KEY = bytes(range(1, 33))
@@ -31,7 +32,7 @@ def make_every_kind_of_file(url: str) -> None:
     """A backup with a base, two writers' segments, a snapshot, a rider and a dropped change."""
     create_backend(url, Change(0, SNAPSHOT, None))
     append(url, started_node())
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.rewind()
         backend.add_change(payment(3, "in the place of a dropped one"))
         for change in payments(4, 6):
@@ -44,7 +45,8 @@ def read_all(url: str) -> tuple[list[Told], list[str]]:
     """What a reader is told, every byte checked; and the notices."""
     from tests.histories import told
 
-    with open_backend(url) as backend:
+    events: list[Event] = []
+    with place_at(url).open_reader(on_event=events.append) as backend:
         found = told(backend.stream_changes())
-        backend.read_through()
-        return found, backend.notices
+        backend.check()
+        return found, [event.text for event in events]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader
 from tests.format2.small import KINDS, url_of
 from tests.histories import append, payments, started_node, told
 
@@ -30,12 +30,12 @@ def test_reader_beside_a_busy_writer_sees_a_beginning(kind: str, memory_path: Pa
     writer.start()
     opened = 0
     while writer.is_alive():
-        with open_backend(url) as reader:
+        with open_reader(url) as reader:
             found = told(reader.stream_changes())
             assert found == expected[: len(found)]
-            assert reader.version_count == len(found)
+            assert reader.standing.version_count == len(found)
         opened += 1
     writer.join()
     assert opened > 0
-    with open_backend(url) as reader:
+    with open_reader(url) as reader:
         assert told(reader.stream_changes()) == expected

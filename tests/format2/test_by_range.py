@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cln_backup.backends import open_backend
+from cln_backup.backends import open_reader, open_writer
 from cln_backup.storage import objects
 from cln_backup.storage.local_objects import LocalObjects
 from tests.backends.set_back import compact
@@ -23,8 +23,8 @@ def test_whole_backup_is_read_by_requests_for_parts(
 ) -> None:
     url = url_of(kind, tmp_path)
     make_every_kind_of_file(url)
-    with open_backend(url, writable=True) as backend:
-        compact(backend)
+    with open_writer(url) as writer:
+        compact(writer)
     append(url, [payment(9)])
     expected = read_all(url)
     requests = []
@@ -35,6 +35,6 @@ def test_whole_backup_is_read_by_requests_for_parts(
 
     monkeypatch.setattr(LocalObjects, "open", by_range)
     assert read_all(url) == expected
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         assert len(told(backend.dropped_changes())) == 1
     assert {name.partition("-")[0] for name in requests} == {"base", "log", "dropped", "snapshot"}

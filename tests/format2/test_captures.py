@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.model.change import Change
 from cln_backup.operations.copy import copy
 from cln_backup.operations.restore import restore
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def _stored(url: str, changes: Iterable[Change]) -> tuple[int, int]:
     """Appends the changes; returns the bytes of their SQL, and of the backup."""
     sql_bytes = 0
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         for change in changes:
             backend.add_change(change)
             assert change.transaction is not None
@@ -35,9 +35,9 @@ def _stored(url: str, changes: Iterable[Change]) -> tuple[int, int]:
 
 def _restored(url: str, tmp_path: Path) -> Path:
     target = tmp_path / "restored.sqlite3"
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         restore(backend, str(target))
-        backend.read_through()
+        backend.check()
     return target
 
 

@@ -8,11 +8,12 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from cln_backup.backends import backend_class, create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
+from cln_backup.backends.socket.writer import SocketWriter
 from cln_backup.model.change import Change
 from cln_backup.model.errors import AlreadyExists, Discontinuity, Interrupted, WriterConflict
 from cln_backup.operations.copy import copy
@@ -23,14 +24,13 @@ from tests.histories import (
     build_database,
     payment,
     payments,
+    prepared,
     started_node,
+    take_over,
     told,
     told_by,
 )
 from tests.socket.serving import server_here
-
-if TYPE_CHECKING:
-    from cln_backup.backends.contract import Backend
 
 
 def _cli(*arguments: str, code: int = 0) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def test_copy_between_the_formats(tmp_path: Path) -> None:
 def _drop_head_of_new(url: str) -> None:
     create_backend(url, None)
     append(url, started_node())
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.rewind()
 
 
@@ -111,8 +111,8 @@ def test_backup_that_is_written_to_is_called_by_its_own_path(tmp_path: Path) -> 
     """The message named a file that does not exist."""
     url = f"dir://{tmp_path}/node"
     create_backend(url, None)
-    with open_backend(url, writable=True), pytest.raises(WriterConflict) as found:
-        open_backend(url, writable=True)
+    with open_writer(url), pytest.raises(WriterConflict) as found:
+        open_writer(url)
     assert str(found.value).startswith(f"{tmp_path}/node is being written by process")
 
 
@@ -124,16 +124,18 @@ def test_dropped_changes_outlive_every_compaction(kind: str, tmp_path: Path) -> 
     stale = [[payment(4, "once")], [payment(4, "twice")], [Change(9, SNAPSHOT, None)]]
     for (change,) in stale:
         append(url, [change])
-        with open_backend(url, writable=True) as backend:
+        with open_writer(url) as backend:
             backend.rewind()
     append(url, payments(4, 7))
     for version in (5, 6):
-        with open_backend(url, writable=True) as writer, open_backend(url) as reader:
-            writer.replace(reader.stage(Change(version - 1, SNAPSHOT, None), foreign_keys=True))
+        with open_writer(url) as writer, open_reader(url) as reader:
+            take_over(
+                writer, prepared(reader, Change(version - 1, SNAPSHOT, None), foreign_keys=True)
+            )
             writer.add_change(payments(version + 2, version + 3)[0])
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         assert told(backend.dropped_changes()) == told([change for (change,) in stale])
-        backend.read_through()
+        backend.check()
     names = sorted(path.name for path in (tmp_path / "node").glob("dropped-*"))
     assert names == ["dropped-0000000004", "dropped-0000000004-2", "dropped-0000000009"]
 
@@ -145,25 +147,25 @@ def test_generations_are_kept_as_the_url_says(tmp_path: Path) -> None:
         history = started_node()
         append(url, history)
         for version in range(4, 8):
-            with open_backend(url, writable=True) as writer:
+            with open_writer(url) as writer:
                 writer.add_change(payments(version, version + 1)[0])
-                with open_backend(url) as reader:
+                with open_reader(url) as reader:
                     base = Change(version - 1, SNAPSHOT, None)
-                    writer.replace(reader.stage(base, foreign_keys=True))
+                    take_over(writer, prepared(reader, base, foreign_keys=True))
         assert len(list((tmp_path / str(keep)).glob("base-*"))) == left
         assert told_by(url) == told([base, payments(7, 8)[0]])
     kept = f"dir://{tmp_path}/days?keep-days=1"
     create_backend(kept, None)
     append(kept, history)
-    with open_backend(kept, writable=True) as writer, open_backend(kept) as reader:
-        writer.replace(reader.stage(Change(2, SNAPSHOT, None), foreign_keys=True))
+    with open_writer(kept) as writer, open_reader(kept) as reader:
+        take_over(writer, prepared(reader, Change(2, SNAPSHOT, None), foreign_keys=True))
     assert len(list((tmp_path / "days").glob("base-*"))) == 2
 
 
 def test_what_lies_beside_an_encrypted_backup_does_not_tell_whose_it_is(tmp_path: Path) -> None:
     url, node_id = url_of("encrypted", tmp_path), "02" + "11" * 32
     create_backend(url, None)
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.claim(node_id)
         for change in started_node():
             backend.add_change(change)
@@ -172,12 +174,12 @@ def test_what_lies_beside_an_encrypted_backup_does_not_tell_whose_it_is(tmp_path
         for told_by_it in (node_id, platform.node(), Path(sys.argv[0]).name, "data_version"):
             assert told_by_it.encode() not in content, path.name
     note = tmp_path / "node" / "backup.writer"
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.claim(node_id)
         with pytest.raises(Discontinuity, match=node_id):
             backend.claim("03" + "22" * 32)
     note.write_text(json.dumps({"node_id": "00" * 81}))
-    with open_backend(url, writable=True) as backend, pytest.raises(Discontinuity):
+    with open_writer(url) as backend, pytest.raises(Discontinuity):
         backend.claim(node_id)
 
 
@@ -223,10 +225,10 @@ def test_generation_that_was_kept_is_read_without_the_newer_base(kind: str, tmp_
 def test_what_a_killed_writer_was_building_goes_with_the_next_one(tmp_path: Path) -> None:
     url = url_of("plain", tmp_path)
     create_backend(url, None)
-    for purpose in ("snapshot", "drop", "compaction"):
-        (tmp_path / "node" / f"building.{purpose}-1").write_bytes(bytes(100))
-    with open_backend(url) as reader:
-        reader.discard()
+    with open_writer(url) as writer:
+        for purpose in ("snapshot", "drop", "compaction"):
+            (tmp_path / "node" / f"building.{purpose}-1").write_bytes(bytes(100))
+        writer.discard()
     left = sorted(path.name for path in (tmp_path / "node").glob("building.*"))
     assert left == ["building.drop-1", "building.snapshot-1"]
     append(url, started_node())
@@ -263,10 +265,10 @@ def test_copy_to_a_server_that_was_stopped_says_that_it_is_not_whole(
     source = f"dir://{tmp_path}/backup"
     create_backend(source, None)
     append(source, [*started_node(), *payments(4, 30)])
-    kind = backend_class("socket:127.0.0.1:1")
+    kind = SocketWriter
     add = kind.add_change
 
-    def stopped(self: Backend, change: Change) -> None:
+    def stopped(self: SocketWriter, change: Change) -> None:
         if change.version == 20:
             raise Interrupted("Stopped. The unfinished result was removed.")
         add(self, change)

@@ -7,19 +7,30 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.backends.dir import log as dir_log
 from cln_backup.backends.dir import store as dir_store
 from cln_backup.model.change import Change
 from tests.disasters.disk import Recorder, place
 from tests.format2.small import KINDS, SNAPSHOT, url_of
-from tests.histories import add_all, append, long_text, payment, payments, started_node, told
+from tests.histories import (
+    add_all,
+    append,
+    long_text,
+    payment,
+    payments,
+    prepared,
+    started_node,
+    take_over,
+    told,
+    told_by,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
     from tests.disasters.disk import Files
     from tests.histories import Told
 
@@ -31,50 +42,50 @@ class Done(NamedTuple):
     told: list[Told]
 
 
-def _small_ones(url: str, note: Callable[[Backend], None]) -> None:
-    with open_backend(url, writable=True) as backend:
+def _small_ones(url: str, note: Callable[[Writer], None]) -> None:
+    with open_writer(url) as backend:
         for change in payments(4, 7):
             backend.add_change(change)
             note(backend)
 
 
-def _large_one(url: str, note: Callable[[Backend], None]) -> None:
-    with open_backend(url, writable=True) as backend:
+def _large_one(url: str, note: Callable[[Writer], None]) -> None:
+    with open_writer(url) as backend:
         backend.add_change(payment(4, long_text(4, 5_000)))
         note(backend)
         backend.add_change(payment(5, long_text(5, 1_000)))
         note(backend)
 
 
-def _dropped_head(url: str, note: Callable[[Backend], None]) -> None:
-    with open_backend(url, writable=True) as backend:
+def _dropped_head(url: str, note: Callable[[Writer], None]) -> None:
+    with open_writer(url) as backend:
         backend.rewind()
         note(backend)
         backend.add_change(started_node()[-1])
         note(backend)
 
 
-def _snapshot(url: str, note: Callable[[Backend], None]) -> None:
-    with open_backend(url, writable=True) as backend:
+def _snapshot(url: str, note: Callable[[Writer], None]) -> None:
+    with open_writer(url) as backend:
         backend.add_change(Change(9, SNAPSHOT, None))
         note(backend)
 
 
-def _compaction(url: str, note: Callable[[Backend], None]) -> None:
-    with open_backend(url, writable=True) as backend:
-        with open_backend(url) as reader:
-            staged = reader.stage(Change(2, SNAPSHOT, None), foreign_keys=True)
+def _compaction(url: str, note: Callable[[Writer], None]) -> None:
+    with open_writer(url) as backend:
+        with open_reader(url) as reader:
+            staged = prepared(reader, Change(2, SNAPSHOT, None), foreign_keys=True)
             note(backend)
             backend.add_change(payment(4))
             note(backend)
-            backend.replace(staged)
+            take_over(backend, staged)
         note(backend)
         backend.add_change(payment(5))
         note(backend)
 
 
-def _full_segment(url: str, note: Callable[[Backend], None]) -> None:
-    with open_backend(url, writable=True) as backend:
+def _full_segment(url: str, note: Callable[[Writer], None]) -> None:
+    with open_writer(url) as backend:
         for version in range(4, 8):
             backend.add_change(payment(version, long_text(version, 900)))
             note(backend)
@@ -91,15 +102,15 @@ class Recorded(NamedTuple):
 
 
 @pytest.fixture(params=SCENARIOS, ids=lambda scenario: scenario.__name__.strip("_"))
-def scenario(request: pytest.FixtureRequest) -> Callable[[str, Callable[[Backend], None]], None]:
-    found: Callable[[str, Callable[[Backend], None]], None] = request.param
+def scenario(request: pytest.FixtureRequest) -> Callable[[str, Callable[[Writer], None]], None]:
+    found: Callable[[str, Callable[[Writer], None]], None] = request.param
     return found
 
 
 @pytest.fixture
 def recorded(
     kind: str,
-    scenario: Callable[[str, Callable[[Backend], None]], None],
+    scenario: Callable[[str, Callable[[Writer], None]], None],
     memory_path: Path,
 ) -> Recorded:
     url = url_of(kind, memory_path)
@@ -111,9 +122,9 @@ def recorded(
         done = [Done(0, told(started_node()))]
         recorder.start(patch)
 
-        def note(backend: Backend) -> None:
+        def note(backend: Writer) -> None:
             steps = len(recorder.steps)
-            done.append(Done(steps, told(backend.stream_changes())))
+            done.append(Done(steps, told_by(backend.place.url)))
 
         scenario(url, note)
     return Recorded(recorder, done)
@@ -133,15 +144,15 @@ def _check(files: Files, after: int, recorded: Recorded, url: str, directory: Pa
     place(files, node)
     answered = [done.told for done in recorded.done if done.steps <= after][-1]
     coming = [done.told for done in recorded.done if done.steps > after][:1]
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         found = told(backend.stream_changes())
-        backend.read_through()
+        backend.check()
     assert found in [answered, *coming], f"after step {after}"
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         add_all(backend, [payment(backend.version + 1, "after the cut")])
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         assert told(backend.stream_changes())[:-1] == found
-        backend.read_through()
+        backend.check()
 
 
 def test_kill_at_every_call(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer, place_at
 from cln_backup.backends.dir.writer import SegmentWriter
+from cln_backup.backends.events import ignore
 from cln_backup.backends.look import LookSchedule
 from cln_backup.model.errors import Damaged, StorageError, WriterConflict
 from tests.backends.set_back import compact, files
@@ -18,7 +19,8 @@ from tests.histories import append, payment, started_node, told, told_by
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
+    from cln_backup.backends.events import Event, OnEvent
 
 
 @pytest.fixture(params=KINDS)
@@ -29,14 +31,14 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return url
 
 
-def _open_elsewhere(url: str, tmp_path: Path) -> Backend:
+def _open_elsewhere(url: str, tmp_path: Path, on_event: OnEvent = ignore) -> Writer:
     """Opens for writing as a machine does that does not see the other's lock."""
     (tmp_path / "node" / "backup.writer").unlink(missing_ok=True)
-    return open_backend(url, writable=True)
+    return place_at(url).open_writer(on_event=on_event)
 
 
 def test_writer_of_an_older_epoch_is_refused_at_its_next_append(url: str, tmp_path: Path) -> None:
-    with open_backend(url, writable=True) as old:
+    with open_writer(url) as old:
         old.add_change(payment(4))
         with _open_elsewhere(url, tmp_path) as new:
             new.add_change(payment(5, "by the newer one"))
@@ -52,7 +54,7 @@ def test_writer_of_an_older_epoch_is_refused_at_its_next_append(url: str, tmp_pa
 def test_writer_that_found_another_end_than_stands_there_is_refused(
     url: str, tmp_path: Path
 ) -> None:
-    with open_backend(url, writable=True) as one, _open_elsewhere(url, tmp_path) as other:
+    with open_writer(url) as one, _open_elsewhere(url, tmp_path) as other:
         one.add_change(payment(4, "one"))
         with pytest.raises((WriterConflict, StorageError)):
             other.add_change(payment(4, "other"))
@@ -63,18 +65,18 @@ def test_writer_that_found_another_end_than_stands_there_is_refused(
 def test_each_start_of_a_writer_that_appends_begins_a_segment(url: str, tmp_path: Path) -> None:
     for version in range(4, 8):
         append(url, [payment(version)])
-    with open_backend(url, writable=True):
+    with open_writer(url):
         pass
     names = sorted(path.name for path in (tmp_path / "node").glob("log-*"))
     assert names == [f"log-{number:010}" for number in range(1, 6)]
-    with open_backend(url) as backend:
-        backend.read_through()
+    with open_reader(url) as backend:
+        backend.check()
 
 
 def test_older_writer_is_refused_also_where_one_between_died_before_it_began(
     url: str, tmp_path: Path
 ) -> None:
-    with open_backend(url, writable=True) as old:
+    with open_writer(url) as old:
         old.add_change(payment(4))
         # A second one claimed its segment and died; a third one went on.
         (tmp_path / "node" / "log-0000000003").write_bytes(bytes(1 << 18))
@@ -85,15 +87,15 @@ def test_older_writer_is_refused_also_where_one_between_died_before_it_began(
     assert told_by(url) == told([*started_node(), payment(4), payment(5, "by the newest one")])
     assert (tmp_path / "node" / "log-0000000003").stat().st_size == 0
     append(url, [payment(6)])
-    with open_backend(url) as backend:
-        backend.read_through()
+    with open_reader(url) as backend:
+        backend.check()
 
 
 def test_record_that_is_stored_between_a_look_and_a_claim_is_not_passed_over(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim = SegmentWriter._claim
-    with open_backend(url, writable=True) as old:
+    with open_writer(url) as old:
         old.add_change(payment(4))
 
         def late(writer: SegmentWriter, number: int, least_bytes: int) -> str:
@@ -112,7 +114,7 @@ def test_older_writer_begins_no_segment_in_the_place_of_one_that_is_gone(
     url: str, tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "node"
-    with open_backend(url, writable=True) as old:
+    with open_writer(url) as old:
         old.add_change(payment(4))
         with _open_elsewhere(url, tmp_path) as new:
             new.add_change(payment(5, "by the newer one"))
@@ -136,16 +138,17 @@ def test_record_that_was_on_its_way_when_the_next_writer_looked_is_not_passed_ov
     url: str, tmp_path: Path
 ) -> None:
     segment = tmp_path / "node" / "log-0000000002"
-    with open_backend(url, writable=True) as old:
+    with open_writer(url) as old:
         old.add_change(payment(4))
         end = len(segment.read_bytes().rstrip(b"\x00"))
         old.add_change(payment(5, "x" * 3_000 + os.urandom(3_000).hex()))
         whole = segment.read_bytes()
         sector = (end // 512 + 2) * 512
         segment.write_bytes(whole[:sector] + bytes(512) + whole[sector + 512 :])
-        with _open_elsewhere(url, tmp_path) as new:
+        events: list[Event] = []
+        with _open_elsewhere(url, tmp_path, events.append) as new:
             assert new.version == 4
-            assert "cut while it was written" in new.notices[0]
+            assert "cut while it was written" in events[0].text
             segment.write_bytes(whole)  # all of it is there now, and may have been answered
             with pytest.raises(WriterConflict):
                 new.add_change(payment(5, "by the newer one"))
@@ -158,7 +161,7 @@ def test_segment_that_passes_over_answered_changes_is_damage(
     """One whole record may be there that was never answered, as its writer looked after it."""
     log = tmp_path / "node"
     append(url, [payment(4)])
-    with open_backend(url, writable=True) as old:
+    with open_writer(url) as old:
         old.add_change(payment(5))
         before = {path: path.read_bytes() for path in log.iterdir()}
         for version in range(6, 6 + passed_over):
@@ -168,14 +171,14 @@ def test_segment_that_passes_over_answered_changes_is_damage(
         path.write_bytes(content)
     append(url, [payment(6, "by one that did not see them")])
     (log / "log-0000000003").write_bytes(after)
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         if passed_over == 1:
             assert told(backend.stream_changes())[-2:] == told(
                 [payment(5), payment(6, "by one that did not see them")]
             )
-            backend.read_through()
+            backend.check()
             return
         with pytest.raises(Damaged, match="2 changes that were stored"):
             told(backend.stream_changes())
         with pytest.raises(Damaged, match="2 changes that were stored"):
-            backend.read_through()
+            backend.check()

@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from cln_backup.backends import open_backend
+from cln_backup.backends import open_reader, open_writer
 from cln_backup.model.change import FOREIGN_KEYS_OFF, Change
 from tests.format2.small import KEY, KINDS, SNAPSHOT, make_every_kind_of_file, url_of
-from tests.histories import append, payment, payments, told_by
+from tests.histories import append, payment, payments, prepared, take_over, told_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -181,7 +181,7 @@ def test_times_and_lengths_are_read_from_the_document_alone(kind: str, tmp_path:
     url = url_of(kind, tmp_path)
     make_every_kind_of_file(url)
     append(url, [replace(payment(9), stored_ms=1_600_000_000_123)])
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         expected = [change.stored_ms for change in backend.stream_changes(3)]
     master = master_key(tmp_path / "node" / "key-key-file", KEY) if kind == "encrypted" else None
     times: list[int] = []
@@ -222,11 +222,11 @@ def test_what_the_program_writes_is_read_from_the_document_alone(kind: str, tmp_
         append(url, payments(version, version + 10))
         told = shortened(read(tmp_path / "node", KEY if kind == "encrypted" else None))
         assert told == [(t.version, t.kind.value, t.content) for t in told_by(url)]
-        with open_backend(url, writable=True) as writer:
-            with open_backend(url) as reader:
+        with open_writer(url) as writer:
+            with open_reader(url) as reader:
                 base = Change(writer.version - 1, SNAPSHOT, None)
-                staged = reader.stage(base, foreign_keys=False)
-            writer.replace(staged)
+                staged = prepared(reader, base, foreign_keys=False)
+            take_over(writer, staged)
             writer.rewind()
         told = shortened(read(tmp_path / "node", KEY if kind == "encrypted" else None))
         assert told == [(t.version, t.kind.value, t.content) for t in told_by(url)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.backends.dir import store as dir_store
 from cln_backup.compaction.compact import compact
 from cln_backup.model.change import Change
@@ -44,8 +44,8 @@ def digest_of(changes: Sequence[Change]) -> bytes:
 
 def position(url: str) -> Position:
     """As a new reader finds it."""
-    with open_backend(url) as backend:
-        return backend.position
+    with open_reader(url) as backend:
+        return backend.standing.position
 
 
 def checked(url: str, changes: Sequence[Change]) -> None:
@@ -69,7 +69,7 @@ def test_digest_is_that_of_all_changes_whatever_happens(
     for step in range(16):
         version = changes[-1].version
         action = chance.choice(("payment", "payment", "riders", "snapshot", "drop", "compact"))
-        with open_backend(url, writable=True) as backend:
+        with open_writer(url) as backend:
             if action == "drop" and droppable and changes[-1].snapshot is None:
                 backend.rewind()
                 changes.pop()
@@ -78,12 +78,12 @@ def test_digest_is_that_of_all_changes_whatever_happens(
                 backend.add_change(change)
                 changes.append(change)
                 droppable = True
-            assert backend.position == position(url)
+            assert backend.standing.position == position(url)
         if action == "compact":
             compact(url)
         checked(url, changes)
-    with open_backend(url) as backend:
-        backend.read_through()
+    with open_reader(url) as backend:
+        backend.check()
 
 
 def _new(action: str, version: int, text: str, changes: Sequence[Change]) -> list[Change]:
@@ -106,7 +106,7 @@ def test_two_histories_at_one_version_are_told_apart(kind: str, tmp_path: Path) 
     shutil.copytree(tmp_path / "node", tmp_path / "other")
     other = url.replace("/node", "/other", 1)
     assert position(url) == position(other)
-    with open_backend(other, writable=True) as backend:
+    with open_writer(other) as backend:
         backend.rewind()
         backend.add_change(payment(2, "another one"))
         backend.add_change(payment(3))
@@ -153,7 +153,7 @@ def test_snapshot_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> No
     create_backend(url, None)
     append(url, [first()])
     with (
-        open_backend(url, writable=True) as backend,
+        open_writer(url) as backend,
         pytest.raises(StorageError, match="changed while its snapshot was read"),
     ):
         backend.add_change(Change(1, Changing(), None))

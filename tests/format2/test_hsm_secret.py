@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend
-from cln_backup.backends.secrets import unlocking_with
+from cln_backup.backends import create_backend, place_at
 from cln_backup.formats.hsm_secret import NoSecret, needs_passphrase, secret_of, seed_of
 from cln_backup.model.errors import Locked
 from cln_backup.operations.keyring import add_key, list_keys, secret_from, secret_of_words
 from tests.format2.small import url_of
-from tests.histories import append, started_node, told, told_by
+from tests.histories import Told, append, started_node, told
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from cln_backup.backends.secrets import Secret
 
 PLAIN = bytes(range(32))
 # crypto_secretstream_xchacha20poly1305 of libsodium, of PLAIN, with the passphrase "reckless".
@@ -75,8 +76,13 @@ def test_each_form_unlocks_a_backup(content: bytes, passphrase: str | None, tmp_
     append(url, started_node())
     add_key(url, secret_from(("hsm-secret", str(file)), passphrase))
     assert [key.kind for key in list_keys(url)] == ["hsm-secret", "key-file"]
-    with unlocking_with(secret_from(("hsm-secret", str(file)), passphrase)):
-        assert told_by(f"dir://{tmp_path}/node") == told(started_node())
+    secret = secret_from(("hsm-secret", str(file)), passphrase)
+    assert _told_to(secret, f"dir://{tmp_path}/node") == told(started_node())
+
+
+def _told_to(secret: Secret, url: str) -> list[Told]:
+    with place_at(url).open_reader(secret=secret) as reader:
+        return told(reader.stream_changes())
 
 
 def test_words_on_paper_unlock_a_backup(tmp_path: Path) -> None:
@@ -85,8 +91,8 @@ def test_words_on_paper_unlock_a_backup(tmp_path: Path) -> None:
     create_backend(url, None)
     append(url, started_node())
     for words in ("  " + WORDS.replace(" ", "\n "), WORDS.upper(), WORDS.title()):
-        with unlocking_with(secret_of_words(words)):
-            assert told_by(f"dir://{tmp_path}/node") == told(started_node())
+        found = _told_to(secret_of_words(words), f"dir://{tmp_path}/node")
+        assert found == told(started_node())
 
 
 def test_passphrase_that_is_no_utf8_is_wrong_and_no_crash() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import accepting_incomplete_copies, create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer, place_at
 from cln_backup.backends.dir import log as dir_log
 from cln_backup.backends.dir import store as dir_store
 from cln_backup.backends.dir import whole as dir_whole
@@ -21,10 +21,21 @@ from cln_backup.model.change import Change
 from cln_backup.model.errors import Damaged, IncompleteCopy
 from cln_backup.storage.local_objects import LocalObjects
 from tests.format2.small import KINDS, SNAPSHOT, url_of
-from tests.histories import append, long_text, payment, payments, started_node, told, told_by
+from tests.histories import (
+    append,
+    long_text,
+    payment,
+    payments,
+    prepared,
+    started_node,
+    take_over,
+    told,
+    told_by,
+)
 from tests.storage.bytes_source import BytesSource
 
 if TYPE_CHECKING:
+    from cln_backup.backends.events import Event
     from cln_backup.storage.objects import Objects
 
 VECTORS = Path(__file__).parent.parent / "vectors"
@@ -55,7 +66,7 @@ def _refused(url: str, match: str = "Incomplete copy") -> IncompleteCopy:
     """Checks that neither a reader nor a writer takes it; returns what is said."""
     for writable in (False, True):
         with pytest.raises(IncompleteCopy, match=match) as found:
-            open_backend(url, writable=writable)
+            (open_writer if writable else open_reader)(url)
     text = str(found.value)
     assert "nothing is lost" not in text
     assert f"restore --to {found.value.good_version}`" in text
@@ -71,10 +82,11 @@ def test_newest_segment_that_is_cut_anywhere_is_an_incomplete_copy(url: str) -> 
     for length in [*range(512, 4096, 37), 4095]:
         newest.write_bytes(whole[:length])
         versions.add(_refused(url).good_version)
-        with accepting_incomplete_copies(), open_backend(url) as backend:
+        events: list[Event] = []
+        with place_at(url).open_reader(accept_incomplete=True, on_event=events.append) as backend:
             found = told(backend.stream_changes())
             assert found == expected[: len(found)]
-            assert "newer ones may be missing" in backend.notices[0]
+            assert "newer ones may be missing" in events[0].text
     assert versions == {3, 4, 5, 6, 7, 8}
     newest.write_bytes(whole)
     assert told_by(url) == expected
@@ -120,32 +132,32 @@ def test_segment_of_zeros_in_the_place_of_one_with_changes_is_an_incomplete_copy
 def test_snapshot_whose_place_in_the_log_is_missing_is_an_incomplete_copy(url: str) -> None:
     newest = _segments(url)[-1]
     append(url, [payment(9)])
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         for change in (payment(10), Change(12, SNAPSHOT, None), payment(13)):
             backend.add_change(change)
     newest = _segments(url)[-1]
     whole = newest.read_bytes()
     newest.write_bytes(whole[:600].ljust(FIRST_BYTES, b"\x00"))
     with pytest.raises((IncompleteCopy, Damaged)):
-        open_backend(url)
+        open_reader(url)
     newest.write_bytes(whole[:512].ljust(FIRST_BYTES, b"\x00"))
     assert _refused(url, "snapshot-0000000004-.* its place in the log is not").good_version == 9
 
 
 def test_base_whose_place_in_the_log_is_missing_is_an_incomplete_copy(url: str) -> None:
-    with open_backend(url, writable=True) as writer:
+    with open_writer(url) as writer:
         for change in payments(9, 12):
             writer.add_change(change)
-        with open_backend(url) as reader:
-            staged = reader.stage(Change(10, SNAPSHOT, None), foreign_keys=True)
-        writer.replace(staged)
+        with open_reader(url) as reader:
+            staged = prepared(reader, Change(10, SNAPSHOT, None), foreign_keys=True)
+        take_over(writer, staged)
     newest = _segments(url)[-1]
     newest.write_bytes(newest.read_bytes()[:512].ljust(FIRST_BYTES, b"\x00"))
     _refused(url, "the log ends before the change at which it goes on from")
 
 
 def test_record_of_any_length_lies_within_what_was_zeros(url: str) -> None:
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         for version, length in ((9, 100), (10, 50_000), (11, 100), (12, 3_000), (13, 9_000)):
             backend.add_change(payment(version, long_text(version, length)))
             newest = _segments(url)[-1]
@@ -162,7 +174,7 @@ def test_segment_that_a_large_change_made_longer_is_not_filled_up(
     """Room for the change before it is compressed: each start would read all of a huge segment."""
     monkeypatch.setattr(dir_store, "SPARE_BYTES", 2 * FIRST_BYTES)
     monkeypatch.setattr(dir_writer.SegmentWriter, "start_upkeep", lambda _writer: None)
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.add_change(payment(9, os.urandom(15_000).hex()))
         large = _segments(url)[-1]
         made = large.stat().st_size
@@ -195,13 +207,14 @@ def test_old_segment_of_a_length_that_it_was_made_with_is_whole(
 ) -> None:
     shutil.copytree(VECTORS / "format2-plain" / "node", tmp_path / "node")
     os.truncate(tmp_path / "node" / "log-0000000002", length)
-    with open_backend(f"dir://{tmp_path}/node") as backend:
-        assert (backend.version, backend.notices) == (8, [])
-        assert backend.dated_by_file
+    events: list[Event] = []
+    with place_at(f"dir://{tmp_path}/node").open_reader(on_event=events.append) as backend:
+        assert (backend.version, events) == (8, [])
+        assert backend.last_change.by_file
     append(f"dir://{tmp_path}/node", [payment(9)])
-    with open_backend(f"dir://{tmp_path}/node") as backend:
+    with open_reader(f"dir://{tmp_path}/node") as backend:
         assert backend.version == 9
-        assert not backend.dated_by_file
+        assert not backend.last_change.by_file
 
 
 @pytest.mark.parametrize(
@@ -274,19 +287,20 @@ def test_reader_is_not_put_off_by_a_writer_that_begins_segment_after_segment(
         return found
 
     monkeypatch.setattr(dir_whole, "list_files", list_and_go_on)
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         assert told(backend.stream_changes()) == told([*started_node(), *payments(4, 18)])
 
 
 def test_torn_end_is_not_said_to_be_safe(url: str) -> None:
     newest = _segments(url)[-1]
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.add_change(payment(9, long_text(9, 2_500)))
     newest = _segments(url)[-1]
     whole = newest.read_bytes()
     newest.write_bytes(whole[:1024] + bytes(512) + whole[1536:])
-    with open_backend(url) as backend:
-        (notice,) = backend.notices
+    events: list[Event] = []
+    with place_at(url).open_reader(on_event=events.append) as backend:
+        (notice,) = (event.text for event in events)
         assert backend.version == 8
     assert "cut while it was written" in notice
     assert "A copy that was made while the node wrote can look the same" in notice

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer, place_at
 from cln_backup.backends.dir import keys as dir_keys
 from cln_backup.backends.dir.keys import holders
 from cln_backup.backends.dir.upkeep import remove_expired
-from cln_backup.backends.secrets import Secret, passphrase_secret, secret_from, unlocking_with
+from cln_backup.backends.secrets import Secret, passphrase_secret, secret_from
 from cln_backup.formats.holders import Holder, HolderKind, pack_holder, unpack_holder
 from cln_backup.formats.v2 import Malformed
 from cln_backup.model.change import Change
@@ -29,7 +29,7 @@ from cln_backup.operations.keyring import add_key, is_encrypted, list_keys, remo
 from cln_backup.storage import fsio
 from cln_backup.storage.local_objects import LocalObjects
 from tests.format2.small import SNAPSHOT, url_of
-from tests.histories import append, payments, started_node, told, told_by
+from tests.histories import append, payments, prepared, started_node, take_over, told, told_by
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,8 +60,8 @@ def test_passphrase_is_the_same_from_every_keyboard(tmp_path: Path) -> None:
     place, file = tmp_path / "backup", tmp_path / "passphrase"
     file.write_bytes("cafe\u0301 \u212bngstro\u0308m\n".encode())
     create_backend(f"dir://{place}?passphrase-file={file}", None)
-    with unlocking_with(passphrase_secret("caf\u00e9 \u00c5ngstr\u00f6m")):
-        assert open_backend(f"dir://{place}").head is None
+    secret = passphrase_secret("caf\u00e9 \u00c5ngstr\u00f6m")
+    assert place_at(f"dir://{place}").open_reader(secret=secret).standing.head is None
 
 
 def test_key_file_stays_as_long_as_a_backup_needs_it(
@@ -85,7 +85,7 @@ def test_key_file_stays_as_long_as_a_backup_needs_it(
         patched.setattr(fsio, "write_file", full_disk)
         with pytest.raises(StorageError, match="remove unfinished backup"):
             initialize(url, str(node), encrypt=True)
-    assert open_backend(f"{url}?key-file={node}/backup.key").head is None
+    assert open_reader(f"{url}?key-file={node}/backup.key").standing.head is None
     with pytest.raises(AlreadyExists):
         initialize(f"{url}-2", str(node), encrypt=True)
     (node / "backup.key").unlink()
@@ -183,11 +183,11 @@ def test_nothing_expires_where_it_cannot_be_locked(
             raise OSError(error, "no locks")
         flock(fd, operation)
 
-    with open_backend(url, writable=True) as writer:
-        with open_backend(url) as reader:
-            staged = reader.stage(Change(7, SNAPSHOT, None), foreign_keys=True)
+    with open_writer(url) as writer:
+        with open_reader(url) as reader:
+            staged = prepared(reader, Change(7, SNAPSHOT, None), foreign_keys=True)
         monkeypatch.setattr(fcntl, "flock", refuse)
-        writer.replace(staged)
+        take_over(writer, staged)
         remove_expired(LocalObjects(str(tmp_path / "node")), 0, 0)
         monkeypatch.undo()
         assert (tmp_path / "node" / "base-0000000001-0000000001").exists()
@@ -208,11 +208,8 @@ def test_single_plain_file_in_an_encrypted_backup_is_refused(tmp_path: Path) -> 
     log.write_bytes(forged)
     with pytest.raises(Damaged, match="encrypted in another way"):
         told_by(encrypted)
-    with (
-        unlocking_with(Secret(HolderKind.KEY_FILE, bytes(32))),
-        pytest.raises(Damaged, match="not encrypted, but a key was given"),
-    ):
-        open_backend(plain)
+    with pytest.raises(Damaged, match="not encrypted, but a key was given"):
+        place_at(plain).open_reader(secret=Secret(HolderKind.KEY_FILE, bytes(32)))
 
 
 def test_encrypted_backup_without_key_files_is_not_said_to_be_plain(tmp_path: Path) -> None:
@@ -227,7 +224,7 @@ def test_encrypted_backup_without_key_files_is_not_said_to_be_plain(tmp_path: Pa
         lambda: list_keys(bare),
         lambda: is_encrypted(bare),
         lambda: remove_key(bare, "key-file"),
-        lambda: open_backend(url),
+        lambda: open_reader(url),
     ):
         with pytest.raises(Locked, match="is encrypted and has no key files"):
             ask()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader
 from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import Inflater
 from tests.format2.small import KINDS, url_of
@@ -46,11 +46,11 @@ def test_backups_that_were_read_and_closed_leave_nothing_behind(kind: str, tmp_p
     def use(number: int) -> None:
         if number % 10 == 0:
             append(url, [payment(4 + number // 10)])
-        with open_backend(url) as backend:
+        with open_reader(url) as backend:
             for _ in backend.stream_changes():
                 pass
             next(backend.stream_changes(2))  # and stops in the middle
-            backend.read_through()
+            backend.check()
 
     assert _grows_by_mb(use, 200) < _MORE_MB
 

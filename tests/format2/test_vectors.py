@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cln_backup.backends import open_backend
+from cln_backup.backends import open_reader
 from cln_backup.backends.dir import store as dir_store
 from tests.format2.small import read_all
 from tests.histories import append, payment, told, told_by
@@ -40,5 +40,5 @@ def test_frozen_backup_is_read_and_continued(
     assert notices == []
     append(url, [payment(9)])
     assert told_by(url) == [*found, *told([payment(9)])]
-    with open_backend(url) as backend:
-        backend.read_through()
+    with open_reader(url) as backend:
+        backend.check()

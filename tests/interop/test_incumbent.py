@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.compaction.compact import compact
 from cln_backup.model.change import Change, Kind
 from cln_backup.model.errors import Damaged, ReplayFailed
@@ -71,7 +71,7 @@ for line in sys.stdin:
         version = rest[0]
         if backend.version == version - 1:
             results.append("match")
-        elif backend.prev_version == version - 1 and backend.rewind():
+        elif backend.standing.prev_version == version - 1 and backend.rewind():
             results.append("rewound")
         else:
             results.append("kill")
@@ -83,8 +83,8 @@ for line in sys.stdin:
     else:
         results.append(getattr(backend, name)(*rest))
 print(json.dumps({
-    "results": results, "version": backend.version, "prev_version": backend.prev_version,
-    "offsets": backend.offsets, "count": backend.version_count,
+    "results": results, "version": backend.version, "prev_version": backend.standing.prev_version,
+    "offsets": backend.offsets, "count": backend.standing.version_count,
 }))
 """
 
@@ -145,7 +145,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def _ours(url: str, target: Path) -> Path:
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         restore(backend, str(target))
     return target
 
@@ -191,7 +191,7 @@ def test_it_restores_a_directory_that_was_copied_to_a_file_and_goes_on(
     directory = f"dir://{tmp_path}/backup" + (f"?key-file={tmp_path}/key" if encrypted else "")
     create_backend(directory, None)
     append(directory, HISTORY[:5])
-    with open_backend(directory, writable=True) as backend:
+    with open_writer(directory) as backend:
         backend.rewind()
     append(directory, HISTORY[4:10])
     compact(directory)
@@ -253,7 +253,7 @@ def test_it_goes_on_after_our_rewind(url: str, incumbent: Incumbent, tmp_path: P
     """Our header after a rewind has no pair to go back to, as its own in memory."""
     create_backend(url, None)
     append(url, [*HISTORY, payment(12, "never committed")])
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.rewind()
     assert incumbent.does(["rewind"])["results"] == [False]
     assert incumbent.does(["first", 12])["results"] == ["match"]
@@ -275,7 +275,7 @@ def test_we_repair_what_its_crash_left(url: str, incumbent: Incumbent, tmp_path:
         incumbent.restores(tmp_path / "its")
     expected = build_database(tmp_path / "expected", history)
     assert_same_database(_ours(url, tmp_path / "ours"), expected)
-    open_backend(url, writable=True).close()
+    open_writer(url).close()
     assert_same_database(incumbent.restores(tmp_path / "mended"), expected)
 
 
@@ -315,8 +315,12 @@ def test_we_restore_what_it_compacted(url: str, incumbent: Incumbent, tmp_path: 
     incumbent.adds(HISTORY, create=True)
     (statistics,) = incumbent.does(["compact"])["results"]
     assert statistics["after"]["version_count"] == 2
-    with open_backend(url, writable=True) as backend:
-        assert (backend.version, backend.prev_version, backend.version_count) == (11, 10, 2)
+    with open_writer(url) as backend:
+        assert (backend.version, backend.standing.prev_version, backend.standing.version_count) == (
+            11,
+            10,
+            2,
+        )
         add_all(backend, payments(12, 14))
     expected = build_database(tmp_path / "expected", [*HISTORY, *payments(12, 14)])
     assert_same_database(_ours(url, tmp_path / "ours"), expected)
@@ -348,9 +352,9 @@ def test_backup_that_it_began_with_a_snapshot(
     base = tmp_path / "base.sqlite3"
     build_database(base, HISTORY)
     incumbent.does(["add", 11, str(base), None], create=True)
-    with open_backend(url) as backend:
-        assert backend.head is not None
-        assert backend.head.kind is Kind.SNAPSHOT
+    with open_reader(url) as backend:
+        assert backend.standing.head is not None
+        assert backend.standing.head.kind is Kind.SNAPSHOT
     append(url, payments(12, 14))
     expected = build_database(tmp_path / "expected", [*HISTORY, *payments(12, 14)])
     assert_same_database(_ours(url, tmp_path / "ours"), expected)
@@ -452,7 +456,7 @@ def test_recorded_node_that_was_killed_three_times(memory_path: Path) -> None:
         captured.CRASH.with_suffix(".sqlite3.xz"), memory_path / "node.sqlite3"
     )
     assert_same_database(_ours(url, memory_path / "ours"), real)
-    open_backend(url, writable=True).close()
+    open_writer(url).close()
     assert_same_database(incumbent.restores(memory_path / "its"), real)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.compaction.compact import compact
 from cln_backup.model.change import FOREIGN_KEYS_ON, Change
 from tests.histories import (
@@ -124,15 +124,15 @@ def test_old_client_on_our_server(tmp_path: Path) -> None:
 def test_our_client_on_the_old_server(tmp_path: Path, old_server: int) -> None:
     url = f"socket:127.0.0.1:{old_server}"
     history = [*started_node(), *payments(4, 12)]
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         add_all(backend, history)
         backend.rewind()
         assert backend.version == 10
         add_all(backend, history[-1:])
-    with open_backend(url) as reader:
+    with open_reader(url) as reader:
         assert told(reader.stream_changes()) == told(history)
     assert compact(url)["after"]["version_count"] == 2
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.add_change(payment(12))
     assert told_by(url)[-1] == told([payment(12)])[0]
     assert told_by(f"file://{tmp_path}/node.bkp")[-1] == told([payment(12)])[0]
@@ -144,13 +144,13 @@ def test_node_that_crashed_on_the_old_server_leaves_what_can_be_restored(
     """An ON rider stood between the dropped transaction and the one in its place."""
     url = f"socket:127.0.0.1:{old_server}"
     history = [*started_node(), *payments(4, 12)]
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         add_all(backend, history)
-    with open_backend(url, writable=True) as backend:  # as the plugin starts after a crash
+    with open_writer(url) as backend:  # as the plugin starts after a crash
         backend.rewind()
-        assert backend.head is not None
-        assert backend.head.kind is history[-2].kind
-        if not backend.head.foreign_keys:
+        assert backend.standing.head is not None
+        assert backend.standing.head.kind is history[-2].kind
+        if not backend.standing.head.foreign_keys:
             backend.add_change(Change(backend.version, None, [FOREIGN_KEYS_ON]))
         add_all(backend, history[-1:])
         add_all(backend, payments(12, 14))
@@ -185,12 +185,12 @@ def test_our_plugin_has_the_old_server_compact(tmp_path: Path, old_server: int) 
 def test_our_client_cut_after_every_byte_on_the_old_server(
     tmp_path: Path, old_server: int, direction: int
 ) -> None:
-    with open_backend(f"socket:127.0.0.1:{old_server}", writable=True) as backend:
+    with open_writer(f"socket:127.0.0.1:{old_server}") as backend:
         add_all(backend, started_node())
     version = 4
     while True:
         with proxy(old_server, cut_after(direction, version)) as between:
-            with open_backend(f"socket:127.0.0.1:{between.port}", writable=True) as backend:
+            with open_writer(f"socket:127.0.0.1:{between.port}") as backend:
                 add_all(backend, payments(version, version + 1))
             version += 1
             if between.connections == 1:

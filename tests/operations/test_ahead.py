@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
-from cln_backup.backends.secrets import Secret, unlocking_with
+from cln_backup.backends import create_backend, open_reader, place_at
+from cln_backup.backends.secrets import Secret
 from cln_backup.compaction.compact import compact
 from cln_backup.formats.holders import HolderKind
 from cln_backup.model.change import Change
@@ -24,7 +24,7 @@ from cln_backup.operations.verify import verify
 from cln_backup.process.child import Child
 from cln_backup.replay import ahead
 from cln_backup.replay.ahead import read_ahead
-from tests.histories import SnapshotBytes, append, payment, payments, started_node, told
+from tests.histories import SnapshotBytes, add_all, append, payment, payments, started_node, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +69,7 @@ def test_same_changes_of_each_kind(tmp_path: Path, children: list[int]) -> None:
     create_backend(url, None)
     snapshot = Change(60, SnapshotBytes(b"SQLite format 3\x00" + os.urandom(3_000_000)), None)
     append(url, [*started_node(), *payments(4, 50), snapshot, payment(61, "\udcff\udc80 \u20ac\n")])
-    with open_backend(url) as backend, read_ahead(backend) as changes:
+    with open_reader(url) as backend, read_ahead(backend) as changes:
         assert told(changes) == told(backend.stream_changes())
     assert len(children) == 1
 
@@ -79,7 +79,7 @@ def test_damage_is_told_behind_the_changes_before_it(url: str, tmp_path: Path) -
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         here = _until_damage(backend.stream_changes())
         with read_ahead(backend) as changes:
             assert _until_damage(changes) == here
@@ -101,7 +101,7 @@ def test_killed_reader_leaves_nothing_half(url: str, tmp_path: Path, children: l
         if change.version == 5:
             os.kill(children[0], signal.SIGKILL)
 
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         with pytest.raises(StorageError, match="ended unexpectedly"):
             restore(backend, str(target), kill)
         assert sorted(os.listdir(tmp_path)) == ["backup"]
@@ -111,7 +111,7 @@ def test_killed_reader_leaves_nothing_half(url: str, tmp_path: Path, children: l
 
 
 def test_reader_ends_with_the_block(url: str, children: list[int]) -> None:
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         with read_ahead(backend) as changes:
             assert next(changes).version == 1
         with read_ahead(backend) as changes:
@@ -131,7 +131,7 @@ def test_no_process_to_spare(
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     gc.collect()  # what another test left is not counted as closed here
     open_files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-    with open_backend(url) as backend, read_ahead(backend) as changes:
+    with open_reader(url) as backend, read_ahead(backend) as changes:
         assert told(changes) == told(backend.stream_changes())
     assert children == []
     if open_files:
@@ -141,7 +141,7 @@ def test_no_process_to_spare(
 def test_history_that_went_on_meanwhile_is_read_as_it_was_opened(
     url: str, children: list[int]
 ) -> None:
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         append(url, [payment(4 + LARGE, "it came later")])
         before = told(backend.stream_changes())
         with read_ahead(backend) as changes:
@@ -158,14 +158,14 @@ def test_verify_copy_and_compact_read_ahead(
     history = [*started_node(), *payments(4, 50)]
     create_backend(url, None)
     append(url, history)
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         assert verify(backend, replayed=True).version == 49
     assert len(children) == 1
     assert copy(url, f"file://{tmp_path}/copy").version == 49
     assert len(children) == 2
     compact(url)
     assert len(children) == 3
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         assert told(backend.stream_changes())[1:] == told(history)[-1:]
         restore(backend, str(tmp_path / "restored.sqlite3"))
     with closing(sqlite3.connect(tmp_path / "restored.sqlite3")) as database:
@@ -177,11 +177,12 @@ def test_what_a_person_typed_unlocks_it_for_the_reader_too(
 ) -> None:
     url = f"dir://{tmp_path}/backup"
     secret = Secret(HolderKind.KEY_FILE, os.urandom(32))
-    with unlocking_with(secret):
-        create_backend(url, None)
-        append(url, started_node())
-        backend = open_backend(url)
-    with backend, read_ahead(backend) as changes:
+    place = place_at(url)
+    with place.creating(secret=secret), place.open_reader(secret=secret):
+        pass
+    with place.open_writer(secret=secret) as writer:
+        add_all(writer, started_node())
+    with place.open_reader(secret=secret) as backend, read_ahead(backend) as changes:
         os.kill(children[0], 0)
         assert told(changes) == told(started_node())
 
@@ -190,6 +191,6 @@ def test_short_history_is_read_here(
     url: str, children: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    with open_backend(url) as backend, read_ahead(backend) as changes:
+    with open_reader(url) as backend, read_ahead(backend) as changes:
         assert told(changes) == told(backend.stream_changes())
     assert children == []

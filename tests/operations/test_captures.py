@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.compaction.compact import compact
 from cln_backup.model.change import Change, Kind
 from cln_backup.model.continuity import Decision, Facts, decide
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
 
 SMALL = captured.COMMITTED / "small"
 MIGRATIONS = (
@@ -39,7 +39,7 @@ MIGRATIONS = (
 
 
 def _restored(url: str, target: Path) -> Path:
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         restored = restore(backend, str(target))
         assert restored.version == backend.version
         assert restored.size_bytes == target.stat().st_size
@@ -77,7 +77,7 @@ def test_recorded_node_comes_back(node: tuple[str, list[Change], Path], memory_p
     url, history, database = node
     assert told_by(url) == told(history)
     assert_same_database(_restored(url, memory_path / "restored.sqlite3"), database)
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         verified = verify(backend, replayed=True)
         assert (verified.version, verified.version_count) == (history[-1].version, len(history))
         assert status(backend).version == history[-1].version
@@ -112,7 +112,7 @@ def test_recorded_node_that_was_killed_three_times(kind: str, url: str, memory_p
     """Each process decides at its first call, as the plugin does."""
     create_backend(url, None)
     decisions = []
-    backend: Backend | None = None
+    backend: Writer | None = None
     for line in captured.lines(captured.CRASH.with_suffix(".jsonl.xz")):
         if isinstance(line, str):
             if line == "start":
@@ -121,8 +121,8 @@ def test_recorded_node_that_was_killed_three_times(kind: str, url: str, memory_p
                 backend = None
             continue
         if backend is None:
-            backend = open_backend(url, writable=True)
-            facts = Facts(line.version, line.kind is Kind.RIDER, backend.head, loss=None)
+            backend = open_writer(url)
+            facts = Facts(line.version, line.kind is Kind.RIDER, backend.standing.head, loss=None)
             decisions.append(decide(facts))
             if decisions[-1] is Decision.DROP_HEAD:
                 backend.rewind()
@@ -187,7 +187,7 @@ def test_large_recording_comes_back(
     append(url, captured.changes(place / "payee.jsonl.xz"))
     real = captured.unpacked(place / "payee.sqlite3.xz", memory_path / "node.sqlite3")
     assert_same_database(_restored(url, memory_path / "restored.sqlite3"), real)
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         before = backend.size_bytes
     statistics = compact(url)
     assert statistics["before"]["backupsize"] == before

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
-from cln_backup.backends.contract import size_of
+from cln_backup.backends import create_backend, open_reader, open_writer
+from cln_backup.backends.ticket import size_of
 from cln_backup.compaction.compact import compact
 from cln_backup.compaction.compactor import Compactor
 from cln_backup.formats import v2
@@ -42,7 +42,8 @@ from tests.histories import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cln_backup.backends.contract import Statistics
+    from cln_backup.backends.events import Event
+    from cln_backup.backends.ticket import Statistics
     from cln_backup.model.change import Change
 
 WAIT_S = 60.0
@@ -100,7 +101,7 @@ def _left_behind(url: str) -> set[str]:
 def _check(url: str, history: Sequence[Change], tmp_path: Path) -> None:
     """The backup still makes the database that the history makes."""
     target = tmp_path / "restored.sqlite3"
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         restore(backend, str(target))
     expected = build_database(tmp_path / "expected.sqlite3", history)
     assert_same_database(target, expected)
@@ -113,10 +114,10 @@ HISTORY = [*started_node(), *payments(4, 60)]
 
 def test_history_becomes_one_snapshot_and_the_last_change(url: str, tmp_path: Path) -> None:
     append(url, HISTORY)
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         before = size_of(backend)
     statistics = compact(url)
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         assert statistics == {"before": before, "after": size_of(backend)}
     assert before["version_count"] == len(HISTORY)
     assert statistics["after"]["version_count"] == 2
@@ -133,8 +134,8 @@ def test_history_becomes_one_snapshot_and_the_last_change(url: str, tmp_path: Pa
 def test_last_change_can_still_be_dropped(url: str, tmp_path: Path) -> None:
     append(url, HISTORY)
     compact(url)
-    with open_backend(url, writable=True) as backend:
-        assert backend.prev_version == 58
+    with open_writer(url) as backend:
+        assert backend.standing.prev_version == 58
         backend.rewind()
         backend.add_change(payment(59, "in its place"))
     _check(url, [*HISTORY[:-1], payment(59, "in its place")], tmp_path)
@@ -208,7 +209,7 @@ def test_missing_backup(tmp_path: Path) -> None:
 def test_backup_that_a_node_writes_to_is_left_to_its_plugin(url: str) -> None:
     append(url, HISTORY)
     before = _stored(url)
-    with open_backend(url, writable=True), pytest.raises(WriterConflict):
+    with open_writer(url), pytest.raises(WriterConflict):
         compact(url)
     assert _stored(url) == before
 
@@ -219,9 +220,9 @@ def test_what_was_mended_is_told(url: str) -> None:
         _newest(url).write_bytes(_newest(url).read_bytes() + b"torn")
     else:
         _tear(url)
-    notices: list[str] = []
-    compact(url, log=notices.append)
-    assert notices
+    events: list[Event] = []
+    compact(url, on_event=events.append)
+    assert events
 
 
 def test_time_of_the_last_change_is_kept(url: str) -> None:
@@ -230,8 +231,8 @@ def test_time_of_the_last_change_is_kept(url: str) -> None:
     if url.startswith("file:"):  # which has no other time
         os.utime(_newest(url), (1_600_000_000, 1_600_000_000))
     compact(url)
-    with open_backend(url) as backend:
-        assert backend.last_change_at == 1_600_000_000
+    with open_reader(url) as backend:
+        assert backend.last_change.at == 1_600_000_000
 
 
 # The second process, beside a writer that goes on.
@@ -257,7 +258,7 @@ def test_writer_goes_on_while_a_second_process_compacts(
 ) -> None:
     history = list(HISTORY)
     append(url, history)
-    with open_backend(url, writable=True) as writer:
+    with open_writer(url) as writer:
         compactor = Compactor(writer)
         done = None
         version = 60
@@ -270,8 +271,8 @@ def test_writer_goes_on_while_a_second_process_compacts(
                 done = compactor.step()
         _end(compactor)
         assert done["before"]["version_count"] == len(HISTORY)
-        assert done["after"]["version_count"] == writer.version_count
-        assert writer.version_count < len(history)
+        assert done["after"]["version_count"] == writer.standing.version_count
+        assert writer.standing.version_count < len(history)
         after = payment(version, "after the swap")
         writer.add_change(after)
         history.append(after)
@@ -283,7 +284,7 @@ def test_writer_goes_on_while_a_second_process_compacts(
 
 def test_reader_of_the_old_file_is_not_disturbed_by_the_swap(url: str) -> None:
     append(url, HISTORY)
-    with open_backend(url) as reader:
+    with open_reader(url) as reader:
         stream = reader.stream_changes()
         next(stream)
         compact(url)
@@ -293,7 +294,7 @@ def test_reader_of_the_old_file_is_not_disturbed_by_the_swap(url: str) -> None:
 def test_second_process_that_is_killed_leaves_the_backup_as_it_was(url: str) -> None:
     append(url, HISTORY)
     before = told_by(url)
-    with open_backend(url, writable=True) as writer:
+    with open_writer(url) as writer:
         compactor = Compactor(writer)
         os.kill(compactor.pid, signal.SIGKILL)
         with pytest.raises(StorageError):
@@ -310,7 +311,7 @@ def test_second_process_that_is_killed_leaves_the_backup_as_it_was(url: str) -> 
 def test_scratch_of_a_killed_compaction_does_not_stay_for_ever(url: str, tmp_path: Path) -> None:
     """It is as large as the database, and the kernel may kill again and again."""
     append(url, HISTORY)
-    with open_backend(url, writable=True) as writer:
+    with open_writer(url) as writer:
         for _ in range(3):
             compactor = Compactor(writer)
             while not _left_behind(url) and compactor._child.is_running():
@@ -326,7 +327,7 @@ def test_scratch_of_a_killed_compaction_does_not_stay_for_ever(url: str, tmp_pat
 
 def test_compaction_that_is_called_off_when_it_is_ready_leaves_nothing(url: str) -> None:
     append(url, HISTORY)
-    with open_backend(url, writable=True) as writer:
+    with open_writer(url) as writer:
         compactor = Compactor(writer)
         assert select.select([compactor.fileno()], [], [], WAIT_S)[0]
         assert len(_left_behind(url)) == 1, "the replacement stands beside the backup"
@@ -338,7 +339,7 @@ def test_compaction_that_is_called_off_when_it_is_ready_leaves_nothing(url: str)
 
 def test_compaction_that_is_called_off_at_once_leaves_nothing(url: str) -> None:
     append(url, HISTORY)
-    with open_backend(url, writable=True) as writer:
+    with open_writer(url) as writer:
         _end(Compactor(writer))
         assert not _left_behind(url)
     assert told_by(url) == told(HISTORY)
@@ -347,7 +348,7 @@ def test_compaction_that_is_called_off_at_once_leaves_nothing(url: str) -> None:
 def test_broken_history_is_told_by_the_second_process(url: str) -> None:
     append(url, [*HISTORY, transaction(60, "INSERT INTO nowhere VALUES (1)"), payment(61)])
     before = _stored(url)
-    with open_backend(url, writable=True) as writer:
+    with open_writer(url) as writer:
         compactor = Compactor(writer)
         with pytest.raises(BackupError, match="version 60"):
             _wait(compactor)
@@ -358,9 +359,9 @@ def test_broken_history_is_told_by_the_second_process(url: str) -> None:
 
 _WRITER = """
 import sys, time
-from cln_backup.backends import open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.compaction.compactor import Compactor
-writer = open_backend(sys.argv[1], writable=True)
+writer = open_writer(sys.argv[1])
 compactor = Compactor(writer)
 print(compactor.pid, flush=True)
 time.sleep(600)
@@ -385,7 +386,7 @@ def test_second_process_ends_with_a_writer_that_is_killed(url: str) -> None:
 
 def test_two_compactions_at_once_do_not_mix(url: str, tmp_path: Path) -> None:
     append(url, HISTORY)
-    with open_backend(url, writable=True) as writer:
+    with open_writer(url) as writer:
         one, other = Compactor(writer), Compactor(writer)
         outcomes = []
         for compactor in (one, other):
@@ -404,7 +405,7 @@ def test_writer_that_appends_much_is_caught_up_with(url: str, tmp_path: Path) ->
     """The swap itself is short: more than a little is copied by the second process."""
     history = list(HISTORY)
     append(url, history)
-    with open_backend(url, writable=True) as writer:
+    with open_writer(url) as writer:
         compactor = Compactor(writer)
         assert select.select([compactor.fileno()], [], [], WAIT_S)[0]
         more = [payment(n, long_text(n, 9_000)) for n in range(60, 90)]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
-from cln_backup.backends.contract import Staged, size_of
-from cln_backup.compaction.compact import compact, pays
+from cln_backup.backends import create_backend, open_reader, open_writer
+from cln_backup.backends.ticket import Size, Ticket, size_of
+from cln_backup.compaction.compact import compact
 from cln_backup.compaction.compactor import Compactor
 from cln_backup.server.served import Served
 from tests import programs
@@ -18,7 +18,7 @@ from tests.disasters.places import KINDS, url_in
 from tests.histories import append, payments, started_node, told_by, wearing_payments
 
 if TYPE_CHECKING:
-    from cln_backup.backends.contract import Statistics
+    from cln_backup.backends.ticket import Statistics
 
 
 @pytest.fixture(params=KINDS)
@@ -37,7 +37,7 @@ def _files(url: str) -> set[Path]:
 
 
 def _as_it_was(statistics: Statistics, url: str) -> None:
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         assert statistics["before"] == statistics["after"] == size_of(backend)
     assert statistics["would_be"]["backupsize"] >= statistics["before"]["backupsize"]
     assert statistics["would_be"]["version_count"] == 2
@@ -51,7 +51,7 @@ def test_small_backup_is_left_as_it_was(url: str) -> None:
 
 def test_small_backup_is_left_as_it_was_beside_its_writer(url: str) -> None:
     told, files = told_by(url), _files(url)
-    with open_backend(url, writable=True) as writer:
+    with open_writer(url) as writer:
         compactor = Compactor(writer, if_it_pays=True)
         while (statistics := compactor.step()) is None:
             pass
@@ -88,7 +88,9 @@ def test_history_that_wears_is_compacted(url: str) -> None:
     [(1, 1, True), (0, 1, False), (-1, 99_999, False), (-1, 100_000, True)],
 )
 def test_rule(saved_bytes: int, folded: int, worth_it: bool) -> None:
-    assert pays(Staged("", 0, 0, 0, 0, folded, saved_bytes)) is worth_it
+    before: Size = {"backupsize": 1_000, "version_count": 200_000}
+    after: Size = {"backupsize": 1_000 - saved_bytes, "version_count": 200_000 - folded}
+    assert Ticket(before, after).pays() is worth_it
 
 
 def test_command_says_so_with_both_figures(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.model.change import FOREIGN_KEYS_OFF, FOREIGN_KEYS_ON, Change
 from cln_backup.model.errors import AlreadyExists, Damaged, NotFound, StorageError
 from cln_backup.operations.copy import copy
@@ -54,7 +54,7 @@ def test_copy_that_fails_leaves_nothing_that_looks_like_a_backup(
             with pytest.raises(StorageError):
                 copy(source, url)
         with pytest.raises(NotFound):
-            open_backend(url)
+            open_reader(url)
         assert sorted(os.listdir(tmp_path)) == ["key", "source", "source.writer"]
     copy(source, url)
     assert told_by(url) == told_by(source)
@@ -129,7 +129,7 @@ def test_every_history_goes_over_and_back_byte_for_byte(tmp_path: Path, steps: l
     url = f"file://{place}/source"
     create_backend(url, None)
     append(url, started_node())
-    backend = open_backend(url, writable=True)
+    backend = open_writer(url)
     for number, step in enumerate(steps):
         version = backend.version
         if step == "payment":
@@ -143,11 +143,11 @@ def test_every_history_goes_over_and_back_byte_for_byte(tmp_path: Path, steps: l
         elif step in {"snapshot", "later"}:
             at = version + 3 * (step == "later")
             backend.add_change(Change(at, image(f"{number} " * 9_000), None))
-        elif step == "drop" and backend.prev_version:
+        elif step == "drop" and backend.standing.prev_version:
             backend.rewind()
         elif step == "again":
             backend.close()
-            backend = open_backend(url, writable=True)
+            backend = open_writer(url)
     backend.close()
     there, back = f"dir://{place}/there?key-file={place}/key", f"file://{place}/back"
     copy(url, there)

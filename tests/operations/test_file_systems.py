@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cln_backup.backends import open_backend
+from cln_backup.backends import open_reader, open_writer
 from cln_backup.compaction.compact import compact
 from cln_backup.model.errors import StorageError
 from cln_backup.operations.copy import copy
@@ -92,11 +92,11 @@ def _whole_life(node: _Node) -> None:
     append(node.url, payments(9, 14))
     compact(node.url)
     append(node.url, payments(14, 16))
-    with open_backend(node.url, writable=True) as backend:
+    with open_writer(node.url) as backend:
         backend.rewind()
     copy(node.url, f"dir://{node.place}/copy")
     target = node.place / "restored.sqlite3"
-    with open_backend(node.url) as backend:
+    with open_reader(node.url) as backend:
         verify(backend, replayed=True)
         done = restore(backend, str(target))
     assert [line[:15] for line in done.notices] == ["The file system"] * len(lacks)
@@ -135,7 +135,7 @@ def test_directory_that_fails_to_sync_keeps_no_result_that_a_retry_finds(
     assert list(node.place.iterdir()) == []
     initialize(node.url, str(node.directory))
     target = node.place / "restored.sqlite3"
-    with open_backend(node.url) as backend:
+    with open_reader(node.url) as backend:
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", _directory_sync_fails(number))
             with pytest.raises(StorageError):
@@ -193,7 +193,7 @@ def test_restore_into_a_directory_that_is_forbidden_says_only_that(
         raise PermissionError(errno.EACCES, f"{path}: {os.strerror(errno.EACCES)}")
 
     monkeypatch.setattr(fsio, "create", refused)
-    with open_backend(node.url) as backend:
+    with open_reader(node.url) as backend:
         monkeypatch.setattr(os, "unlink", unreachable)
         with pytest.raises(StorageError, match=r"create replica.*Check the owner"):
             restore(backend, str(node.place / "restored.sqlite3"))

@@ -7,10 +7,11 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.model.errors import (
     AlreadyExists,
     BackupError,
@@ -39,6 +40,9 @@ from tests.histories import (
 )
 from tests.operations.neighbours import holding, listening, locking
 
+if TYPE_CHECKING:
+    from cln_backup.backends.events import Event
+
 HISTORY = [*started_node(), *payments(4, 9)]
 
 
@@ -58,13 +62,14 @@ class Node:
         return initialize(self.url, str(self.directory), wallet)
 
     def snapshot(self) -> tuple[Appended, list[str]]:
-        notices: list[str] = []
-        return take_snapshot(str(self.directory), notices.append), notices
+        events: list[Event] = []
+        done = take_snapshot(str(self.directory), on_event=events.append)
+        return done, [event.text for event in events]
 
     def restored(self) -> Path:
         target = self.base / "restored.sqlite3"
         target.unlink(missing_ok=True)
-        with open_backend(self.url) as backend:
+        with open_reader(self.url) as backend:
             restore(backend, str(target))
         return target
 
@@ -441,7 +446,7 @@ def test_snapshot_of_an_older_database_is_refused(old: Node) -> None:
 
 def test_snapshot_with_a_writer_at_work_is_refused(old: Node) -> None:
     old.init()
-    with open_backend(old.url, writable=True), pytest.raises(WriterConflict):
+    with open_writer(old.url), pytest.raises(WriterConflict):
         old.snapshot()
 
 
@@ -470,9 +475,9 @@ def test_snapshot_ends_a_migration_that_was_cut(node: Node) -> None:
     append(node.url, [*started_node(), rider(3)])
     build_database(node.database, [*started_node(), payment(4)])
     node.snapshot()
-    with open_backend(node.url) as backend:
-        assert backend.head is not None
-        assert backend.head.foreign_keys
+    with open_reader(node.url) as backend:
+        assert backend.standing.head is not None
+        assert backend.standing.head.foreign_keys
     append(node.url, [payment(5)])
     node.restored()
 

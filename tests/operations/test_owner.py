@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cln_backup.backends import open_backend
+from cln_backup.backends import open_reader, open_writer
 from cln_backup.compaction.compact import compact
 from cln_backup.operations.copy import copy
 from cln_backup.operations.initialize import initialize, take_snapshot
@@ -53,12 +53,12 @@ def test_whatever_root_makes_is_the_nodes(kind: str, node: Path, tmp_path: Path)
     database.unlink()
     build_database(database, [*_HISTORY, *payments(9, 16)])
     os.chown(database, _USER, _USER)
-    take_snapshot(str(node), print)
+    take_snapshot(str(node))
     append(url, payments(16, 18))
     compact(url)
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.rewind()  # sets the head aside
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         verify(backend, replayed=True)
         restore(backend, str(backups / "restored.sqlite3"))
     copy(url, f"dir://{backups}/copy")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader
 from cln_backup.compaction.compact import compact
 from cln_backup.model.change import Change
 from cln_backup.model.errors import (
@@ -63,7 +63,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def _restore(url: str, destination: object) -> Restored:
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         return restore(backend, str(destination))
 
 
@@ -138,7 +138,7 @@ def test_node_that_was_started_meanwhile_keeps_its_database(url: str, place: Pat
         if change.version == 8:
             (place / "lightningd.sqlite3").write_text("a node's")
 
-    with open_backend(url) as backend, pytest.raises(AlreadyExists):
+    with open_reader(url) as backend, pytest.raises(AlreadyExists):
         restore(backend, str(place), start)
     assert (place / "lightningd.sqlite3").read_text() == "a node's"
     assert [path.name for path in place.iterdir()] == ["lightningd.sqlite3"]
@@ -147,7 +147,7 @@ def test_node_that_was_started_meanwhile_keeps_its_database(url: str, place: Pat
 def test_progress_is_told_of_each_change(url: str, place: Path) -> None:
     append(url, HISTORY)
     seen: list[int] = []
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         restore(backend, str(place), lambda change: seen.append(change.version))
     assert seen == [change.version for change in HISTORY]
 
@@ -198,7 +198,7 @@ def test_failure_leaves_nothing_and_tells_no_secret(name: str, url: str, place: 
 @pytest.mark.parametrize("name", BROKEN)
 def test_verify_says_up_to_where_it_is_good(name: str, url: str) -> None:
     append(url, [*HISTORY, BROKEN[name], payment(10)])
-    with open_backend(url) as backend, pytest.raises(ReplayFailed) as failed:
+    with open_reader(url) as backend, pytest.raises(ReplayFailed) as failed:
         verify(backend, replayed=True)
     assert failed.value.good_version in (8, 9)
     assert SECRET.lower() not in str(failed.value).lower()
@@ -276,12 +276,12 @@ HOSTILE = {
 
 _TWO_RESTORES = """
 import contextlib, sys
-from cln_backup.backends import open_backend
+from cln_backup.backends import create_backend, open_reader
 from cln_backup.model.errors import BackupError
 from cln_backup.operations.restore import restore
-with open_backend(sys.argv[1]) as backend, contextlib.suppress(BackupError):
+with open_reader(sys.argv[1]) as backend, contextlib.suppress(BackupError):
     restore(backend, sys.argv[2])
-with open_backend(sys.argv[3]) as backend:
+with open_reader(sys.argv[3]) as backend:
     restore(backend, sys.argv[4])
 """
 
@@ -447,7 +447,7 @@ def test_replay_of_a_long_history_takes_little_memory(url: str, place: Path) -> 
         "from cln_backup.backends import open_backend\n"
         "from cln_backup.operations.restore import restore\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "with open_backend(sys.argv[1]) as backend: restore(backend, sys.argv[2])\n"
+        "with open_reader(sys.argv[1]) as backend: restore(backend, sys.argv[2])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     grown_kib = subprocess.run(

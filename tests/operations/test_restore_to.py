@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader
 from cln_backup.compaction.compact import compact
 from cln_backup.model.change import Change
 from cln_backup.model.errors import NotFound
@@ -57,7 +57,7 @@ def url(empty: str) -> str:
 
 
 def _restore(url: str, target: Path, to: int) -> Restored:
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         return restore(backend, str(target), to=to)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import open_backend
+from cln_backup.backends import open_reader
 from cln_backup.compaction.compact import compact
 from cln_backup.model.errors import Locked, NotFound, StorageError
 from cln_backup.operations.initialize import initialize
@@ -64,7 +64,7 @@ def test_replica_of_an_encrypted_backup_is_built_where_the_node_is(
     def look(_change: Change) -> None:
         seen.update(path.parent for path in tmp_path.glob("*/.*/replica.sqlite3"))
 
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         verify(backend, replayed=True, progress=look, scratch_dir=network_directory(url))
     compact(url, look, scratch_dir=network_directory(url))
     assert {path.parent for path in seen} == {node}

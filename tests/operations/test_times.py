@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.cli.commands import cli
 from cln_backup.cli.presentation import age, moment
 from cln_backup.compaction.compact import compact
@@ -37,14 +37,14 @@ def dated(changes: Iterable[Change]) -> list[Change]:
 
 
 def times(url: str) -> list[float | None]:
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         return [line.stored_at for line in log(backend)]
 
 
 def last_change_at(url: str) -> float | None:
-    with open_backend(url) as backend:
-        assert status(backend).last_change_at == backend.last_change_at
-        return backend.last_change_at
+    with open_reader(url) as backend:
+        assert status(backend).last_change_at == backend.last_change.at
+        return backend.last_change.at
 
 
 @pytest.fixture(params=KINDS)
@@ -64,8 +64,8 @@ EXPECTED = [(BEGAN_MS + number) / 1000 for number in range(6)]
 def test_each_change_keeps_the_time_at_which_it_was_stored(url: str) -> None:
     assert times(url) == EXPECTED
     assert last_change_at(url) == EXPECTED[-1]
-    with open_backend(url) as backend:
-        assert not backend.dated_by_file
+    with open_reader(url) as backend:
+        assert not backend.last_change.by_file
     append(url, [])
     assert last_change_at(url) == EXPECTED[-1]
 
@@ -81,12 +81,12 @@ def test_change_of_now_is_stored_with_the_time_of_now(url: str) -> None:
 
 
 def test_time_of_the_head_is_known_where_the_newest_segment_has_no_change(url: str) -> None:
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.rewind()
-        assert backend.last_change_at == EXPECTED[-2]
+        assert backend.last_change.at == EXPECTED[-2]
     assert last_change_at(url) == EXPECTED[-2]
     assert times(url) == EXPECTED[:-1]
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         assert [line.stored_at for line in log(backend, dropped=True)] == [EXPECTED[-1]]
 
 
@@ -100,7 +100,7 @@ def test_other_programs_copies_do_not_change_when_the_last_change_was_stored(
 def test_compaction_keeps_the_time_of_what_it_folded(url: str) -> None:
     compact(url)
     assert times(url) == EXPECTED[-2:]
-    with open_backend(url, writable=True) as backend:
+    with open_writer(url) as backend:
         backend.rewind()  # the head is in the base now
     assert times(url) == [EXPECTED[-2]]
     assert last_change_at(url) == EXPECTED[-2]
@@ -152,9 +152,9 @@ def test_backup_from_before_records_had_times_has_only_those_of_its_files(tmp_pa
     os.utime(segment, (BEGAN_MS / 1000, BEGAN_MS / 1000))
     url = f"dir://{tmp_path}/node"
     assert set(times(url)) == {None}
-    with open_backend(url) as backend:
-        assert backend.dated_by_file
-        assert backend.last_change_at == BEGAN_MS / 1000
+    with open_reader(url) as backend:
+        assert backend.last_change.by_file
+        assert backend.last_change.at == BEGAN_MS / 1000
     append(url, dated([payment(9)]))
     assert times(url)[-2:] == [None, EXPECTED[0]]
     assert last_change_at(url) == EXPECTED[0]

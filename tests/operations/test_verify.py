@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader
 from cln_backup.model.change import Change
 from cln_backup.model.errors import Damaged, ReplayFailed
 from cln_backup.operations.history import log, status
@@ -36,7 +36,7 @@ def url(tmp_path: Path) -> str:
 
 
 def _verify(url: str, *, replayed: bool = True) -> Verified:
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         return verify(backend, replayed=replayed)
 
 
@@ -99,13 +99,13 @@ def test_damaged_structure_is_found_without_a_replay(url: str) -> None:
 def test_progress_is_told_of_each_change(url: str, replayed: bool) -> None:
     append(url, HISTORY)
     seen: list[Change] = []
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         verify(backend, replayed=replayed, progress=seen.append)
     assert [change.version for change in seen] == [change.version for change in HISTORY]
 
 
 def test_status(url: str, tmp_path: Path) -> None:
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         empty = status(backend)
     assert empty[:3] == (url, 0, 0)
     assert (empty.head, empty.last_change_at) == (None, None)
@@ -114,7 +114,7 @@ def test_status(url: str, tmp_path: Path) -> None:
     base = snapshot_of(HISTORY, tmp_path / "base.sqlite3")
     for change in (base, payment(9), rider(9, OFF)):
         append(url, [change])
-        with open_backend(url) as backend:
+        with open_reader(url) as backend:
             found = status(backend)
         heads.append(found.head)
         assert found.backupsize == Path(url.removeprefix("file://")).stat().st_size
@@ -132,7 +132,7 @@ def test_log(url: str, tmp_path: Path) -> None:
         "INSERT INTO peers (id) VALUES (2)",
     )
     append(url, [base, both, rider(4, OFF, ON)])
-    with open_backend(url) as backend:
+    with open_reader(url) as backend:
         lines = list(log(backend))
         assert list(log(backend, 4)) == lines[1:]
         assert list(log(backend, 5)) == []

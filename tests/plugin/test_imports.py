@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 _START = """
 import sys
 import cln_backup.plugin.worker
-from cln_backup.backends import open_backend
-open_backend(sys.argv[1], writable=True).close()
+from cln_backup.backends import create_backend, open_writer
+open_writer(sys.argv[1]).close()
 print(sorted({name.partition(".")[0] for name in sys.modules} & {"zstandard", "cryptography"}))
 """
 

@@ -70,7 +70,7 @@ def test_configured_wallet_that_is_not_named_to_init_is_refused(
     initialize(url, str(directory), "lightningd.sqlite3")
     (directory / "backup.lock").write_text(f'{{"backend_url": "{url}"}}')
     with pytest.raises(BadSettings, match="says wallet="):
-        take_snapshot(str(directory), print)
+        take_snapshot(str(directory))
 
 
 @pytest.mark.parametrize("line", ["wallet=lightningd.sqlite3", "#wallet=x", "wallets=x", "wallet"])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.contract import Backend
-from cln_backup.model.change import Change, Head
+from cln_backup.backends.contract import LastChange, Place, Reader, Standing, Writer
+from cln_backup.model.change import Change, Head, Kind
 from cln_backup.model.errors import NotFound
+from cln_backup.model.position import Position
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cln_backup.backends.contract import Staged
+    from cln_backup.backends.ticket import MoreNeeded, Statistics, Ticket
 
 _PIECE_BYTES = 1 << 20
 
@@ -41,85 +43,100 @@ class _Stored:
                 yield piece
 
 
-class BoundlessBackend(Backend):
+class BoundlessPlace(Place):
     """`boundless:DIRECTORY`; holds snapshots, one a file that is named for its version."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.notices = []
-        self._directory = url.partition(":")[2]
+    @property
+    def storage_dir(self) -> str:
+        return self.url.partition(":")[2]
+
+    @contextlib.contextmanager
+    def creating(self, base: Change | None = None, **_options: object) -> Iterator[Place]:
+        os.makedirs(self.storage_dir)
+        if base is not None:
+            _Open(self).add_change(base)
+        yield self
+
+    def open_reader(self, **_options: object) -> Reader:
+        return self._opened()
+
+    def _open_writer(self, *_options: object) -> Writer:
+        return self._opened()
+
+    def _opened(self) -> _Open:
+        if not os.path.isdir(self.storage_dir):
+            raise NotFound(f"There is no {self.url}.")
+        return _Open(self)
+
+
+class _Open(Reader, Writer):
+    def __init__(self, place: BoundlessPlace) -> None:
+        self.place: BoundlessPlace = place
         self._look()
 
     def _look(self) -> None:
-        names = os.listdir(self._directory)
+        names = os.listdir(self.place.storage_dir)
         self._versions = sorted(int(name) for name in names if name.isdigit())
-        self.version = self._versions[-1] if self._versions else 0
-        self.prev_version = self._versions[-2] if len(self._versions) > 1 else 0
-        self.version_count = len(self._versions)
-
-    @classmethod
-    def create(cls, url: str, base: Change | None) -> None:
-        os.makedirs(url.partition(":")[2])
-        if base is not None:
-            cls(url).add_change(base)
-
-    @classmethod
-    def open(cls, url: str, *, writable: bool) -> BoundlessBackend:  # noqa: ARG003
-        if not os.path.isdir(url.partition(":")[2]):
-            raise NotFound(f"There is no {url}.")
-        return cls(url)
 
     @property
-    def head(self) -> Head | None:
-        if not self._versions:
-            return None
-        return Head(self.version, Change(self.version, self._stored(self.version), None).kind, True)
+    def standing(self) -> Standing:
+        prev, version = [0, 0, *self._versions][-2:]
+        head = Head(version, Kind.SNAPSHOT, True) if self._versions else None
+        count = len(self._versions)
+        return Standing(Position(version, count, None), count, prev, head, bool(head), 0)
 
     @property
     def size_bytes(self) -> int:
         return sum(self._stored(version).size_bytes for version in self._versions)
 
     @property
-    def last_change_at(self) -> float | None:
-        return None
-
-    @property
-    def scratch_dir(self) -> str:
-        return self._directory
+    def last_change(self) -> LastChange:
+        return LastChange(None, by_file=False)
 
     def _stored(self, version: int) -> _Stored:
-        return _Stored(os.path.join(self._directory, str(version)))
+        return _Stored(os.path.join(self.place.storage_dir, str(version)))
 
-    def claim(self, node_id: str) -> None:
+    def claim(self, node_id: str, timeout_s: float | None = None) -> None:
         pass
 
-    def add_change(self, change: Change) -> None:
+    def add_change(self, change: Change, timeout_s: float | None = None) -> None:  # noqa: ARG002
         assert change.snapshot is not None
-        path = os.path.join(self._directory, str(change.version))
+        path = os.path.join(self.place.storage_dir, str(change.version))
         with open(path + ".part", "wb") as file:
             file.writelines(change.snapshot.chunks())
         os.rename(path + ".part", path)
         self._look()
 
-    def rewind(self) -> None:
-        os.remove(os.path.join(self._directory, str(self.version)))
+    def rewind(self, timeout_s: float | None = None) -> None:  # noqa: ARG002
+        os.remove(os.path.join(self.place.storage_dir, str(self.version)))
         self._look()
 
-    def stream_changes(self, start: int = 0, *, head: bool = True) -> Iterator[Change]:
+    def stream_changes(
+        self,
+        start: int = 0,
+        *,
+        after: Position | None = None,  # noqa: ARG002
+        head: bool = True,
+    ) -> Iterator[Change]:
         for version in self._versions if head else self._versions[:-1]:
             if version >= start:
                 yield Change(version, self._stored(version), None)
 
-    def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:
+    def wait_for_more(self, timeout_s: float) -> bool:
         raise NotImplementedError
 
-    def stage_more(self, staged: Staged) -> Staged:
+    def prepare_compaction(self, fold: object) -> Ticket:
         raise NotImplementedError
 
-    def replace(self, staged: Staged) -> None:
+    def prepare_more(self, ticket: Ticket) -> Ticket:
         raise NotImplementedError
 
-    def discard(self) -> None:
+    def take_over(
+        self, ticket: Ticket | None, timeout_s: float | None = None
+    ) -> Statistics | MoreNeeded:
+        raise NotImplementedError
+
+    def discard(self, ticket: Ticket | None = None) -> None:
         pass
 
     def close(self) -> None:

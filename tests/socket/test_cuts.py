@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.formats import v1
 from cln_backup.model.change import Change
 from cln_backup.model.errors import Unreachable, WriterConflict
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
 
 
 @pytest.fixture
@@ -47,23 +47,23 @@ def _through(url: str, port: int) -> str:
     return f"socket:127.0.0.1:{port}?{url.partition('?')[2]}"
 
 
-def _append(backend: Backend) -> None:
+def _append(backend: Writer) -> None:
     backend.add_change(payment(4, "paid"))
 
 
-def _append_rider(backend: Backend) -> None:
+def _append_rider(backend: Writer) -> None:
     backend.add_change(rider(3, ON))
 
 
-def _append_snapshot(backend: Backend) -> None:
+def _append_snapshot(backend: Writer) -> None:
     backend.add_change(Change(7, image(300 * "x"), None))
 
 
-def _rewind(backend: Backend) -> None:
+def _rewind(backend: Writer) -> None:
     backend.rewind()
 
 
-_WORK: dict[str, tuple[Callable[[Backend], None], list[Change]]] = {
+_WORK: dict[str, tuple[Callable[[Writer], None], list[Change]]] = {
     "transaction": (_append, [*started_node(), payment(4, "paid")]),
     "rider": (_append_rider, [*started_node(), rider(3, ON)]),
     "snapshot": (_append_snapshot, [*started_node(), Change(7, image(300 * "x"), None)]),
@@ -90,7 +90,7 @@ def test_connection_cut_after_every_byte(
             server.add(url)
             there = f"socket:{server.address}?protocol=1"
         with proxy(server.address.port, cut_after(direction, length)) as between:
-            with open_backend(_through(there, between.port), writable=True) as backend:
+            with open_writer(_through(there, between.port)) as backend:
                 work(backend)
                 assert backend.version == expected[-1].version
             done = between.connections == 1  # the whole exchange is shorter than this
@@ -115,7 +115,7 @@ def test_every_change_of_a_stream_comes_once_when_it_is_cut_anywhere(
     for length in [*range(1, 900, 7), *range(1000, 780_000, 40_009)]:
         with (
             proxy(server.address.port, cut_after(direction, length)) as between,
-            open_backend(_through(there, between.port)) as backend,
+            open_reader(_through(there, between.port)) as backend,
         ):
             assert told(backend.stream_changes()) == told(history)
             assert told(backend.stream_changes(8)) == told(c for c in history if c.version >= 8)
@@ -141,7 +141,7 @@ def test_stream_that_was_cut_goes_on_behind_what_was_had(
 
     with (
         proxy(server.address.port, plan) as between,
-        open_backend(_through(there, between.port)) as backend,
+        open_reader(_through(there, between.port)) as backend,
     ):
         (change,) = told(backend.stream_changes())
     assert change.version == 5
@@ -158,7 +158,7 @@ def test_stream_that_was_cut_stops_at_the_head_it_began_with(
     there = server.add(url)
     with (
         proxy(server.address.port, cut_after(DOWN, 3000)) as between,
-        open_backend(_through(there, between.port)) as reader,
+        open_reader(_through(there, between.port)) as reader,
     ):
         changes = reader.stream_changes()
         first = next(changes)
@@ -232,7 +232,7 @@ def test_server_killed_again_and_again_while_a_node_writes(tmp_path: Path, pause
                 server.start()
             done.set()
 
-        with open_backend(server.url, writable=True) as backend:
+        with open_writer(server.url) as backend:
             killer = threading.Thread(target=kill)
             killer.start()
             add_all(backend, started_node())
@@ -250,7 +250,7 @@ def test_server_stopped_while_a_node_writes_answers_what_it_took(tmp_path: Path)
     create_backend(url, None)
     with (
         server_process(url) as server,
-        open_backend(server.url + "?deadline=1", writable=True) as backend,
+        open_writer(server.url + "?deadline=1") as backend,
     ):
         add_all(backend, started_node())
         assert server.terminate() == 0
@@ -262,7 +262,7 @@ def test_server_stopped_while_a_node_writes_answers_what_it_took(tmp_path: Path)
 def test_frozen_server_is_waited_for(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/node.bkp"
     create_backend(url, None)
-    with server_process(url) as server, open_backend(server.url, writable=True) as backend:
+    with server_process(url) as server, open_writer(server.url) as backend:
         add_all(backend, started_node())
         server.process.send_signal(signal.SIGSTOP)
         timer = threading.Timer(0.5, server.process.send_signal, [signal.SIGCONT])
@@ -305,7 +305,7 @@ def test_another_writer_during_a_cut_is_found_out(server: ServerHere, tmp_path: 
     create_backend(url, None)
     append(url, started_node())
     there = server.add(url)
-    with open_backend(there, writable=True) as backend:
+    with open_writer(there) as backend:
         backend._link.close()  # type: ignore[attr-defined] # the network was gone
         append(there, [payment(4, "by somebody else")])
         with pytest.raises(WriterConflict):
@@ -319,7 +319,7 @@ def test_another_writer_during_a_cut_is_found_out_after_a_restart_of_the_server(
     url = f"file://{tmp_path}/node.bkp"
     create_backend(url, None)
     append(url, started_node())
-    with server_process(url) as server, open_backend(server.url, writable=True) as backend:
+    with server_process(url) as server, open_writer(server.url) as backend:
         server.kill()
         append(url, [payment(4, "by somebody else")])
         server.start()

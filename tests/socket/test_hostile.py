@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.formats import digests, v1
 from cln_backup.model.change import Change
 from cln_backup.model.errors import BackupError, StorageError
@@ -27,6 +27,7 @@ from tests.histories import (
     SnapshotBytes,
     add_all,
     append,
+    compacted,
     payment,
     payments,
     started_node,
@@ -186,7 +187,7 @@ def test_bombs_of_many_at_once_take_the_memory_of_two(server: ServerProcess) -> 
     threads = [threading.Thread(target=_send, args=(server.port, bomb)) for _ in range(8)]
     for thread in threads:
         thread.start()
-    with open_backend(server.url) as reader:
+    with open_reader(server.url) as reader:
         assert told(reader.stream_changes()) == told(started_node())
     for thread in threads:
         thread.join()
@@ -196,7 +197,7 @@ def test_bombs_of_many_at_once_take_the_memory_of_two(server: ServerProcess) -> 
 
 @pytest.mark.parametrize("role", ["read", "create"])
 def test_who_may_not_write_fills_no_disk(server: ServerProcess, role: str) -> None:
-    with open_backend(server.url, writable=True) as writer:
+    with open_writer(server.url) as writer:
         begin = _packet(wire.SNAPSHOT_BEGIN, wire.pack_snapshot_begin(9, 8))
         piece = _packet(wire.SNAPSHOT_DATA, wire.pack_piece(b"12345678", deflate=False))
         large = _packet(wire.APPEND, bytes(1 << 20))
@@ -219,7 +220,7 @@ def test_snapshot_for_which_there_is_no_room_is_refused_with_the_reason(
 
     with server_here() as server:
         there = server.add(url)
-        with open_backend(there, writable=True) as writer:
+        with open_writer(there) as writer:
             monkeypatch.setattr(scratch, "room_bytes", little_room)
             large = SnapshotBytes(b"SQLite format 3\x00" + bytes(3_000_000))
             with pytest.raises(StorageError, match="nearly full"):
@@ -241,7 +242,7 @@ def test_disk_that_fills_up_while_a_snapshot_comes(
 
     with server_here() as server:
         there = server.add(url)
-        with open_backend(there, writable=True) as writer:
+        with open_writer(there) as writer:
             monkeypatch.setattr(scratch, "room_bytes", less_and_less)
             large = SnapshotBytes(b"SQLite format 3\x00" + bytes(40_000_000), 1 << 20)
             with pytest.raises(StorageError, match="nearly full"):
@@ -263,13 +264,13 @@ def test_compactions_asked_for_in_a_loop_hold_no_node_up(tmp_path: Path) -> None
 
         def compact() -> None:
             while not over.is_set():
-                with contextlib.suppress(BackupError), open_backend(alice) as backend:
-                    done.append(backend.compact())
+                with contextlib.suppress(BackupError), open_reader(alice) as backend:
+                    done.append(compacted(backend))
 
         threads = [threading.Thread(target=compact) for _ in range(4)]
         for thread in threads:
             thread.start()
-        with open_backend(alice, writable=True) as one, open_backend(bob, writable=True) as other:
+        with open_writer(alice) as one, open_writer(bob) as other:
             add_all(one, payments(200, 230))
             add_all(other, wearing_payments(4, 40))
         over.set()
@@ -277,9 +278,8 @@ def test_compactions_asked_for_in_a_loop_hold_no_node_up(tmp_path: Path) -> None
             thread.join()
         assert told_by(alice)[-1] == told(payments(229, 230))[0]
         assert told_by(bob)[-1] == told(wearing_payments(39, 40))[0]
-        with open_backend(bob) as backend:
-            figures = backend.compact()
-        assert figures is not None
+        with open_reader(bob) as backend:
+            figures = compacted(backend)
         assert figures["after"]["version_count"] == 2
 
 
@@ -288,16 +288,15 @@ def test_compaction_without_a_change_since_the_last_does_nothing(tmp_path: Path)
     with server_here() as server:
         there = server.add(url)
         append(there, wearing_payments(4, 24))
-        with open_backend(there) as backend:
-            backend.compact()
+        with open_reader(there) as backend:
+            compacted(backend)
             inode = (tmp_path / "node.bkp").stat().st_ino
-            figures = backend.compact()
-            assert figures is not None
+            figures = compacted(backend)
             assert figures["before"] == figures["after"]
             assert (tmp_path / "node.bkp").stat().st_ino == inode
         append(there, wearing_payments(24, 44))
-        with open_backend(there) as backend:
-            backend.compact()
+        with open_reader(there) as backend:
+            compacted(backend)
         assert (tmp_path / "node.bkp").stat().st_ino != inode
 
 
@@ -307,9 +306,8 @@ def test_compaction_with_more_than_a_thousand_files_open(tmp_path: Path) -> None
         for _ in range(1100):
             open_ones.enter_context(open(os.devnull, "rb"))
         append(there, wearing_payments(4, 24))
-        with open_backend(there) as backend:
-            figures = backend.compact()
-        assert figures is not None
+        with open_reader(there) as backend:
+            figures = compacted(backend)
         assert figures["after"]["version_count"] == 2
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import cln_backup.backends
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.model.change import Change
 from cln_backup.model.errors import BadChange
 from cln_backup.wire import packets as wire
@@ -36,7 +36,7 @@ soak = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _boundless(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = ("tests.socket.boundless", "BoundlessBackend")
+    place = ("tests.socket.boundless", "BoundlessPlace")
     monkeypatch.setitem(cln_backup.backends.SCHEMES, "boundless", place)
 
 
@@ -60,7 +60,7 @@ def _both_ways(tmp_path: Path, size: int, piece: int, cut_at: int) -> None:
         assert os.path.getsize(tmp_path / "large" / "7") == size
         with (
             proxy(server.address.port, cut_after(DOWN, cut_at)) as between,
-            open_backend(f"socket:127.0.0.1:{between.port}?{query}") as reader,
+            open_reader(f"socket:127.0.0.1:{between.port}?{query}") as reader,
         ):
             assert [(_digest(change), change.version) for change in reader.stream_changes()] == [
                 (_digest(sent), 7)
@@ -91,7 +91,7 @@ def test_file_that_cannot_hold_a_snapshot_says_so_and_stays_as_it_is(tmp_path: P
     append(url, started_node())
     with server_here() as server:
         there = server.add(url)
-        with open_backend(there, writable=True) as writer:
+        with open_writer(there) as writer:
             with pytest.raises(BadChange, match="4 GiB"):
                 writer.add_change(Change(9, CountedSnapshot(_LARGE_BYTES), None))
             writer.add_change(payment(4))

@@ -12,14 +12,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.backends.socket.token_file import create_token
 from cln_backup.model.errors import Unreachable
 from cln_backup.server import conversation, listener
 from cln_backup.server.admission import why_refused
 from cln_backup.server.served import MAX_NODE_CONNECTIONS
 from cln_backup.wire import packets as wire
-from tests.histories import add_all, append, payment, payments, started_node, told, told_by
+from tests.histories import (
+    add_all,
+    append,
+    compacted,
+    payment,
+    payments,
+    started_node,
+    told,
+    told_by,
+)
 from tests.socket.serving import server_here, server_process
 
 if TYPE_CHECKING:
@@ -61,7 +70,7 @@ _GREETING = _packet(wire.METADATA, wire.pack_hello(wire.Hello("read"))) + _packe
 def test_strangers_take_a_quarter_of_the_connections_and_no_more(tmp_path: Path) -> None:
     with (
         server_process("--max-connections", "40", _made(tmp_path)) as server,
-        open_backend(server.url, writable=True) as writer,
+        open_writer(server.url) as writer,
         contextlib.ExitStack() as open_ones,
     ):
         strangers = [open_ones.enter_context(_connect(server.port)) for _ in range(10)]
@@ -76,7 +85,7 @@ def test_strangers_take_a_quarter_of_the_connections_and_no_more(tmp_path: Path)
 def test_no_more_connections_than_allowed(tmp_path: Path) -> None:
     with server_process("--max-connections", "12", _made(tmp_path)) as server:
         with contextlib.ExitStack() as open_ones:
-            readers = [open_ones.enter_context(open_backend(server.url)) for _ in range(12)]
+            readers = [open_ones.enter_context(open_reader(server.url)) for _ in range(12)]
             with _connect(server.port) as one_more:
                 assert _is_closed(one_more)
             assert [told(reader.stream_changes()) for reader in readers] == 12 * [
@@ -96,9 +105,9 @@ def test_one_node_cannot_take_the_connections_of_another(tmp_path: Path) -> None
         )
         with contextlib.ExitStack() as open_ones:
             for _ in range(MAX_NODE_CONNECTIONS):
-                open_ones.enter_context(open_backend(alice))
+                open_ones.enter_context(open_reader(alice))
             with pytest.raises(Unreachable):
-                open_backend(f"{alice}&deadline=1")
+                open_reader(f"{alice}&deadline=1")
             append(bob, [payment(4)])
         append(alice, [payment(4)])
 
@@ -215,7 +224,7 @@ def test_quiet_reader_is_closed_and_a_quiet_writer_is_not(
     with server_here() as server:
         there = server.add(_made(tmp_path))
         with (
-            open_backend(there, writable=True) as writer,
+            open_writer(there) as writer,
             _connect(server.address.port) as reader,
             _connect(server.address.port) as plain,
         ):
@@ -240,9 +249,10 @@ def test_slow_reader_of_a_restore_holds_no_writer_up(tmp_path: Path) -> None:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
             slow.sendall(_GREETING + _packet(wire.STREAM, bytes(8) + b"\x01" + bytes(40)))
             assert slow.recv(1) == bytes([wire.METADATA])
-            with open_backend(server.url, writable=True) as writer:
+            with open_writer(server.url) as writer:
                 add_all(writer, payments(300, 320))
-                writer.compact()
+                with open_reader(server.url) as reader:
+                    compacted(reader)
                 add_all(writer, payments(320, 330))
             got = hashlib.sha256()
             for _ in range(50):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.backends.socket.token_file import create_token
 from cln_backup.model.errors import AccessDenied, Unreachable
 from cln_backup.server import certificate
@@ -73,12 +73,12 @@ def server(listed: Listed) -> Iterator[ServerProcess]:
 def test_node_that_is_added_comes_in_and_the_others_go_on(
     listed: Listed, server: ServerProcess
 ) -> None:
-    with open_backend(listed.url(server, "alice"), writable=True) as alice:
+    with open_writer(listed.url(server, "alice")) as alice:
         add_all(alice, started_node())
         used = alice._link.session  # type: ignore[attr-defined]
         listed.line("carol")
         with pytest.raises(AccessDenied):
-            open_backend(listed.url(server, "carol"))
+            open_reader(listed.url(server, "carol"))
         listed.write()
         listed.renew(server)
         append(listed.url(server, "carol"), started_node())
@@ -91,7 +91,7 @@ def test_node_that_is_added_comes_in_and_the_others_go_on(
 def test_node_that_is_removed_is_refused_and_its_backup_let_go(
     listed: Listed, server: ServerProcess
 ) -> None:
-    with open_backend(listed.url(server, "alice"), writable=True) as alice:
+    with open_writer(listed.url(server, "alice")) as alice:
         add_all(alice, started_node())
         listed.remove("alice")
         listed.write()
@@ -105,7 +105,7 @@ def test_node_that_is_removed_is_refused_and_its_backup_let_go(
 def test_token_that_is_replaced_lets_nobody_in_any_more(
     listed: Listed, server: ServerProcess
 ) -> None:
-    with open_backend(listed.url(server, "alice"), writable=True) as alice:
+    with open_writer(listed.url(server, "alice")) as alice:
         add_all(alice, started_node())
         listed.line("alice", "alice-2")
         listed.write()
@@ -129,7 +129,7 @@ def test_writer_of_a_backup_with_a_new_name_goes_on_under_it(
 
 
 def test_list_that_cannot_be_right_changes_nothing(listed: Listed, server: ServerProcess) -> None:
-    with open_backend(listed.url(server, "alice"), writable=True) as alice:
+    with open_writer(listed.url(server, "alice")) as alice:
         add_all(alice, started_node())
         used = alice._link.session  # type: ignore[attr-defined]
         listed.remove("bob")
@@ -143,7 +143,7 @@ def test_list_that_cannot_be_right_changes_nothing(listed: Listed, server: Serve
 def test_writer_is_never_refused_while_the_list_is_read_again_and_again(
     listed: Listed, server: ServerProcess
 ) -> None:
-    with open_backend(listed.url(server, "alice"), writable=True) as alice:
+    with open_writer(listed.url(server, "alice")) as alice:
         add_all(alice, started_node())
         for version in range(4, 24):
             # Another line for the same node: its connection is closed, and it comes back.
@@ -174,7 +174,7 @@ def test_renewed_certificate_is_shown_after_sighup(tmp_path: Path) -> None:
             return found[-1]
 
         old = fingerprint()
-        with open_backend(f"{server.url}?fingerprint={old}", writable=True) as writer:
+        with open_writer(f"{server.url}?fingerprint={old}") as writer:
             add_all(writer, started_node())
             kept = {path: path.read_bytes() for path in tls.iterdir()}
             for path in kept:
@@ -191,7 +191,7 @@ def test_renewed_certificate_is_shown_after_sighup(tmp_path: Path) -> None:
             assert fingerprint() != old
             assert told_by(f"{server.url}?fingerprint={fingerprint()}") == told(started_node())
             with pytest.raises((AccessDenied, Unreachable)):
-                open_backend(f"{server.url}?fingerprint={old}&deadline=1")
+                open_reader(f"{server.url}?fingerprint={old}&deadline=1")
             writer.add_change(payment(4))  # its connection goes on
 
 

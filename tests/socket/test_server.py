@@ -21,8 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cln_backup.backends import create_backend, open_backend
-from cln_backup.backends.socket.backend import take_over
+from cln_backup.backends import create_backend, open_reader, open_writer
+from cln_backup.backends.socket.place import take_over
 from cln_backup.backends.socket.token_file import create_token
 from cln_backup.model.change import Change
 from cln_backup.model.errors import (
@@ -103,7 +103,7 @@ def test_proxy_that_cannot_connect_says_why() -> None:
     proxy = Socks5({})
     url = f"socket:nowhere.onion:1?proxy=socks5:127.0.0.1:{proxy.port}&deadline=1"
     with pytest.raises(Unreachable, match=r"through the proxy .*host unreachable"):
-        open_backend(url)
+        open_reader(url)
     proxy.close()
 
 
@@ -125,11 +125,11 @@ def test_every_command_works_on_a_server_as_on_a_file(tmp_path: Path) -> None:
         assert [json.loads(line)["version"] for line in lines] == [28, 29]
         done = _cli("restore", server.url, str(tmp_path / "restored.sqlite3"))
         assert done.returncode == 0, done.stderr
-        with open_backend(server.url, writable=True) as writer:
+        with open_writer(server.url) as writer:
             figures = json.loads(_cli("compact", "--json", server.url).stdout)
             assert figures["after"]["version_count"] == 2
             add_all(writer, payments(30, 33))
-            assert writer.version_count == 5
+            assert writer.standing.version_count == 5
         done = _cli("restore", server.url, str(tmp_path / "again.sqlite3"))
         assert "at data version 32" in done.stdout
 
@@ -142,7 +142,7 @@ def test_snapshot_of_many_pieces_goes_both_ways(tmp_path: Path) -> None:
         assert told_by(there) == told([Change(7, SnapshotBytes(content), None)])
         plain = f"socket:{server.address}?protocol=1"
         assert told_by(plain) == told_by(there)
-        with open_backend(plain, writable=True) as backend:
+        with open_writer(plain) as backend:
             backend.add_change(Change(9, SnapshotBytes(content[:1_000_000]), None))
         assert told_by(there)[-1] == told([Change(9, SnapshotBytes(content[:1_000_000]), None)])[0]
 
@@ -157,9 +157,9 @@ def test_damage_is_told_as_the_server_found_it(tmp_path: Path) -> None:
     path.write_bytes(data)
     with server_here() as server:
         there = server.add(url)
-        with pytest.raises(Damaged) as here, open_backend(url):
+        with pytest.raises(Damaged) as here, open_reader(url):
             pass
-        with pytest.raises(Damaged) as found, open_backend(there):
+        with pytest.raises(Damaged) as found, open_reader(there):
             pass
     assert str(found.value) == str(here.value)
     assert found.value.offset_bytes == here.value.offset_bytes
@@ -171,10 +171,10 @@ def test_damage_is_told_as_the_server_found_it(tmp_path: Path) -> None:
 def test_second_writer_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     with server_here() as server:
         there = server.add(_made(tmp_path))
-        with open_backend(there, writable=True) as first:
+        with open_writer(there) as first:
             add_all(first, started_node())
             with pytest.raises(WriterConflict, match=f"process {os.getpid()} "):
-                open_backend(there, writable=True)
+                open_writer(there)
             first.add_change(payment(4))
         append(there, [payment(5)])
         assert told_by(there) == told([*started_node(), payment(4), payment(5)])
@@ -191,7 +191,7 @@ def test_server_whose_backup_another_process_wrote_to_overwrites_nothing(
         create_backend(url, None)
     with server_here() as server:
         there = server.add(url)
-        with open_backend(there, writable=True) as writer:
+        with open_writer(there) as writer:
             add_all(writer, started_node())
             append(url, [payment(4, "by another process")])
             with pytest.raises(WriterConflict, match="Another process"):
@@ -205,7 +205,7 @@ def test_server_whose_backup_another_process_wrote_to_overwrites_nothing(
 def test_takeover_lets_the_next_writer_in_and_the_old_one_out_for_good(tmp_path: Path) -> None:
     with server_here() as server:
         there = server.add(_made(tmp_path))
-        with open_backend(there, writable=True) as old:
+        with open_writer(there) as old:
             add_all(old, started_node())
             take_over(there)
             with pytest.raises(WriterConflict, match="taken over"):
@@ -219,7 +219,7 @@ def test_takeover_lets_the_next_writer_in_and_the_old_one_out_for_good(tmp_path:
 def test_lost_connection_of_a_writer_does_not_keep_it_out(tmp_path: Path) -> None:
     with server_here() as server:
         there = server.add(_made(tmp_path))
-        with open_backend(there, writable=True) as writer:
+        with open_writer(there) as writer:
             add_all(writer, started_node())
             lost = writer._link.session  # type: ignore[attr-defined]
             writer._link.session = None  # type: ignore[attr-defined] # open, as the server sees it
@@ -267,10 +267,10 @@ def test_each_node_has_its_own_backup_and_token(tmp_path: Path) -> None:
             append(there, [*started_node(), payment(4, name)])
         for name, token in (("alice", "bob"), ("carol", "alice")):
             with pytest.raises(AccessDenied, match="Unknown node or wrong token"):
-                open_backend(f"{server.url}?node={name}&token-file={tmp_path}/{token}.token")
+                open_reader(f"{server.url}?node={name}&token-file={tmp_path}/{token}.token")
         for query in ("", "?node=alice", "?protocol=1&deadline=1"):
             with pytest.raises((AccessDenied, Unreachable)):
-                open_backend(server.url + query)
+                open_reader(server.url + query)
     for name in hashes:
         assert told_by(f"file://{tmp_path}/{name}.bkp")[-1] == told([payment(4, name)])[0]
         token = (tmp_path / f"{name}.token").read_text().strip()
@@ -326,17 +326,17 @@ def test_tls_with_a_certificate_of_its_own(tmp_path: Path) -> None:
         append(f"{server.url}?pin={pin}", [payment(4)])
         assert pin.read_text().strip() == found[1]
         with pytest.raises(AccessDenied, match="is not trusted"):
-            open_backend(f"{server.url}?tls=yes")
+            open_reader(f"{server.url}?tls=yes")
         with pytest.raises(AccessDenied, match="Certificate mismatch"):
-            open_backend(f"{server.url}?fingerprint={'0' * 64}")
+            open_reader(f"{server.url}?fingerprint={'0' * 64}")
         with pytest.raises(Unreachable, match="use TLS"):
-            open_backend(f"{server.url}?deadline=1")
+            open_reader(f"{server.url}?deadline=1")
         server.terminate()
         for name in ("server.crt", "server.key"):
             (tmp_path / "tls" / name).unlink()
         server.start()
         with pytest.raises(AccessDenied, match="Certificate mismatch"):
-            open_backend(f"{server.url}?pin={pin}")
+            open_reader(f"{server.url}?pin={pin}")
     assert told_by(url) == told([*started_node(), payment(4)])
     assert (tmp_path / "tls" / "server.key").stat().st_mode & 0o077 == 0
 
@@ -347,7 +347,7 @@ def test_tls_keeps_exactly_once_when_the_server_is_killed(tmp_path: Path) -> Non
     shown = certificate.fingerprint(paths[0])
     with (
         server_process("--tls-cert", paths[0], "--tls-key", paths[1], url) as server,
-        open_backend(f"{server.url}?fingerprint={shown}", writable=True) as writer,
+        open_writer(f"{server.url}?fingerprint={shown}") as writer,
     ):
         add_all(writer, started_node())
         server.kill()
@@ -409,7 +409,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess
 
 @pytest.mark.parametrize("what", _BAD)
 def test_malformed_packet_closes_its_connection_only(attacked: ServerProcess, what: str) -> None:
-    with open_backend(attacked.url) as reader:
+    with open_reader(attacked.url) as reader:
         _send(attacked.port, _BAD[what])
         assert told(reader.stream_changes()) == told(started_node())
     assert told_by(attacked.url) == told(started_node())
@@ -501,7 +501,7 @@ def test_sigterm_that_the_system_gives_to_another_thread(tmp_path: Path) -> None
     tgkill = getattr(ctypes.CDLL(None), "tgkill", None)
     if tgkill is None:
         pytest.skip("this C library cannot send a signal to one thread of another process")
-    with server_process(_made(tmp_path)) as server, open_backend(server.url):
+    with server_process(_made(tmp_path)) as server, open_reader(server.url):
         pid = server.process.pid
         others = [int(thread) for thread in os.listdir(f"/proc/{pid}/task") if int(thread) != pid]
         assert others, "a connection has a thread of its own"
@@ -534,7 +534,7 @@ def test_one_nodes_wait_does_not_hold_up_another(tmp_path: Path) -> None:
     with server_here() as server:
         slow, quick = (server.add(_made(tmp_path, name)) for name in ("slow", "quick"))
         name = slow.partition("=")[2]
-        with open_backend(slow, writable=True) as one, open_backend(quick, writable=True) as other:
+        with open_writer(slow) as one, open_writer(quick) as other:
             with server.nodes[name]._changed:
                 thread = threading.Thread(target=add_all, args=(one, started_node()))
                 thread.start()

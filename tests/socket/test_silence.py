@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.model.errors import WriterConflict
 from tests.histories import add_all, append, payment, payments, started_node, told, told_by
 from tests.socket.proxies import DOWN, UP, proxy
@@ -54,7 +54,7 @@ def test_connection_on_which_nothing_comes_through_any_more(
         proxy(server.port, _dropping(dropped, *directions)) as between,
     ):
         there = f"socket:127.0.0.1:{between.port}?deadline=12"
-        with open_backend(there, writable=True) as writer:
+        with open_writer(there) as writer:
             add_all(writer, payments(4, 6))
             dropped.set()
             add_all(writer, payments(6, 9))
@@ -69,7 +69,7 @@ def test_restore_on_which_nothing_comes_through_any_more(tmp_path: Path) -> None
     dropped = threading.Event()
     with server_process(url) as server, proxy(server.port, _dropping(dropped, DOWN)) as between:
         there = f"socket:127.0.0.1:{between.port}?deadline=12"
-        with open_backend(there) as reader:
+        with open_reader(there) as reader:
             changes = reader.stream_changes()
             first = next(changes)
             dropped.set()
@@ -85,10 +85,10 @@ def test_other_process_is_kept_out_by_a_tunnel_that_lives_and_let_in_by_a_takeov
     dropped = threading.Event()
     with server_process(url) as server, proxy(server.port, _dropping(dropped, UP, DOWN)) as between:
         there = f"socket:127.0.0.1:{between.port}"
-        old = open_backend(there, writable=True)
+        old = open_writer(there)
         dropped.set()
         with pytest.raises(WriterConflict, match="backup-cli takeover"):
-            open_backend(there, writable=True)
+            open_writer(there)
         cli = os.path.join(os.path.dirname(sys.executable), "backup-cli")
         subprocess.run([cli, "takeover", there], check=True, capture_output=True)
         append(there, [payment(4)])
@@ -117,7 +117,7 @@ _IN_A_NETWORK_OF_ITS_OWN = """
             "s.socket.connect = bound\\n"
             "from cln_backup.backends import open_backend; "
             "from tests.histories import add_all, payments; "
-            f"b = open_backend({{server.url!r}}, writable=True); add_all(b, payments(4, 6)); "
+            f"b = open_writer({{server.url!r}}); add_all(b, payments(4, 6)); "
             "print('written', flush=True); time.sleep(600)"
         )
         node = subprocess.Popen([sys.executable, "-c", client], stdout=subprocess.PIPE)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_writer
 from cln_backup.backends.socket.session import ExtendedSession, open_session
 from cln_backup.backends.socket.url import parse_socket_url
 from cln_backup.formats import digests
@@ -78,7 +78,7 @@ def test_a_change_wakes_a_reader_which_then_sees_it(tmp_path: Path, scheme: str)
         server_process(_backup(tmp_path, scheme)) as server,
         _connected(server.url) as reader,
         ThreadPoolExecutor(1) as other,
-        open_backend(server.url, writable=True) as writer,
+        open_writer(server.url) as writer,
     ):
         started = reader.standing.version
         for change in changes:
@@ -104,7 +104,7 @@ def test_a_change_of_before_is_told_at_once(server: ServerProcess) -> None:
 
 
 def test_a_dropped_change_wakes_a_reader(server: ServerProcess) -> None:
-    with open_backend(server.url, writable=True) as writer:
+    with open_writer(server.url) as writer:
         writer.add_change(payments(4, 5)[0])
         with _connected(server.url) as reader, ThreadPoolExecutor(1) as other:
             before = reader.standing

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_backend
+from cln_backup.backends import create_backend, open_writer
 from cln_backup.model.errors import Unreachable
 from cln_backup.plugin.patience import Patience
 from cln_backup.plugin.replicator import Replicator
@@ -39,7 +39,7 @@ def test_gives_up_no_earlier_than_it_announced(
     create_backend(url, None)
     with server_process(url) as server:
         there = f"{server.url}?deadline={deadline_s}"
-        with open_backend(there, writable=True) as writer:
+        with open_writer(there) as writer:
             add_all(writer, started_node())
             server.kill()
             began_s = time.time()

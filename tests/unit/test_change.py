@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from cln_backup.backends.contract import check_follows
+from cln_backup.backends.follows import check_follows
 from cln_backup.model.change import Change, Kind
 from cln_backup.model.errors import BadChange, Discontinuity
 from tests.histories import OFF, bump, image, payment, rider, transaction

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cln_backup.backends.contract import check_follows
+from cln_backup.backends.follows import check_follows
 from cln_backup.model.change import Change, Head, Kind
 from cln_backup.model.continuity import (
     Decision,

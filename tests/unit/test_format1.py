@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cln_backup.backends.file.backend import FileBackend
+from cln_backup.backends import create_backend, open_writer
 from cln_backup.formats import v1
 from cln_backup.model.change import Change
 from cln_backup.model.errors import BadChange
@@ -100,21 +100,21 @@ def test_file_is_what_the_seed_writes_to_the_last_byte(tmp_path: Path) -> None:
     base = Change(2, image("and so on" * 700), None)
     history = [*payments(3, 6), rider(5), rider(5, "PRAGMA foreign_keys = ON;"), payment(6, "ä")]
     seed = SeedFile.create(seeds)
-    FileBackend.create(f"file://{ours}", None)
+    create_backend(f"file://{ours}", None)
     assert ours.read_bytes() == seeds.read_bytes()
-    with FileBackend.open(f"file://{ours}", writable=True) as backend:
+    with open_writer(f"file://{ours}") as backend:
         for change in [base, *history]:
             backend.add_change(change)
             seed.append(change)
             assert ours.read_bytes() == seeds.read_bytes()
             assert backend.version == seed.version
-            assert backend.prev_version == seed.prev_version
-            assert backend.version_count == seed.count
+            assert backend.standing.prev_version == seed.prev_version
+            assert backend.standing.version_count == seed.count
 
 
 def test_backup_made_with_a_snapshot_is_what_the_seed_writes(tmp_path: Path) -> None:
     base = Change(17, image("all bytes" * 400), None)
-    FileBackend.create(f"file://{tmp_path}/ours", base)
+    create_backend(f"file://{tmp_path}/ours", base)
     SeedFile.create(tmp_path / "seeds").append(base)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "seeds").read_bytes()
 
@@ -122,8 +122,8 @@ def test_backup_made_with_a_snapshot_is_what_the_seed_writes(tmp_path: Path) -> 
 def test_rewind_leaves_the_header_that_the_seed_has_in_memory(tmp_path: Path) -> None:
     ours, seeds = tmp_path / "ours", tmp_path / "seeds"
     seed = SeedFile.create(seeds)
-    FileBackend.create(f"file://{ours}", None)
-    with FileBackend.open(f"file://{ours}", writable=True) as backend:
+    create_backend(f"file://{ours}", None)
+    with open_writer(f"file://{ours}") as backend:
         for change in started_node():
             backend.add_change(change)
             seed.append(change)
@@ -149,8 +149,8 @@ def test_invalid_utf8_is_stored_byte_for_byte(
     path = memory_path / f"backup-{data.draw(st.uuids())}"
     texts = [b"S" + statement for statement in raw]
     change = transaction(1, *(text.decode("utf-8", "surrogateescape") for text in texts))
-    FileBackend.create(f"file://{path}", None)
-    with FileBackend.open(f"file://{path}", writable=True) as backend:
+    create_backend(f"file://{path}", None)
+    with open_writer(f"file://{path}") as backend:
         backend.add_change(change)
     assert told_by(f"file://{path}") == told([change])
     assert b"\x00".join(texts) in path.read_bytes()
@@ -169,11 +169,11 @@ class _TooLarge:
 def test_snapshot_of_4_gib_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     path = tmp_path / "backup"
     with pytest.raises(BadChange, match="4 GiB"):
-        FileBackend.create(f"file://{path}", Change(1, _TooLarge(), None))
+        create_backend(f"file://{path}", Change(1, _TooLarge(), None))
     assert list(tmp_path.iterdir()) == []
-    FileBackend.create(f"file://{path}", None)
+    create_backend(f"file://{path}", None)
     before = path.read_bytes()
-    with FileBackend.open(f"file://{path}", writable=True) as backend:
+    with open_writer(f"file://{path}") as backend:
         with pytest.raises(BadChange, match="4 GiB"):
             backend.add_change(Change(1, _TooLarge(), None))
         assert path.read_bytes() == before
@@ -181,8 +181,8 @@ def test_snapshot_of_4_gib_is_refused_and_nothing_is_written(tmp_path: Path) -> 
 
 def test_writer_goes_on_after_a_snapshot_of_4_gib_was_refused(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/backup"
-    FileBackend.create(url, None)
-    with FileBackend.open(url, writable=True) as backend:
+    create_backend(url, None)
+    with open_writer(url) as backend:
         with pytest.raises(BadChange, match="4 GiB"):
             backend.add_change(Change(1, _TooLarge(), None))
         backend.add_change(payment(1))

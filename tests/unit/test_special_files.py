@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import open_backend
+from cln_backup.backends import open_reader
 from cln_backup.backends.secrets import secret_from
 from cln_backup.backends.socket.token_file import read_token
 from cln_backup.backends.writer import WriterLock
@@ -54,7 +54,7 @@ def test_only_a_regular_file_is_opened(kind: str, writable: bool, tmp_path: Path
 
 
 def _base(directory: Path) -> object:
-    return open_backend(f"dir://{directory}")
+    return open_reader(f"dir://{directory}")
 
 
 READERS: dict[str, Callable[[Path], object]] = {
@@ -66,7 +66,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "token": lambda directory: read_token(str(directory / "token")),
     "nodes": lambda directory: read_nodes(str(directory / "nodes")),
     "server.crt": lambda directory: fingerprint(str(directory / "server.crt")),
-    "node.bkp": lambda directory: open_backend(f"file://{directory}/node.bkp"),
+    "node.bkp": lambda directory: open_reader(f"file://{directory}/node.bkp"),
     "node.writer": lambda directory: WriterLock("node", str(directory / "node.writer")),
     "base-0000000001-0000000001": _base,
     "lightningd.sqlite3": lambda directory: find_database(str(directory), None),

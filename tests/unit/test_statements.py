@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cln_backup.backends.file.backend import FileBackend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.model import statements
 from cln_backup.model.change import Change, Kind
 from cln_backup.model.errors import ReplayFailed
@@ -85,7 +85,7 @@ def test_every_recorded_statement_is_left_as_it_is() -> None:
 
 def test_old_expansion_faults_are_mended_in_a_restore(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/node.bkp"
-    FileBackend.create(url, None)
+    create_backend(url, None)
     append(
         url,
         [
@@ -99,7 +99,7 @@ def test_old_expansion_faults_are_mended_in_a_restore(tmp_path: Path) -> None:
             transaction(3, RESERVED, "UPDATE channels SET peer_id=1WHERE channels.id=1"),
         ],
     )
-    with FileBackend.open(url, writable=False) as backend:
+    with open_reader(url) as backend:
         restored = restore(backend, str(tmp_path / "restored.sqlite3"))
     with database(tmp_path / "restored.sqlite3") as connection:
         rows = connection.execute("SELECT * FROM outputs ORDER BY prev_out_index").fetchall()
@@ -126,9 +126,9 @@ def test_text_in_a_healthy_statement_is_never_mended(text: str, tmp_path: Path) 
         transaction(3, f"UPDATE payments SET description = '{text}' WHERE version = 7"),
     ]
     url = f"file://{tmp_path}/node.bkp"
-    FileBackend.create(url, None)
+    create_backend(url, None)
     append(url, history)
-    with FileBackend.open(url, writable=False) as backend:
+    with open_reader(url) as backend:
         restored = restore(backend, str(tmp_path / "restored.sqlite3"))
     assert_same_database(restored.path, build_database(tmp_path / "expected.sqlite3", history))
     with database(tmp_path / "restored.sqlite3") as connection:
@@ -138,9 +138,9 @@ def test_text_in_a_healthy_statement_is_never_mended(text: str, tmp_path: Path) 
 
 def test_statement_that_is_broken_otherwise_stays_broken(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/node.bkp"
-    FileBackend.create(url, None)
+    create_backend(url, None)
     append(url, [first(), transaction(2, "UPDATE peers SET id=1WHERE id=2")])
-    with FileBackend.open(url, writable=False) as backend, pytest.raises(ReplayFailed):
+    with open_reader(url) as backend, pytest.raises(ReplayFailed):
         restore(backend, str(tmp_path / "restored.sqlite3"))
 
 
@@ -370,10 +370,10 @@ def test_riders_switch_foreign_keys_in_a_restore(tmp_path: Path) -> None:
     ]
     for without in (False, True):
         url = f"file://{tmp_path}/{without}.bkp"
-        FileBackend.create(url, None)
+        create_backend(url, None)
         kept = [change for change in history if not (without and change.kind is Kind.RIDER)]
         append(url, kept)
-        with FileBackend.open(url, writable=False) as backend:
+        with open_reader(url) as backend:
             restore(backend, str(tmp_path / f"{without}.sqlite3"))
         assert_same_database(
             tmp_path / f"{without}.sqlite3",
@@ -386,13 +386,13 @@ def test_riders_switch_foreign_keys_in_a_restore(tmp_path: Path) -> None:
 
 def test_foreign_keys_of_the_head(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/node.bkp"
-    FileBackend.create(url, None)
+    create_backend(url, None)
     states = []
-    with FileBackend.open(url, writable=True) as backend:
+    with open_writer(url) as backend:
         for change in started_node():
             backend.add_change(change)
-            assert backend.head is not None
-            states.append(backend.head.foreign_keys)
-            with FileBackend.open(url, writable=False) as reader:
-                assert reader.head == backend.head
+            assert backend.standing.head is not None
+            states.append(backend.standing.head.foreign_keys)
+            with open_reader(url) as reader:
+                assert reader.standing.head == backend.standing.head
     assert states == [True, False, False, True, True]

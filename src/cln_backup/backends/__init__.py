@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
-from contextvars import ContextVar
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from cln_backup.model.errors import BadUrl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from contextlib import AbstractContextManager
-
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Place, Reader, Writer
     from cln_backup.model.change import Change
 
 SCHEMES = {
-    "dir": ("cln_backup.backends.dir.backend", "DirBackend"),
-    "file": ("cln_backup.backends.file.backend", "FileBackend"),
-    "socket": ("cln_backup.backends.socket.backend", "SocketBackend"),
+    "dir": ("cln_backup.backends.dir.place", "DirPlace"),
+    "file": ("cln_backup.backends.file.place", "FilePlace"),
+    "socket": ("cln_backup.backends.socket.place", "SocketPlace"),
 }
 
 _HARMLESS = frozenset(
@@ -33,18 +28,23 @@ _HARMLESS = frozenset(
 """Options of our own URLs: paths of files that hold secrets, never the secrets themselves."""
 
 
-def backend_class(url: str) -> type[Backend]:
-    """The class that serves a URL's scheme, imported only now.
+def place_at(url: str) -> Place:
+    """The place that a URL names; nothing is looked at yet.
 
     Raises:
-        BadUrl: no backend has this scheme.
+        BadUrl: no backend has this scheme, or the URL cannot be understood.
     """
+    return place_class(url)(url)
+
+
+def place_class(url: str) -> type[Place]:
+    """What serves a URL's scheme, imported only now. Raises `BadUrl`, as `place_at`."""
     scheme, colon, _ = url.partition(":")
     if not colon or scheme not in SCHEMES:
         known = ", ".join(f"{name}:" for name in SCHEMES)
         raise BadUrl(f"No backend serves {redacted(url)!r}. Known schemes: {known}")
     module, name = SCHEMES[scheme]
-    found: type[Backend] = getattr(import_module(module), name)
+    found: type[Place] = getattr(import_module(module), name)
     return found
 
 
@@ -60,47 +60,26 @@ def url_of(place: str) -> str:
     return f"file://{path}" if os.path.isfile(path) else f"dir://{path}"
 
 
-def open_backend(url: str, *, writable: bool = False) -> Backend:
-    """Opens the backup at a URL; `Backend.open` says what that means and what it raises."""
-    return backend_class(url).open(url, writable=writable)
+def open_reader(url: str) -> Reader:
+    """Opens the backup at a URL to read, with nothing but what the URL says of it.
+
+    `Place.open_reader` says what it raises.
+    """
+    return place_at(url).open_reader()
 
 
-_accepting: ContextVar[bool] = ContextVar("accepting", default=False)
+def open_writer(url: str) -> Writer:
+    """Opens the backup at a URL to write, with nothing but what the URL says of it.
 
-
-@contextmanager
-def accepting_incomplete_copies() -> Iterator[None]:
-    """Inside, a reader takes what is there of a backup whose end is missing, and notes it."""
-    token = _accepting.set(True)
-    try:
-        yield
-    finally:
-        _accepting.reset(token)
-
-
-def incomplete_copies_are_accepted() -> bool:
-    """Whether this is called within `accepting_incomplete_copies`."""
-    return _accepting.get()
+    `Place.open_writer` says what it raises.
+    """
+    return place_at(url).open_writer()
 
 
 def create_backend(url: str, base: Change | None) -> None:
-    """Makes a new backup at a URL; `Backend.create` says what is durable and what it raises."""
-    require_outside_backups(url)
-    backend_class(url).create(url, base)
-
-
-def creating_backend(url: str, base: Change | None) -> AbstractContextManager[None]:
-    """Makes a new backup that stays if the block ends well; see `Backend.creating`."""
-    return backend_class(url).creating(url, base)
-
-
-def require_outside_backups(url: str) -> None:
-    """Makes sure that a new backup is made in no other one. Raises `AlreadyExists`, `BadUrl`."""
-    path = backend_class(url).path_at(url)
-    if path is not None:
-        from cln_backup.backends.places import require_outside
-
-        require_outside(os.path.dirname(path))
+    """Makes a new backup at a URL; `Place.creating` says what is durable and what it raises."""
+    with place_at(url).creating(base):
+        pass
 
 
 def redacted(url: str) -> str:

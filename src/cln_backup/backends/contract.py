@@ -1,56 +1,78 @@
-"""The contract of a backend: one place that holds one node's backup."""
+"""The contract of a history: a place that holds one node's backup, its readers and its writer.
+
+A place (`place_at(url)`) is opened to read or to write. Both are told what unlocks it, and where
+events go; nothing of that is remembered elsewhere. A call that may have to wait for a storage that
+is out of reach takes a `timeout_s`: how long it may wait, `None` for as long as the URL says. A
+storage of this machine is never waited for.
+"""
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from cln_backup.model.change import Kind
-from cln_backup.model.errors import BadChange, BadUrl, Discontinuity
-from cln_backup.model.position import Position
-from cln_backup.model.statements import bumps_data_version_to
+from cln_backup.backends.events import ignore
+from cln_backup.backends.ticket import MoreNeeded
+from cln_backup.model.errors import BadUrl
+from cln_backup.storage import interruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from typing_extensions import Self
 
+    from cln_backup.backends.events import OnEvent
     from cln_backup.backends.inventory import Inventory
     from cln_backup.backends.opening import Opening
     from cln_backup.backends.secrets import Secret
+    from cln_backup.backends.ticket import Folded, Statistics, Ticket
     from cln_backup.model.change import Change, Head
+    from cln_backup.model.position import Position
 
 
-MAX_RIDER_CHARACTERS = 1 << 17
-"""lightningd's riders have 26 characters; with a limit, a reader knows what it has to expect."""
-
-
-class Staged(NamedTuple):
-    """A replacement that stands ready beside a backup; see `Backend.stage`.
+class Standing(NamedTuple):
+    """How far a backup has come; it never changes, a later call gives another one.
 
     Attributes:
-        name: what the backend calls it.
-        source: what tells the backup that it was made from from the one after a `replace`.
-        fold_bytes: where in the backup the part begins that is kept as it is.
-        copied_bytes: up to where the backup was copied into it.
-        shift_bytes: how much later (negative: earlier) a change stands in the replacement.
-        folded: by how many changes the replacement is shorter.
-        saved_bytes: by how much it is smaller (negative: larger) than what it replaces.
+        position: of the head, the last change.
+        version_count: number of changes that the backup holds.
+        prev_version: the data version that `rewind` goes back to; 0 where there is none.
+        head: the last change; `None` in an empty backup.
+        droppable: whether `rewind` can drop the head, as far as the storage tells.
+        epoch: number of the last writer; 0 where the format does not count them.
     """
 
-    name: str
-    source: int
-    fold_bytes: int
-    copied_bytes: int
-    shift_bytes: int
-    folded: int
-    saved_bytes: int
+    position: Position
+    version_count: int
+    prev_version: int
+    head: Head | None
+    droppable: bool
+    epoch: int
+
+    @property
+    def version(self) -> int:
+        """Data version of the head; 0 in an empty backup."""
+        return self.position.version
+
+
+class LastChange(NamedTuple):
+    """When the head was stored.
+
+    Attributes:
+        at: in seconds since 1970; `None` when that is not known.
+        by_file: whether that is when a file was last written, for want of anything better.
+            Programs that copy files may give the copy another time.
+    """
+
+    at: float | None
+    by_file: bool
 
 
 class Key(NamedTuple):
-    """One who can unlock a backup.
+    """A key slot: one way to unlock a backup.
 
     Attributes:
         label: its name.
@@ -63,162 +85,18 @@ class Key(NamedTuple):
     created_at: float
 
 
-class Size(TypedDict):
-    """How large a backup is, in the words of the community's plugin."""
-
-    backupsize: int
-    version_count: int
-
-
-class Sizes(TypedDict):
-    """How large a backup was and is, as the community's plugin tells it."""
-
-    before: Size
-    after: Size
-
-
-class Statistics(Sizes, total=False):
-    """What a compaction changed; nothing, where it tells only what the backup `would_be`."""
-
-    would_be: Size
-
-
-class Backend(ABC):
-    """One backup, opened by its URL (`open_backend`), for reading or as its one writer.
-
-    A writer appends changes and may drop the head; nobody else changes a backup. Readers may be
-    open at the same time, in other processes too: each sees the backup as it was when opened.
-    A writer whose write or sync failed refuses everything after it: what reached the disk is
-    found out by the next one that opens the backup.
+class Place(ABC):
+    """Where a backup is, or will be.
 
     Attributes:
         url: as given.
-        version: data version of the head; 0 when the backup is empty.
-        prev_version: the version that `rewind` goes back to.
-        version_count: number of changes.
-        notices: what was found and mended when the backup was opened, for the log.
-        patience_s: how long a call may wait for a storage that is out of reach; `None` for as
-            long as the URL says. A storage of this machine is never waited for.
-        remote: whether the storage is reached over a network.
-        exclusive: whether nobody else can read while this is open, so that the writer itself has
-            to ask for a compaction (`compact`), and wait for it.
         can_encrypt: whether the format can; otherwise nothing about keys works.
     """
 
-    url: str
-    version: int
-    prev_version: int
-    version_count: int
-    notices: list[str]
-    patience_s: float | None = None
-    remote: ClassVar[bool] = False
-    exclusive: bool = False
     can_encrypt: ClassVar[bool] = False
 
-    @classmethod
-    def path_at(cls, url: str) -> str | None:  # noqa: ARG003
-        """The path in a URL of files on this machine. Raises `BadUrl`."""
-        return None
-
-    @classmethod
-    @abstractmethod
-    def create(cls, url: str, base: Change | None) -> None:
-        """Makes a new backup, empty or with a first snapshot.
-
-        Durable, with its name, when it returns; before that, nothing stands at the URL.
-
-        Raises:
-            AlreadyExists: something stands at the URL; it was left as it is.
-            BadUrl, BadChange, StorageError: nothing was made.
-        """
-
-    @classmethod
-    @contextmanager
-    def creating(cls, url: str, base: Change | None) -> Iterator[None]:
-        """Makes a new backup as `create` does, and takes it away again where the block fails.
-
-        A storage that cannot take it away, such as a server, keeps it.
-        """
-        cls.create(url, base)
-        yield
-
-    @classmethod
-    @contextmanager
-    def building(cls, url: str) -> Iterator[str]:
-        """The URL at which to build a backup that appears at `url` when the block ends well.
-
-        Durable, with its name, then; whatever goes wrong inside, or is killed, nothing at `url` is
-        taken for a backup. A storage that has no such place gives `url` itself.
-
-        Raises:
-            AlreadyExists: something stands at the URL; it was left as it is.
-            BadUrl, StorageError.
-        """
-        yield url
-
-    @classmethod
-    @abstractmethod
-    def open(cls, url: str, *, writable: bool) -> Self:
-        """Opens a backup; a writer mends what a crash left behind, a reader only sees through it.
-
-        Raises:
-            NotFound: there is no backup at the URL.
-            WriterConflict: another process is the writer.
-            Damaged: there are bytes that cannot be right; nothing was changed.
-            BadUrl, StorageError.
-        """
-
-    @property
-    @abstractmethod
-    def head(self) -> Head | None:
-        """The last change; `None` when the backup is empty."""
-
-    @property
-    def position(self) -> Position:
-        """Where the history ends; without a digest where the format has no room for one."""
-        return Position(self.version, self.version_count, None)
-
-    @property
-    @abstractmethod
-    def size_bytes(self) -> int:
-        """What the backup takes on its storage."""
-
-    @property
-    @abstractmethod
-    def last_change_at(self) -> float | None:
-        """When the head was stored, in seconds since 1970; `None` when that is not known."""
-
-    @property
-    def opening(self) -> Opening | None:
-        """What opens this backup once more, for another process of this program to read it.
-
-        `None` where that takes a server's time, which the backup's own connection takes already.
-        """
-        return None
-
-    @property
-    def dated_by_file(self) -> bool:
-        """Whether `last_change_at` is when a file was last written, for want of anything better.
-
-        Programs that copy files may give the copy another time.
-        """
-        return False
-
-    @property
-    def node_id(self) -> str | None:
-        """The node whose backup this is; `None` when that is not known."""
-        return None
-
-    @classmethod
-    def inventory(cls, url: str) -> Inventory | None:  # noqa: ARG003
-        """What belongs to the backup; nothing needs to be unlocked for it.
-
-        `None` where the storage is a server, which does not tell.
-
-        Raises:
-            NotFound, Damaged, BadUrl, StorageError.
-        """
-        return None
+    def __init__(self, url: str) -> None:
+        self.url = url
 
     @property
     def storage_dir(self) -> str | None:
@@ -234,55 +112,239 @@ class Backend(ABC):
         return self.storage_dir
 
     @abstractmethod
-    def claim(self, node_id: str) -> None:
-        """Makes sure that the backup is this node's.
+    def creating(
+        self, base: Change | None = None, *, secret: Secret | None = None, hidden: bool = False
+    ) -> AbstractContextManager[Place]:
+        """Makes a new backup, empty or with a first snapshot, and removes it if the block fails.
 
-        For the writer, before its first change, with which it is remembered where that is possible.
+        Durable, with its name, when the block begins; before that, there is nothing at the place.
+        With `hidden` it appears, durable, when the block ends; inside, it is at the place that
+        is given. A server can neither hide nor remove a backup; then the place itself is given.
 
         Raises:
-            Discontinuity: it is another node's.
-            StorageError: it cannot be remembered.
+            AlreadyExists: there is something at the place; it was left as it is.
+            BadUrl, BadChange, StorageError: nothing was made.
         """
 
     @abstractmethod
-    def add_change(self, change: Change) -> None:
-        """Appends a change; it is on stable storage when this returns.
+    def open_reader(
+        self,
+        *,
+        secret: Secret | None = None,
+        on_event: OnEvent = ignore,
+        timeout_s: float | None = None,
+        accept_incomplete: bool = False,
+    ) -> Reader:
+        """Opens the backup to read; what a crash left is seen through, not mended.
 
-        A change that says when it was stored keeps that time, where the format has room for it.
-        The change must follow the head: a transaction makes `version + 1`, a rider keeps
-        `version`, a snapshot may stand anywhere at or after it. Not to be tried again after an
-        error: a failed sync cannot be repaired by a second one.
-
-        Raises:
-            Discontinuity, BadChange: nothing was written.
-            StorageError: the change may or may not be there; this writer is finished.
-        """
-
-    @abstractmethod
-    def rewind(self) -> None:
-        """Drops the head, which the node did not commit; it is gone for good when this returns.
-
-        The dropped change is set aside where an operator finds it, and never deleted. A second
-        rewind without a change between is refused: only one change can be in doubt.
+        With `accept_incomplete`, a reader takes what is there of a copy whose end is missing.
 
         Raises:
-            Discontinuity: there is nothing to drop; nothing was changed.
-            StorageError: the head may or may not be there; this writer is finished.
+            NotFound: there is no backup at the place.
+            Damaged: there are bytes that cannot be right.
+            Locked, BadUrl, StorageError.
         """
 
+    def open_writer(
+        self,
+        node_id: str | None = None,
+        *,
+        secret: Secret | None = None,
+        on_event: OnEvent = ignore,
+        timeout_s: float | None = None,
+    ) -> Writer:
+        """Opens the backup to write, and mends what a crash left.
+
+        With a `node_id`, only if the backup is this node's or nobody's yet (`Writer.claim`).
+
+        Raises:
+            WriterConflict: another process is the writer.
+            Discontinuity: the backup is another node's.
+            NotFound, Damaged, Locked, BadUrl, StorageError: nothing was changed.
+        """
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        writer = self._open_writer(secret, on_event, timeout_s)
+        if node_id is not None:
+            try:
+                writer.claim(node_id, None if until is None else until - time.monotonic())
+            except BaseException:
+                writer.close()
+                raise
+        return writer
+
     @abstractmethod
-    def stream_changes(self, start: int = 0, *, head: bool = True) -> Iterator[Change]:
-        """The changes from version `start` on, in order, as they were when the backup was opened.
+    def _open_writer(
+        self, secret: Secret | None, on_event: OnEvent, timeout_s: float | None
+    ) -> Writer:
+        """See `open_writer`."""
+
+    def keys(self) -> list[Key]:
+        """All key slots; nothing needs to be unlocked for it.
+
+        Raises:
+            BadUrl: this format cannot be encrypted.
+            NotFound, Damaged, StorageError.
+        """
+        raise self._cannot_encrypt()
+
+    def add_key(self, added: Secret, label: str, *, secret: Secret | None = None) -> None:  # noqa: ARG002
+        """Lets one more secret unlock the backup; on stable storage when it returns.
+
+        Raises:
+            Locked: the backup is not unlocked, or not encrypted.
+            AlreadyExists: there is a key slot of this name.
+            BadUrl, StorageError.
+        """
+        raise self._cannot_encrypt()
+
+    def remove_key(self, label: str) -> None:  # noqa: ARG002
+        """Lets a secret no longer unlock a backup; on stable storage when it returns.
+
+        Raises:
+            NotFound, Locked, BadUrl: nothing was changed.
+        """
+        raise self._cannot_encrypt()
+
+    def usage(self) -> Inventory | None:
+        """What belongs to the backup; nothing needs to be unlocked for it.
+
+        `None` where the storage is a server, which does not tell.
+
+        Raises:
+            NotFound, Damaged, BadUrl, StorageError.
+        """
+        return None
+
+    def compact(
+        self,
+        fold: Callable[[Reader], Folded],
+        *,
+        if_it_pays: bool = False,
+        secret: Secret | None = None,
+        on_event: OnEvent = ignore,
+    ) -> Statistics:
+        """Compacts a backup that no node writes to; a server's also while one does.
+
+        `fold` is that of `Reader.prepare_compaction`. With `if_it_pays`, the backup is left as it
+        is where a compaction is not worth it (`Ticket.pays`).
+
+        Raises:
+            WriterConflict: a node writes to it.
+            NotFound, Damaged, StorageError, and what `fold` raises: the backup is as before.
+        """
+        with (
+            interruption.deferred(),
+            self.open_writer(secret=secret, on_event=on_event) as writer,
+            self.open_reader(secret=secret) as reader,
+        ):
+            ticket = reader.prepare_compaction(fold)
+            if if_it_pays and ticket.done is None and not ticket.pays():
+                reader.discard(ticket)
+                return {"before": ticket.before, "after": ticket.before, "would_be": ticket.after}
+            with interruption.held():
+                done = writer.take_over(ticket)
+                interruption.finished()
+            assert not isinstance(done, MoreNeeded), "nobody appended"
+            return done
+
+    def _cannot_encrypt(self) -> BadUrl:
+        scheme = self.url.partition(":")[0]
+        return BadUrl(f"A {scheme}: backup cannot be encrypted; a dir: backup can.")
+
+
+class Backend(ABC):
+    """A backup that is open, to read or to write.
+
+    Attributes:
+        place: where it is.
+    """
+
+    place: Place
+
+    @property
+    @abstractmethod
+    def standing(self) -> Standing:
+        """How far the backup has come."""
+
+    @property
+    def version(self) -> int:
+        """Data version of the head; 0 in an empty backup."""
+        return self.standing.version
+
+    @property
+    @abstractmethod
+    def size_bytes(self) -> int:
+        """What the backup takes on its storage; computed when it is asked for."""
+
+    @property
+    @abstractmethod
+    def last_change(self) -> LastChange:
+        """When the head was stored."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Releases the backup, and the right to write. Nothing is written."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Reader(Backend):
+    """A backup as it was when it was opened, or when `wait_for_more` last found more.
+
+    Several may be open at the same time, also beside a writer, in other processes too.
+    """
+
+    @property
+    def opening(self) -> Opening | None:
+        """What opens this backup once more, for another process of this program to read it.
+
+        `None` where that takes a server's time, which the backup's own connection takes already.
+        """
+        return None
+
+    @property
+    def node_id(self) -> str | None:
+        """The node whose backup this is; `None` when that is not known."""
+        return None
+
+    @abstractmethod
+    def stream_changes(
+        self, start: int = 0, *, after: Position | None = None, head: bool = True
+    ) -> Iterator[Change]:
+        """The changes from version `start` on, or those `after` a position, in order.
 
         Each has the time at which it was stored, 0 where that is not known.
         Memory does not grow with the backup; a snapshot must be read before the next change is
         asked for. With `head=False` the last change is left out.
 
         Raises:
+            Discontinuity: the position is not in this history any more: its change was dropped,
+                or a compaction has merged what follows it.
             Damaged, StorageError.
         """
 
-    def read_through(self, progress: Callable[[Change], None] | None = None) -> None:
+    @abstractmethod
+    def wait_for_more(self, timeout_s: float) -> bool:
+        """Waits until the backup is another than this reader knows, and goes on to that.
+
+        Returns at once where it is another already; `False` where it is the same after the time.
+        Woken by the file system where that can be; a storage that wakes nobody is looked at from
+        time to time. Streams that were begun before are of no use then.
+
+        Raises:
+            Damaged, StorageError: as when it is opened.
+        """
+
+    def check(self, progress: Callable[[Change], None] | None = None) -> None:
         """Reads all that is stored, and checks what can be checked without a replay.
 
         A backend whose format has checksums may do so without taking the changes apart; then
@@ -311,57 +373,82 @@ class Backend(ABC):
             "backup there."
         )
 
-    @classmethod
-    def list_keys(cls, url: str) -> list[Key]:
-        """All who can unlock a backup; nothing needs to be unlocked for it.
-
-        Raises:
-            BadUrl: this format cannot be encrypted.
-            NotFound, Damaged, StorageError.
-        """
-        raise _cannot_encrypt(url)
-
-    def add_key(self, secret: Secret, label: str) -> None:  # noqa: ARG002
-        """Lets one more secret unlock the backup; on stable storage when it returns.
-
-        Raises:
-            Locked: the backup is not encrypted.
-            AlreadyExists: there is a key of this name.
-            BadUrl, StorageError.
-        """
-        raise _cannot_encrypt(self.url)
-
-    @classmethod
-    def remove_key(cls, url: str, label: str) -> None:  # noqa: ARG003
-        """Lets a secret no longer unlock a backup; on stable storage when it returns.
-
-        Raises:
-            NotFound, Locked, BadUrl: nothing was changed.
-        """
-        raise _cannot_encrypt(url)
-
     @abstractmethod
-    def stage(self, base: Change | None, *, foreign_keys: bool) -> Staged:
-        """Builds a replacement beside the backup: `base`, then the head and all after it.
+    def prepare_compaction(self, fold: Callable[[Reader], Folded]) -> Ticket:
+        """Builds what is to take the backup's place, beside it: a base, then the head.
 
-        For a reader, also in another process than the writer's: it holds nothing up. `base` is a
-        snapshot of everything before the head (`None` when the head is a snapshot itself), after
-        which foreign keys are enforced or not.
+        It holds no writer up, and may be done in another process than the writer's. `fold` makes
+        the base from the changes before the head; it is asked at most once, and its snapshot is
+        read before this returns. A server compacts by itself and asks for no base.
 
         Raises:
-            StorageError: what was built is removed; the backup is as before.
+            StorageError, and what `fold` raises: what was built is removed.
         """
 
     @abstractmethod
-    def stage_more(self, staged: Staged) -> Staged:
-        """Copies what the writer appended since into the replacement. As `stage` otherwise."""
+    def prepare_more(self, ticket: Ticket) -> Ticket:
+        """Goes on where `Writer.take_over` needs more. As `prepare_compaction` otherwise."""
 
     @abstractmethod
-    def replace(self, staged: Staged) -> None:
-        """Puts the replacement in the backup's place, with what was appended to the last moment.
+    def discard(self, ticket: Ticket) -> None:
+        """Removes what was prepared; the backup is as before."""
 
-        For the writer; takes about the time of one append. Atomic: at every moment either the
-        old backup or the new one is there, whole; the new one when this returns.
+
+class Writer(Backend):
+    """The one process that may change a backup: it appends changes and may drop the head.
+
+    One whose write or sync failed refuses everything after it: what reached the disk is found out
+    by the next one that opens the backup.
+    """
+
+    @abstractmethod
+    def claim(self, node_id: str, timeout_s: float | None = None) -> None:
+        """Makes sure that the backup is this node's.
+
+        Before the first change, with which it is remembered where that is possible. Part of
+        `Place.open_writer`; a server holds the backup open before it knows the node.
+
+        Raises:
+            Discontinuity: it is another node's.
+            StorageError: it cannot be remembered.
+        """
+
+    @abstractmethod
+    def add_change(self, change: Change, timeout_s: float | None = None) -> None:
+        """Appends a change; it is on stable storage when this returns.
+
+        A change that says when it was stored keeps that time, where the format has room for it.
+        The change must follow the head: a transaction makes `version + 1`, a rider keeps
+        `version`, a snapshot may have any version from the head's on. Not to be tried again after
+        an error: a failed sync cannot be repaired by a second one.
+
+        Raises:
+            Discontinuity, BadChange: nothing was written.
+            StorageError: the change may or may not be there; this writer is finished.
+        """
+
+    @abstractmethod
+    def rewind(self, timeout_s: float | None = None) -> None:
+        """Drops the head, which the node did not commit; it is gone for good when this returns.
+
+        The dropped change is set aside where an operator finds it, and never deleted. A second
+        rewind without a change between is refused: only one change can be in doubt.
+
+        Raises:
+            Discontinuity: there is nothing to drop; nothing was changed.
+            StorageError: the head may or may not be there; this writer is finished.
+        """
+
+    @abstractmethod
+    def take_over(
+        self, ticket: Ticket | None, timeout_s: float | None = None
+    ) -> Statistics | MoreNeeded:
+        """Puts what a reader prepared in the backup's place, with what was appended since.
+
+        Takes about the time of one append, and answers `COPY` where it would take longer. Atomic:
+        at every moment either the old backup or the new one is there, whole; the new one when
+        this returns. Without a ticket it answers `PREPARE`; only a storage that nobody else can
+        reach while this is open is compacted here and now, which may take long.
 
         Raises:
             StorageError: the backup is as before and this writer goes on; or, where it failed in
@@ -370,82 +457,4 @@ class Backend(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """Removes all replacements that are not in use; the backup is as before."""
-
-    def compact(self) -> Statistics | None:
-        """Has the storage compact the backup itself, where that is a server that can.
-
-        For a reader or the writer; a writer goes on meanwhile. `None`, with nothing done, where
-        the work is the caller's, by `stage` and `replace`.
-
-        Raises:
-            StorageError: the backup is as before.
-        """
-        return None
-
-    @abstractmethod
-    def close(self) -> None:
-        """Lets go of the backup, and of the right to write. Nothing is written."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def _cannot_encrypt(url: str) -> BadUrl:
-    scheme = url.partition(":")[0]
-    return BadUrl(f"A {scheme}: backup cannot be encrypted; a dir: backup can.")
-
-
-def size_of(backend: Backend) -> Size:
-    """How large the backup is now, in bytes and changes."""
-    return {"backupsize": backend.size_bytes, "version_count": backend.version_count}
-
-
-def nothing_to_drop() -> Discontinuity:
-    """What `rewind` raises where the head is not in doubt."""
-    return Discontinuity(
-        "There is no change that could be dropped: only the last one can be in doubt, and it was "
-        "dropped already or there is none. Nothing was changed."
-    )
-
-
-def check_follows(change: Change, version: int, *, empty: bool) -> None:
-    """Checks that a change may be appended to a backup that stands at `version`.
-
-    Raises:
-        Discontinuity: it does not follow; it belongs to another moment or another node.
-        BadChange: it is no transaction that lightningd sends, so that nobody could tell later
-            whether it is whole.
-    """
-    kind = change.kind
-    if kind is Kind.SNAPSHOT:
-        follows = empty or change.version >= version
-    else:
-        follows = change.version == version + (kind is Kind.TRANSACTION)
-    if not follows:
-        raise Discontinuity(
-            f"A {kind.value} for data version {change.version} does not follow the backup, which "
-            f"stands at {version}; nothing was written."
-        )
-    if change.transaction is None:
-        return
-    if kind is Kind.RIDER:
-        if sum(map(len, change.transaction)) > MAX_RIDER_CHARACTERS:
-            raise BadChange("A call made of PRAGMA statements is larger than lightningd's are.")
-    elif not change.transaction or (
-        bumps_data_version_to(change.transaction[-1]) != change.version
-    ):
-        raise BadChange(
-            f"The transaction for data version {change.version} does not end with the "
-            "statement that sets this version, as every transaction of lightningd does; "
-            "nothing was written. Is this release of lightningd newer than cln-backup? "
-            "Go back to the release that worked, and report this."
-        )
+        """Removes all that was prepared and not taken over; the backup is as before."""

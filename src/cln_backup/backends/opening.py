@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup.backends import accepting_incomplete_copies, open_backend
-from cln_backup.backends.secrets import Secret, unlocking_with
+from cln_backup.backends import place_at
 
 if TYPE_CHECKING:
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Reader
+    from cln_backup.backends.secrets import Secret
 
 
 class Opening(NamedTuple):
@@ -21,11 +20,11 @@ class Opening(NamedTuple):
     """
 
     url: str
-    secret: Secret | None
-    accept_incomplete: bool
+    secret: Secret | None = None
+    accept_incomplete: bool = False
 
-    def open(self) -> Backend:
-        """Opens the backup once more. Raises what `open_backend` raises."""
-        accepting = accepting_incomplete_copies() if self.accept_incomplete else nullcontext()
-        with unlocking_with(self.secret), accepting:
-            return open_backend(self.url)
+    def open(self) -> Reader:
+        """Opens the backup once more. Raises as `Place.open_reader` does."""
+        return place_at(self.url).open_reader(
+            secret=self.secret, accept_incomplete=self.accept_incomplete
+        )

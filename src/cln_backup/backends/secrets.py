@@ -1,23 +1,18 @@
 """What unlocks an encrypted backup: part of the contract, for backends whose format can encrypt.
 
-A secret comes from the file that the URL names, or from what `unlocking_with` was given, which a
-person was asked for.
+A secret comes from the file that the URL names, or is given by the caller, who asked a person for
+it.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from cln_backup.formats import hsm_secret
 from cln_backup.formats.holders import HolderKind
 from cln_backup.model.errors import Locked
 from cln_backup.storage import fsio
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _MIN_KEY_FILE_BYTES: Final = 32
 _MAX_KEY_FILE_BYTES: Final = 4096
@@ -41,24 +36,6 @@ class Secret(NamedTuple):
     kind: HolderKind
     content: bytes
     path: str | None = None
-
-
-_given: ContextVar[Secret | None] = ContextVar("given", default=None)
-
-
-@contextmanager
-def unlocking_with(secret: Secret | None) -> Iterator[None]:
-    """Backups that are opened inside are unlocked with this secret, if there is one."""
-    token = _given.set(secret)
-    try:
-        yield
-    finally:
-        _given.reset(token)
-
-
-def given_secret() -> Secret | None:
-    """What `unlocking_with` was given last."""
-    return _given.get()
 
 
 def needs_passphrase(path: str) -> bool:

@@ -6,20 +6,13 @@ import functools
 import gc
 import json
 import sys
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import click
 
 from cln_backup import __version__
-from cln_backup.backends import (
-    accepting_incomplete_copies,
-    backend_class,
-    open_backend,
-    redacted,
-    url_of,
-)
-from cln_backup.backends.contract import size_of
+from cln_backup.backends import place_at, redacted, url_of
+from cln_backup.backends.ticket import size_of
 from cln_backup.cli.after_init import show_next_steps, warn_of_disk
 from cln_backup.cli.boundary import speak, told
 from cln_backup.cli.entry import stop_by
@@ -27,6 +20,7 @@ from cln_backup.cli.installation import plugin_path
 from cln_backup.cli.parameters import Group
 from cln_backup.cli.presentation import (
     Fields,
+    Noticing,
     age,
     amount,
     changes,
@@ -37,18 +31,19 @@ from cln_backup.cli.presentation import (
     show_notices,
     show_table,
     size,
+    tell,
     warn,
     warn_of_foreign_keys,
     working,
 )
-from cln_backup.cli.secrets import register, unlocked, with_secrets
+from cln_backup.cli.secrets import register, secret_of, with_secrets
 from cln_backup.cli.server import server, takeover, token
 from cln_backup.compaction.compact import compact as compact_backup
 from cln_backup.model.continuity import STARTED_WELL
 from cln_backup.model.errors import BadUrl, Locked
 from cln_backup.operations import history
 from cln_backup.operations.initialize import initialize, take_snapshot
-from cln_backup.operations.keyring import given_secret, list_keys, network_directory
+from cln_backup.operations.keyring import list_keys, network_directory
 from cln_backup.operations.restore import restore as restore_database
 from cln_backup.operations.restore import target_path
 from cln_backup.operations.verify import verify as verify_backup
@@ -57,6 +52,7 @@ from cln_backup.storage import interruption
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cln_backup.operations.keyring import Secret
 
 _url = click.argument("url", metavar="URL", callback=lambda _context, _parameter, url: url_of(url))
 _directory = click.Path(file_okay=False)
@@ -82,8 +78,8 @@ def _command(
         @functools.wraps(function)
         def run(*args: object, as_json: bool, **options: object) -> None:
             with told(as_json=as_json):
-                with unlocked(options, new=begins):
-                    fields = function(*args, as_json=as_json, **options)
+                secret = secret_of(options, new=begins)
+                fields = function(*args, as_json=as_json, secret=secret, **options)
                 if as_json and fields:
                     click.echo(json.dumps(fields))
 
@@ -138,7 +134,13 @@ for _server_command in (server, token, takeover):
 )
 @_url
 def init(
-    url: str, lightning_dir: str | None, wallet: str | None, encrypt: bool, *, as_json: bool
+    url: str,
+    lightning_dir: str | None,
+    wallet: str | None,
+    encrypt: bool,
+    *,
+    as_json: bool,
+    secret: Secret | None,
 ) -> Fields:
     """Make a new backup, starting with a snapshot of the node's database if it has one.
 
@@ -146,8 +148,8 @@ def init(
     """
     if wallet is not None and lightning_dir is None:
         raise click.UsageError("--wallet needs --lightning-dir.")
-    given = given_secret() is not None
-    if given and not backend_class(url).can_encrypt:
+    given = secret is not None
+    if given and not place_at(url).can_encrypt:
         raise BadUrl("Only a dir: backup can be encrypted.")
     with working("Taking a snapshot of the database", as_json=as_json):
         if lightning_dir is None:
@@ -156,11 +158,11 @@ def init(
                     "--encrypt needs --lightning-dir. Without a node, give the secret that unlocks "
                     "the backup: --key-file, --hsm-secret, --passphrase-file or --passphrase."
                 )
-            done = initialize(url, None)
+            done = initialize(url, None, secret=secret)
         else:
-            done = initialize(url, lightning_dir, wallet, encrypt=encrypt or given)
+            done = initialize(url, lightning_dir, wallet, encrypt=encrypt or given, secret=secret)
     url = done.backend_url
-    keys = [key.label for key in list_keys(url)] if backend_class(url).can_encrypt else []
+    keys = [key.label for key in list_keys(url)] if place_at(url).can_encrypt else []
     if not as_json:
         shown = redacted(url)
         if done.database is not None:
@@ -201,13 +203,13 @@ def init(
 
 @_command("backup-cli snapshot --lightning-dir ~/.lightning/bitcoin")
 @click.option("--lightning-dir", type=_directory, required=True, help="As for init.")
-def snapshot(lightning_dir: str, *, as_json: bool) -> Fields:
+def snapshot(lightning_dir: str, *, as_json: bool, secret: Secret | None) -> Fields:
     """Bring a backup that is out of date up to the node, with a fresh snapshot.
 
     The node must be stopped. Nothing is removed from the backup.
     """
     with working("Taking a snapshot of the database", as_json=as_json):
-        done = take_snapshot(lightning_dir, warn)
+        done = take_snapshot(lightning_dir, secret=secret, on_event=tell)
     if not as_json:
         click.echo(
             f"The backup is at data version {done.version} now ({size(done.snapshot_bytes)} "
@@ -237,7 +239,9 @@ def snapshot(lightning_dir: str, *, as_json: bool) -> Fields:
 )
 @_url
 @click.argument("destination", metavar="DESTINATION")
-def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fields:
+def restore(
+    url: str, destination: str, to: int | None, *, as_json: bool, secret: Secret | None
+) -> Fields:
     """Restore the database, to a file or as lightningd.sqlite3 in a directory.
 
     Nothing is ever overwritten. The database is built beside its destination, checked, and
@@ -245,15 +249,13 @@ def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fie
     """
     target_path(destination)
     # With a version, an incomplete backup will do; without one, nothing may be missing.
-    accepting = nullcontext() if to is None else accepting_incomplete_copies()
+    place, accepting = place_at(url), to is not None
     with (
-        accepting,
-        open_backend(url) as backend,
-        progress(size_of(backend), as_json=as_json) as step,
+        place.open_reader(secret=secret, on_event=tell, accept_incomplete=accepting) as reader,
+        progress(size_of(reader), as_json=as_json) as step,
     ):
-        show_notices(backend.notices)
-        done = restore_database(backend, destination, step, to)
-        newest = backend.version
+        done = restore_database(reader, destination, step, to)
+        newest = reader.version
     if done.version < newest:
         warn(
             f"This database is older than the backup ({done.version} of {newest}). A node that "
@@ -276,16 +278,16 @@ def restore(url: str, destination: str, to: int | None, *, as_json: bool) -> Fie
 
 @_command("backup-cli status file:///mnt/backup/node.bkp")
 @_url
-def status(url: str, *, as_json: bool) -> Fields:
+def status(url: str, *, as_json: bool, secret: Secret | None) -> Fields:
     """Show the state of a backup. A running node may write to it meanwhile.
 
     For an encrypted backup that is not unlocked, shows what can be read without a key.
     """
     held = history.holdings(url)
+    noticed = Noticing()
     try:
-        with open_backend(url) as backend:
-            found = history.status(backend)
-            notices = list(backend.notices)
+        with place_at(url).open_reader(secret=secret, on_event=noticed) as reader:
+            found = history.status(reader)
     except Locked as error:
         if not as_json:
             show_table(("backup", redacted(url)), *rows_of(held))
@@ -306,8 +308,8 @@ def status(url: str, *, as_json: bool) -> Fields:
             ("node", found.node_id or "unknown"),
             *rows_of(held),
         )
-    show_notices(notices)
-    return found._asdict() | held._asdict() | {"notices": notices}
+    show_notices(noticed.texts)
+    return found._asdict() | held._asdict() | {"notices": noticed.texts}
 
 
 @_command(
@@ -321,41 +323,60 @@ def status(url: str, *, as_json: bool) -> Fields:
 )
 @_scratch_dir
 @_url
-def verify(url: str, no_replay: bool, scratch_dir: str | None, *, as_json: bool) -> Fields:
+def verify(
+    url: str,
+    no_replay: bool,
+    scratch_dir: str | None,
+    *,
+    as_json: bool,
+    secret: Secret | None,
+) -> Fields:
     """Check a backup, and show up to which version it is good.
 
     Reads every change and replays it into a database, which is checked and removed again. Needs
     free space for the database: beside the backup, or in --scratch-dir.
     """
-    with open_backend(url) as backend, progress(size_of(backend), as_json=as_json) as step:
-        notices = list(backend.notices)
-        place = scratch_dir or network_directory(url)
-        found = verify_backup(backend, replayed=not no_replay, progress=step, scratch_dir=place)
+    noticed = Noticing()
+    with (
+        place_at(url).open_reader(secret=secret, on_event=noticed) as reader,
+        progress(size_of(reader), as_json=as_json) as step,
+    ):
+        directory = scratch_dir or network_directory(url, secret)
+        found = verify_backup(reader, replayed=not no_replay, progress=step, scratch_dir=directory)
     if not as_json:
         how = "replayed and checked" if found.replayed else "read"
         one = found.version_count == 1
         which = "its 1 change was" if one else f"all {found.version_count} changes were"
         click.echo(f"Good up to data version {found.version}: {which} {how}.")
         warn_of_foreign_keys(found.foreign_key_faults)
-    show_notices(notices)
-    return found._asdict() | {"good": True, "notices": notices}
+    show_notices(noticed.texts)
+    return found._asdict() | {"good": True, "notices": noticed.texts}
 
 
 @_command("backup-cli compact file:///mnt/backup/node.bkp")
 @click.option("--force", is_flag=True, help="Compact it even if it does not get smaller.")
 @_scratch_dir
 @_url
-def compact(url: str, scratch_dir: str | None, *, force: bool, as_json: bool) -> Fields:
+def compact(
+    url: str,
+    scratch_dir: str | None,
+    *,
+    force: bool,
+    as_json: bool,
+    secret: Secret | None,
+) -> Fields:
     """Fold a backup's history into one snapshot; the last change stays as it is.
 
     Compacts only if the backup gets smaller, or if at least 100,000 changes are folded. For a
     backup that no running node writes to. Otherwise use: lightning-cli backup-compact
     """
-    with open_backend(url) as backend:
-        of = size_of(backend)
+    with place_at(url).open_reader(secret=secret) as reader:
+        of = size_of(reader)
     with progress(of, as_json=as_json) as step:
-        place = scratch_dir or network_directory(url)
-        done = compact_backup(url, step, warn, place, if_it_pays=not force)
+        directory = scratch_dir or network_directory(url, secret)
+        done = compact_backup(
+            url, step, directory, secret=secret, on_event=tell, if_it_pays=not force
+        )
     if "would_be" in done and not as_json:
         click.echo(
             f"Not compacted: it would not get smaller. It has {amount(done['before'])}, and would "
@@ -378,19 +399,20 @@ def compact(url: str, scratch_dir: str | None, *, force: bool, as_json: bool) ->
     "--dropped", is_flag=True, help="List the dropped changes that a dir: backup still has."
 )
 @_url
-def log(url: str, start: int, dropped: bool, *, as_json: bool) -> Fields:
+def log(url: str, start: int, dropped: bool, *, as_json: bool, secret: Secret | None) -> Fields:
     """List the changes, one per line, without their contents.
 
     Shows the data version, kind, size in bytes, number of statements, time of storage and the
     tables touched; with --json, one object per line. A file: backup stores no times.
     """
-    with open_backend(url) as backend:
+    noticed = Noticing()
+    with place_at(url).open_reader(secret=secret, on_event=noticed) as reader:
         if not as_json:
             click.echo(
                 f"{'version':>10}  {'kind':<11}  {'bytes':>12}  {'statements':>10}  "
                 f"{'stored':<19}  tables"
             )
-        for line in history.log(backend, start, dropped=dropped):
+        for line in history.log(reader, start, dropped=dropped):
             if as_json:
                 click.echo(json.dumps(line._asdict()))
             else:
@@ -399,7 +421,7 @@ def log(url: str, start: int, dropped: bool, *, as_json: bool) -> Fields:
                     f"{line.version:>10}  {line.kind:<11}  {line.size_bytes:>12}  "
                     f"{line.statements:>10}  {stored:<19}  {', '.join(line.tables)}"
                 )
-        show_notices(backend.notices)
+        show_notices(noticed.texts)
     return {}
 
 

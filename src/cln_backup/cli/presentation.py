@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cln_backup.backends.events import Event, Noticed
 from cln_backup.model.errors import BackupError, Damaged, ReplayFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cln_backup.backends.contract import Size
+    from cln_backup.backends.ticket import Size
     from cln_backup.model.change import Change
     from cln_backup.operations.history import Holdings
 
@@ -42,6 +43,32 @@ def warn_of_foreign_keys(faults: int) -> None:
             f"{faults} rows violate foreign keys. The node's own database has them as well, from "
             "before the backup or from a migration."
         )
+
+
+def tell(event: Event) -> None:
+    """Notes on standard error what is noticed of a backup."""
+    if event.noticed in (Noticed.WAITING, Noticed.BACK):
+        click.echo(event.text, err=True)
+    else:
+        warn(event.text)
+
+
+class Noticing:
+    """Keeps what is found of a backup for the end of a command; waits are told at once.
+
+    Attributes:
+        texts: what was found.
+    """
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        """Takes an event."""
+        if event.noticed is Noticed.FOUND:
+            self.texts.append(event.text)
+        else:
+            tell(event)
 
 
 def show_notices(notices: list[str]) -> None:

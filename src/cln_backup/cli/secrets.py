@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import sys
@@ -11,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from cln_backup.backends import redacted, url_of
-from cln_backup.cli.presentation import changes, progress, warn
+from cln_backup.cli.presentation import changes, progress, tell, warn
 from cln_backup.model.errors import Interrupted, Locked
 from cln_backup.operations import keyring
 from cln_backup.operations.copy import copy as copy_backup
 from cln_backup.storage import interruption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 Fields = dict[str, Any]
 
@@ -52,16 +51,6 @@ def with_secrets(command: Callable[..., None]) -> Callable[..., None]:
         "--passphrase", is_flag=True, help="Unlock with a passphrase; asks for it."
     )
     return words(passphrase(command))
-
-
-@contextlib.contextmanager
-def unlocked(options: dict[str, Any], *, new: bool = False) -> Iterator[None]:
-    """Takes these options away from the others; inside, backups are unlocked with them.
-
-    With `new`, a typed secret is for a new backup, and is asked for twice.
-    """
-    with keyring.unlocking_with(_secret(options, new=new)):
-        yield
 
 
 def _ask(what: str, *, twice: bool = False, **options: Any) -> str:  # noqa: ANN401 - click's own
@@ -109,7 +98,14 @@ def _nobody(what: str) -> Locked:
     )
 
 
-def _secret(options: dict[str, Any], *, new: bool = False) -> keyring.Secret | None:
+def secret_of(options: dict[str, Any], *, new: bool = False) -> keyring.Secret | None:
+    """Takes these options away from the others, and makes of them what they name.
+
+    With `new`, what is typed is to unlock a new backup, and is asked for twice.
+
+    Raises:
+        Locked, StorageError: there is no such secret.
+    """
     paths = {name: options.pop(name) for name in _SOURCES}
     asked = {name: options.pop(name) for name in ("passphrase", "words")}
     given = [name for name, value in (paths | asked).items() if value]
@@ -142,7 +138,7 @@ def register(cli: click.Group, command: Command) -> None:
     @command("backup-cli copy file:///mnt/old/node.bkp dir:///mnt/new/node")
     @click.argument("source", metavar="FROM")
     @click.argument("target", metavar="TO")
-    def copy(source: str, target: str, *, as_json: bool) -> Fields:
+    def copy(source: str, target: str, *, as_json: bool, secret: keyring.Secret | None) -> Fields:
         """Copy a backup to a new place, in the format of that place, and compare the two.
 
         The node must be stopped if it writes to FROM. To continue with the copy, name it in
@@ -150,7 +146,7 @@ def register(cli: click.Group, command: Command) -> None:
         whether it is encrypted, and which secret unlocks it.
         """
         bar = functools.partial(progress, as_json=as_json, passes=2)
-        done = copy_backup(url_of(source), url_of(target), bar)
+        done = copy_backup(url_of(source), url_of(target), bar, secret=secret, on_event=tell)
         if keyring.is_encrypted(url_of(source)) and not keyring.is_encrypted(url_of(target)):
             warn(
                 "The copy is not encrypted: anyone who can read it can read the node's database. "
@@ -183,7 +179,7 @@ def register(cli: click.Group, command: Command) -> None:
 
     @command("backup-cli key list /mnt/backup/node", key)
     @url
-    def list(url: str, *, as_json: bool) -> Fields:  # noqa: A001
+    def list(url: str, *, as_json: bool, **_secret: object) -> Fields:  # noqa: A001
         """List the key slots of a backup."""
         keys = keyring.list_keys(url)
         if not as_json:
@@ -208,15 +204,22 @@ def register(cli: click.Group, command: Command) -> None:
     @click.option("--new-passphrase", is_flag=True, help="A passphrase; asks for it.")
     @click.option("--name", help="Name of the key slot.")
     @url
-    def add(url: str, name: str | None, *, as_json: bool, **options: Any) -> Fields:  # noqa: ANN401
+    def add(
+        url: str,
+        name: str | None,
+        *,
+        as_json: bool,
+        secret: keyring.Secret | None,
+        **options: Any,  # noqa: ANN401
+    ) -> Fields:
         """Add a key slot, for another secret. Needs a secret that unlocks the backup now."""
         new = {name.removeprefix("new_"): value for name, value in options.items()}
         path = options["new_key_file"]
         with keyring.key_file(path) if path else interruption.deferred():
-            secret = _secret(new | {"words": False}, new=True)
-            if secret is None:
+            added = secret_of(new | {"words": False}, new=True)
+            if added is None:
                 raise click.UsageError("Give the secret to add.")
-            label = keyring.add_key(url, secret, name)
+            label = keyring.add_key(url, added, name, secret=secret)
             interruption.finished()
         if not as_json:
             click.echo(f"Added {label}.")
@@ -225,7 +228,7 @@ def register(cli: click.Group, command: Command) -> None:
     @command("backup-cli key remove /mnt/backup/node passphrase", key)
     @url
     @click.argument("name")
-    def remove(url: str, name: str, *, as_json: bool) -> Fields:
+    def remove(url: str, name: str, *, as_json: bool, **_secret: object) -> Fields:
         """Remove a key slot, so that its secret no longer unlocks the backup.
 
         The secret still unlocks older copies of the backup, and the master key in them decrypts

@@ -106,7 +106,7 @@ def takeover(url: str, *, as_json: bool) -> None:
 
     First make sure that the old node never runs again: two running copies of a node lose funds.
     """
-    from cln_backup.backends.socket.backend import take_over
+    from cln_backup.backends.socket.place import take_over
 
     with told(as_json=as_json):
         take_over(url)

@@ -5,39 +5,55 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.contract import size_of
+from cln_backup.backends.ticket import MoreNeeded, size_of
 from cln_backup.compaction.messages import Compacted, More, NotWorthIt, Ready, Start
 from cln_backup.model.errors import StorageError
 from cln_backup.process.child import Child
 
 if TYPE_CHECKING:
-    from cln_backup.backends.contract import Backend, Statistics
+    from cln_backup.backends.contract import Writer
+    from cln_backup.backends.secrets import Secret
+    from cln_backup.backends.ticket import Statistics
 
 _END_S = 60.0
-_SWAP_BYTES = 1 << 16
-"""How much may be left to copy when the writer swaps: about the size of a large change."""
 
 
 class Compactor:
-    """One running compaction; poll its `fileno`."""
+    """One compaction that is under way; to be polled by its `fileno`.
+
+    Attributes:
+        done: the statistics if nothing is left to do: then there is no second process.
+    """
 
     def __init__(
-        self, backend: Backend, scratch_dir: str | None = None, *, if_it_pays: bool = False
+        self,
+        writer: Writer,
+        scratch_dir: str | None = None,
+        *,
+        secret: Secret | None = None,
+        if_it_pays: bool = False,
     ) -> None:
         """Starts the child process, which works in `scratch_dir` if given.
 
-        With `if_it_pays`, the backup is not changed if a compaction is not worth it.
+        It unlocks the backup with `secret`, or as the URL says. With `if_it_pays`, the backup is
+        left as it is where a compaction is not worth it. A storage that a second process cannot
+        reach has compacted when this returns, which may take long.
 
         Raises:
             StorageError: it cannot be started, or leftovers cannot be removed.
         """
-        self._backend = backend
-        self._before = size_of(backend)
+        self._writer = writer
+        self._before = size_of(writer)
         self._done = False
-        backend.discard()
+        self.done: Statistics | None = None
+        writer.discard()
+        begun = writer.take_over(None)
+        if not isinstance(begun, MoreNeeded):
+            self.done = begun
+            return
         self._child = Child[Ready | Compacted | NotWorthIt](
             "cln_backup.compaction.process",
-            Start(backend.url, scratch_dir, if_it_pays),
+            Start(writer.place.url, secret, scratch_dir, if_it_pays),
             (Ready, Compacted, NotWorthIt),
             work="compacts",
         )
@@ -63,18 +79,21 @@ class Compactor:
         said = self._child.step()
         if said is None:
             return None
-        if isinstance(said, Ready) and said.staged is not None:
-            if self._backend.size_bytes - said.staged.copied_bytes > _SWAP_BYTES:
-                self._child.send(More())
-                return None
-            self._backend.replace(said.staged)
+        statistics: Statistics | MoreNeeded
+        if isinstance(said, Ready):
+            statistics = self._writer.take_over(said.ticket)
+            if not isinstance(statistics, MoreNeeded):
+                statistics["before"] = self._before
+        elif isinstance(said, Compacted):
+            statistics = said.statistics
+        else:
+            now = size_of(self._writer)
+            statistics = {"before": now, "after": now, "would_be": said.would_be}
+        if isinstance(statistics, MoreNeeded):
+            self._child.send(More())
+            return None
         self._done = True
-        if isinstance(said, Compacted):
-            return said.statistics
-        after = size_of(self._backend)
-        if isinstance(said, NotWorthIt):
-            return {"before": after, "after": after, "would_be": said.would_be}
-        return {"before": self._before, "after": after}
+        return statistics
 
     def close(self) -> None:
         """Ends the child process; its unfinished files are removed, now or by itself.
@@ -85,8 +104,8 @@ class Compactor:
             self._child.release()
         else:
             self._child.close()
-        with contextlib.suppress(StorageError):  # leftovers are removed at the next opportunity
-            self._backend.discard()
+        with contextlib.suppress(StorageError):  # a leftover is removed at the next opportunity
+            self._writer.discard()
 
     def wait(self) -> None:
         """After `close`: waits until the child process has ended, and reaps it."""

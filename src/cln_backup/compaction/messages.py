@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cln_backup.backends.contract import Size, Staged, Statistics
+from cln_backup.backends.secrets import Secret
+from cln_backup.backends.ticket import Size, Statistics, Ticket
 from cln_backup.process.channel import Message
 
 
@@ -10,19 +11,21 @@ class Start(Message):
     """The request to compact.
 
     Attributes:
-        scratch_dir: where to replay; `None` for the backup's default.
-        if_it_pays: whether to keep the backup unchanged if a compaction is not worth it.
+        secret: what unlocks the backup, if its URL does not say so.
+        scratch_dir: where to replay; `None` for the place that the backup has for it.
+        if_it_pays: whether to leave the backup as it is where a compaction is not worth it.
     """
 
     url: str
+    secret: Secret | None
     scratch_dir: str | None
     if_it_pays: bool
 
 
 class Ready(Message):
-    """A replacement is staged; `None` if there is nothing to fold."""
+    """A compaction is prepared."""
 
-    staged: Staged | None
+    ticket: Ticket
 
 
 class More(Message):
@@ -30,7 +33,7 @@ class More(Message):
 
 
 class Compacted(Message):
-    """A server has compacted the backup itself."""
+    """Everything is done: a server has compacted the backup, or there was nothing to fold."""
 
     statistics: Statistics
 

@@ -12,6 +12,8 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 from threading import get_native_id
 from typing import TYPE_CHECKING
 
@@ -21,8 +23,10 @@ from cln_backup.storage import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
 
-    from cln_backup.backends.contract import Backend, Staged
+    from cln_backup.backends.contract import Reader
+    from cln_backup.backends.ticket import Folded
     from cln_backup.model.change import Change, Snapshot
 
 _PIECE_BYTES = 1 << 16
@@ -58,69 +62,66 @@ class _PacedSnapshot:
 
 
 def _run(start: Start, parent: Parent[More]) -> None:
-    """Stages a replacement for the backup."""
+    """Prepares a compaction."""
     with (
         ThreadPoolExecutor(1, initializer=_yield_to_others) as low_priority,
-        low_priority.submit(_open, start.url).result() as reader,
+        low_priority.submit(_open, start).result() as reader,
     ):
         _work(start, parent, reader, low_priority)
 
 
 def _work(
-    start: Start, parent: Parent[More], reader: Backend, low_priority: ThreadPoolExecutor
+    start: Start, parent: Parent[More], reader: Reader, low_priority: ThreadPoolExecutor
 ) -> None:
-    from cln_backup.compaction.compact import after, fold, pays, worth_folding
+    from cln_backup.compaction.compact import fold
 
     def go_on(_change: Change) -> None:
         """Called after each replayed change, in the replaying thread."""
         parent.check()
 
-    statistics = reader.compact()
-    if statistics is not None:
-        parent.say(Compacted(statistics))
-        return
-    staged = None
-    if worth_folding(reader):
-        place = scratch.place(start.scratch_dir, reader.scratch_dir)
-        with scratch.directory(place, op="compact") as directory:
-            base, foreign_keys = low_priority.submit(
-                # The other processors are for the node.
-                fold,
-                reader,
-                directory,
-                go_on,
-                alone=True,
-            ).result()
-            staged = _stage(reader, base, foreign_keys=foreign_keys)
+    used: list[str] = []
+    with ExitStack() as work:
+
+        def fold_here(reader: Reader) -> Folded:
+            place = scratch.place(start.scratch_dir, reader.place.scratch_dir)
+            directory = work.enter_context(scratch.directory(place, op="compact"))
+            used.append(directory)
+            # The other processors are for the node.
+            folding = low_priority.submit(fold, reader, directory, go_on, alone=True)
+            return _paced(reader, folding)
+
+        ticket = reader.prepare_compaction(fold_here)
+        for directory in used:
             scratch.empty(directory, op="compact")
-    if staged is not None and start.if_it_pays and not pays(staged):
-        would_be = after(reader, staged)
-        scratch.empty_file(staged.name, op="compact")
-        reader.discard()
-        parent.say(NotWorthIt(would_be))
+    if ticket.done is not None:
+        parent.say(Compacted(ticket.done))
         return
-    parent.say(Ready(staged))
-    while parent.next() is not None and staged is not None:
-        staged = reader.stage_more(staged)
-        parent.say(Ready(staged))
+    if start.if_it_pays and not ticket.pays():
+        reader.discard(ticket)
+        parent.say(NotWorthIt(ticket.after))
+        return
+    parent.say(Ready(ticket))
+    while parent.next() is not None:
+        ticket = reader.prepare_more(ticket)
+        parent.say(Ready(ticket))
 
 
-def _open(url: str) -> Backend:
-    from cln_backup.backends import open_backend
+def _open(start: Start) -> Reader:
+    from cln_backup.backends import place_at
 
-    return open_backend(url)
+    return place_at(start.url).open_reader(secret=start.secret)
 
 
-def _stage(reader: Backend, base: Change | None, *, foreign_keys: bool) -> Staged:
-    """Stages the replacement at a pace that does not disturb a node's writer."""
-    from cln_backup.model.change import Change
-
+def _paced(reader: Reader, folding: Future[Folded]) -> Folded:
+    """The folded history, with its snapshot at the pace that a node's writer leaves."""
+    folded = folding.result()
+    base, storage_dir = folded.base, reader.place.storage_dir
     if base is not None:
         assert base.snapshot is not None
-        assert reader.storage_dir is not None
-        paced = _PacedSnapshot(base.snapshot, reader.storage_dir)
-        base = Change(base.version, paced, None, base.stored_ms)
-    return reader.stage(base, foreign_keys=foreign_keys)
+        assert storage_dir is not None
+        paced = _PacedSnapshot(base.snapshot, storage_dir)
+        folded = folded._replace(base=replace(base, snapshot=paced))
+    return folded
 
 
 if __name__ == "__main__":

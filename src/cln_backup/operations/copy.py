@@ -5,17 +5,12 @@ from __future__ import annotations
 import hashlib
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from cln_backup.backends import (
-    backend_class,
-    create_backend,
-    open_backend,
-    redacted,
-    require_outside_backups,
-)
-from cln_backup.backends.contract import size_of
-from cln_backup.backends.secrets import unlocking_with
+from cln_backup.backends import place_at, redacted
+from cln_backup.backends.events import ignore
+from cln_backup.backends.ticket import size_of
 from cln_backup.model.errors import AlreadyExists, BackupError, Damaged, Interrupted, NotFound
 from cln_backup.replay.ahead import read_ahead
 from cln_backup.storage import interruption
@@ -23,7 +18,10 @@ from cln_backup.storage import interruption
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cln_backup.backends.contract import Backend, Size
+    from cln_backup.backends.contract import Place, Reader
+    from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.secrets import Secret
+    from cln_backup.backends.ticket import Size
     from cln_backup.model.change import Change
 
 
@@ -62,6 +60,9 @@ def copy(
     source_url: str,
     target_url: str,
     progress: Callable[[Size], AbstractContextManager[Step | None]] = _in_silence,
+    *,
+    secret: Secret | None = None,
+    on_event: OnEvent = ignore,
 ) -> Copied:
     """Copies every change, then reads the copy back and compares.
 
@@ -73,6 +74,8 @@ def copy(
     that could be mistaken for a backup, which would be an older one. Only a server cannot hide an
     unfinished copy; there it must be removed by hand. The source is unchanged.
 
+    `secret` unlocks the source; the URL of the copy says what unlocks that.
+
     `progress` gets the size of the backup; its result is called after each change that was
     written, and after each that was read back.
 
@@ -82,28 +85,48 @@ def copy(
         BadChange: the target's format cannot store a change.
         BackupError: as the two backends raise.
     """
-    require_outside_backups(target_url)
-    with interruption.deferred(), open_backend(source_url) as source:
-        if source.head is None:
+    target = place_at(target_url)
+    with (
+        interruption.deferred(),
+        place_at(source_url).open_reader(secret=secret, on_event=on_event) as source,
+    ):
+        if source.standing.head is None:
             raise NotFound(f"Nothing to copy: the backup {redacted(source_url)} is empty.")
         with (
-            unlocking_with(None),
-            backend_class(target_url).building(target_url) as built_url,
-            _said_where_it_stays(target_url, stays=built_url == target_url),
+            _said_where_it_stays(target_url, stays=target.storage_dir is None),
             progress(size_of(source)) as given,
         ):
-            step = given or _ignore
-            digest = _fill(source, built_url, step)
-            with open_backend(built_url) as built:
-                if _digest_of(built, step) != digest:
-                    raise Damaged(
-                        f"The copy at {redacted(target_url)} was read back and differs from the "
-                        "original. Check that disk for errors."
-                    )
-                keeps_time = _is_same_time(source.last_change_at, built.last_change_at)
-                copied = Copied(built.version, built.version_count, digest.hex(), keeps_time)
+            copied = _copy(source, target, given or _ignore, on_event)
         interruption.finished()
         return copied
+
+
+def _copy(source: Reader, target: Place, step: Step, on_event: OnEvent) -> Copied:
+    with read_ahead(source) as read:
+        return _filled(source, _dated(read, source), target, step, on_event)
+
+
+def _filled(
+    source: Reader, changes: Iterator[Change], target: Place, step: Step, on_event: OnEvent
+) -> Copied:
+    digest = hashlib.sha256()
+    first = next(changes)
+    base = None if first.snapshot is None else _noted(first, digest)
+    with target.creating(base, hidden=True) as place:
+        if base is None:
+            changes = chain([first], changes)
+        else:
+            step(first)
+        _fill(place, changes, digest, step)
+        with place.open_reader(on_event=on_event) as built:
+            if _digest_of(built, step) != digest.digest():
+                raise Damaged(
+                    f"The copy at {redacted(target.url)} was read back and differs from the "
+                    "original. Check that disk for errors."
+                )
+            keeps_time = _is_same_time(source.last_change.at, built.last_change.at)
+            standing = built.standing
+            return Copied(standing.version, standing.version_count, digest.hexdigest(), keeps_time)
 
 
 def _is_same_time(one: float | None, other: float | None) -> bool:
@@ -132,39 +155,27 @@ def _said_where_it_stays(url: str, *, stays: bool) -> Iterator[None]:
         raise
 
 
-def _fill(source: Backend, url: str, step: Step) -> bytes:
-    """Makes a new backup from all changes of another one; returns their digest."""
-    digest = hashlib.sha256()
-    with read_ahead(source) as read:
-        changes = _dated(read, source)
-        first = next(changes)
-        if first.snapshot is not None:
-            create_backend(url, _noted(first, digest))
-        else:
-            create_backend(url, None)
-        with open_backend(url, writable=True) as target:
-            if first.snapshot is None:
-                target.add_change(_noted(first, digest))
-            step(first)
-            for change in changes:
-                target.add_change(_noted(change, digest))
-                step(change)
-    return digest.digest()
+def _fill(place: Place, changes: Iterator[Change], digest: hashlib._Hash, step: Step) -> None:
+    with place.open_writer() as writer:
+        for change in changes:
+            writer.add_change(_noted(change, digest))
+            step(change)
 
 
-def _dated(changes: Iterator[Change], source: Backend) -> Iterator[Change]:
+def _dated(changes: Iterator[Change], source: Reader) -> Iterator[Change]:
     """All changes; the last one has at least the time that the backup has as a whole."""
-    head_ms = int((source.last_change_at or 0) * 1000)
+    count = source.standing.version_count
+    head_ms = int((source.last_change.at or 0) * 1000)
     for number, change in enumerate(changes, 1):
-        if number == source.version_count and not change.stored_ms:
+        if number == count and not change.stored_ms:
             yield replace(change, stored_ms=head_ms)
         else:
             yield change
 
 
-def _digest_of(backend: Backend, step: Step) -> bytes:
+def _digest_of(reader: Reader, step: Step) -> bytes:
     digest = hashlib.sha256()
-    for change in backend.stream_changes():
+    for change in reader.stream_changes():
         noted = _noted(change, digest)
         for _ in noted.snapshot.chunks() if noted.snapshot is not None else ():
             pass
@@ -173,19 +184,23 @@ def _digest_of(backend: Backend, step: Step) -> bytes:
 
 
 class _NotedSnapshot:
-    """A snapshot that updates a digest while it is read."""
+    """A snapshot that updates a digest once it was read, however often it is read."""
 
     def __init__(self, change: Change, digest: hashlib._Hash) -> None:
         assert change.snapshot is not None
         self._snapshot = change.snapshot
-        self._digest = digest
+        self._digest: hashlib._Hash | None = digest
         self.size_bytes = change.snapshot.size_bytes
 
     def chunks(self) -> Iterator[bytes]:
         """The file's bytes in order."""
+        found = hashlib.sha256()
         for chunk in self._snapshot.chunks():
-            self._digest.update(chunk)
+            found.update(chunk)
             yield chunk
+        if self._digest is not None:
+            self._digest.update(found.digest())
+            self._digest = None
 
 
 def _noted(change: Change, digest: hashlib._Hash) -> Change:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup.backends import backend_class, redacted
+from cln_backup.backends import place_at, redacted
 from cln_backup.model import statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Reader
 
 
 class Holdings(NamedTuple):
@@ -75,18 +75,19 @@ class LogLine(NamedTuple):
     stored_at: float | None
 
 
-def status(backend: Backend) -> Status:
+def status(reader: Reader) -> Status:
     """The state of the backup."""
-    head = backend.head
+    standing, last_change = reader.standing, reader.last_change
+    head = standing.head
     return Status(
-        redacted(backend.url),
-        backend.version,
-        backend.version_count,
-        backend.size_bytes,
+        redacted(reader.place.url),
+        standing.version,
+        standing.version_count,
+        reader.size_bytes,
         None if head is None else head.kind.value,
-        backend.last_change_at,
-        backend.dated_by_file,
-        backend.node_id,
+        last_change.at,
+        last_change.by_file,
+        reader.node_id,
     )
 
 
@@ -96,20 +97,20 @@ def holdings(url: str) -> Holdings:
     Raises:
         NotFound, Damaged, BadUrl, StorageError.
     """
-    found = backend_class(url).inventory(url)
+    found = place_at(url).usage()
     if found is None:
         return Holdings(None, None, None, None, None, None)
     keys = [key._asdict() for key in found.keys]
     return Holdings(found.cipher is not None, found.cipher, keys, *found[2:])
 
 
-def log(backend: Backend, start: int = 0, *, dropped: bool = False) -> Iterator[LogLine]:
+def log(reader: Reader, start: int = 0, *, dropped: bool = False) -> Iterator[LogLine]:
     """One line per change, from version `start` on; or the dropped changes that are kept inside.
 
     Raises:
         Damaged, StorageError.
     """
-    for change in backend.dropped_changes() if dropped else backend.stream_changes(start):
+    for change in reader.dropped_changes() if dropped else reader.stream_changes(start):
         if change.version < start:
             continue
         kind = change.kind.value

@@ -8,7 +8,8 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup.backends import backend_class, creating_backend, open_backend, redacted
+from cln_backup.backends import place_at, redacted
+from cln_backup.backends.events import ignore
 from cln_backup.model.change import Change
 from cln_backup.model.errors import AlreadyExists, Discontinuity, NotFound, StorageError
 from cln_backup.node.outside import find_database, require_stopped
@@ -19,9 +20,11 @@ from cln_backup.storage import interruption, ownership, scratch
 from cln_backup.storage.file_system import lacks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Place
+    from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.secrets import Secret
 
 
 class Initialized(NamedTuple):
@@ -59,14 +62,19 @@ class Appended(NamedTuple):
 
 
 def initialize(
-    url: str, directory: str | None, wallet: str | None = None, *, encrypt: bool = False
+    url: str,
+    directory: str | None,
+    wallet: str | None = None,
+    *,
+    encrypt: bool = False,
+    secret: Secret | None = None,
 ) -> Initialized:
     """Makes a backup and, for a node's network directory, the `backup.lock` that points to it.
 
-    If the node has a database, the backup starts with a snapshot of it. With `encrypt` it is
-    encrypted, and unlocked by a key file that is made in the directory, and by the secrets that
-    exist. Backup and lock file are on stable storage when this returns; the lock file is written
-    last, so that a node never starts on an unfinished backup.
+    With a database there, the backup starts with a snapshot of it. With `encrypt` it is encrypted,
+    and unlocked by a key file that is made in the directory, by `secret` and by the node's own.
+    Backup and lock file are on stable storage when this returns; the lock file is written last,
+    so that a node never starts on an unfinished backup.
 
     Raises:
         AlreadyExists: a backup or a lock file exists; both are unchanged.
@@ -74,10 +82,14 @@ def initialize(
         BackupError: nothing was made, or everything made was removed, except a backup on a server,
             which the message then names.
     """
-    backend_class(url)
+    place = place_at(url)
     if directory is None:
-        with interruption.deferred(), creating_backend(url, None), open_backend(url) as backend:
-            found = lacks(backend.storage_dir)
+        with (
+            interruption.deferred(),
+            place.creating(secret=secret),
+            place.open_reader(secret=secret),
+        ):
+            found = lacks(place.storage_dir)
             interruption.finished()
         return Initialized(None, 0, 0, False, url, found)
     database = find_database(directory, wallet)
@@ -90,25 +102,25 @@ def initialize(
         )
     if not os.access(directory, os.W_OK):
         raise StorageError(f"This user cannot write to {directory}; nothing was made.")
-    _refuse_existing(url)
-    secrets = secrets_at_init(directory) if encrypt else []
+    _refuse_existing(place, secret)
+    secrets = secrets_at_init(directory, secret) if encrypt else []
     with (
         interruption.deferred(),
         ownership.of_node(directory),
         encrypted(url, directory) if encrypt else contextlib.nullcontext(url) as url,
         contextlib.nullcontext() if database is None else _snapshot_of(database) as base,
-        creating_backend(url, base),
+        place_at(url).creating(base, secret=None if encrypt else secret) as place,
     ):
-        for secret in secrets:
-            add_key(url, secret)
-        with open_backend(url) as backend:
-            same_disk = _same_disk(backend, database or directory)
-            found = lacks(backend.storage_dir, directory)
+        for added in secrets:
+            add_key(url, added)
+        with place.open_reader(secret=None if encrypt else secret):
+            same_disk = _same_disk(place, database or directory)
+            found = lacks(place.storage_dir, directory)
         with interruption.held():
             try:
                 create_settings(directory, Settings(url, wallet))
             except StorageError as error:
-                if backend.storage_dir is None:
+                if place.storage_dir is None:
                     raise _only_on_server(url, error) from error
                 raise
             interruption.finished()
@@ -127,11 +139,12 @@ def _only_on_server(url: str, error: StorageError) -> StorageError:
     )
 
 
-def take_snapshot(directory: str, log: Callable[[str], None]) -> Appended:
+def take_snapshot(
+    directory: str, *, secret: Secret | None = None, on_event: OnEvent = ignore
+) -> Appended:
     """Appends a snapshot of the node's database to its backup, which is out of date.
 
-    Nothing in the backup is removed. Notices from opening it go to `log`. The snapshot is on
-    stable storage when this returns.
+    Nothing in the backup is removed. The snapshot is on stable storage when this returns.
 
     Raises:
         NodeRunning: lightningd is running on the directory.
@@ -143,16 +156,12 @@ def take_snapshot(directory: str, log: Callable[[str], None]) -> Appended:
     require_stopped(directory, database)
     if database is None:
         raise NotFound(f"There is no database in {directory} to take a snapshot of.")
+    place, node_id = place_at(settings.backend_url), node_id_of(database)
     with (
         interruption.deferred(),
-        open_backend(settings.backend_url, writable=True) as backend,
+        place.open_writer(node_id, secret=secret, on_event=on_event) as backend,
         _snapshot_of(database) as change,
     ):
-        for notice in backend.notices:
-            log(notice)
-        node_id = node_id_of(database)
-        if node_id is not None:
-            backend.claim(node_id)
         if change.version < backend.version:
             raise Discontinuity(
                 f"The backup is newer than the database and must be kept: the database is at data "
@@ -165,27 +174,27 @@ def take_snapshot(directory: str, log: Callable[[str], None]) -> Appended:
         backend.add_change(change)
         interruption.finished()
         assert change.snapshot is not None
-        same_disk = _same_disk(backend, database)
+        same_disk = _same_disk(place, database)
         size = change.snapshot.size_bytes
         return Appended(database, change.version, size, same_disk, before)
 
 
-def _refuse_existing(url: str) -> None:
-    """Checks before a snapshot is taken, which may take long."""
-    with contextlib.suppress(NotFound), open_backend(url) as backend:
-        if backend.remote and backend.version_count == 0:
-            return  # `init` on the server makes it so
+def _refuse_existing(place: Place, secret: Secret | None) -> None:
+    """Looks before a snapshot is taken, which may take long."""
+    with contextlib.suppress(NotFound), place.open_reader(secret=secret) as reader:
+        if place.storage_dir is None and reader.standing.version_count == 0:
+            return  # as `init` on the server leaves it
         raise AlreadyExists(
-            f"A backup exists at {redacted(url)}; it was not changed. Choose another name. To "
-            "continue it after a restore, write its URL into backup.lock by hand: "
+            f"A backup exists at {redacted(place.url)}; it was not changed. Choose another name. "
+            "To continue it after a restore, write its URL into backup.lock by hand: "
             '{"backend_url": "URL"}'
         )
 
 
-def _same_disk(backend: Backend, path: str) -> bool:
-    if backend.storage_dir is None:
+def _same_disk(place: Place, path: str) -> bool:
+    if place.storage_dir is None:
         return False
-    return os.stat(backend.storage_dir).st_dev == os.stat(path).st_dev
+    return os.stat(place.storage_dir).st_dev == os.stat(path).st_dev
 
 
 @contextmanager

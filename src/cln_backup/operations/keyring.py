@@ -7,20 +7,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from cln_backup.backends import backend_class, open_backend
+from cln_backup.backends import place_at
 from cln_backup.backends.contract import Key
 from cln_backup.backends.dir.url import place_of
 from cln_backup.backends.places import require_outside
 from cln_backup.backends.secrets import (
     Secret,
     check_words,
-    given_secret,
     kind_name,
     needs_passphrase,
     passphrase_secret,
     secret_from,
     secret_of_words,
-    unlocking_with,
 )
 from cln_backup.model.errors import AlreadyExists, BackupError, BadUrl, NotFound
 from cln_backup.node.settings import LOCK_NAME
@@ -35,7 +33,6 @@ __all__ = [
     "add_key",
     "check_words",
     "encrypted",
-    "given_secret",
     "is_encrypted",
     "key_file",
     "list_keys",
@@ -46,7 +43,6 @@ __all__ = [
     "secret_from",
     "secret_of_words",
     "secrets_at_init",
-    "unlocking_with",
 ]
 
 KEY_NAME = "backup.key"
@@ -60,7 +56,7 @@ def list_keys(url: str) -> list[Key]:
     Raises:
         NotFound, Damaged, BadUrl, StorageError.
     """
-    return backend_class(url).list_keys(url)
+    return place_at(url).keys()
 
 
 def is_encrypted(url: str) -> bool:
@@ -69,11 +65,14 @@ def is_encrypted(url: str) -> bool:
     Raises:
         NotFound, Damaged, BadUrl, StorageError.
     """
-    return backend_class(url).can_encrypt and bool(list_keys(url))
+    place = place_at(url)
+    return place.can_encrypt and bool(place.keys())
 
 
-def add_key(url: str, secret: Secret, label: str | None = None) -> str:
-    """Adds a key slot to a backup, which must be unlocked; returns the slot's name.
+def add_key(
+    url: str, added: Secret, label: str | None = None, *, secret: Secret | None = None
+) -> str:
+    """Adds a key slot to a backup, which `secret` or its URL unlocks; returns the slot's name.
 
     The default name is the kind of the secret, with a number if the name exists. On stable
     storage when it returns. The backup may be written to meanwhile.
@@ -83,14 +82,13 @@ def add_key(url: str, secret: Secret, label: str | None = None) -> str:
         AlreadyExists: there is a key slot of this name.
     """
     if label is None:
-        label = kind = kind_name(secret.kind)
+        label = kind = kind_name(added.kind)
         taken = {key.label for key in list_keys(url)}
         for number in range(2, len(taken) + 2):
             if label not in taken:
                 break
             label = f"{kind}-{number}"
-    with open_backend(url) as backend:
-        backend.add_key(secret, label)
+    place_at(url).add_key(added, label, secret=secret)
     return label
 
 
@@ -101,7 +99,7 @@ def remove_key(url: str, label: str) -> None:
         NotFound, Locked: nothing was changed.
     """
     with interruption.deferred():
-        backend_class(url).remove_key(url, label)
+        place_at(url).remove_key(label)
         interruption.finished()
 
 
@@ -144,7 +142,7 @@ def encrypted(url: str, directory: str) -> Iterator[str]:
 
     The file is made here, and removed again if the block does not make a backup.
     """
-    if not backend_class(url).can_encrypt:
+    if not place_at(url).can_encrypt:
         raise BadUrl("Only a dir: backup can be encrypted.")
     if not os.path.isdir(directory):
         yield url  # the block reports that
@@ -156,7 +154,7 @@ def encrypted(url: str, directory: str) -> Iterator[str]:
             "the URL (?key-file=…); otherwise move it away."
         )
     joint = "&" if "?" in url else "?"
-    with key_file(path, needed=lambda: _stands(url)), unlocking_with(None):
+    with key_file(path, needed=lambda: _stands(url)):
         yield f"{url}{joint}key-file={quote(path)}"
 
 
@@ -171,7 +169,7 @@ def _stands(url: str) -> bool:
     return True
 
 
-def secrets_at_init(directory: str) -> list[Secret]:
+def secrets_at_init(directory: str, given: Secret | None) -> list[Secret]:
     """The secrets for a new backup: the operator's, and the node's own if it can be read.
 
     An `hsm_secret` with a passphrase is left out: `backup-cli key add` asks for it.
@@ -179,7 +177,6 @@ def secrets_at_init(directory: str) -> list[Secret]:
     Raises:
         Locked: the node's secret cannot be used.
     """
-    given = given_secret()
     secrets = [] if given is None else [given]
     path = os.path.join(directory, HSM_SECRET_NAME)
     own = given is not None and kind_name(given.kind) == "hsm-secret"
@@ -188,14 +185,14 @@ def secrets_at_init(directory: str) -> list[Secret]:
     return secrets
 
 
-def network_directory(url: str) -> str | None:
+def network_directory(url: str, given: Secret | None = None) -> str | None:
     """The network directory that contains the key file of a backup, if it is one.
 
     The node's database is there unencrypted anyway.
     """
     if not url.startswith("dir:"):
         return None
-    given, source = given_secret(), place_of(url).key_source
+    source = place_of(url).key_source
     path = source[1] if given is None and source is not None else given and given.path
     directory = os.path.dirname(os.path.abspath(path)) if path else None
     if directory is None or not os.path.exists(os.path.join(directory, LOCK_NAME)):

@@ -17,7 +17,7 @@ from cln_backup.storage.file_system import syncs_names
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Reader
     from cln_backup.model.change import Change
 
 _LOOK = "look at the destination"
@@ -49,7 +49,7 @@ class Restored(NamedTuple):
 
 
 def restore(
-    backend: Backend,
+    reader: Reader,
     destination: str,
     progress: Callable[[Change], None] | None = None,
     to: int | None = None,
@@ -69,14 +69,14 @@ def restore(
         ReplayFailed, Damaged, StorageError: nothing was left over.
     """
     path = target_path(destination)
-    if backend.head is None:
+    if reader.standing.head is None:
         raise NotFound(
             "Nothing to restore: the backup is empty; no change of a node was ever stored in it."
         )
     built = f"{path}.restoring-{os.getpid()}"
     with interruption.deferred():
         try:
-            replica, faults, size = _build(backend, built, progress, to)
+            replica, faults, size = _build(reader, built, progress, to)
             target_path(destination)  # the node may have been started meanwhile
             named = syncs_names(os.path.dirname(path))
             fsio.publish(built, path, op="publish restored database")
@@ -90,10 +90,10 @@ def restore(
 
 
 def _build(
-    backend: Backend, built: str, progress: Callable[[Change], None] | None, to: int | None
+    reader: Reader, built: str, progress: Callable[[Change], None] | None, to: int | None
 ) -> tuple[Replica, int, int]:
-    """Replays, checks and syncs the file; also returns its foreign key faults and size."""
-    with read_ahead(backend) as changes:
+    """Replays and checks, and syncs the file; returns its foreign key faults and size as well."""
+    with read_ahead(reader) as changes:
         wanted = takewhile(lambda change: to is None or change.version <= to, changes)
         replica = replay(wanted, built, progress)
     try:

@@ -12,7 +12,7 @@ from cln_backup.storage import interruption, scratch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Reader
     from cln_backup.model.change import Change
 
 
@@ -33,7 +33,7 @@ class Verified(NamedTuple):
 
 
 def verify(
-    backend: Backend,
+    reader: Reader,
     *,
     replayed: bool,
     progress: Callable[[Change], None] | None = None,
@@ -41,9 +41,9 @@ def verify(
 ) -> Verified:
     """Reads every change; on request, replays them into a database that is removed again.
 
-    Opening the backend has already checked its structure. Without checksums, only a replay proves
-    that a backup is good. The database is built in `scratch_dir`; by default beside the backup, and
-    for one that is encrypted or on a server in the directory for temporary files.
+    Opening the reader has judged its structure already. A format without checksums can be proved
+    by a replay only. The database is built in `scratch_dir`; by default beside the backup, and for
+    one that is encrypted or a server's in the directory for temporary files.
 
     Raises:
         NotFound: the working directory does not exist.
@@ -51,16 +51,17 @@ def verify(
         StorageError.
     """
     faults = 0
-    if replayed and backend.head is not None:
-        place = scratch.place(scratch_dir, backend.scratch_dir)
+    standing = reader.standing
+    if replayed and standing.head is not None:
+        place = scratch.place(scratch_dir, reader.place.scratch_dir)
         with interruption.deferred(), scratch.directory(place, op="verify") as directory:
             path = os.path.join(directory, "replica.sqlite3")
-            with read_ahead(backend) as changes:
+            with read_ahead(reader) as changes:
                 replica = replay(changes, path, progress)
             try:
                 faults = replica.check()
             finally:
                 replica.close()
     else:
-        backend.read_through(progress)
-    return Verified(backend.version, backend.version_count, replayed, faults)
+        reader.check(progress)
+    return Verified(standing.version, standing.version_count, replayed, faults)

@@ -7,7 +7,7 @@ import os
 import select
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.contract import size_of
+from cln_backup.backends.ticket import size_of
 from cln_backup.model.errors import BackupError
 from cln_backup.plugin import jsonrpc
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from cln_backup.backends.contract import Backend, Statistics
+    from cln_backup.backends.contract import Writer
+    from cln_backup.backends.ticket import Statistics
     from cln_backup.compaction.compactor import Compactor
     from cln_backup.plugin.replicator import Replicator
 
@@ -46,7 +47,7 @@ class CompactCommand:
 
         self._scratch_dir = str(scratch_dir) if scratch_dir else None
         backend = self._replicator.backend
-        beside = None if backend is None else backend.scratch_dir
+        beside = None if backend is None else backend.place.scratch_dir
         places = {os.getcwd(), self._scratch_dir, beside}
         scratch.clear_beside(place for place in places if place is not None)
 
@@ -58,8 +59,8 @@ class CompactCommand:
         """Whether this descriptor of `poll` is the compaction's."""
         return self._compactor is not None and fd == self._compactor.fileno()
 
-    def start(self, request_id: bytes, backend: Backend | None, params: msgspec.Raw) -> None:
-        """Starts a compaction, or answers why it cannot.
+    def start(self, request_id: bytes, backend: Writer | None, params: msgspec.Raw) -> None:
+        """Begins a compaction, or answers why there is none.
 
         `backend` is `None` while the node is not up. `params` are the request's.
         """
@@ -76,20 +77,14 @@ class CompactCommand:
         from cln_backup.compaction.compactor import Compactor
 
         try:
-            if backend.exclusive:
-                self._log(
-                    "warn",
-                    "The backup's server serves one connection at a time: if the node writes to "
-                    "its database now, it waits until the server has compacted.",
-                )
-                statistics = backend.compact()
-                assert statistics is not None
-                self._note(statistics)
-                jsonrpc.write(jsonrpc.answer(request_id, statistics))
+            # The network directory holds the node's database, which is not encrypted either.
+            place = self._scratch_dir or (None if backend.place.scratch_dir else os.getcwd())
+            compactor = Compactor(backend, place, if_it_pays=not force)
+            if compactor.done is not None:
+                self._note(compactor.done)
+                jsonrpc.write(jsonrpc.answer(request_id, compactor.done))
                 return
-            # The network directory has the node's database, which is not encrypted either.
-            place = self._scratch_dir or (None if backend.scratch_dir else os.getcwd())
-            self._compactor = Compactor(backend, place, if_it_pays=not force)
+            self._compactor = compactor
         except BackupError as error:
             jsonrpc.write(jsonrpc.error(request_id, str(error)))
             return

@@ -1,4 +1,4 @@
-"""Forwards log records of the backends to lightningd's log, even while a call waits."""
+"""Brings what is logged below the plugin to where the operator looks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_WAITING = "waiting"  # in the `extra` of `backends.link`
-
 
 class _Bridge(logging.Handler):
     def __init__(self, log: Callable[[str, str], None]) -> None:
@@ -18,8 +16,7 @@ class _Bridge(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "warn" if record.levelno >= logging.WARNING else "info"
-        waits = " The node waits." if hasattr(record, _WAITING) else ""
-        self._forward(level, record.getMessage() + waits)
+        self._forward(level, record.getMessage())
 
 
 def forward(log: Callable[[str, str], None]) -> None:

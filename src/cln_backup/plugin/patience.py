@@ -34,7 +34,10 @@ class Patience:
 
     def bound_s(self) -> float | None:
         """The limit for a wait that starts now; `None` for the deadline in the URL."""
+        if self._up:
+            return None
         age_s = time.monotonic() - self._began_s
-        if self._up or age_s > self._start_s:
+        if age_s > self._start_s:
+            self._up = True
             return None
         return max(self._least_s, self._together_s - age_s)

@@ -16,7 +16,8 @@ from cln_backup.plugin.patience import Patience
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
+    from cln_backup.backends.events import OnEvent
 
 _REMEMBERED_ANSWERS = 10_000
 
@@ -32,12 +33,18 @@ class Replicator:
     """
 
     def __init__(
-        self, directory: str, log: Callable[[str], None], patience: Patience | None = None
+        self,
+        directory: str,
+        log: Callable[[str], None],
+        patience: Patience | None = None,
+        on_event: OnEvent | None = None,
     ) -> None:
+        """Tells `log` how a start goes, and `on_event` what is noticed of the backup."""
         self.patience = patience or Patience()
         self._directory = os.path.abspath(directory)
         self._log = log
-        self.backend: Backend | None = None
+        self._on_event = on_event or (lambda event: log(event.text))
+        self.backend: Writer | None = None
         self._last_answer_at: float | None = None
         self._compacted_at: float | None = None
         self._answer_times_s: deque[float] = deque(maxlen=_REMEMBERED_ANSWERS)
@@ -53,11 +60,9 @@ class Replicator:
         if self.backend is None:
             from cln_backup.plugin.start import start
 
-            self.backend = start(self._directory, change, self._log, self.patience)
-        if self.backend.remote:
-            self.backend.patience_s = self.patience.bound_s()
+            self.backend = start(self._directory, change, self._log, self._on_event, self.patience)
         try:
-            self.backend.add_change(change)
+            self.backend.add_change(change, self.patience.bound_s())
         except Discontinuity as error:
             raise self._judged(error, change, self.backend.version) from None
         self._last_answer_at = time.time()
@@ -88,7 +93,7 @@ class Replicator:
         """The age of the last change; `None` if unknown."""
         at = self._last_answer_at
         if at is None and self.backend is not None:
-            at = self.backend.last_change_at
+            at = self.backend.last_change.at
         return None if at is None else max(0.0, time.time() - at)
 
     def compacted(self) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cln_backup import __version__
 from cln_backup.backends import redacted
-from cln_backup.backends.contract import size_of
+from cln_backup.backends.ticket import size_of
 
 if TYPE_CHECKING:
     from cln_backup.plugin.compact_command import CompactCommand
@@ -23,7 +23,7 @@ def status(replicator: Replicator, hook: Hook, compaction: CompactCommand) -> di
     return {
         "protected": hook.halted is None,
         "halted": hook.halted,
-        "backend_url": redacted(backend.url),
+        "backend_url": redacted(backend.place.url),
         "version": backend.version,
         **size_of(backend),
         "last_change_age_s": replicator.last_change_age_s(),

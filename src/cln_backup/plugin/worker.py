@@ -17,6 +17,7 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from cln_backup import __version__
+from cln_backup.backends.events import Event, Noticed
 from cln_backup.model.errors import BackupError
 from cln_backup.node.outside import lightningd_above, other_plugins_live
 from cln_backup.plugin import guard, jsonrpc
@@ -44,7 +45,9 @@ class Plugin:
         self._reader = jsonrpc.Reader(0, mailbox)
         self._poll = select.poll()
         self._poll.register(0, select.POLLIN)
-        self._replicator = Replicator(os.getcwd(), lambda message: _log("info", message))
+        self._replicator = Replicator(
+            os.getcwd(), lambda message: _log("info", message), on_event=_log_event
+        )
         self._hook = Hook(self._replicator, _log)
         self._compaction = CompactCommand(self._replicator, _log, self._poll)
         self._init = InitCommand(
@@ -161,6 +164,12 @@ class Plugin:
 
 def _log(level: str, message: str) -> None:
     jsonrpc.write(jsonrpc.log(level, message))
+
+
+def _log_event(event: Event) -> None:
+    level = "info" if event.noticed in (Noticed.FOUND, Noticed.KEPT) else "warn"
+    waits = " The node waits." if event.noticed is Noticed.WAITING else ""
+    _log(level, event.text + waits)
 
 
 def main() -> None:

@@ -28,29 +28,29 @@ from cln_backup.replay.messages import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Reader
 
 _MANY_CHANGES: Final = 4_000
 """Reading fewer takes less time than starting a process."""
 
 
 @contextlib.contextmanager
-def read_ahead(backend: Backend, *, head: bool = True) -> Iterator[Iterator[Change]]:
-    """The changes of a backup, as from `Backend.stream_changes`.
+def read_ahead(reader: Reader, *, head: bool = True) -> Iterator[Iterator[Change]]:
+    """The changes of a backup, as `Reader.stream_changes` gives them.
 
     A child process reads a long history, if there is a processor for it; it ends with the block.
     It opens the backup again; if it cannot, or finds a different history than this process has
     opened, this process reads.
 
     Raises:
-        BackupError: as `Backend.stream_changes` raises, from the iterator; also `StorageError` if
-            the child was killed.
+        BackupError: what `Reader.stream_changes` raises, from the iterator; also `StorageError`,
+            where the child was killed.
     """
     child = None
-    if backend.version_count >= _MANY_CHANGES and _processors() > 1:
-        child = _started(backend, head=head)
+    if reader.standing.version_count >= _MANY_CHANGES and _processors() > 1:
+        child = _started(reader, head=head)
     if child is None:
-        yield backend.stream_changes(head=head)
+        yield reader.stream_changes(head=head)
     else:
         with child:
             yield _received(child)
@@ -62,17 +62,17 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def _started(backend: Backend, *, head: bool) -> Child[Said] | None:
+def _started(reader: Reader, *, head: bool) -> Child[Said] | None:
     """A child that is about to send the changes of this very history; `None` if there is none."""
-    if backend.opening is None:
+    if reader.opening is None:
         return None
-    start = Start(backend.opening, head)
+    start = Start(reader.opening, head)
     try:
         child = Child[Said]("cln_backup.replay.reading", start, SAID, work="reads the backup")
     except StorageError:
         return None
     with contextlib.suppress(BackupError):
-        if child.receive() == standing_of(backend):
+        if child.receive() == standing_of(reader):
             return child
     child.kill()
     return None

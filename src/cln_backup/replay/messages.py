@@ -8,7 +8,7 @@ from cln_backup.backends.opening import Opening
 from cln_backup.process.channel import Message
 
 if TYPE_CHECKING:
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Reader
 
 
 class Start(Message):
@@ -62,8 +62,8 @@ Said: TypeAlias = Standing | Run | RawRun | SnapshotBegin | Piece | End
 SAID: Final = (Standing, Run, RawRun, SnapshotBegin, Piece, End)
 
 
-def standing_of(backend: Backend) -> Standing:
-    """The identification of the history that a backend has opened."""
-    head = None if backend.head is None else backend.head.kind.value
-    at = backend.last_change_at
-    return Standing(backend.version, backend.prev_version, backend.version_count, head, at)
+def standing_of(reader: Reader) -> Standing:
+    """What tells the history that a reader has opened from others."""
+    found, at = reader.standing, reader.last_change.at
+    head = None if found.head is None else found.head.kind.value
+    return Standing(found.version, found.prev_version, found.version_count, head, at)

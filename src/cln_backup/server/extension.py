@@ -22,7 +22,7 @@ from cln_backup.wire.refusals import refusal_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Reader
     from cln_backup.server.answers import Handlers
     from cln_backup.server.connection import Connection
     from cln_backup.server.served import Served
@@ -50,7 +50,7 @@ class Extension(Answers):
     def __init__(self, connection: Connection, node: Served, hello: wire.Hello) -> None:
         super().__init__(connection, node)
         self._hello = hello
-        self._reader: Backend | None = None
+        self._reader: Reader | None = None
         self._seen: wire.Standing | None = None
 
     def greet(self) -> None:

@@ -12,7 +12,7 @@ import re
 import threading
 from typing import TYPE_CHECKING
 
-from cln_backup.backends import backend_class, redacted
+from cln_backup.backends import place_class, redacted
 from cln_backup.model.errors import BackupError, BadSettings, BadUrl, NotFound
 from cln_backup.server.served import Served
 from cln_backup.storage import fsio
@@ -70,7 +70,8 @@ def read_nodes(path: str) -> dict[str, Served]:
 
 def of_this_machine(url: str) -> str:
     """The URL of a backup that can be served. Raises `BadUrl` if it is on another server."""
-    if backend_class(url).remote:
+    place_class(url)
+    if url.startswith("socket:"):
         raise BadUrl(
             f"Cannot serve {redacted(url)}: a server serves file: and dir: backups of its own "
             "machine. To listen there, name the backup first: backup-cli server dir:///the/backup "

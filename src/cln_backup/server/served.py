@@ -7,8 +7,8 @@ import select
 import threading
 from typing import TYPE_CHECKING, Protocol
 
-from cln_backup.backends import create_backend, open_backend, redacted
-from cln_backup.backends.contract import size_of
+from cln_backup.backends import create_backend, place_at, redacted
+from cln_backup.backends.ticket import size_of
 from cln_backup.compaction.compactor import Compactor
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import (
@@ -24,7 +24,9 @@ from cln_backup.server.standing import head_digest, standing_of
 from cln_backup.storage import scratch
 
 if TYPE_CHECKING:
-    from cln_backup.backends.contract import Backend, Statistics
+    from cln_backup.backends.contract import Reader, Writer
+    from cln_backup.backends.events import Event
+    from cln_backup.backends.ticket import Statistics
     from cln_backup.model.change import Change
     from cln_backup.wire import packets as wire
 
@@ -82,7 +84,7 @@ class Served:
         self.last: wire.Standing | None = None
         self._changed = threading.Condition(threading.RLock())
         self._clients_lock = threading.Lock()
-        self._backend: Backend | None = None
+        self._backend: Writer | None = None
         self._digest: bytes | None = None
         self._clients: set[Client] = set()
         self._holder: Client | None = None
@@ -96,30 +98,29 @@ class Served:
         self._retired = False
 
     def open(self) -> None:
-        """Opens the backup for writing. Raises what `open_backend` raises."""
+        """Opens the backup for writing. Raises as `Place.open_writer` does."""
         with self._changed:
             self._stand_and_measure()
 
-    def _opened(self) -> Backend:
+    def _opened(self) -> Writer:
         if self._retired:
             raise ConnectionAbortedError("the list of nodes was changed")
         if self._backend is None:
             self._digest = None
             self._sized_at_write = -1
-            self._backend = open_backend(self.url, writable=True)
-            self._say_notices()
+            self._backend = place_at(self.url).open_writer(on_event=self._say_event)
         return self._backend
 
-    def _say_notices(self) -> None:
-        while self._backend is not None and self._backend.notices:
-            self._say(self._backend.notices.pop(0))
+    def _say_event(self, event: Event) -> None:
+        self._say(event.text)
 
     def _say(self, text: str) -> None:
         _log.warning("%s%s", f"{self.name}: " if self.name else "", text)
 
-    def _stand(self, backend: Backend) -> wire.Standing:
+    def _stand(self, backend: Writer) -> wire.Standing:
         if self._digest is None:
-            self._digest = head_digest(backend)
+            with self.open_reader() as reader:
+                self._digest = head_digest(reader)
         standing = standing_of(backend, self._digest, self._epoch)
         if standing != self.last:
             self.last = standing
@@ -137,12 +138,12 @@ class Served:
     def size_bytes(self) -> int:
         """The size of the backup on its storage, without waiting.
 
-        While the backup is being written, or if its storage is remote: the last measured size.
+        While the backup is being written: the last measured size.
         """
         if self._changed.acquire(blocking=False):
             try:
                 written = self._sized_at_write != self._writes
-                if written and self._backend is not None and not self._backend.remote:
+                if written and self._backend is not None:
                     return self._measured()
             finally:
                 self._changed.release()
@@ -153,9 +154,9 @@ class Served:
         with self._changed:
             return self._stand_and_measure()
 
-    def open_reader(self) -> Backend:
-        """Opens the backup for reading. Raises what `open_backend` raises."""
-        return open_backend(self.url)
+    def open_reader(self) -> Reader:
+        """Opens the backup for reading. Raises as `Place.open_reader` does."""
+        return place_at(self.url).open_reader()
 
     def standing_and_writes(self) -> tuple[wire.Standing, int]:
         """As `standing`, with the number of writes so far, for `append` and `drop`."""
@@ -165,7 +166,7 @@ class Served:
     def scratch_dir(self) -> str:
         """A directory with space for a snapshot that is being received."""
         with self._changed:
-            return scratch.place(None, self._opened().scratch_dir)
+            return scratch.place(None, self._opened().place.scratch_dir)
 
     def claim(self, writer: Client, session: str, *, resume: bool) -> wire.Standing:
         """Gives a connection the right to write.
@@ -212,7 +213,7 @@ class Served:
 
         Raises:
             AlreadyExists: there is one with changes in it; it was not changed.
-            BackupError: as `create_backend` and `Backend.add_change` raise.
+            BackupError: as `Place.creating` and `Writer.add_change` raise.
         """
         with self._changed:
             try:
@@ -221,7 +222,7 @@ class Served:
                 create_backend(self.url, base)
                 self._say(f"a new backup was made at {redacted(self.url)}")
                 return self._stand(self._opened())
-            if backend.version_count:
+            if backend.standing.version_count:
                 raise AlreadyExists("The backup already has changes in it; it was not changed.")
             if base is None:
                 return self._stand(backend)
@@ -274,7 +275,7 @@ class Served:
                 self._changed.notify_all()
 
     def belong_to(self, writer: Client, node_id: str) -> wire.Standing:
-        """Makes sure that the backup belongs to this node, as `Backend.claim` does.
+        """Makes sure that the backup belongs to this node, as `Writer.claim` does.
 
         Raises:
             Discontinuity: it belongs to another node.
@@ -297,7 +298,7 @@ class Served:
 
         Raises:
             WriterConflict: the connection has lost the right to write.
-            BackupError: as `Backend.add_change` raises.
+            BackupError: as `Writer.add_change` raises.
         """
         with self._changed:
             backend = self._writable(writer, writes)
@@ -309,7 +310,6 @@ class Served:
             self._digest = digest
             self._writes += 1
             self.counters.changes += 1
-            self._say_notices()
             return self._stand(backend)
 
     def drop(
@@ -340,10 +340,9 @@ class Served:
                 raise
             self._digest = None
             self._writes += 1
-            self._say_notices()
             return self._stand(backend)
 
-    def _writable(self, writer: Client, writes: int | None = None) -> Backend:
+    def _writable(self, writer: Client, writes: int | None = None) -> Writer:
         if self._retired:
             raise ConnectionAbortedError("the list of nodes was changed")
         if self._holder is not writer:
@@ -386,9 +385,6 @@ class Served:
     def _compact(self) -> Statistics:
         with self._changed:
             backend = self._opened()
-            own = backend.compact()  # the storage is another server
-            if own is not None:
-                return own
             compactor = Compactor(backend, if_it_pays=True)
             writes = self._writes
         poll = select.poll()  # a server has more files open than select supports

@@ -8,7 +8,7 @@ from cln_backup.formats import digests
 from cln_backup.wire import packets as wire
 
 if TYPE_CHECKING:
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Backend, Reader
 
 
 def standing_of(
@@ -18,12 +18,12 @@ def standing_of(
 
     The size is passed in by callers that need it, because it takes a look at each file.
     """
-    head = backend.head
-    changed_at = backend.last_change_at
+    standing, changed_at = backend.standing, backend.last_change.at
+    head = standing.head
     return wire.Standing(
-        backend.version,
-        backend.prev_version,
-        backend.version_count,
+        standing.version,
+        standing.prev_version,
+        standing.version_count,
         None if head is None else head.kind,
         head is None or head.foreign_keys,
         size_bytes,
@@ -34,10 +34,10 @@ def standing_of(
     )
 
 
-def head_digest(backend: Backend) -> bytes:
+def head_digest(reader: Reader) -> bytes:
     """The digest of the last change, which is read for this; zeros if there is none."""
     digest = digests.NO_DIGEST
-    if backend.head is not None:
-        for change in backend.stream_changes(backend.version):
+    if reader.standing.head is not None:
+        for change in reader.stream_changes(reader.version):
             digest = digests.digest_of_change(change)
     return digest

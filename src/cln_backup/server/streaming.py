@@ -12,20 +12,20 @@ from cln_backup.wire.pieces import queue_snapshot
 from cln_backup.wire.plain_snapshot import pack_snapshot, send_snapshot
 
 if TYPE_CHECKING:
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Reader
     from cln_backup.wire.channel import Channel
 
 _CHANGED = "The backup changed since the stream was interrupted; start again."
 
 
 def send_changes(
-    channel: Channel, reader: Backend, start: wire.StreamStart, *, deflate: bool
+    channel: Channel, reader: Reader, start: wire.StreamStart, *, deflate: bool
 ) -> None:
     """Sends the changes from a position on, then STREAM_END.
 
     Raises:
         StorageError: the changes that the client has are not those of the backup.
-        BackupError: as `Backend.stream_changes` raises.
+        BackupError: as `Reader.stream_changes` raises.
         OSError: the connection is lost.
     """
     skip, offset = start.skip, start.offset_bytes
@@ -51,7 +51,7 @@ def send_changes(
     channel.send(wire.STREAM_END)
 
 
-def send_all_plain(channel: Channel, reader: Backend) -> None:
+def send_all_plain(channel: Channel, reader: Reader) -> None:
     """Sends all changes in protocol 1, then DONE. Raises as `send_changes`."""
     for change in reader.stream_changes():
         if change.transaction is not None:
@@ -59,7 +59,7 @@ def send_all_plain(channel: Channel, reader: Backend) -> None:
             channel.queue(wire.CHANGE, wire.pack_change(change.version, payload))
             continue
         assert change.snapshot is not None
-        with Spool(reader.scratch_dir) as packed:
+        with Spool(reader.place.scratch_dir) as packed:
             pack_snapshot(change.snapshot, packed)
             send_snapshot(channel, change.version, packed)
     channel.send(wire.DONE)

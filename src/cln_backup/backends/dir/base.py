@@ -19,13 +19,14 @@ from cln_backup.backends.dir.store import (
 )
 from cln_backup.backends.inventory import Inventory, space_bytes
 from cln_backup.backends.places import missing_in, require_backup_directory
-from cln_backup.backends.secrets import given_secret, kind_name
+from cln_backup.backends.secrets import kind_name
 from cln_backup.formats import v2
 from cln_backup.model.errors import Damaged, StorageError
 from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
     from cln_backup.backends.dir.url import Place
+    from cln_backup.backends.secrets import Secret
     from cln_backup.storage.source import Source
 
 
@@ -60,7 +61,7 @@ def is_encrypted(place: Place) -> bool:
 
 
 def list_keys(place: Place) -> list[Key]:
-    """See `Backend.list_keys`."""
+    """See `Place.keys`."""
     newest = _newest_header(place)
     found = _keys(place, newest)
     if not found and newest.cipher != v2.PLAIN:
@@ -76,7 +77,7 @@ def _keys(place: Place, newest: v2.Open) -> list[Key]:
 
 
 def take_inventory(place: Place) -> Inventory:
-    """See `Backend.inventory`."""
+    """See `Place.usage`."""
     objects = LocalObjects(place.path)
     name, listing = _newest_base(objects)
     found = newest = _header(objects, name)
@@ -110,8 +111,10 @@ def _newest_base(objects: LocalObjects) -> tuple[str, Listing]:
     raise missing_in(objects.directory)
 
 
-def open_base(place: Place) -> Opened:
+def open_base(place: Place, secret: Secret | None, known: Store | None = None) -> Opened:
     """Reads the newest base, and holds it.
+
+    The master key of the backup as it was `known` before is used again.
 
     Raises:
         NotFound, Locked, Damaged, StorageError.
@@ -122,7 +125,7 @@ def open_base(place: Place) -> Opened:
         name, listing = _newest_base(objects)
         held = objects.open_held(name, op="open base")
     try:
-        store, base = _read(place, objects, held, listing)
+        store, base = _read(place, secret, known, objects, held, listing)
     except BaseException:
         held.close()
         raise
@@ -130,13 +133,18 @@ def open_base(place: Place) -> Opened:
 
 
 def _read(
-    place: Place, objects: LocalObjects, source: Source, listing: Listing
+    place: Place,
+    secret: Secret | None,
+    known: Store | None,
+    objects: LocalObjects,
+    source: Source,
+    listing: Listing,
 ) -> tuple[Store, Base]:
     generation, segment = listing.bases[-1]
     name = base_name(generation, segment)
     path = objects.where(name)
     found = read_open(source, path)
-    if found.cipher == v2.PLAIN and (place.key_source or given_secret()) is not None:
+    if found.cipher == v2.PLAIN and (place.key_source or secret) is not None:
         raise Damaged(
             f"The backup in {place.path} is not encrypted, but a key was given for it. Somebody "
             "may have put another backup in the place of yours. If you know that it is not "
@@ -144,7 +152,10 @@ def _read(
         )
     key = None
     if found.cipher != v2.PLAIN:
-        key = unlock(place, found.backup_id)
+        if known is not None and known.backup_id == found.backup_id:
+            key = known.master_key
+        else:
+            key = unlock(place, found.backup_id, secret)
     store = Store(objects, found.backup_id, key)
     header = store.read_header(source, name, v2.FileKind.BASE, generation)
     if header is None:

@@ -15,7 +15,6 @@ from cln_backup.backends.dir.store import (
     read_open,
     stored_now_ms,
 )
-from cln_backup.backends.secrets import given_secret
 from cln_backup.backends.writer import WriterLock
 from cln_backup.formats import v2
 from cln_backup.model.errors import AlreadyExists, StorageError, WriterConflict
@@ -27,25 +26,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cln_backup.backends.dir.url import Place
+    from cln_backup.backends.secrets import Secret
     from cln_backup.model.change import Change
 
 
 _FIRST_BASE: Final = base_name(1, 1)
 _UNFINISHED: Final = (f"{BUILDING}.", "adding.", "key-")
-"""What a cut `create_backup` leaves behind: nothing of it is of use without a base."""
+"""What a cut `creating_backup` leaves: nothing of it is of use without a base."""
 
 _KEPT: Final = "unused."
 
 
-def create_backup(place: Place, base: Change | None) -> None:
-    """See `Backend.create`. A backup is there as soon as its first base is."""
-    with creating_backup(place, base):
-        pass
-
-
 @contextlib.contextmanager
-def creating_backup(place: Place, base: Change | None) -> Iterator[None]:
-    """See `Backend.creating`. Nobody else can write to the backup before the block has ended.
+def creating_backup(place: Place, base: Change | None, secret: Secret | None) -> Iterator[None]:
+    """See `Place.creating`. Nobody else can write to the backup before the block has ended.
 
     What an attempt that was cut left behind, which holds nothing, is removed. Keys are kept under
     another name: they may be those of a backup whose other files were moved away.
@@ -57,13 +51,13 @@ def creating_backup(place: Place, base: Change | None) -> Iterator[None]:
     try:
         _require_vacant(place.path)
         vacant = True
-        encrypted = (place.key_source or given_secret()) is not None
+        encrypted = (place.key_source or secret) is not None
         lock = WriterLock(place.path, lock_path(place), discreet=encrypted)
         _require_vacant(place.path)
         _keep_keys(place.path)
         begun = True
         _remove_unfinished(place.path)
-        _create_first_base(place, backup_id, base)
+        _create_first_base(place, backup_id, base, secret)
         created = True
         yield
     except BaseException as error:
@@ -155,8 +149,10 @@ def _remove_unfinished(path: str) -> None:
             fsio.remove(os.path.join(path, name), op="remove unfinished backup")
 
 
-def _create_first_base(place: Place, backup_id: bytes, base: Change | None) -> None:
-    store = Store(LocalObjects(place.path), backup_id, create_keys(place, backup_id))
+def _create_first_base(
+    place: Place, backup_id: bytes, base: Change | None, secret: Secret | None
+) -> None:
+    store = Store(LocalObjects(place.path), backup_id, create_keys(place, backup_id, secret))
     size = 0
     if base is not None:
         assert base.snapshot is not None

@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.backends.dir.chain import check_tail_of_closed, pieces, read_piece
+from cln_backup.backends.dir.log import open_segment
 from cln_backup.backends.dir.snapshots import StoredSnapshot, check_snapshot, last_seal
 from cln_backup.backends.dir.store import damaged, list_files, snapshot_name
 from cln_backup.formats import v2
@@ -98,6 +99,41 @@ class History(NamedTuple):
             yield from ahead
             if fault is not None:
                 raise fault
+
+    def numbered(self, known: int) -> Iterator[tuple[int, Change]]:
+        """The changes that were not dropped, each with its number, from 1 in the whole history.
+
+        Starts at the change with the number `known` or at one before, so as not to read all.
+        """
+        first, number = self._segment_with(known)
+        if first is None:
+            number = self.base.state.ordinal - self.base.state.changes
+            yield from enumerate(self.changes(None), number + 1)
+            return
+        held: Change | None = None
+        for piece in pieces(self.store, [n for n in self.segments if n >= first], self.end):
+            inflater = Inflater()
+            for record in read_piece(self.store, piece):
+                if record.type is v2.Type.DROP:
+                    held = None
+                    number -= 1
+                    continue
+                if held is not None:
+                    yield number, held
+                held = self._change(record, piece, inflater)[0]
+                number += 1
+        if held is not None:
+            yield number, held
+
+    def _segment_with(self, number: int) -> tuple[int | None, int]:
+        """The segment that a change is in or after, and the number of changes before it."""
+        for segment_number in reversed(self.segments):
+            if self.base.state.start.segment < segment_number <= self.end.segment:
+                source, segment = open_segment(self.store, segment_number)
+                source.close()
+                if segment is not None and segment.state.ordinal < number:
+                    return segment_number, segment.state.ordinal
+        return None, 0
 
     def _one_by_one(self, stop: v2.Position | None) -> Iterator[tuple[Change, int]]:
         """Each change, with the bytes of memory that its statements take."""

@@ -1,7 +1,7 @@
 """The keys of an encrypted `dir:` backup: unlocks it, and keeps the files of its holders.
 
 A holder's file is `key-LABEL`, in the backup's directory. What unlocks comes from the file that the
-URL names, or from what `unlocking_with` was given, which a person was asked for.
+URL names, or is given by the caller, who asked a person for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 from cln_backup.backends.secrets import (
     KEY_FOR_A_NODE,
     Secret,
-    given_secret,
     kind_name,
     secret_from,
 )
@@ -67,9 +66,8 @@ class NodeVeil:
         return KeySealer(derive(self._master_key, salt, b"cln-backup node"))
 
 
-def unlock(place: Place, backup_id: bytes) -> bytes:
+def unlock(place: Place, backup_id: bytes, secret: Secret | None) -> bytes:
     """The master key of the backup. Raises `Locked`, `Damaged`, `StorageError`."""
-    secret = given_secret()
     if secret is None and place.key_source is not None:
         kind, path = place.key_source
         if not os.path.lexists(path):
@@ -107,12 +105,11 @@ def without_keys(path: str) -> Locked:
     )
 
 
-def create_keys(place: Place, backup_id: bytes) -> bytes | None:
+def create_keys(place: Place, backup_id: bytes, secret: Secret | None) -> bytes | None:
     """Makes a master key and its first holder, where the URL or a person gave a secret.
 
     The holder's file is durable when it returns, but for its name.
     """
-    secret = given_secret()
     if secret is None:
         if place.key_source is None:
             return None

@@ -12,7 +12,6 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cln_backup.backends import incomplete_copies_are_accepted
 from cln_backup.backends.dir.base import LOCK_NAME
 from cln_backup.backends.dir.log import Tracker, find_end
 from cln_backup.backends.dir.store import damaged, list_files, segment_name, snapshot_name
@@ -46,7 +45,7 @@ class Stock(NamedTuple):
     notice: str
 
 
-def take_stock(store: Store, base: Base, *, alone: bool) -> Stock:
+def take_stock(store: Store, base: Base, *, alone: bool, accept_incomplete: bool = False) -> Stock:
     """Reads the end of the log; `alone` where no writer can be at work.
 
     Raises:
@@ -73,7 +72,7 @@ def take_stock(store: Store, base: Base, *, alone: bool) -> Stock:
         f"{version} are there; newer ones may be missing, and a node that goes on from an older "
         "state can lose its funds. "
     )
-    if incomplete_copies_are_accepted() and not alone:
+    if accept_incomplete:
         return Stock(segments, end, tracker, text + "It was asked for by --to.")
     error = IncompleteCopy(
         f"{text}Nothing was changed. Copy the whole directory again, with the node stopped. If "

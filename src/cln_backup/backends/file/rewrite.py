@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import glob
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup.backends.contract import Staged
 from cln_backup.backends.file.scan import entries
 from cln_backup.backends.writer import require_locks
 from cln_backup.formats import v1
@@ -22,6 +21,27 @@ if TYPE_CHECKING:
     from cln_backup.model.change import Change
 
 _PIECE_BYTES = 1 << 18
+
+
+class Staged(NamedTuple):
+    """A replacement that is ready beside a file: the content of a ticket.
+
+    Attributes:
+        name: its path.
+        source: the inode of the file that it was made from.
+        fold_bytes: where in the file the part begins that is kept as it is.
+        copied_bytes: up to where the file was copied into it.
+        shift_bytes: how much later (negative: earlier) a change stands in the replacement.
+        folded: by how many changes the replacement is shorter.
+    """
+
+    name: str
+    source: int
+    fold_bytes: int
+    copied_bytes: int
+    shift_bytes: int
+    folded: int
+
 
 _EMPTY = v1.Header(0, v1.HEADER_BYTES, 0, 0, 0)
 
@@ -133,7 +153,7 @@ def _keep_part(fd: int, start: int, end: int, path: str, name: str, header: byte
 def stage(
     fd: int, path: str, head: Entry, version_count: int, base: Change | None, *, foreign_keys: bool
 ) -> Staged:
-    """See `Backend.stage`; `head` is the backup's, `version_count` its number of changes."""
+    """Builds the replacement; `head` is the backup's, `version_count` its number of changes."""
     new_fd, built = fsio.create_beside(path, "compacting", op="create compacted backup", like=path)
     try:
         _write_blank_header(new_fd)
@@ -150,7 +170,7 @@ def stage(
         fold = head.offset_bytes
         source = os.fstat(fd).st_ino
         folded = version_count - 1 - count
-        staged = Staged(built, source, fold, fold, end - fold, folded, fold - end)
+        staged = Staged(built, source, fold, fold, end - fold, folded)
         return _stage_more(fd, new_fd, staged)
     except BaseException:
         fsio.remove(built, op="remove unfinished compaction")
@@ -160,7 +180,7 @@ def stage(
 
 
 def stage_more(fd: int, staged: Staged) -> Staged:
-    """See `Backend.stage_more`."""
+    """See `Reader.prepare_more`."""
     new_fd = fsio.open_existing(staged.name, writable=True, op="open compacted backup")
     try:
         return _stage_more(fd, new_fd, staged)

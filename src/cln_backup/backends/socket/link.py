@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
 from typing import TYPE_CHECKING
 
+from cln_backup.backends.events import Event, Noticed
 from cln_backup.backends.socket.dial import STALL_S
 from cln_backup.backends.socket.session import open_session
 from cln_backup.backends.socket.token_file import read_token
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
+    from cln_backup.backends.events import OnEvent
     from cln_backup.backends.socket.session import Session
     from cln_backup.backends.socket.url import SocketUrl
 
     T = TypeVar("T")
-
-_log = logging.getLogger(__name__)
 
 _THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 _ATTEMPT_S = 10.0
@@ -42,12 +41,13 @@ class Link:
         had: whether there was a conversation before, which a new one resumes.
     """
 
-    def __init__(self, url: SocketUrl, role: str, name: str) -> None:
+    def __init__(self, url: SocketUrl, role: str, name: str, on_event: OnEvent) -> None:
         self.url = url
         self.session: Session | None = None
         self.had = False
         self._role = role
         self._name = name
+        self._on_event = on_event
 
     def connected(self, timeout_s: float, user: object = None) -> Session:
         """The conversation; a new one if there is none that `user` could use.
@@ -116,24 +116,23 @@ class Link:
                     raise Unreachable(self._explain(error, limit_s)) from error
                 if (pause_s and said_at == 0.0) or now - max(said_at, lost_at) >= _SAY_EVERY_S:
                     said_at = now
-                    _log.warning(
-                        "No connection to the backup server %s (%s). Retrying for %d more seconds.",
-                        self.url.server,
-                        _reason(error),
-                        int(left_s),
-                        extra={"waiting": True},
+                    text = (
+                        f"No connection to the backup server {self.url.server} ({_reason(error)}). "
+                        f"Retrying for {int(left_s)} more seconds."
                     )
+                    self._on_event(Event(Noticed.WAITING, text))
                 with interruption.at_once():
                     time.sleep(min(pause_s, left_s))
                 pause_s = min(max(_FIRST_PAUSE_S, 2 * pause_s), _LONGEST_PAUSE_S)
             else:
                 if said_at:
                     assert lost_at is not None
-                    _log.warning(
-                        "The backup server %s answers again, after %.1f seconds.",
-                        self.url.server,
-                        time.monotonic() - lost_at,
+                    waited_s = time.monotonic() - lost_at
+                    text = (
+                        f"The backup server {self.url.server} answers again, after {waited_s:.1f} "
+                        "seconds."
                     )
+                    self._on_event(Event(Noticed.BACK, text))
                 return result
 
     def _explain(self, error: OSError, limit_s: float) -> str:

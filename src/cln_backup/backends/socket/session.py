@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from cln_backup.backends.contract import Statistics
 from cln_backup.backends.socket.dial import STALL_S, dial
+from cln_backup.backends.ticket import Statistics
 from cln_backup.formats import digests, v1
 from cln_backup.model.errors import (
     AccessDenied,

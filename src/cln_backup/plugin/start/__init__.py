@@ -17,14 +17,19 @@ from cln_backup.plugin.start.opening import open_as_writer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
+    from cln_backup.backends.events import OnEvent
     from cln_backup.model.change import Change
     from cln_backup.plugin.patience import Patience
 
 
 def start(
-    directory: str, change: Change, log: Callable[[str], None], patience: Patience
-) -> Backend:
+    directory: str,
+    change: Change,
+    log: Callable[[str], None],
+    on_event: OnEvent,
+    patience: Patience,
+) -> Writer:
     """Opens the backup of the node in the current directory, for its first change.
 
     When it returns, the change follows the backup and can be appended.
@@ -34,9 +39,9 @@ def start(
     """
     settings = read_settings(directory)
     node = look_at_node(directory, settings.wallet, log)
-    backend = open_as_writer(settings.backend_url, log)
+    backend = open_as_writer(settings.backend_url, node.node_id, log, on_event)
     try:
-        facts = gather_facts(change, node, backend, log, patience)
+        facts = gather_facts(change, node, backend, log)
         act = ACTIONS[decide(facts)]
         act(Start(node, facts, backend, log, patience))
     except BaseException:

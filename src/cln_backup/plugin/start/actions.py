@@ -10,13 +10,12 @@ from cln_backup.model.change import FOREIGN_KEYS_ON, Change
 from cln_backup.model.continuity import STARTED_WELL, Decision, Facts
 from cln_backup.model.errors import Discontinuity
 from cln_backup.node.settings import write_state
-from cln_backup.plugin.start.opening import log_notices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
     from cln_backup.plugin.patience import Patience
     from cln_backup.plugin.start.facts import Node
 
@@ -26,7 +25,7 @@ class Start(NamedTuple):
 
     node: Node
     facts: Facts
-    backend: Backend
+    backend: Writer
     log: Callable[[str], None]
     patience: Patience
 
@@ -46,9 +45,7 @@ def drop_head(start: Start) -> None:
         f"{backend.version}, which is dropped from the backup"
     )
     _note_storage(start)
-    backend.patience_s = start.patience.bound_s()
-    backend.rewind()
-    log_notices(backend, start.log)
+    backend.rewind(start.patience.bound_s())
     _switch_foreign_keys_on(start)
 
 
@@ -110,15 +107,16 @@ def _switch_foreign_keys_on(start: Start) -> None:
     The process that switched them off has ended; this one has them on.
     """
     backend = start.backend
-    if backend.head is not None and not backend.head.foreign_keys:
-        backend.patience_s = start.patience.bound_s()
-        backend.add_change(Change(start.facts.database_version, None, [FOREIGN_KEYS_ON]))
+    head = backend.standing.head
+    if head is not None and not head.foreign_keys:
+        change = Change(start.facts.database_version, None, [FOREIGN_KEYS_ON])
+        backend.add_change(change, start.patience.bound_s())
 
 
 def _where(start: Start) -> str:
     return (
         f"the database {start.node.database} is at version {start.facts.database_version}, the "
-        f"backup {redacted(start.backend.url)} at {start.backend.version}"
+        f"backup {redacted(start.backend.place.url)} at {start.backend.version}"
     )
 
 
@@ -126,5 +124,5 @@ def _restore(start: Start) -> str:
     database = start.node.database
     return (
         f"move {database} away (with -journal and -wal; keep it), then run: "
-        f"backup-cli restore {quote(redacted(start.backend.url))} {quote(database)}"
+        f"backup-cli restore {quote(redacted(start.backend.place.url))} {quote(database)}"
     )

@@ -9,15 +9,13 @@ from cln_backup.model.change import Kind
 from cln_backup.model.continuity import Facts, Storage, possible_loss
 from cln_backup.node.outside import boot_id, database_in_use, database_path, lightningd_above
 from cln_backup.node.settings import State, read_state
-from cln_backup.plugin.start.opening import log_notices
 from cln_backup.storage.mount_identity import mount_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
     from cln_backup.model.change import Change
-    from cln_backup.plugin.patience import Patience
 
 
 class Node(NamedTuple):
@@ -29,6 +27,7 @@ class Node(NamedTuple):
         wrong_lock: what is wrong in `backup.lock`, for a message; empty if nothing is.
         state: the state at the last answer, from `backup.state`.
         storage: the current storage of the database.
+        node_id: its id, from its database; `None` if that has none yet.
     """
 
     directory: str
@@ -36,6 +35,7 @@ class Node(NamedTuple):
     wrong_lock: str
     state: State
     storage: Storage
+    node_id: str | None
 
 
 def look_at_node(directory: str, wallet: str | None, log: Callable[[str], None]) -> Node:
@@ -43,6 +43,7 @@ def look_at_node(directory: str, wallet: str | None, log: Callable[[str], None])
 
     Raises:
         BadSettings: `backup.state` cannot be understood.
+        BackupError: the database cannot be read.
     """
     named = database_path(directory, wallet)
     database = database_in_use(lightningd_above(), named)
@@ -57,26 +58,15 @@ def look_at_node(directory: str, wallet: str | None, log: Callable[[str], None])
     state = read_state(directory)
     # SQLite puts its journal beside the file itself, not beside a link to it.
     holder = os.path.dirname(os.path.realpath(database))
-    return Node(directory, database, wrong_lock, state, Storage(boot_id(), mount_identity(holder)))
+    storage = Storage(boot_id(), mount_identity(holder))
+    return Node(directory, database, wrong_lock, state, storage, _node_id_of(database))
 
 
-def gather_facts(
-    change: Change, node: Node, backend: Backend, log: Callable[[str], None], patience: Patience
-) -> Facts:
-    """Gathers the facts that `decide` depends on.
-
-    Raises:
-        Discontinuity: the backup belongs to another node.
-        StorageError.
-    """
-    node_id = _node_id_of(node.database)
-    if node_id is not None:
-        backend.patience_s = patience.bound_s()
-        backend.claim(node_id)
-    log_notices(backend, log)
+def gather_facts(change: Change, node: Node, backend: Writer, log: Callable[[str], None]) -> Facts:
+    """Gathers what `decide` depends on."""
     log(f"Comparing backup version {backend.version} versus first write version {change.version}")
     loss = possible_loss(Storage(node.state.boot_id, node.state.mount), node.storage)
-    return Facts(change.version, change.kind is Kind.RIDER, backend.head, loss)
+    return Facts(change.version, change.kind is Kind.RIDER, backend.standing.head, loss)
 
 
 def _node_id_of(database: str) -> str | None:

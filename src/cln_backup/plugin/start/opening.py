@@ -5,30 +5,34 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from cln_backup.backends import open_backend
+from cln_backup.backends import place_at
 from cln_backup.model.errors import WriterConflict
 from cln_backup.node.outside import lightningd_above
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cln_backup.backends.contract import Backend
+    from cln_backup.backends.contract import Writer
+    from cln_backup.backends.events import OnEvent
 
 _WAIT_FOR_WRITER_S = 10
 
 
-def open_as_writer(url: str, log: Callable[[str], None]) -> Backend:
-    """Opens the backup for writing; waits for a short time for a writer that is about to end.
+def open_as_writer(
+    url: str, node_id: str | None, log: Callable[[str], None], on_event: OnEvent
+) -> Writer:
+    """Opens the node's backup for writing; waits a short time for a writer that is ending.
 
     Raises:
         WriterConflict: another process is the writer, and did not end.
-        BackupError: as `open_backend` raises.
+        BackupError: as `Place.open_writer` raises.
     """
+    place = place_at(url)
     deadline_s = time.monotonic() + _WAIT_FOR_WRITER_S
     waiting = False
     while True:
         try:
-            return open_backend(url, writable=True)
+            return place.open_writer(node_id, on_event=on_event)
         except WriterConflict as error:
             if error.holder is not None and _is_of_this_node(error.holder):
                 raise WriterConflict(
@@ -44,12 +48,6 @@ def open_as_writer(url: str, log: Callable[[str], None]) -> Backend:
                 log(f"Waiting up to {_WAIT_FOR_WRITER_S} seconds: {error}")
             waiting = True
         time.sleep(0.1)
-
-
-def log_notices(backend: Backend, log: Callable[[str], None]) -> None:
-    """Logs the backend's notices, and clears them."""
-    while backend.notices:
-        log(backend.notices.pop(0))
 
 
 def _is_of_this_node(process: int) -> bool:

@@ -1,0 +1,301 @@
+"""Writes a `dir:` backup: appends changes, drops the head, swaps the base.
+
+An append writes one record into zeros that were put on stable storage before, and syncs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING
+
+from cln_backup.backends.contract import Writer
+from cln_backup.backends.dir.base import is_encrypted, lock_path, open_base
+from cln_backup.backends.dir.dropped import set_aside
+from cln_backup.backends.dir.history import Base, History
+from cln_backup.backends.dir.keys import NodeVeil
+from cln_backup.backends.dir.reader import PREPARED, Prepared
+from cln_backup.backends.dir.snapshots import NewSnapshot, last_seal
+from cln_backup.backends.dir.stock import (
+    last_change_of,
+    marks_of,
+    size_of_files,
+    standing_of,
+    torn_notice,
+)
+from cln_backup.backends.dir.store import (
+    base_name,
+    list_files,
+    snapshot_name,
+    stored_now_ms,
+)
+from cln_backup.backends.dir.upkeep import removal_takes_long, remove_expired
+from cln_backup.backends.dir.whole import note_of, take_stock
+from cln_backup.backends.dir.writer import SegmentWriter
+from cln_backup.backends.events import Event, Noticed
+from cln_backup.backends.follows import check_follows, nothing_to_drop
+from cln_backup.backends.ticket import MoreNeeded, size_of
+from cln_backup.backends.writer import LastWrite, WriterLock
+from cln_backup.formats import v2
+from cln_backup.formats.v2_stream import pack_transaction
+from cln_backup.model.change import Kind
+from cln_backup.model.errors import StorageError
+from cln_backup.model.position import after_snapshot, after_statements, digest_of_snapshot
+from cln_backup.model.statements import foreign_keys_after
+from cln_backup.storage import interruption
+
+if TYPE_CHECKING:
+    from cln_backup.backends.contract import LastChange, Standing
+    from cln_backup.backends.dir.place import DirPlace
+    from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.secrets import Secret
+    from cln_backup.backends.ticket import Statistics, Ticket
+    from cln_backup.model.change import Change
+
+_DROP_BYTES = v2.FRAME_BYTES + v2.BODY_BYTES
+
+
+class DirWriter(Writer):
+    """The writer of a directory."""
+
+    def __init__(self, place: DirPlace, secret: Secret | None, on_event: OnEvent) -> None:
+        """Opens the backup; see `Place.open_writer`. Nothing is written before the first append."""
+        self.place: DirPlace = place
+        self._on_event = on_event
+        self._writer: SegmentWriter | None = None
+        self._noted_segment = 0
+        self._last_write = LastWrite()
+        at = place.at
+        self._lock = WriterLock(at.path, lock_path(at), discreet=is_encrypted(at))
+        try:
+            self._take_stock(secret)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_stock(self, secret: Secret | None) -> None:
+        at = self.place.at
+        self._store, self._base, held = open_base(at, secret)
+        held.close()  # only a writer removes what has expired
+        self._discard_prepared()
+        _, end, self._tracker, _ = take_stock(self._store, self._base, alone=True)
+        if end.torn_bytes:
+            self._tell(Noticed.FOUND, torn_notice(end, self._tracker.version))
+        seal = last_seal(self._store, self._base.name)
+        self._writer = SegmentWriter(self._store, end, seal, (at.keep, at.keep_days))
+        self._set_position()
+
+    def _set_position(self) -> None:
+        self._head = marks_of(self._base, self._tracker).head
+        self._version = 0 if self._head is None else self._head.version
+
+    def _tell(self, noticed: Noticed, text: str) -> None:
+        self._on_event(Event(noticed, text))
+
+    def _require_writer(self) -> SegmentWriter:
+        assert self._writer is not None
+        self._last_write.require_none_failed(self.place.at.path)
+        return self._writer
+
+    @property
+    def standing(self) -> Standing:
+        """See `Backend.standing`."""
+        assert self._writer is not None
+        marks = marks_of(self._base, self._tracker)
+        return standing_of(self._base, self._tracker, marks, self._writer.end.epoch)
+
+    @property
+    def version(self) -> int:
+        """See `Backend.version`."""
+        return self._version
+
+    @property
+    def size_bytes(self) -> int:
+        """See `Backend.size_bytes`."""
+        assert self._writer is not None
+        return size_of_files(self._store, self.place.at, self._writer.end)
+
+    @property
+    def last_change(self) -> LastChange:
+        """See `Backend.last_change`."""
+        assert self._writer is not None
+        return last_change_of(self._store, self._base, self._head, self._writer.end)
+
+    def claim(self, node_id: str, timeout_s: float | None = None) -> None:  # noqa: ARG002
+        """See `Writer.claim`. It is noted in the lock file; of an encrypted backup, hidden."""
+        self._require_writer()
+        key = self._store.master_key
+        self._lock.claim(node_id, self.place.at.path, None if key is None else NodeVeil(key))
+
+    def add_change(self, change: Change, timeout_s: float | None = None) -> None:  # noqa: ARG002
+        """See `Writer.add_change`. A snapshot is published in a file of its own before."""
+        writer = self._require_writer()
+        check_follows(change, self._version, empty=self._head is None)
+        if writer.look_is_due():
+            with self._last_write:
+                writer.look()
+        self._lock.sign()
+        if change.transaction is None:
+            v2.pack_body(v2.Type.SNAPSHOT, change.version)
+            record_type, content = v2.Type.SNAPSHOT, b""
+            room_bytes = v2.HEADER_BYTES
+        else:
+            content = pack_transaction(change.transaction)
+            record_type = v2.Type.TRANSACTION
+            if change.kind is Kind.RIDER:
+                enforced = self._head is None or self._head.foreign_keys
+                enforced = foreign_keys_after(change.transaction, enforced)
+                record_type = v2.Type.RIDER if enforced else v2.Type.RIDER_WITHOUT_KEYS
+            # More than the worst that compression makes of it.
+            room_bytes = len(content) + len(content) // 128 + v2.HEADER_BYTES
+        with self._last_write:
+            digest = self._tracker.digest
+            if change.transaction is None:
+                content, content_digest = self._write_snapshot(writer, change, room_bytes)
+                digest = after_snapshot(digest, change.version, content_digest)
+            else:
+                self._prepare(writer, room_bytes)
+                digest = after_statements(digest, change.version, content)
+            stored_ms = stored_now_ms(change)
+            start = writer.append(record_type, change.version, content, stored_ms)
+            self._tracker.apply(record_type, change.version, start, stored_ms, digest)
+        self._head, self._version = self._tracker.head, change.version
+
+    def _prepare(self, writer: SegmentWriter, size_bytes: int) -> int:
+        """As `SegmentWriter.prepare`; a segment that is begun is noted, so that it is missed."""
+        segment = writer.prepare(self._tracker, size_bytes)
+        if segment != self._noted_segment:
+            self._lock.note(note_of(self._store, segment))
+            self._noted_segment = segment
+        return segment
+
+    def _write_snapshot(
+        self, writer: SegmentWriter, change: Change, room_bytes: int
+    ) -> tuple[bytes, bytes]:
+        """Writes a snapshot's file, then claims room for its record.
+
+        In this order, what is stopped while it is written leaves nothing. Returns the content of
+        the record, and the digest of the snapshot.
+        """
+        assert change.snapshot is not None
+        # Where the record will be, which no other one can.
+        segment, number = writer.next_place(room_bytes)
+        objects = self._store.objects
+        with interruption.let_through():
+            digest = digest_of_snapshot(change.snapshot)
+            state = v2.SnapshotState(change.version, change.snapshot.size_bytes, digest)
+            header = self._store.new_header(
+                v2.FileKind.SNAPSHOT, number, writer.epoch, v2.pack_snapshot_state(state)
+            )
+            content = NewSnapshot(header, change.version, change.snapshot, digest)
+            built = objects.prepare("snapshot", content.chunks())
+        try:
+            writer.look()  # that may have taken long
+            self._prepare(writer, room_bytes)
+            objects.publish(built, snapshot_name(segment, number), op="publish snapshot")
+        except BaseException:
+            objects.discard(built)
+            raise
+        size = change.snapshot.size_bytes
+        return v2.pack_reference(v2.Reference(number, size, content.seal)), digest
+
+    def rewind(self, timeout_s: float | None = None) -> None:  # noqa: ARG002
+        """See `Writer.rewind`. The dropped change is set aside first; then a record drops it."""
+        writer = self._require_writer()
+        head = self._head
+        if head is None or not self._tracker.may_rewind:
+            raise nothing_to_drop()
+        with self._last_write:
+            writer.look(at_all_names=True)
+        self._lock.sign()
+        with self._last_write:
+            kept = set_aside(self._store, self._change_at(head.at), writer.end.epoch)
+            self._prepare(writer, _DROP_BYTES)
+            start = writer.append(v2.Type.DROP, head.version, b"")
+            self._tracker.apply(v2.Type.DROP, head.version, start, 0)
+        self._set_position()
+        self._tell(
+            Noticed.KEPT,
+            f"The dropped change is kept as {kept}, out of the way of a restore. "
+            "`backup-cli log --dropped` lists it.",
+        )
+
+    def _change_at(self, start: v2.Position) -> Change:
+        if start == v2.NOWHERE:
+            return self._base.changes(self._store)[-1]
+        assert self._writer is not None
+        first = self._base.state.start.segment
+        segments = [n for n in list_files(self._store.objects).segments if n >= first]
+        return History(self._store, self._base, segments, self._writer.end).change_at(start)
+
+    def take_over(
+        self,
+        ticket: Ticket | None,
+        timeout_s: float | None = None,  # noqa: ARG002
+    ) -> Statistics | MoreNeeded:
+        """See `Writer.take_over`. One name is published.
+
+        What has expired is removed, by the process beside where that may take long.
+        """
+        if ticket is None:
+            return MoreNeeded.PREPARE
+        if ticket.done is not None:
+            return ticket.done
+        writer = self._require_writer()
+        prepared, objects = Prepared(*json.loads(ticket.content)), self._store.objects
+        if prepared.made_from != self._base.generation:
+            raise StorageError(
+                f"{objects.where(prepared.name)} is not what was staged; the backup is as before."
+            )
+        with self._last_write:
+            writer.look(at_all_names=True)
+        generation = self._base.generation + 1
+        self._require_newest_base()
+        built = prepared.name
+        with objects.open(built, op="open new base") as source:
+            header = self._store.read_header(
+                source, built, v2.FileKind.BASE, generation, self._version
+            )
+        assert header is not None
+        state = v2.unpack_base_state(header.state)
+        name = base_name(generation, state.start.segment)
+        with self._last_write:
+            objects.publish(built, name, op="publish compacted backup")
+        self._base = Base(generation, name, state)
+        self._set_position()
+        at = self.place.at
+        keep = objects, at.keep, at.keep_days
+        # The next process beside removes what is left, as one may do at this moment.
+        with contextlib.suppress(StorageError, OSError):
+            if removal_takes_long(*keep):
+                writer.start_upkeep()
+            else:
+                remove_expired(*keep)
+        return {"before": ticket.before, "after": size_of(self)}
+
+    def _require_newest_base(self) -> None:
+        """Another one's compaction leaves the log as it is: only the next one must not follow."""
+        found = list_files(self._store.objects).bases[-1]
+        if found[0] > self._base.generation:
+            newer = self._store.objects.where(base_name(*found))
+            raise StorageError(
+                f"Another process compacted this backup: {newer} is not "
+                "ours. This compaction is given up; the backup is as before. Start the node anew, "
+                "so that it goes on from the other one."
+            )
+
+    def discard(self) -> None:
+        """See `Writer.discard`."""
+        self._discard_prepared(PREPARED)
+
+    def _discard_prepared(self, purpose: str = "") -> None:
+        """Removes what was built and got no name; all of it is the writer's, when it opens."""
+        objects = self._store.objects
+        for prepared in objects.prepared(purpose):
+            objects.discard(prepared)
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        if self._writer is not None:
+            self._writer.close()
+        self._lock.release()

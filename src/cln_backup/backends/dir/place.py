@@ -1,0 +1,107 @@
+"""`dir:///path`: a directory of format 2, a log of sealed records that is only ever appended to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from cln_backup.backends.contract import Place
+from cln_backup.backends.dir.base import identity, is_encrypted, list_keys, take_inventory
+from cln_backup.backends.dir.create import build_inside, creating_backup
+from cln_backup.backends.dir.keys import add_holder, remove_holder
+from cln_backup.backends.dir.reader import DirReader
+from cln_backup.backends.dir.url import place_of
+from cln_backup.backends.events import ignore
+from cln_backup.backends.places import require_outside
+from cln_backup.model.errors import Locked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cln_backup.backends.contract import Key
+    from cln_backup.backends.dir.appender import DirWriter
+    from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.inventory import Inventory
+    from cln_backup.backends.secrets import Secret
+    from cln_backup.model.change import Change
+
+
+class DirPlace(Place):
+    """A directory."""
+
+    can_encrypt = True
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.at = place_of(url)
+
+    @property
+    def storage_dir(self) -> str:
+        """See `Place.storage_dir`."""
+        return self.at.path
+
+    @property
+    def scratch_dir(self) -> str | None:
+        """See `Place.scratch_dir`."""
+        return None if is_encrypted(self.at) else self.at.path
+
+    @contextlib.contextmanager
+    def creating(
+        self, base: Change | None = None, *, secret: Secret | None = None, hidden: bool = False
+    ) -> Iterator[Place]:
+        """See `Place.creating`."""
+        require_outside(os.path.dirname(self.at.path))
+        if not hidden:
+            with creating_backup(self.at, base, secret):
+                yield self
+            return
+        with build_inside(self.at.path) as path:
+            inside = DirPlace(f"dir://{path}" + self.url.removeprefix(self.url.partition("?")[0]))
+            with creating_backup(inside.at, base, secret):
+                pass
+            yield inside
+
+    def open_reader(
+        self,
+        *,
+        secret: Secret | None = None,
+        on_event: OnEvent = ignore,
+        timeout_s: float | None = None,  # noqa: ARG002 - of storages that are not at hand
+        accept_incomplete: bool = False,
+    ) -> DirReader:
+        """See `Place.open_reader`."""
+        return DirReader(self, secret, on_event, accept_incomplete=accept_incomplete)
+
+    def _open_writer(
+        self,
+        secret: Secret | None,
+        on_event: OnEvent,
+        timeout_s: float | None,  # noqa: ARG002
+    ) -> DirWriter:
+        from cln_backup.backends.dir.appender import DirWriter
+
+        return DirWriter(self, secret, on_event)
+
+    def keys(self) -> list[Key]:
+        """See `Place.keys`."""
+        return list_keys(self.at)
+
+    def add_key(self, added: Secret, label: str, *, secret: Secret | None = None) -> None:
+        """See `Place.add_key`."""
+        with self.open_reader(secret=secret) as reader:
+            store = reader.store
+            if store.master_key is None:
+                raise Locked(
+                    "This backup is not encrypted, so it has no keys. A copy of it can be."
+                )
+            add_holder(store.path, store.backup_id, store.master_key, added, label)
+
+    def remove_key(self, label: str) -> None:
+        """See `Place.remove_key`."""
+        self.keys()  # none at all is an error of its own
+        remove_holder(*identity(self.at), label)
+
+    def usage(self) -> Inventory:
+        """See `Place.usage`."""
+        return take_inventory(self.at)

@@ -1,0 +1,77 @@
+"""What reader and writer of a `dir:` backup know of it when they have opened it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup.backends.contract import LastChange, Standing
+from cln_backup.backends.dir.store import segment_name
+from cln_backup.backends.dir.upkeep import expired
+from cln_backup.model.change import Head
+from cln_backup.model.position import UNKNOWN, Position
+
+if TYPE_CHECKING:
+    from cln_backup.backends.dir.history import Base
+    from cln_backup.backends.dir.log import LogEnd, Tracker
+    from cln_backup.backends.dir.store import Store
+    from cln_backup.backends.dir.url import Place
+    from cln_backup.formats import v2
+
+
+class Marks(NamedTuple):
+    """The last two changes, as they stand in the log or in the base."""
+
+    head: v2.Mark | None
+    before: v2.Mark | None
+
+
+def marks_of(base: Base, tracker: Tracker) -> Marks:
+    """The last two changes; those that were folded are the base's."""
+    head, before = tracker.head, tracker.before
+    if head is not None and base.holds(head):  # or it was folded, as in a compaction
+        head, before = base.marks()
+    elif before is not None and base.holds(before):
+        before = base.marks()[0]
+    return Marks(head, before)
+
+
+def standing_of(base: Base, tracker: Tracker, marks: Marks, epoch: int) -> Standing:
+    """How far a backup has come."""
+    head, before = marks
+    version = 0 if head is None else head.version
+    digest = None if tracker.digest == UNKNOWN else tracker.digest
+    return Standing(
+        Position(version, tracker.ordinal, digest),
+        base.state.changes + tracker.ordinal - base.state.ordinal,
+        before.version if before is not None and tracker.may_rewind else 0,
+        None if head is None else Head(version, head.kind, head.foreign_keys),
+        head is not None and tracker.may_rewind,
+        epoch,
+    )
+
+
+def last_change_of(store: Store, base: Base, head: v2.Mark | None, end: LogEnd) -> LastChange:
+    """When the head was stored; one of before records had times is dated by its file."""
+    if head is None:
+        return LastChange(None, by_file=False)
+    if head.stored_ms:
+        return LastChange(head.stored_ms / 1000, by_file=False)
+    name = segment_name(end.segment) if end.segment else base.name
+    status = store.objects.status(name)
+    return LastChange(None if status is None else status.stored_at, by_file=True)
+
+
+def size_of_files(store: Store, at: Place, end: LogEnd) -> int:
+    """What all files take that hold something of the backup, expired ones left out."""
+    gone = expired(store.objects, at.keep, at.keep_days)
+    return store.size_bytes(end.segment, end.end_bytes, gone)
+
+
+def torn_notice(end: LogEnd, version: int) -> str:
+    """What to tell of a torn end."""
+    return (
+        f"The backup ended with {end.torn_bytes} bytes of a change that was cut "
+        "while it was written, as a crash or a loss of power leaves it, before the node is "
+        "answered. A copy that was made while the node wrote can look the same, and lack "
+        f"newer changes. The backup is at version {version}."
+    )

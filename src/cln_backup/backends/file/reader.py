@@ -1,0 +1,160 @@
+"""Reads a `file:` backup, as it was when it was opened or last looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from cln_backup.backends.contract import Reader
+from cln_backup.backends.events import ignore
+from cln_backup.backends.file import rewrite
+from cln_backup.backends.file.changes import changes
+from cln_backup.backends.file.rewrite import Staged
+from cln_backup.backends.file.scan import scan
+from cln_backup.backends.file.stock import last_change_of, standing_of, tell_of
+from cln_backup.backends.follows import changes_after
+from cln_backup.backends.inventory import noted_node
+from cln_backup.backends.opening import Opening
+from cln_backup.backends.places import require_backup_file
+from cln_backup.backends.ticket import Ticket, nothing_to_fold, size_of, worth_folding
+from cln_backup.formats import v1
+from cln_backup.storage import fsio, giving_back, scratch
+from cln_backup.storage.path_watch import PathWatch
+from cln_backup.storage.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cln_backup.backends.contract import LastChange, Standing
+    from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.file.place import FilePlace
+    from cln_backup.backends.ticket import Folded, Size
+    from cln_backup.model.change import Change
+    from cln_backup.model.position import Position
+
+READ = "read backup"
+_TAIL_BYTES = 4096
+
+
+class FileReader(Reader):
+    """A reader of one file, which it holds open: a compaction puts another one in its place."""
+
+    def __init__(self, place: FilePlace, on_event: OnEvent) -> None:
+        """Opens the backup; see `Place.open_reader`."""
+        self.place: FilePlace = place
+        self._fd = -1
+        try:
+            self._take_stock(on_event)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_stock(self, on_event: OnEvent) -> None:
+        self._path = self.place.path
+        require_backup_file(self._path)
+        fd = fsio.open_existing(self._path, writable=False, op="open backup")
+        self.close()
+        self._fd = fd
+        self._watch = PathWatch(self._path, fd, size=True)
+        layout = scan(fd, self._path)
+        self._seen = self._look(layout.size_bytes, layout.end_bytes)
+        self._end, self._head = layout.end_bytes, layout.head
+        self._standing = standing_of(
+            layout.head,
+            layout.before,
+            layout.version_count,
+            may_rewind=layout.head_may_be_dropped,
+        )
+        tell_of(layout, on_event)
+
+    @property
+    def opening(self) -> Opening:
+        """See `Reader.opening`."""
+        return Opening(self.place.url)
+
+    @property
+    def standing(self) -> Standing:
+        """See `Backend.standing`."""
+        return self._standing
+
+    @property
+    def size_bytes(self) -> int:
+        """The file's length."""
+        return fsio.size_bytes(self._fd)
+
+    @property
+    def last_change(self) -> LastChange:
+        """See `Backend.last_change`."""
+        return last_change_of(self._fd, self._head)
+
+    @property
+    def node_id(self) -> str | None:
+        """See `Reader.node_id`."""
+        return noted_node(f"{self._path}.writer")
+
+    def stream_changes(
+        self, start: int = 0, *, after: Position | None = None, head: bool = True
+    ) -> Iterator[Change]:
+        """See `Reader.stream_changes`."""
+        if after is not None:
+            last = None if head else self._standing.version_count
+            numbered = enumerate(changes(self._fd, self._path, 0, self._end), 1)
+            return changes_after(numbered, after, last)
+        end = self._end
+        if not head and self._head is not None:
+            end = self._head.offset_bytes
+        return changes(self._fd, self._path, start, end)
+
+    def wait_for_more(self, timeout_s: float) -> bool:
+        """See `Reader.wait_for_more`. The file is read anew then."""
+        return wait_until(self._has_gone_on, timeout_s, os.path.dirname(self._path))
+
+    def _look(self, size_bytes: int | None, end_bytes: int) -> tuple[int | None, bytes, bytes]:
+        """What is another after each change: the size, the header, or the end of the head."""
+        tail_bytes = min(end_bytes, _TAIL_BYTES)
+        header = fsio.read_at(self._fd, v1.HEADER_BYTES, 0, op=READ)
+        tail = fsio.read_at(self._fd, tail_bytes, end_bytes - tail_bytes, op=READ)
+        return size_bytes, header, tail
+
+    def _has_gone_on(self) -> bool:
+        """Whether the backup is another now; then this reader has gone on to that."""
+        if self._look(self._watch.size_bytes(), self._end) == self._seen:
+            return False
+        before = self._standing, self._seen[2]
+        self._take_stock(ignore)
+        return before != (self._standing, self._seen[2])
+
+    def prepare_compaction(self, fold: Callable[[Reader], Folded]) -> Ticket:
+        """See `Reader.prepare_compaction`. The replacement is `PATH.compacting-PID`."""
+        if self._head is None or not worth_folding(self._standing):
+            return nothing_to_fold(self)
+        base, foreign_keys = fold(self)
+        before, count = size_of(self), self._standing.version_count
+        staged = rewrite.stage(
+            *(self._fd, self._path, self._head, count, base), foreign_keys=foreign_keys
+        )
+        would_have: Size = {
+            "backupsize": before["backupsize"] + staged.shift_bytes,
+            "version_count": count - staged.folded,
+        }
+        return Ticket(before, would_have, None, json.dumps(staged).encode())
+
+    def prepare_more(self, ticket: Ticket) -> Ticket:
+        """See `Reader.prepare_more`. Copies only what is there whole."""
+        staged = Staged(*json.loads(ticket.content))
+        staged = rewrite.stage_more(self._fd, staged)
+        return ticket._replace(content=json.dumps(staged).encode())
+
+    def discard(self, ticket: Ticket) -> None:
+        """See `Reader.discard`."""
+        if ticket.content:
+            name = Staged(*json.loads(ticket.content)).name
+            scratch.empty_file(name, op="compact")
+            fsio.remove(name, op="remove unfinished compaction")
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        if self._fd >= 0:
+            giving_back.close_reader(self._fd)
+            self._fd = -1

@@ -1,0 +1,91 @@
+"""What follows what: the changes that a writer takes, and those after a position."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cln_backup.model.change import Kind
+from cln_backup.model.errors import BadChange, Discontinuity
+from cln_backup.model.statements import bumps_data_version_to
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cln_backup.model.change import Change
+    from cln_backup.model.position import Position
+
+MAX_RIDER_CHARACTERS = 1 << 17
+"""lightningd's riders have 26 characters; with a limit, a reader knows what it has to expect."""
+
+
+def nothing_to_drop() -> Discontinuity:
+    """What `rewind` raises where the head is not in doubt."""
+    return Discontinuity(
+        "There is no change that could be dropped: only the last one can be in doubt, and it was "
+        "dropped already or there is none. Nothing was changed."
+    )
+
+
+def check_follows(change: Change, version: int, *, empty: bool) -> None:
+    """Checks that a change may be appended to a backup that stands at `version`.
+
+    Raises:
+        Discontinuity: it does not follow; it belongs to another moment or another node.
+        BadChange: it is no transaction that lightningd sends, so that nobody could tell later
+            whether it is whole.
+    """
+    kind = change.kind
+    if kind is Kind.SNAPSHOT:
+        follows = empty or change.version >= version
+    else:
+        follows = change.version == version + (kind is Kind.TRANSACTION)
+    if not follows:
+        raise Discontinuity(
+            f"A {kind.value} for data version {change.version} does not follow the backup, which "
+            f"stands at {version}; nothing was written."
+        )
+    if change.transaction is None:
+        return
+    if kind is Kind.RIDER:
+        if sum(map(len, change.transaction)) > MAX_RIDER_CHARACTERS:
+            raise BadChange("A call made of PRAGMA statements is larger than lightningd's are.")
+    elif not change.transaction or (
+        bumps_data_version_to(change.transaction[-1]) != change.version
+    ):
+        raise BadChange(
+            f"The transaction for data version {change.version} does not end with the "
+            "statement that sets this version, as every transaction of lightningd does; "
+            "nothing was written. Is this release of lightningd newer than cln-backup? "
+            "Go back to the release that worked, and report this."
+        )
+
+
+def changes_after(
+    numbered: Iterator[tuple[int, Change]], after: Position, last: int | None
+) -> Iterator[Change]:
+    """The changes after a position, of those that come with their numbers in the history.
+
+    The change with the number `last` is left out.
+
+    Raises:
+        Discontinuity: the position is not in this history.
+    """
+    found = after.changes == 0
+    for number, change in numbered:
+        if number == after.changes and change.version == after.version:
+            found = True
+        elif number >= after.changes:
+            if not found:
+                break
+            if number != last:
+                yield change
+    if not found:
+        raise position_is_gone(after)
+
+
+def position_is_gone(position: Position) -> Discontinuity:
+    """What to raise where changes are asked for after a position that is not in the history."""
+    return Discontinuity(
+        f"The change for data version {position.version} that was read before is not in the backup "
+        "any more: it was dropped, or a compaction has merged it. Read the backup from its start."
+    )

@@ -1,0 +1,145 @@
+"""`socket:HOST:PORT`: a backup on a server, over protocol 1 or its extension."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from cln_backup.backends import redacted
+from cln_backup.backends.contract import Place
+from cln_backup.backends.events import ignore
+from cln_backup.backends.socket.link import Link
+from cln_backup.backends.socket.reader import SocketReader
+from cln_backup.backends.socket.session import ExtendedSession, Outgoing
+from cln_backup.backends.socket.url import parse_socket_url
+from cln_backup.backends.socket.writer import SocketWriter
+from cln_backup.model.errors import AlreadyExists
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cln_backup.backends.contract import Reader
+    from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.secrets import Secret
+    from cln_backup.backends.socket.session import Session
+    from cln_backup.backends.ticket import Folded, Statistics
+    from cln_backup.model.change import Change
+
+OPEN_WRITER_S = 50.0
+"""How long the first call of a node waits: other plugins give up some 120 s after its start."""
+
+OPEN_READER_S = 15.0
+
+
+class SocketPlace(Place):
+    """A server. Opening raises `AccessDenied` and `Unreachable` besides what `Place` has."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.server = parse_socket_url(url)
+
+    @contextlib.contextmanager
+    def creating(
+        self,
+        base: Change | None = None,
+        *,
+        secret: Secret | None = None,
+        hidden: bool = False,  # noqa: ARG002 - a server has no place for what is unfinished
+    ) -> Iterator[SocketPlace]:
+        """See `Place.creating`.
+
+        A server makes the backup where it has none yet. One that is there and empty, as `init` on
+        the server leaves it, is taken; servers that know protocol 1 only have no other.
+        """
+        if secret is not None:
+            raise self._cannot_encrypt()
+        outgoing = None if base is None else Outgoing(base)
+        link = Link(self.server, "create", os.urandom(16).hex(), ignore)
+
+        def attempt(session: Session) -> bool:
+            now = session.standing
+            ours = outgoing is not None and outgoing.digest == now.digest
+            if now.version_count and not ours:
+                raise AlreadyExists(
+                    f"The backup on {redacted(self.url)} is at version {now.version} already, and "
+                    "is left as it is. If it is this node's, it can be used as it is; otherwise "
+                    "have the server serve another one."
+                )
+            if not isinstance(session, ExtendedSession):
+                return False
+            if outgoing is None:
+                session.create_empty()
+            elif not ours:
+                session.append(outgoing)
+            return True
+
+        try:
+            done = link.until(min(self.server.deadline_s, OPEN_WRITER_S), attempt)
+        finally:
+            link.close()
+        if not done and base is not None:
+            with self.open_writer() as writer:
+                writer.add_change(base)
+        yield self
+
+    def open_reader(
+        self,
+        *,
+        secret: Secret | None = None,  # noqa: ARG002 - of formats that can be encrypted
+        on_event: OnEvent = ignore,
+        timeout_s: float | None = None,
+        accept_incomplete: bool = False,  # noqa: ARG002 - the server decides that
+    ) -> SocketReader:
+        """See `Place.open_reader`; `NotFound` and `Damaged` are what the server says."""
+        limit_s = OPEN_READER_S if timeout_s is None else min(OPEN_READER_S, timeout_s)
+        return SocketReader(self, on_event, limit_s)
+
+    def open_writer(
+        self,
+        node_id: str | None = None,
+        *,
+        secret: Secret | None = None,
+        on_event: OnEvent = ignore,
+        timeout_s: float | None = None,
+    ) -> SocketWriter:
+        """See `Place.open_writer`; `NotFound` and `Damaged` are what the server says."""
+        limit_s = OPEN_WRITER_S if timeout_s is None else min(OPEN_WRITER_S, timeout_s)
+        writer = super().open_writer(node_id, secret=secret, on_event=on_event, timeout_s=limit_s)
+        assert isinstance(writer, SocketWriter)
+        return writer
+
+    def _open_writer(
+        self,
+        secret: Secret | None,  # noqa: ARG002
+        on_event: OnEvent,
+        timeout_s: float | None,
+    ) -> SocketWriter:
+        return SocketWriter(self, on_event, timeout_s)
+
+    def compact(
+        self,
+        fold: Callable[[Reader], Folded],
+        *,
+        if_it_pays: bool = False,  # noqa: ARG002 - the server decides that
+        secret: Secret | None = None,  # noqa: ARG002
+        on_event: OnEvent = ignore,
+    ) -> Statistics:
+        """See `Place.compact`: the server does it, and a node may write meanwhile."""
+        with self.open_reader(on_event=on_event) as reader:
+            done = reader.prepare_compaction(fold).done
+            assert done is not None
+            return done
+
+
+def take_over(url: str) -> None:
+    """Has the server refuse whoever writes to the backup now; the next writer may begin.
+
+    Raises:
+        AccessDenied, Unreachable, BadUrl.
+    """
+    link = Link(parse_socket_url(url), "takeover", os.urandom(16).hex(), ignore)
+    try:
+        link.until(OPEN_READER_S, lambda session: session)
+    finally:
+        link.close()

@@ -1,0 +1,208 @@
+"""Reads a backup on a server."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from cln_backup.backends.contract import LastChange, Reader, Standing
+from cln_backup.backends.follows import changes_after
+from cln_backup.backends.socket.download import Download, PlainDownload
+from cln_backup.backends.socket.link import Link
+from cln_backup.backends.ticket import Ticket
+from cln_backup.formats.digests import digest_of_change
+from cln_backup.model.change import Head, Kind
+from cln_backup.model.errors import StorageError
+from cln_backup.model.position import Position
+from cln_backup.storage.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.socket.place import SocketPlace
+    from cln_backup.backends.socket.session import Session
+    from cln_backup.backends.ticket import Folded, Statistics
+    from cln_backup.model.change import Change
+    from cln_backup.wire import packets as wire
+
+
+def standing_of(standing: wire.Standing, *, head_is_known: bool) -> Standing:
+    """How far a server's backup has come."""
+    position = Position(standing.version, standing.version_count, None)
+    prev_version, count = standing.prev_version, standing.version_count
+    head = _head_of(standing) if head_is_known else _guessed_head(standing)
+    droppable = head is not None and (prev_version > 0 or count == 1)
+    return Standing(position, count, prev_version, head, droppable, standing.epoch)
+
+
+def _head_of(standing: wire.Standing) -> Head | None:
+    if standing.head is None:
+        return None
+    return Head(standing.version, standing.head, standing.foreign_keys)
+
+
+def _guessed_head(standing: wire.Standing) -> Head | None:
+    """What the head is, as far as protocol 1 tells.
+
+    A transaction is one above the version before; `rewind` makes sure of it. Foreign keys count as
+    not enforced until a change of this process says otherwise: an ON too much does no harm.
+    """
+    if standing.version == 0 and standing.version_count == 0:
+        return None
+    step = standing.version - standing.prev_version
+    kind = {0: Kind.RIDER, 1: Kind.TRANSACTION}.get(step, Kind.SNAPSHOT)
+    return Head(standing.version, kind, foreign_keys=False)
+
+
+def measured_size(link: Link, limit_s: float, known: wire.Standing, *, extended: bool) -> int:
+    """See `Backend.size_bytes`; 0 where the server knows protocol 1 only.
+
+    The answer to a change does not have it, so that no append looks at all files; it is asked for.
+
+    Raises:
+        Unreachable.
+    """
+
+    def attempt(session: Session) -> int:
+        session.refresh()
+        return session.standing.size_bytes
+
+    return known.size_bytes or (link.until(limit_s, attempt) if extended else 0)
+
+
+def last_change_of(standing: wire.Standing) -> LastChange:
+    """When the head was stored, as the server says."""
+    changed_at_ms = standing.changed_at_ms
+    return LastChange(changed_at_ms / 1000 if changed_at_ms else None, by_file=False)
+
+
+def compact_there(link: Link, limit_s: float, compact_s: float) -> tuple[Statistics, wire.Standing]:
+    """Has the server compact the backup, which may take `compact_s`; returns how it is then."""
+    session = link.until(limit_s, lambda session: session)
+    try:
+        statistics = session.compact(compact_s)
+        session.refresh()
+    except OSError as error:
+        link.close()
+        raise StorageError(
+            "The connection was lost while the server compacted. It may have finished, or have "
+            "failed: its log tells. The backup is whole either way."
+        ) from error
+    return statistics, session.standing
+
+
+class SocketReader(Reader):
+    """A reader, whose connection is made anew when it is lost."""
+
+    def __init__(self, place: SocketPlace, on_event: OnEvent, timeout_s: float) -> None:
+        """Opens the backup; see `Place.open_reader`."""
+        self.place: SocketPlace = place
+        self._deadline_s = place.server.deadline_s
+        self._link = Link(place.server, "read", "", on_event)
+        session = self._link.until(min(self._deadline_s, timeout_s), lambda session: session)
+        self._extended = session.extended
+        self._known = session.standing
+        self._digests: dict[Position, bytes] = {}
+        self._remember(self._known)
+
+    @property
+    def standing(self) -> Standing:
+        """See `Backend.standing`."""
+        return standing_of(self._known, head_is_known=self._extended)
+
+    @property
+    def size_bytes(self) -> int:
+        """See `Backend.size_bytes`. Raises `Unreachable`."""
+        size = measured_size(self._link, self._deadline_s, self._known, extended=self._extended)
+        self._known = self._known._replace(size_bytes=size)
+        return size
+
+    @property
+    def last_change(self) -> LastChange:
+        """See `Backend.last_change`."""
+        return last_change_of(self._known)
+
+    def stream_changes(
+        self, start: int = 0, *, after: Position | None = None, head: bool = True
+    ) -> Iterator[Change]:
+        """See `Reader.stream_changes`. A lost connection is made anew, and the stream goes on.
+
+        Raises:
+            Unreachable: the connection was lost for longer than the deadline.
+            StorageError: it was lost, and the backup is another since.
+        """
+        if after is None:
+            yield from self._download(start, head=head)
+            return
+        if not head and after == self.standing.position:
+            return
+        digest = self._digests.get(after)
+        numbered: Iterator[tuple[int, Change]]
+        if digest is None:
+            numbered = enumerate(self._download(0, head=head), 1)
+        else:
+            numbered = self._numbered_after(after, digest, head=head)
+        yield from changes_after(numbered, after, None)
+
+    def _numbered_after(
+        self, after: Position, digest: bytes, *, head: bool
+    ) -> Iterator[tuple[int, Change]]:
+        """The change at a position that was read before, and those after it.
+
+        It is found by its digest among the changes of its version, so that not all must be sent.
+        """
+        number = 0
+        for change in self._download(after.version, head=head):
+            if number:
+                number += 1
+                yield number, change
+            elif change.version == after.version and digest_of_change(change) == digest:
+                number = after.changes
+                yield number, change
+
+    def wait_for_more(self, timeout_s: float) -> bool:
+        """See `Reader.wait_for_more`. The server wakes nobody; it is asked after growing pauses."""
+        return wait_until(self._has_gone_on, timeout_s, None)
+
+    def _has_gone_on(self) -> bool:
+        self._link.close()  # a server tells a reader how the backup was when it connected
+        now = self._link.until(self._deadline_s, lambda session: session).standing
+        before = self._known
+        if self._sameness(now) == self._sameness(before):
+            return False
+        self._remember(now)
+        return True
+
+    @staticmethod
+    def _sameness(standing: wire.Standing) -> tuple[int, int, bytes]:
+        return standing.version, standing.version_count, standing.digest
+
+    def _remember(self, standing: wire.Standing) -> None:
+        """Keeps how the backup is, and the digest of the head of how it was before."""
+        before, self._known = self._known, standing
+        self._digests = {
+            standing_of(known, head_is_known=False).position: known.digest
+            for known in (before, standing)
+            if self._extended and known.version_count
+        }
+
+    def _download(self, start: int, *, head: bool) -> Iterator[Change]:
+        kind = Download if self._extended else PlainDownload
+        return kind(self._link, self._deadline_s, start, head=head).changes()
+
+    def prepare_compaction(self, fold: Callable[[Reader], Folded]) -> Ticket:  # noqa: ARG002
+        """See `Reader.prepare_compaction`; the server does all of it."""
+        done, self._known = compact_there(self._link, self._deadline_s, math.inf)
+        return Ticket(done["before"], done["after"], done)
+
+    def prepare_more(self, ticket: Ticket) -> Ticket:
+        """See `Reader.prepare_more`. Everything is done already."""
+        return ticket
+
+    def discard(self, ticket: Ticket) -> None:
+        """See `Reader.discard`. There is nothing here to remove."""
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._link.close()
