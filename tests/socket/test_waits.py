@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_writer
+from cln_backup.backends import create_backend, place_at
+from cln_backup.backends.events import Event, Noticed
 from cln_backup.model.errors import Unreachable
 from cln_backup.plugin.patience import Patience
 from cln_backup.plugin.replicator import Replicator
@@ -31,15 +31,16 @@ _IN_THE_URL = "deadline=SECONDS"
 
 
 @pytest.mark.parametrize("deadline_s", [1, 3])
-def test_gives_up_no_earlier_than_it_announced(
-    deadline_s: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_gives_up_no_earlier_than_it_announced(deadline_s: int, tmp_path: Path) -> None:
     """Of 18 seconds it waited 16.3, of 5 only 3.2: the last pause was left out."""
     url = f"file://{tmp_path}/node.bkp"
     create_backend(url, None)
+    told_at: list[tuple[float, Event]] = []
     with server_process(url) as server:
-        there = f"{server.url}?deadline={deadline_s}"
-        with open_writer(there) as writer:
+        place = place_at(f"{server.url}?deadline={deadline_s}")
+        with place.open_writer(
+            on_event=lambda event: told_at.append((time.time(), event))
+        ) as writer:
             add_all(writer, started_node())
             server.kill()
             began_s = time.time()
@@ -48,10 +49,9 @@ def test_gives_up_no_earlier_than_it_announced(
             ended_s = time.time()
     assert ended_s - began_s >= deadline_s
     announced = [
-        (record.created, int(found[1]))
-        for record in caplog.records
-        if record.levelno == logging.WARNING
-        and (found := _ANNOUNCED.search(record.getMessage())) is not None
+        (at_s, int(found[1]))
+        for at_s, event in told_at
+        if event.noticed is Noticed.WAITING and (found := _ANNOUNCED.search(event.text)) is not None
     ]
     assert announced
     assert all(at_s + more_s <= ended_s for at_s, more_s in announced)

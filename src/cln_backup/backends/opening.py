@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import place_at
+from cln_backup.backends.secrets import Secret  # noqa: TC001 - a message has it as a type
 
 if TYPE_CHECKING:
     from cln_backup.backends.contract import Reader
-    from cln_backup.backends.secrets import Secret
 
 
 class Opening(NamedTuple):
