@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import ssl
 
 from cln_backup.model.errors import BadSettings
 from cln_backup.storage import directories, fsio
+from cln_backup.wire.credentials import fingerprint_of
 
 _COMMON_NAME = "cln-backup server"
 _DAYS = 36_500
@@ -48,7 +48,7 @@ def fingerprint(certificate: str) -> str:
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     first = content[content.find(begin) : content.find(end) + len(end)]
     try:
-        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()
+        return fingerprint_of(ssl.PEM_cert_to_DER_cert(first))
     except ValueError:
         raise BadSettings(f"{certificate} does not contain a PEM certificate.") from None
 

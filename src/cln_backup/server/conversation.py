@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from hmac import compare_digest
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from cln_backup.model.errors import AccessDenied, BackupError, BadPacket
 from cln_backup.server.extension import Extension, refuse
 from cln_backup.server.protocol1 import Protocol1
 from cln_backup.wire import packets as wire
+from cln_backup.wire.credentials import token_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,7 +102,7 @@ def _admit(connection: Connection, nodes: Mapping[str, Served], hello: wire.Hell
     node = nodes.get(hello.node)
     if not hello.node and len(nodes) == 1:
         (node,) = nodes.values()
-    shown = hashlib.sha256(hello.token.encode()).hexdigest()
+    shown = token_hash(hello.token)
     wanted = node.token_hash if node is not None else None
     # An unknown name takes the same time and gets the same answer as a wrong token.
     right = compare_digest(shown, wanted if wanted is not None else "-" * 64)

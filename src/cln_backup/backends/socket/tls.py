@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import ssl
 from hmac import compare_digest
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cln_backup.model.errors import AccessDenied, BadSettings
 from cln_backup.storage import fsio
+from cln_backup.wire.credentials import fingerprint_of
 
 if TYPE_CHECKING:
     import socket
@@ -48,7 +48,7 @@ def wrap(sock: socket.socket, url: SocketUrl) -> ssl.SSLSocket:
 def _check_fingerprint(wrapped: ssl.SSLSocket, url: SocketUrl) -> None:
     certificate = wrapped.getpeercert(binary_form=True)
     assert certificate is not None
-    found = hashlib.sha256(certificate).hexdigest()
+    found = fingerprint_of(certificate)
     wanted = url.fingerprint if url.pin is None else _pinned(url.pin, found)
     assert wanted is not None
     if not compare_digest(found, wanted):

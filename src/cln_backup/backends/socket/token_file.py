@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import re
 
 from cln_backup.model.errors import BadSettings
 from cln_backup.storage import fsio, interruption
+from cln_backup.wire.credentials import token_hash
 
 _MAX_BYTES = 512
 _TOKEN = re.compile(r"[!-~]{16,256}")
@@ -49,8 +49,3 @@ def create_token(path: str) -> str:
         fsio.write_file(path, token + b"\n", op="write token file", new=True)
         interruption.finished()
     return token_hash(token.decode())
-
-
-def token_hash(token: str) -> str:
-    """The hash that a server stores; it does not reveal the token, which is long and random."""
-    return hashlib.sha256(token.encode()).hexdigest()
