@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from cln_backup.server.served import Client
+    from cln_backup.server.right import Client
     from tests.socket.serving import ServerHere
 
 _PATIENCE_S = 45.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import select
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cln_backup.backends import create_backend, place_at, redacted
 from cln_backup.backends.ticket import size_of
@@ -20,6 +20,7 @@ from cln_backup.model.errors import (
     WriterConflict,
 )
 from cln_backup.server.bells import Bells
+from cln_backup.server.right import Right
 from cln_backup.server.standing import head_digest, standing_of
 from cln_backup.storage import scratch
 
@@ -28,35 +29,15 @@ if TYPE_CHECKING:
     from cln_backup.backends.events import Event
     from cln_backup.backends.ticket import Statistics
     from cln_backup.model.change import Change
+    from cln_backup.server.right import Client
     from cln_backup.wire import packets as wire
 
 _log = logging.getLogger("cln_backup.server")
 
-_GRACE_S = 4.0
-"""How long a new writer waits for the old one's connection to be detected as dead."""
-
-_GRACE_LOCAL_S = 0.1
 MAX_NODE_CONNECTIONS = 32
 """The maximum number of connections per node; it has one, and a second for a compaction."""
 
 _compacting_now = threading.BoundedSemaphore(2)
-
-
-class Client(Protocol):
-    """A connection, as its node sees it."""
-
-    peer: str
-    who: str
-    local: bool
-
-    def probe(self) -> None:
-        """Probes whether the other side is still there; if not, the connection ends."""
-
-    def evict(self, why: str) -> None:
-        """Ends the connection; its client may reconnect and is admitted again."""
-
-
-_TAKEN = "another connection takes over the right to write"
 
 
 class Counters:
@@ -87,12 +68,9 @@ class Served:
         self._backend: Writer | None = None
         self._digest: bytes | None = None
         self._clients: set[Client] = set()
-        self._holder: Client | None = None
-        self._session = ""
-        self._epoch = 0
+        self._right = Right(self._changed)
         self._writes = 0
         self._size_bytes = 0
-        self._sized_at_write = -1
         self._compacting = False
         self._compacted_at_write = -1
         self._retired = False
@@ -107,7 +85,6 @@ class Served:
             raise ConnectionAbortedError("the list of nodes was changed")
         if self._backend is None:
             self._digest = None
-            self._sized_at_write = -1
             self._backend = place_at(self.url).open_writer(on_event=self._say_event)
         return self._backend
 
@@ -121,30 +98,27 @@ class Served:
         if self._digest is None:
             with self.open_reader() as reader:
                 self._digest = head_digest(reader)
-        standing = standing_of(backend, self._digest, self._epoch)
+        standing = standing_of(backend, self._digest, self._right.epoch)
         if standing != self.last:
             self.last = standing
             self.bells.ring()
         return standing
 
     def _stand_and_measure(self) -> wire.Standing:
-        return self._stand(self._opened())._replace(size_bytes=self._measured())
-
-    def _measured(self) -> int:
-        self._size_bytes = self._opened().size_bytes
-        self._sized_at_write = self._writes
-        return self._size_bytes
+        backend = self._opened()
+        self._size_bytes = backend.size_bytes
+        return self._stand(backend)._replace(size_bytes=self._size_bytes)
 
     def size_bytes(self) -> int:
-        """The size of the backup on its storage, without waiting.
+        """The size of the backup on its storage.
 
-        While the backup is being written: the last measured size.
+        It is measured when this is called, except while the backup is in use: this waits for
+        nothing, and gives the size as it was measured last.
         """
         if self._changed.acquire(blocking=False):
             try:
-                written = self._sized_at_write != self._writes
-                if written and self._backend is not None:
-                    return self._measured()
+                if self._backend is not None:
+                    self._size_bytes = self._backend.size_bytes
             finally:
                 self._changed.release()
         return self._size_bytes
@@ -178,35 +152,12 @@ class Served:
             WriterConflict: another session has it, or has taken it from this one meanwhile.
         """
         with self._changed:
-            holder = self._holder
-            if holder is writer:
+            if self._right.holder is writer:
                 return self._stand(self._opened())
-            if resume and self._session and session != self._session:
-                raise WriterConflict(
-                    "Another process has taken over the right to write to this backup. This one "
-                    "must not continue: if it is a second copy of the node, never start it again."
-                )
-            if holder is not None and session and session == self._session:
-                holder.evict(_TAKEN)
-                self._holder = None
-            elif holder is not None:
-                holder.probe()
-                grace_s = _GRACE_LOCAL_S if holder.local else _GRACE_S
-                if not self._changed.wait_for(lambda: self._holder is not holder, grace_s):
-                    raise WriterConflict(
-                        "The backup is being written by "
-                        f"{holder.who or 'a node'} at {holder.peer}, whose connection is alive; "
-                        "this process wrote nothing. Two nodes must never share a backup. If that "
-                        "process can never run again, run `backup-cli takeover URL`."
-                    )
-                if self._holder is not None:
-                    raise WriterConflict("Another writer was faster; this process wrote nothing.")
+            self._right.make_free(session, resume=resume)
             standing = self._stand_and_measure()
-            self._holder = writer
-            if not session or session != self._session:
-                self._epoch += 1
-                self._session = session
-            return standing._replace(epoch=self._epoch)
+            self._right.take(writer, session)
+            return standing._replace(epoch=self._right.epoch)
 
     def create(self, writer: Client, base: Change | None, digest: bytes) -> wire.Standing:
         """Makes the backup, or uses an existing empty one. Durable when it returns.
@@ -232,11 +183,7 @@ class Served:
     def take_over(self, session: str) -> None:
         """Ends the holder's right to write for good; the next session that asks gets it."""
         with self._changed:
-            if self._holder is not None:
-                self._holder.evict(_TAKEN)
-                self._holder = None
-            self._session = session
-            self._epoch += 1
+            self._right.revoke(session)
 
     def enter(self, client: Client) -> None:
         """Registers a connection.
@@ -257,7 +204,7 @@ class Served:
 
     def is_writer(self, client: Client) -> bool:
         """Whether a connection has the right to write."""
-        return self._holder is client
+        return self._right.holder is client
 
     def require_writer(self, client: Client) -> None:
         """Raises `WriterConflict` if a connection does not have the right to write."""
@@ -270,9 +217,7 @@ class Served:
             self._clients.discard(client)
             self.counters.received_bytes += received_bytes
         with self._changed:
-            if self._holder is client:
-                self._holder = None
-                self._changed.notify_all()
+            self._right.release(client)
 
     def belong_to(self, writer: Client, node_id: str) -> wire.Standing:
         """Makes sure that the backup belongs to this node, as `Writer.claim` does.
@@ -345,8 +290,7 @@ class Served:
     def _writable(self, writer: Client, writes: int | None = None) -> Writer:
         if self._retired:
             raise ConnectionAbortedError("the list of nodes was changed")
-        if self._holder is not writer:
-            raise WriterConflict("Another process has taken over the right to write.")
+        self._right.require(writer)
         if writes is not None and writes != self._writes:
             raise WriterConflict(
                 "The backup was written to since the last answer on this connection."
@@ -398,7 +342,6 @@ class Served:
                     statistics = compactor.step()
                     if statistics is not None:
                         self._compacted_at_write = writes
-                        self._sized_at_write = -1
                         self._stand(backend)
                         return statistics
         finally:
@@ -407,7 +350,7 @@ class Served:
 
     def writer_peer(self) -> str | None:
         """The address of the current writer."""
-        holder = self._holder
+        holder = self._right.holder
         return None if holder is None else holder.peer
 
     def _shut(self) -> None:
@@ -424,7 +367,7 @@ class Served:
             client.evict("closed: the list of nodes was changed")
         with self._changed:
             self._retired = True
-            self._holder = None
+            self._right.holder = None
             self._shut()
 
     def close(self) -> None:
