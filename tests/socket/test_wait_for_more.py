@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_writer
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.backends.socket.session import ExtendedSession, open_session
 from cln_backup.backends.socket.url import parse_socket_url
 from cln_backup.formats import digests
 from cln_backup.server import certificate, extension
 from cln_backup.wire import packets as wire
-from tests.histories import append, payments, started_node
+from tests.histories import append, payments, started_node, told
 from tests.socket.serving import ServerProcess, server_here, server_process
 
 if TYPE_CHECKING:
@@ -118,8 +118,6 @@ def test_without_a_change_the_wait_ends_with_its_time(server: ServerProcess) -> 
     with _connected(server.url) as reader:
         before = reader.standing
         assert reader.wait(0.05)
-        assert reader.standing == before._replace(size_bytes=0)
-        reader.refresh()
         assert reader.standing == before
 
 
@@ -178,6 +176,36 @@ def test_a_server_of_before_is_not_asked_to_wait(
         version = reader.standing.version
         assert not reader.wait(3600.0)
         assert _streamed(reader, version) == [version]  # the connection is in order
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_reader_of_a_backup_is_woken(server: ServerProcess, *, interrupted: bool) -> None:
+    change = payments(4, 5)[0]
+    with open_reader(server.url) as reader, ThreadPoolExecutor(1) as other:
+        before = reader.standing.position
+        assert not reader.wait_for_more(0.05)
+        woken = other.submit(reader.wait_for_more, 3600.0)
+        if interrupted:
+            server.kill()
+            server.start()
+        append(server.url, [change])
+        assert woken.result(_PATIENCE_S)
+        assert reader.version == change.version
+        assert told(reader.stream_changes(after=before)) == told([change])
+        assert not reader.wait_for_more(0.05)
+
+
+def test_the_reader_asks_a_server_that_cannot_wait(
+    here: ServerHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = wire.pack_standing
+    monkeypatch.setattr(wire, "pack_standing", lambda standing: pack(standing)[:78])
+    url = here.add(_backup(tmp_path))
+    with open_reader(url) as reader, ThreadPoolExecutor(1) as other:
+        woken = other.submit(reader.wait_for_more, 3600.0)
+        append(url, payments(4, 5))
+        assert woken.result(_PATIENCE_S)
+        assert reader.version == 4
 
 
 def test_what_was_added_to_the_metadata_comes_after_what_clients_of_before_read() -> None:

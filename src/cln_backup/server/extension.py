@@ -76,16 +76,12 @@ class Extension(Answers):
         return self.node.standing()
 
     def _begin_to_read(self) -> wire.Standing:
-        self._see_anew()
+        self._reader = self.node.open_reader()
+        self._see_anew(self._reader)
         return self._seen_with_size()
 
-    def _see_anew(self) -> bool:
-        """Moves the reader to the current state of the backup; returns whether it has changed."""
-        before, reader = self._seen, self.node.open_reader()
-        self.close()
-        self._reader = reader
+    def _see_anew(self, reader: Reader) -> None:
         self._seen = standing_of(reader, head_digest(reader), 0)
-        return before is None or before._replace(size_bytes=0) != self._seen
 
     def _seen_with_size(self) -> wire.Standing:
         assert self._reader is not None
@@ -171,16 +167,19 @@ class Extension(Answers):
         self._channel.payload(length_bytes, 0)
         return self.node.standing() if self._reader is None else self._seen_with_size()
 
-    def _wait(self, length_bytes: int) -> wire.Standing:
+    def _wait(self, length_bytes: int) -> wire.Standing | None:
         limit_s = wire.unpack_wait(self._fields(length_bytes))
-        if self._seen is None:
+        reader = self._reader
+        if reader is None:
             raise BadPacket("a WAIT, which only readers may send")
         until = time.monotonic() + min(limit_s, MAX_WAIT_S)
         with self.node.bells.bell() as bell:
-            changed = self._see_anew()
-            while not changed and self._channel.wait_beside(bell, until - time.monotonic()):
+            more = reader.wait_for_more(0)
+            while not more and self._channel.wait_beside(bell, until - time.monotonic()):
                 os.read(bell, 4096)
-                changed = self._see_anew()
+                more = reader.wait_for_more(0)
+        if more:
+            self._see_anew(reader)
         return self._seen
 
     def _stream(self, length_bytes: int) -> None:

@@ -12,7 +12,7 @@ import re
 import threading
 from typing import TYPE_CHECKING
 
-from cln_backup.backends import place_class, redacted
+from cln_backup.backends import place_at, redacted
 from cln_backup.model.errors import BackupError, BadSettings, BadUrl, NotFound
 from cln_backup.server.served import Served
 from cln_backup.storage import fsio
@@ -70,8 +70,7 @@ def read_nodes(path: str) -> dict[str, Served]:
 
 def of_this_machine(url: str) -> str:
     """The URL of a backup that can be served. Raises `BadUrl` if it is on another server."""
-    place_class(url)
-    if url.startswith("socket:"):
+    if place_at(url).storage_dir is None:
         raise BadUrl(
             f"Cannot serve {redacted(url)}: a server serves file: and dir: backups of its own "
             "machine. To listen there, name the backup first: backup-cli server dir:///the/backup "

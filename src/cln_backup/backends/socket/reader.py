@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING
 
 from cln_backup.backends.contract import LastChange, Reader, Standing
 from cln_backup.backends.follows import changes_after
 from cln_backup.backends.socket.download import Download, PlainDownload
 from cln_backup.backends.socket.link import Link
+from cln_backup.backends.socket.session import ExtendedSession
 from cln_backup.backends.ticket import Ticket
 from cln_backup.formats.digests import digest_of_change
 from cln_backup.model.change import Head, Kind
 from cln_backup.model.errors import StorageError
 from cln_backup.model.position import Position
 from cln_backup.storage.waiting import wait_until
+from cln_backup.wire import packets as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     from cln_backup.backends.socket.session import Session
     from cln_backup.backends.ticket import Folded, Statistics
     from cln_backup.model.change import Change
-    from cln_backup.wire import packets as wire
 
 
 def standing_of(standing: wire.Standing, *, head_is_known: bool) -> Standing:
@@ -162,14 +164,35 @@ class SocketReader(Reader):
                 yield number, change
 
     def wait_for_more(self, timeout_s: float) -> bool:
-        """See `Reader.wait_for_more`. The server wakes nobody; it is asked after growing pauses."""
-        return wait_until(self._has_gone_on, timeout_s, None)
+        """See `Reader.wait_for_more`. A server that cannot wait is asked after growing pauses."""
+        until = time.monotonic() + timeout_s
+        while self._known.features & wire.CAN_WAIT:
+            left_s = max(0.0, until - time.monotonic())
+            if self._goes_on(left_s):
+                return True
+            if not left_s:
+                return False
+        return wait_until(self._has_gone_on, until - time.monotonic(), None)
+
+    def _goes_on(self, limit_s: float) -> bool:
+        """Has the server wait until the backup is another, at most for so long; it may be less."""
+        before = self._sameness(self._known)
+
+        def attempt(session: Session) -> wire.Standing:
+            if isinstance(session, ExtendedSession) and self._sameness(session.standing) == before:
+                session.wait(limit_s)
+            return session.standing
+
+        return self._takes_up(self._link.until(self._deadline_s, attempt))
 
     def _has_gone_on(self) -> bool:
         self._link.close()  # a server tells a reader how the backup was when it connected
-        now = self._link.until(self._deadline_s, lambda session: session).standing
-        before = self._known
-        if self._sameness(now) == self._sameness(before):
+        return self._takes_up(self._link.until(self._deadline_s, lambda session: session).standing)
+
+    def _takes_up(self, now: wire.Standing) -> bool:
+        """Goes on to how the server's backup is; whether that is another than before."""
+        if self._sameness(now) == self._sameness(self._known):
+            self._known = self._known._replace(features=now.features)
             return False
         self._remember(now)
         return True
