@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 MAX_WAIT_S = 60.0
 """The maximum duration of a WAIT."""
 
+_AFTER_BELL_S = 0.02
+"""The writer is answered first, and the changes of a payment are told together."""
+
 _MAX_FIELDS_BYTES = 64
 """The longest packet that has only fixed fields."""
 
@@ -176,6 +179,7 @@ class Extension(Answers):
         with self.node.bells.bell() as bell:
             more = reader.wait_for_more(0)
             while not more and self._channel.wait_beside(bell, until - time.monotonic()):
+                time.sleep(_AFTER_BELL_S)
                 os.read(bell, 4096)
                 more = reader.wait_for_more(0)
         if more:
