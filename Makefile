@@ -25,7 +25,7 @@ except ImportError:
 endef
 export REQUIRE_PYTHON
 
-.PHONY: setup demo test check soak bench fuzz dist clean
+.PHONY: setup demo lint test check soak bench fuzz dist clean
 
 setup: $(STAMP)
 
@@ -42,12 +42,13 @@ demo: setup
 test: setup
 	$(BIN)/pytest -n auto
 
-check: setup
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports $(LINT_IMPORTS_FLAGS)
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto
+
+check: lint test
 
 bench: setup
 	$(BIN)/python -m bench

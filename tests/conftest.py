@@ -5,7 +5,7 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -35,6 +35,15 @@ for _name in (signal.SIGQUIT, signal.SIGHUP):
         signal.signal(_name, signal.SIG_DFL)
 
 _MEMORY = "/dev/shm"  # noqa: S108 - what is tried thousands of times need not wait for a disk
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Has a worker take over what another one has left: a few tests take much longer than most."""
+    from xdist.scheduler import WorkStealingScheduling  # type: ignore[import-untyped]
+
+    is_default = config.getvalue("dist") == "load"
+    return WorkStealingScheduling(config, log) if is_default else None
 
 
 @pytest.fixture
