@@ -15,7 +15,7 @@ import pytest
 from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.backends.socket.token_file import create_token
 from cln_backup.model.errors import Unreachable
-from cln_backup.server import conversation, listener
+from cln_backup.server import certificate, conversation, listener
 from cln_backup.server.admission import why_refused
 from cln_backup.server.served import MAX_NODE_CONNECTIONS
 from cln_backup.wire import packets as wire
@@ -157,27 +157,37 @@ def _drip(sock: socket.socket, data: bytes, pause_s: float) -> bool:
     return False
 
 
+@pytest.fixture
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of this process waits less long for a greeting."""
+    for module in (conversation, listener):
+        monkeypatch.setattr(module, "GREETING_S", 2.0)
+
+
+@pytest.mark.usefixtures("_hasty")
 def test_greeting_that_comes_byte_by_byte_is_cut_and_holds_nobody_up(tmp_path: Path) -> None:
     closed: list[bool] = []
-    with server_process(_made(tmp_path)) as server:
+    with server_here() as server:
+        there = server.add(_made(tmp_path))
 
         def greet_slowly() -> None:
-            with _connect(server.port) as sock:
+            with _connect(server.address.port) as sock:
                 closed.append(_drip(sock, _packet(wire.METADATA, bytes(4000)), 0.2))
 
         def say_nothing() -> None:
-            with _connect(server.port) as sock:
+            with _connect(server.address.port) as sock:
                 closed.append(_is_closed(sock))
 
         threads = [threading.Thread(target=target) for target in 4 * (greet_slowly, say_nothing)]
         for thread in threads:
             thread.start()
-        append(server.url, payments(4, 20))
+        append(there, payments(4, 20))
         for thread in threads:
             thread.join()
     assert closed == 8 * [True]
 
 
+@pytest.mark.usefixtures("_hasty")
 def test_tls_handshake_that_comes_byte_by_byte_is_cut_and_holds_nobody_up(tmp_path: Path) -> None:
     url = _made(tmp_path)
     client = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -188,16 +198,18 @@ def test_tls_handshake_that_comes_byte_by_byte_is_cut_and_holds_nobody_up(tmp_pa
         context.wrap_bio(*client).do_handshake()
     hello = client[1].read()
     closed: list[bool] = []
-    with server_process("--tls-dir", str(tmp_path / "tls"), url) as server:
+    tls = certificate.load(*certificate.make(str(tmp_path / "tls")))
+    with server_here(tls=tls) as server:
+        there = f"{server.add(url)}&tls=yes&pin={tmp_path}/pin"
 
         def shake_slowly() -> None:
-            with _connect(server.port) as sock:
+            with _connect(server.address.port) as sock:
                 closed.append(_drip(sock, hello, 0.2))
 
         threads = [threading.Thread(target=shake_slowly) for _ in range(8)]
         for thread in threads:
             thread.start()
-        append(f"{server.url}?pin={tmp_path}/pin", payments(4, 20))
+        append(there, payments(4, 20))
         for thread in threads:
             thread.join()
     assert closed == 8 * [True]

@@ -19,6 +19,7 @@ from tests.socket.serving import server_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from subprocess import Popen
 
     from tests.socket.serving import ServerProcess
 
@@ -55,6 +56,26 @@ def served(tmp_path: Path) -> Iterator[tuple[RemoteHome, ServerProcess]]:
         home = RemoteHome(tmp_path, server)
         home.init()
         yield home, server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def silent(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[RemoteHome, ServerProcess, Popen[str]]]:
+    """A node that starts while its server is silent; it waits beside the tests of this module."""
+    directory = tmp_path_factory.mktemp("silent")
+    with server_process(f"file://{directory}/backup.dbak") as server:
+        home = RemoteHome(directory, server)
+        home.init()
+        home.run(*_ROUTER, "--calls", "80")
+        server.process.send_signal(signal.SIGSTOP)  # its system still takes connections
+        with home.start(*_ROUTER, "--calls", "10") as node:
+            try:
+                yield home, server, node
+            finally:
+                server.process.send_signal(signal.SIGCONT)
+                if node.poll() is None:
+                    node.kill()
 
 
 def _recorded(path: str, tmp_path: Path) -> Path:
@@ -158,13 +179,10 @@ def test_snapshot_brings_a_backup_on_a_server_up_to_the_node(
 
 
 def test_node_that_starts_while_the_server_is_silent_is_halted_in_time(
-    served: tuple[RemoteHome, ServerProcess],
+    silent: tuple[RemoteHome, ServerProcess, Popen[str]],
 ) -> None:
     """Other plugins would give up some 120 s after their start, and take the node down."""
-    home, server = served
-    home.run(*_ROUTER, "--calls", "80")
-    server.process.send_signal(signal.SIGSTOP)  # its system still takes connections
-    node = home.start(*_ROUTER, "--calls", "10")
+    home, server, node = silent
     _, said = node.communicate(timeout=250)
     server.process.send_signal(signal.SIGCONT)
     assert node.returncode != 0
