@@ -10,6 +10,7 @@ installation, another user, a limit, missing streams) run the installed program,
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
@@ -86,10 +87,14 @@ class Program(subprocess.Popen[Any]):
     def _look(self, timeout_s: float | None) -> int | None:
         with self._waitpid_lock:  # type: ignore[attr-defined]
             if self.returncode is None and self._status is not None:
+                if self._status.fileno() < 0:
+                    # A test that failed left this behind, to be collected.
+                    self.returncode = -signal.SIGKILL
+                    return self.returncode
                 ready, _, _ = select.select([self._status], [], [], timeout_s)
                 if not ready:
                     return None
-                self.returncode = int(self._status.recv(16) or b"-9")
+                self.returncode = int(self._status.recv(16) or -signal.SIGKILL)
                 self._status.close()
             code: int | None = self.returncode
             return code
@@ -200,7 +205,7 @@ def _tell_who_ended(children: dict[int, socket.socket]) -> None:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             return
-        with children.pop(pid) as told:
+        with children.pop(pid) as told, contextlib.suppress(BrokenPipeError):
             told.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
