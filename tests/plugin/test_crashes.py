@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import captured
-from tests.plugin.home import CAPTURES, Home
+from tests.plugin.home import CAPTURES, KINDS, Home
+from tests.soak import SOAK
 
 _ROUTER = CAPTURES / "small" / "router"
 _POINTS = (
@@ -32,8 +33,29 @@ def _crash(home: Home, *points: str, calls: int = 120, variant: bool = True) -> 
     )
 
 
-@pytest.mark.parametrize("point", _POINTS)
-@pytest.mark.parametrize("call", [0, 2, 57])
+def _is_tried(kind: str, point: str, call: int) -> bool:
+    """Whether to kill there: each kind of backup has each outcome, a file each point.
+
+    The steps of a commit differ for the node's database and not for its backup, and encryption
+    makes a difference where a record is cut and where one is dropped. `make soak` tries all.
+    """
+    if SOAK or kind == "file":
+        return True
+    if kind == "dir":
+        return call == 57 or ":step" not in point
+    return point in {"in-plugin@{}:bytes=40", "after-answer@{}"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "point", "call"),
+    [
+        (kind, point, call)
+        for kind in KINDS
+        for point in _POINTS
+        for call in (0, 2, 57)
+        if _is_tried(kind, point, call)
+    ],
+)
 def test_killed_once_at(home: Home, point: str, call: int) -> None:
     home.init()
     _crash(home, point.format(call))
