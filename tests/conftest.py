@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]
 
 _CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-# The same examples in every run, so that a red check is red for everybody.
+# The same examples in every run, so that a failure can be reproduced.
 settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=_CHECKS)
 settings.register_profile(
     "search", deadline=None, max_examples=2_000, suppress_health_check=_CHECKS
@@ -27,7 +27,7 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # A shell starts what it runs in the background with these ignored, and so would be what the tests
-# start: a program that ignores them from its start goes on doing so.
+# start: a program that ignores them from its start continues to do so.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in (signal.SIGQUIT, signal.SIGHUP):
@@ -48,7 +48,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture
 def memory_path() -> Iterator[Path]:
-    """A directory in memory where there is one; for what is tried very often."""
+    """A directory in memory if there is one; for frequent attempts."""
     place = _MEMORY if os.access(_MEMORY, os.W_OK) else None
     path = Path(tempfile.mkdtemp(prefix="cln-backup-", dir=place))
     try:

@@ -1,6 +1,6 @@
-"""Small histories of a node, the databases they stand for, and what a backup says of them.
+"""Small histories of a node, their databases, and what a backup says about them.
 
-Each transaction writes so that a replay tells whether any was left out, taken twice, or stands in
+Each transaction writes so that a replay tells whether any was left out, taken twice, or is in
 the wrong order: it inserts its version under a unique key and folds it into a running sum.
 """
 
@@ -63,7 +63,7 @@ class SnapshotBytes:
 
 
 def image(text: str) -> SnapshotBytes:
-    """What begins like a database and is none; for backends, which do not look into it."""
+    """A file that starts like a database but is not one; backends do not look into it."""
     return SnapshotBytes(b"SQLite format 3\x00" + text.encode())
 
 
@@ -116,7 +116,7 @@ def wearing_payments(start: int, stop: int) -> list[Change]:
 
 
 def started_node() -> list[Change]:
-    """What a new node sends until its tables stand, with riders as real ones do."""
+    """The changes of a new node until its tables exist, with riders as from real ones."""
     return [
         first(),
         rider(1, OFF),
@@ -172,7 +172,7 @@ def _node(path: Path) -> sqlite3.Connection:
 
 
 def told(changes: Iterable[Change]) -> list[Told]:
-    """What the changes are, in a form that can be compared."""
+    """The changes in a form that can be compared."""
     return [_told(change) for change in changes]
 
 
@@ -186,7 +186,7 @@ def _told(change: Change) -> Told:
 
 
 def told_by(url: str) -> list[Told]:
-    """What a backup tells a reader."""
+    """The changes that a backup gives a reader."""
     with open_reader(url) as backend:
         return told(backend.stream_changes())
 

@@ -52,7 +52,7 @@ class Program(subprocess.Popen[Any]):
     _status: socket.socket | None = None
 
     def _execute_child(self, *given: Any) -> None:
-        """What `Popen` does after it has made the pipes."""
+        """The part of `Popen` after it has made the pipes."""
         of = _SIGNATURE.bind(self, *given).arguments
         assert not of["preexec_fn"]
         assert not of["pass_fds"]
@@ -232,7 +232,7 @@ def _as_started(request: dict[str, Any]) -> Callable[[], object]:
 
 
 def main() -> None:
-    """Imports everything, and forks for as long as the tests go on."""
+    """Imports everything, and forks for as long as the tests run."""
     for name in ("tests.backends.set_back", "tests.disasters.victim"):
         importlib.import_module(name)
     for name in ("cln_backup", "simulator"):
@@ -247,7 +247,7 @@ def main() -> None:
 
 
 def _run_to_its_end(program: Callable[[], object]) -> NoReturn:
-    """As the interpreter, but that it does not take itself apart, which takes longest of all."""
+    """As the interpreter, but without its finalization, which takes longest of all."""
     code: object = 1
     try:
         code = program()
@@ -256,7 +256,7 @@ def _run_to_its_end(program: Callable[[], object]) -> NoReturn:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
-    except Exception:  # noqa: BLE001 - as the interpreter does with what nobody caught
+    except Exception:  # noqa: BLE001 - as the interpreter does with uncaught exceptions
         sys.excepthook(*sys.exc_info())
     for thread in threading.enumerate():
         if not thread.daemon and thread is not threading.current_thread():

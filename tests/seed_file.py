@@ -48,7 +48,7 @@ class SeedFile:
         return cls(path)
 
     def header(self) -> bytes:
-        """The header as it stands in memory."""
+        """The header in memory."""
         fields = (self.version, self.next_offset, self.prev_version, self.prev_offset, self.count)
         return struct.pack(_HEADER, 1, *fields).ljust(512, b"\0")
 
@@ -78,7 +78,7 @@ class SeedFile:
         return True
 
     def first_call(self, version: int) -> bool:
-        """What its plugin checks at the first call of a process; `False` where it kills the node.
+        """The check of its plugin at the first call of a process; `False` if it kills the node.
 
         It takes every call for a transaction, also one that is a rider.
         """

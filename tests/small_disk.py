@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def small_disk(place: Path, size_kib: int) -> Iterator[Path]:
-    """Mounts a disk of this size at an empty directory, which is made where there is none."""
+    """Mounts a disk of this size at an empty directory, which is made if it does not exist."""
     place.mkdir(exist_ok=True)
     options = f"size={size_kib}k,mode=700"
     mounted = subprocess.run(

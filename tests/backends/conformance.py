@@ -1,4 +1,4 @@
-"""What every backend must do: each test of `test_conformance.py` runs against every scheme.
+"""The requirements of every backend: `test_conformance.py` runs each test for every scheme.
 
 The state machine holds a list of changes as its oracle and asks the backend for the same list after
 every step. A new backend is added to `PLACES` and to nothing else.
@@ -86,7 +86,7 @@ PLACES: dict[str, Callable[[Path], str]] = {
     "socket": _socket,
     "socket-dir": _socket_dir,
 }
-"""For each scheme, what makes a URL of it, at which nothing stands yet, from an empty directory."""
+"""For each scheme, a function that makes an unused URL of it in an empty directory."""
 
 COMPACTED_ELSEWHERE = {"socket", "socket-dir"}
 """Schemes whose storage compacts by itself; it also takes an empty backup as a new one."""
@@ -185,7 +185,7 @@ class Oracle:
         self.droppable = False
 
     def fold(self, base: Change | None, length: int) -> None:
-        """Puts `base` in the place of all that stood before the head when there were `length`."""
+        """Replaces everything before the head, when there were `length` changes, by `base`."""
         kept = self.entries[length - 1 :]
         folded: list[Entry] = []
         if base is not None:

@@ -1,8 +1,8 @@
 """A machine that is set back to a checkpoint, memory and all: `python -m tests.backends.set_back`.
 
 A fork is the state at the checkpoint: its child has the writer as it was then, with its place in
-the backup, its open files and its locks. The parent goes on as the machine did; then the child
-does what the machine does when it goes on from the checkpoint. Prints, for each case, what became
+the backup, its open files and its locks. The parent continues as the machine did; then the child
+does what the machine does when it continues from the checkpoint. Prints, for each case, what became
 of it as a line of JSON.
 """
 
@@ -88,7 +88,7 @@ SINCE: dict[str, Callable[[Writer], None]] = {
     "a drop": _drop_and_go_on,
     "a compaction": _compact_and_go_on,
 }
-"""What the machine did after the checkpoint."""
+"""The steps of the machine after the checkpoint."""
 
 THEN: dict[str, Callable[[Writer], None]] = {
     "go on": go_on,
@@ -97,7 +97,7 @@ THEN: dict[str, Callable[[Writer], None]] = {
     "compact": compact,
     "begin a segment": _go_on_past_a_segment,
 }
-"""What it does when it was set back to it."""
+"""The steps of the machine after it was set back."""
 
 CASES = [
     *((since, "go on", "anywhere") for since in SINCE),
@@ -135,7 +135,7 @@ def _end_of(directory: Path) -> int:
 
 
 def files(directory: Path) -> dict[str, str]:
-    """What is in every file of a backup, but not in what is being prepared beside it."""
+    """The contents of every file of a backup, without files being prepared beside it."""
     return {
         str(path): sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.rglob("*"))

@@ -1,4 +1,4 @@
-"""What an append asks of the file system, counted: it must not grow with the history."""
+"""Counts the file system calls of an append: they must not grow with the history."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class _Calls:
             self.counts[called.__name__] += 1
 
     def during(self, backend: Any, version: int) -> Counter[str]:
-        """What one append asks for, of the file system of the server."""
+        """The calls of one append, on the server's file system."""
         self.counts.clear()
         backend.add_change(_change(version))
         return Counter(self.counts)

@@ -52,7 +52,7 @@ def scheme(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def url(scheme: str, tmp_path: Path) -> str:
-    """A place of the scheme at which nothing stands."""
+    """An unused place of the scheme."""
     return PLACES[scheme](tmp_path)
 
 
@@ -60,7 +60,7 @@ def url(scheme: str, tmp_path: Path) -> str:
 def stages(scheme: str) -> None:
     """For tests of what the caller does in a compaction."""
     if scheme in COMPACTED_ELSEWHERE:
-        pytest.skip(f"does not apply: the storage behind {scheme}: compacts by itself")
+        pytest.skip(f"does not apply: the storage of {scheme}: compacts by itself")
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def test_files_of_others_beside_the_backup_are_left_alone(name: str, tmp_path: P
 
 
 class _Racing:
-    """A snapshot during whose reading somebody else makes a backup of that name."""
+    """A snapshot during whose reading another process makes a backup of that name."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -188,7 +188,7 @@ def test_compaction_through_a_link_stays_on_the_disk_it_points_to(
 
 
 def test_backup_that_was_moved_away_is_not_written_to(tmp_path: Path) -> None:
-    """The node would go on, and its newest changes would be in a file that nobody looks for."""
+    """The node would continue, and its newest changes would be in a file that is not looked for."""
     url = f"file://{tmp_path}/node.bkp"
     create_backend(url, None)
     append(url, started_node())
@@ -238,7 +238,7 @@ def test_readers_never_find_a_busy_backup_damaged(tmp_path: Path) -> None:
 
 
 def test_every_rider_that_is_taken_is_read_as_one(tmp_path: Path) -> None:
-    """What a writer takes for a rider must not be a second transaction to a reader."""
+    """A rider for a writer must not be a second transaction for a reader."""
     for number, pragma in enumerate(
         [
             "PRAGMA foreign_keys = OFF;",

@@ -1,4 +1,4 @@
-"""What is kept of a change that had to go: nobody may ever lose the only copy of anything."""
+"""Changes set aside: the only copy of a change is never lost."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_machine_that_was_set_back_overwrites_nothing(kind: str) -> None:
         assert outcome["again"] != "stored", case
         assert outcome["untouched"], case
         assert outcome["whole"], case
-    # What was found, what is safe and what to do.
+    # The message says what was found, what is safe and what to do.
     said = str(outcomes["one change", "go on", "anywhere"]["said"])
     assert said.startswith("WriterConflict: Another process wrote to this backup: ")
     for phrase in ("Nothing was overwritten", "set back", "Do not start", "backup-cli restore"):
@@ -111,7 +111,7 @@ def _rest() -> None:
 
 
 def _refused(backend: Writer, directory: Path) -> str:
-    """What an append was refused with, which left everything as it was."""
+    """The refusal of an append, which changed nothing."""
     before = files(directory)
     with pytest.raises(BackupError) as found:
         backend.add_change(payment(backend.version + 1, "too late"))
@@ -198,7 +198,7 @@ def test_what_a_drop_or_a_compaction_leaves_is_known_to_their_writer(url: str) -
 
 
 def test_compaction_alone_by_another_process_is_no_newer_history(tmp_path: Path) -> None:
-    """The log of a `dir:` goes on as it is; only a second compaction must not follow."""
+    """The log of a `dir:` backup stays in place; only a second compaction must not follow."""
     url = PLACES["dir"](tmp_path)
     create_backend(url, None)
     append(url, started_node())

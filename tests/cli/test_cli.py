@@ -50,7 +50,7 @@ class Ended(NamedTuple):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What it printed, as the one JSON object that it must be."""
+        """Its output, which must be one JSON object."""
         assert self.out.endswith("\n")
         assert self.out.count("\n") == 1
         found: dict[str, Any] = json.loads(self.out)
@@ -631,9 +631,9 @@ sys.exit(ended())
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 def test_backup_of_another_user_is_refused_with_a_hint(made: Place) -> None:
-    with tempfile.TemporaryDirectory() as entered:  # pytest's own can be entered by nobody else
+    with tempfile.TemporaryDirectory() as entered:  # no other user can enter pytest's own
         Path(entered).chmod(0o711)
         backup = shutil.copy(made.path, entered)
         os.chmod(backup, 0o600)
@@ -648,7 +648,7 @@ def test_backup_of_another_user_is_refused_with_a_hint(made: Place) -> None:
 
 
 def test_whole_way_of_a_node(node: Place) -> None:
-    """Set up, run, lose the disk, come back, go on."""
+    """Set up, run, lose the disk, come back, continue."""
     assert run("init", "--lightning-dir", node.directory, node.url).code == 0
     append(node.url, payments(20, 30))
     assert run("compact", "--force", node.url).code == 0

@@ -1,4 +1,4 @@
-"""What the documents must keep up with."""
+"""The documents describe every command, option, exit code and field."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _errors() -> list[type[BackupError]]:
 
 
 def _section(command: str) -> str:
-    """What stands under a command's heading, up to the next heading of its rank."""
+    """The text under a command's heading, up to the next heading of its rank."""
     found = re.search(
         rf"^### `backup-cli {command}`$(.*?)(?=^##+ )", DOCUMENT, re.MULTILINE | re.DOTALL
     )

@@ -18,7 +18,7 @@ def _prose(document: Path) -> str:
 
 
 def _anchors(document: Path) -> list[str]:
-    """What GitHub lets one link to: explicit anchors, and headings in lower case with hyphens."""
+    """GitHub's anchors: explicit ones, and headings in lower case with hyphens."""
     text = _prose(document)
     found = re.findall(r'<a id="([^"]+)"></a>', text)
     for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""What a bar shows of long work."""
+"""The progress bar of long work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked for on a terminal, and what becomes of a secret that is named to `init`."""
+"""Secrets: questions on a terminal, and the handling of a secret given to `init`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `status` tells besides where a backup stands."""
+"""The output of `status` besides the state of a backup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people type that cannot be meant, and where a command runs that something is missing."""
+"""Wrong input, and environments in which something is missing."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_empty_argument_ends_with_the_code_of_a_wrong_command_line(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-# output that nobody takes
+# output that is not read
 
 
 def test_finished_restore_is_not_said_to_have_failed_by_a_full_disk(place: Place) -> None:

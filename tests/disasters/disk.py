@@ -1,8 +1,8 @@
-"""What a cut can leave of files that were being written.
+"""The states in which a crash can leave files that were being written.
 
 `Recorder` writes down each call by which `storage.fsio` changes a file or a directory, in order,
-under the label of the step. From that record, `killed` says what stands there when the process dies
-between two calls, and `power_cuts` what may stand there when the machine dies: of the bytes that
+under the label of the step. From that record, `killed` says what is there when the process dies
+between two calls, and `power_cuts` what may be there when the machine dies: of the bytes that
 were not synced, any sectors may be missing, and of the names that were not synced, any.
 """
 
@@ -204,13 +204,13 @@ class Recorder:
         self.steps.append(Step(self._op, SyncNames()))
 
     def killed(self, after: int) -> Files:
-        """What stands there when the process dies after so many steps."""
+        """The files when the process dies after so many steps."""
         disk = _Disk(self, after)
         contents = [_applied(disk.durable[n], disk.pending[n]) for n in range(len(disk.durable))]
         return _files(_renamed(disk.names, disk.pending_names), contents)
 
     def power_cuts(self, after: int, seed: int = 0) -> Iterator[Files]:
-        """What may stand there when the machine loses power after so many steps."""
+        """The possible files when the machine loses power after so many steps."""
         disk = _Disk(self, after)
         choices = random.Random(f"{seed} {after}")
         touched = [number for number, pending in enumerate(disk.pending) if pending]
@@ -228,7 +228,7 @@ class Recorder:
 
 
 class _Disk:
-    """What is durable after so many steps, and what is not yet."""
+    """The durable state after so many steps, and the writes that are not durable yet."""
 
     def __init__(self, recorder: Recorder, after: int) -> None:
         self.durable = list(recorder.contents)

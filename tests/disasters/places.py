@@ -23,7 +23,7 @@ _HEADER_BYTES = 512
 
 
 def url_in(directory: Path, kind: str = "file") -> str:
-    """The URL of the backup in a directory; its key lies beside the directory."""
+    """The URL of the backup in a directory; its key is beside the directory."""
     if kind == "file":
         return f"file://{directory}/{NAME}"
     if kind == "dir":
@@ -48,7 +48,7 @@ def is_there(files: Files, kind: str) -> bool:
 
 
 def written(files: Files, kind: str) -> Files:
-    """What of these files differs as soon as a part of one more change reached the disk."""
+    """The part of these files that differs when any part of one more change is on the disk."""
     if kind == "file":
         return {NAME: files[NAME]} if NAME in files else {}
     records = {

@@ -1,4 +1,4 @@
-"""What a backup is doing when the disaster comes: each is cut at every one of its steps."""
+"""The activities of a backup when the disaster comes: each is cut at every one of its steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """What a backup may be found to hold.
+    """The possible contents of a backup.
 
     Attributes:
         history: its changes.
@@ -55,7 +55,7 @@ class Scenario:
 
     Attributes:
         prepare: makes the files in an empty directory.
-        before: what they hold; `None` where there is no backup yet.
+        before: their contents; `None` if there is no backup yet.
         act: does it, and says what was answered.
     """
 
@@ -277,6 +277,6 @@ def all_scenarios(kind: str = "file") -> dict[str, Scenario]:
 
 
 def next_change(history: Sequence[Change]) -> Change:
-    """A change that goes on from there."""
+    """A change that continues from there."""
     version = history[-1].version if history else 0
     return first() if version == 0 else payment(version + 1, "and on")

@@ -1,6 +1,6 @@
 """A disk that gives back other bytes than it was given.
 
-Format 1 has no checksum. What it cannot tell is one class, and it is this: a byte within the text
+Format 1 has no checksum. It cannot detect one class of damage: a byte within the text
 of a statement, or within the pages of a snapshot, that makes other text or other pages, equally
 good. Such a database may hold another value; it is never at another version, and no change is
 missing. All else is refused, or makes no difference.
@@ -70,9 +70,9 @@ def _places(history: Sequence[Change]) -> Iterator[Place]:
 
 
 def _masks(place: Place, last: int) -> Sequence[int]:
-    """What is changed of a byte: each bit and all, or one of these where its neighbours are alike.
+    """The changes of a byte: each bit and all, or one of these if its neighbours are alike.
 
-    A byte of a text or of the unused header stands for the bytes around it. With all, as in
+    A byte of a text or of the unused header represents the bytes around it. With all, as in
     `make soak`, each has three, and those of the last entry nine.
     """
     is_alike = place.in_payload or (place.entry is None and place.offset >= 36)
@@ -82,7 +82,7 @@ def _masks(place: Place, last: int) -> Sequence[int]:
 
 
 class Rot:
-    """A backup, its database, and what becomes of both when one byte is another."""
+    """A backup, its database, and the result for both when one byte is changed."""
 
     def __init__(self, directory: Path, history: Sequence[Change]) -> None:
         self.history = history
@@ -333,7 +333,7 @@ def test_rotten_rider_does_not_make_the_tables_stale(memory_path: Path) -> None:
 
 
 def test_rotten_length_in_a_file_of_the_seed(memory_path: Path) -> None:
-    """What looks for torn transactions of the community's plugin must not find one here."""
+    """The search for torn transactions of the community's plugin must not find one here."""
     node = SeedNode(memory_path / NAME, started_node())
     node.commits(*payments(4, 6))
     node.crashes_after_the_answer(payment(6, "never committed"))

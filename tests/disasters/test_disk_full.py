@@ -116,7 +116,7 @@ def test_append_fails_and_the_writer_writes_no_more(
     kind: str, full: Path, what: Callable[[int], Change]
 ) -> None:
     if kind != "file" and what is _large and full.name != "disk":
-        pytest.skip("does not apply: a directory's log goes on in another file")
+        pytest.skip("does not apply: a directory's log continues in another file")
     answered = list(started_node())
     url = _started(kind, full, answered)
     with open_writer(url) as backend:

@@ -89,9 +89,9 @@ def _loses_the_next_commit(home: Home, disk: Disk, version: int) -> bool:
 def test_commit_that_the_disk_took_back_is_not_dropped(
     kind: str, linked: bool, disk: Disk, tmp_path: Path
 ) -> None:
-    """The node acted on it; the boot is the same, and the mount is another."""
+    """The node acted on it; the boot is the same, but the mount differs."""
     home = Home(tmp_path / "home", kind)
-    if linked:  # the database alone lies on the disk
+    if linked:  # only the database is on the disk
         home.database.symlink_to(disk.place / "lightningd.sqlite3")
         (disk.place / "lightningd.sqlite3").touch()
     else:

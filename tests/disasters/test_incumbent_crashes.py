@@ -119,7 +119,7 @@ def _before_the_header_twice(node: SeedNode) -> None:
 
 
 def _drift_then_before_the_header(node: SeedNode) -> None:
-    """The header's offset is behind the end of the file when the next crash comes."""
+    """The header's offset is past the end of the file when the next crash comes."""
     _one_crash(node)
     node.crashes_before_the_header(payment(9, "no header was written"))
     node.commits(*payments(9, 12))
@@ -211,7 +211,7 @@ class Case:
         assert kept.exists() == stale
         if stale:
             assert kept.read_bytes() == self.content
-        # What is left is what that plugin would have written had nothing ever happened to it.
+        # The rest is what that plugin would have written without any crash.
         clean = SeedFile.create(self.directory / "clean")
         for change in self.node.committed:
             clean.append(change)
@@ -302,7 +302,7 @@ def test_repair_of_a_repaired_file_keeps_both(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("more", [0, 1, 3])
 @pytest.mark.parametrize("length", [40, 900])
 def test_entry_torn_in_the_middle_at_any_byte(length: int, more: int, tmp_path: Path) -> None:
-    """Killed in its write; the next change went behind what was there of the last one."""
+    """Killed in its write; the next change was appended after the rest of the last one."""
     torn = payment(6, long_text(6, length))
     covers_the_next = len(packed(torn)) - len(packed(payments(6, 7)[0]))
     for cut in range(9, len(packed(torn)), 1 if length < 100 else 13):
@@ -353,7 +353,7 @@ def test_entry_torn_before_its_payload_is_at_least_never_misread(cut: int, tmp_p
 
 
 def test_entry_torn_at_every_length_against_every_length_behind_it(tmp_path: Path) -> None:
-    """The length of the torn one may end in any byte of what follows, or just behind it."""
+    """The length of the torn one may end in any byte of the following data, or just after it."""
     path, url = tmp_path / NAME, url_in(tmp_path)
     for length in range(0, 420, 3):
         torn = payment(4, long_text(4, length))
@@ -396,7 +396,7 @@ def test_torn_end(tmp_path: Path) -> None:
 
 
 def test_whole_entry_without_a_header_at_the_end(tmp_path: Path) -> None:
-    """It was never answered, but nobody can tell; it is in doubt like any head."""
+    """It was never answered, but that cannot be known; it is in doubt like any head."""
     node = SeedNode(tmp_path / NAME, [*started_node(), *payments(4, 6)])
     node.crashes_before_the_header(payment(6))
     url = url_in(tmp_path)

@@ -87,7 +87,7 @@ class Life:
         return chosen
 
     def _does_something(self) -> list[list[Change]]:
-        """What the history was and became, step by step."""
+        """The history, step by step."""
         before = self.history
         act = self.choices.choice(
             ["append", "append", "append", "rider", "rewind", "replace", "compact", "snapshot"]

@@ -39,7 +39,7 @@ SCENARIOS = [(kind, name) for kind in KINDS for name in all_scenarios(kind)]
 
 
 class Milestone(NamedTuple):
-    """What was answered after so many steps, and what the backup's files held then."""
+    """The changes answered after so many steps, and the contents of the backup's files then."""
 
     steps: int
     state: State | None
@@ -219,7 +219,7 @@ def test_cut_at_every_step(
 def test_power_cut_wherever_a_sector_ends_in_the_entry(
     what: str, part: int, memory_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The entry and the header are synced at once; the entry lies in two sectors."""
+    """The entry and the header are synced together; the entry is in two sectors."""
     change = {
         "transaction": payment(4),
         "rider": rider(3),
@@ -250,13 +250,13 @@ def _filled_up_to(place: int) -> Change:
 def test_power_cut_wherever_a_sector_ends_in_the_record(
     kind: str, part: int, memory_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second record of a writer lies in two sectors, and nothing else is in flight.
+    """The second record of a writer is in two sectors, and nothing else is in flight.
 
     The first one is cut in `test_cut_at_every_step`.
     """
     for length in range(part * 3, 220, 12):
         changes = [payment(4, long_text(length, 2 * length)), payment(5, "x")]
-        scenario = Scenarios(kind).appends_some(f"behind {length}", started_node(), changes)
+        scenario = Scenarios(kind).appends_some(f"after {length}", started_node(), changes)
         directory = memory_path / str(length)
         directory.mkdir()
         _cut_everywhere(scenario, kind, directory, monkeypatch, least=3, since=1)

@@ -49,7 +49,7 @@ def _killed(directory: Path, kind: str, name: str, number: int) -> str:
 
 
 def _histories(kind: str, name: str, directory: Path) -> list[list[Change]]:
-    """What the backup holds before, between and after, as an undisturbed run says."""
+    """The contents of the backup before, between and after, from an undisturbed run."""
     scenario = all_scenarios(kind)[name]
     directory.mkdir()
     scenario.prepare(directory)

@@ -42,7 +42,7 @@ class _Clock:
 
 
 def _answered(_state: State) -> None:
-    """Nobody asks here what was answered."""
+    """Here it does not matter what was answered."""
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ class Fuzzer:
         return bytes(data)
 
     def _resealed(self, data: bytearray) -> bytearray:
-        """A record of nonsense with a right seal, where the first record stands."""
+        """A record of nonsense with a valid seal, in place of the first record."""
         self._forged = True
         header = bytes(data[: v2.HEADER_BYTES])
         body = v2.pack_body(self._choices.choice(list(v2.Type)), self._choices.randrange(12))

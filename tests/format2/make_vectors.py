@@ -1,6 +1,6 @@
 """Makes the frozen examples of format 2: `python -m tests.format2.make_vectors DIRECTORY`.
 
-Run once for each version of the format; what lies in `tests/vectors` is never made anew.
+Run once for each version of the format; the files in `tests/vectors` are never made again.
 """
 
 from __future__ import annotations

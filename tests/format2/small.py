@@ -42,7 +42,7 @@ def make_every_kind_of_file(url: str) -> None:
 
 
 def read_all(url: str) -> tuple[list[Told], list[str]]:
-    """What a reader is told, every byte checked; and the notices."""
+    """The changes that a reader gets, every byte checked; and the notices."""
     from tests.histories import told
 
     events: list[Event] = []

@@ -1,4 +1,4 @@
-"""What real nodes sent, through the directory and back; and how small it becomes."""
+"""Recordings of real nodes, through the directory and back; and their size in it."""
 
 from __future__ import annotations
 

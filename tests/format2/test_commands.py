@@ -205,7 +205,7 @@ def test_every_command_that_reads_a_directory(kind: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_generation_that_was_kept_is_read_without_the_newer_base(kind: str, tmp_path: Path) -> None:
-    """What an operator does where the newest base is damaged: move it away."""
+    """The operator's repair if the newest base is damaged: move it away."""
     url = url_of(kind, tmp_path)
     joint = "&" if "?" in url else "?"
     create_backend(url, None)
@@ -261,7 +261,7 @@ def test_copies_through_every_scheme(tmp_path: Path) -> None:
 def test_copy_to_a_server_that_was_stopped_says_that_it_is_not_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is there opens as a backup of an older version, and nothing else would tell."""
+    """The copied files open as a backup of an older version, and nothing else would show it."""
     source = f"dir://{tmp_path}/backup"
     create_backend(source, None)
     append(source, [*started_node(), *payments(4, 30)])

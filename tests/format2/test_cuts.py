@@ -153,7 +153,7 @@ class Checker:
 
 
 def _check(files: Files, after: int, recorded: Recorded, url: str, directory: Path) -> None:
-    """What stands there must be read as the last answered state or the next, and continued."""
+    """The files must be read as the last answered state or the next, and continued."""
     node = directory / "node"
     if node.exists():
         shutil.rmtree(node)

@@ -78,7 +78,7 @@ def test_older_writer_is_refused_also_where_one_between_died_before_it_began(
 ) -> None:
     with open_writer(url) as old:
         old.add_change(payment(4))
-        # A second one claimed its segment and died; a third one went on.
+        # A second one claimed its segment and died; a third one continued.
         (tmp_path / "node" / "log-0000000003").write_bytes(bytes(1 << 18))
         with _open_elsewhere(url, tmp_path) as new:
             new.add_change(payment(5, "by the newest one"))
@@ -148,7 +148,7 @@ def test_record_that_was_on_its_way_when_the_next_writer_looked_is_not_passed_ov
         events: list[Event] = []
         with _open_elsewhere(url, tmp_path, events.append) as new:
             assert new.version == 4
-            assert "cut while it was written" in events[0].text
+            assert "cut off by a crash" in events[0].text
             segment.write_bytes(whole)  # all of it is there now, and may have been answered
             with pytest.raises(WriterConflict):
                 new.add_change(payment(5, "by the newer one"))

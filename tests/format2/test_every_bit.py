@@ -1,4 +1,4 @@
-"""Flipping any single bit of a backup is noticed, wherever it stands."""
+"""Flipping any single bit of a backup is noticed, wherever it is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_flipped_bit_is_found(
     make_every_kind_of_file(url)
     expected, notices = read_all(url)
     assert notices == []
-    # The spare holds nothing yet and the lock file is no part of the backup.
+    # The spare contains nothing yet and the lock file is not part of the backup.
     files = [
         path
         for path in sorted((memory_path / "node").iterdir())
@@ -48,7 +48,7 @@ def test_every_flipped_bit_is_found(
             except Damaged:
                 pass
             except Locked:
-                # What says that the backup is encrypted; a plain one seems to want a key.
+                # The byte that says that the backup is encrypted; a plain one seems to need a key.
                 assert (place // 8, path.name[:4]) == (9, "base")
             else:
                 missed.append((path.name, place))

@@ -83,7 +83,7 @@ class File:
         return body
 
     def records(self, end: int | None = None) -> Iterator[Record]:
-        """Up to `end`, or to where only zeros stand."""
+        """Up to `end`, or to the point after which there are only zeros."""
         at, part = 512, 0
         inflater = zstandard.ZstdDecompressor(max_window_size=8 << 20).decompressobj()
         while at != end:
@@ -111,7 +111,7 @@ class File:
             yield Record(start, at, kind, version, rest, seal, at_ms)
 
     def content(self) -> tuple[bytes, bytes]:
-        """What its chunks hold, and its last seal."""
+        """The contents of its chunks, and its last seal."""
         *chunks, last = self.records()
         content = b"".join(chunk.rest for chunk in chunks)
         assert {chunk.type for chunk in chunks} <= {6}

@@ -135,7 +135,7 @@ def test_digest_does_not_depend_on_the_format(tmp_path: Path) -> None:
 def test_backup_of_an_earlier_release_has_no_digest(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was appended since does not make known what came before."""
+    """Later changes do not reveal the digest of those before."""
     monkeypatch.setattr(dir_store, "FIRST_SEGMENT_BYTES", 2048)  # as they were made with
     place = tmp_path / "vector"
     shutil.copytree(VECTORS / f"format2-{kind}", place)
@@ -154,7 +154,7 @@ def test_snapshot_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> No
     append(url, [first()])
     with (
         open_writer(url) as backend,
-        pytest.raises(StorageError, match="changed while its snapshot was read"),
+        pytest.raises(StorageError, match="changed while it was read"),
     ):
         backend.add_change(Change(1, Changing(), None))
     checked(url, [first()])

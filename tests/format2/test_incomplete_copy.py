@@ -108,7 +108,7 @@ def test_newest_segment_that_is_missing_shows_in_the_writers_note(url: str) -> N
     newest, before = _segments(url)[::-1]
     newest.unlink()
     os.truncate(before, FIRST_BYTES)
-    _refused(url, f"{newest}, which its writer had begun, is missing")
+    _refused(url, f"{newest}, which its writer had started, is missing")
     before.unlink()
     assert _refused(url, "is missing").good_version == 0
 
@@ -141,7 +141,7 @@ def test_snapshot_whose_place_in_the_log_is_missing_is_an_incomplete_copy(url: s
     with pytest.raises((IncompleteCopy, Damaged)):
         open_reader(url)
     newest.write_bytes(whole[:512].ljust(FIRST_BYTES, b"\x00"))
-    assert _refused(url, "snapshot-0000000004-.* its place in the log is not").good_version == 9
+    assert _refused(url, "snapshot-0000000004-.* its record in the log is missing").good_version == 9
 
 
 def test_base_whose_place_in_the_log_is_missing_is_an_incomplete_copy(url: str) -> None:
@@ -153,7 +153,7 @@ def test_base_whose_place_in_the_log_is_missing_is_an_incomplete_copy(url: str) 
         take_over(writer, staged)
     newest = _segments(url)[-1]
     newest.write_bytes(newest.read_bytes()[:512].ljust(FIRST_BYTES, b"\x00"))
-    _refused(url, "the log ends before the change at which it goes on from")
+    _refused(url, "the log ends before the place where it continues after")
 
 
 def test_record_of_any_length_lies_within_what_was_zeros(url: str) -> None:
@@ -302,6 +302,6 @@ def test_torn_end_is_not_said_to_be_safe(url: str) -> None:
     with place_at(url).open_reader(on_event=events.append) as backend:
         (notice,) = (event.text for event in events)
         assert backend.version == 8
-    assert "cut while it was written" in notice
+    assert "cut off by a crash" in notice
     assert "A copy that was made while the node wrote can look the same" in notice
     assert "nothing is lost" not in notice

@@ -56,7 +56,7 @@ def test_passphrase_is_the_first_line_of_its_file(tmp_path: Path) -> None:
 
 
 def test_passphrase_is_the_same_from_every_keyboard(tmp_path: Path) -> None:
-    """One system sends an accent with its letter, another behind it."""
+    """One system sends an accent with its letter, another after it."""
     place, file = tmp_path / "backup", tmp_path / "passphrase"
     file.write_bytes("cafe\u0301 \u212bngstro\u0308m\n".encode())
     create_backend(f"dir://{place}?passphrase-file={file}", None)
@@ -206,7 +206,7 @@ def test_single_plain_file_in_an_encrypted_backup_is_refused(tmp_path: Path) -> 
     forged = bytearray((tmp_path / "other" / "node" / "log-0000000001").read_bytes())
     forged[16:32] = backup_id
     log.write_bytes(forged)
-    with pytest.raises(Damaged, match="encrypted in another way"):
+    with pytest.raises(Damaged, match="its encryption differs"):
         told_by(encrypted)
     with pytest.raises(Damaged, match="not encrypted, but a key was given"):
         place_at(plain).open_reader(secret=Secret(HolderKind.KEY_FILE, bytes(32)))
@@ -226,5 +226,5 @@ def test_encrypted_backup_without_key_files_is_not_said_to_be_plain(tmp_path: Pa
         lambda: remove_key(bare, "key-file"),
         lambda: open_reader(url),
     ):
-        with pytest.raises(Locked, match="is encrypted and has no key files"):
+        with pytest.raises(Locked, match="is encrypted and has no key slots"):
             ask()

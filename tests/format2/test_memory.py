@@ -22,7 +22,7 @@ _MORE_MB = 32
 
 
 def _address_space_mb() -> int:
-    """What this process has mapped, touched or not: a decompressor's window is not touched."""
+    """The mapped memory of this process, touched or not: a decompressor's window is not touched."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     return pages * 4096 >> 20
 

@@ -1,4 +1,4 @@
-"""What stands behind the last record: torn by a cut, or damaged; wherever the sectors end."""
+"""The bytes after the last record: torn by a crash, or damaged; wherever the sectors end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LENGTHS = (9, 13, 40, 200, 229, 240, 256, 300, 480, 512, 513, 1_000, 1_024)
 
 
 def _record(choices: random.Random, length: int) -> bytes:
-    """Bytes as a record has them, but that the seal is none: nobody looks at it here."""
+    """Bytes of a record, except for the seal, which is not checked here."""
     body = choices.randbytes(length + v2.SEAL_BYTES)
     return v2.pack_head(length) + body + v2.pack_foot(length)
 

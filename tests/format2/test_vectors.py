@@ -1,4 +1,4 @@
-"""Files that were written once, by the first release with this format: they are read for ever."""
+"""Files that were written once, by the first release with this format: always readable."""
 
 from __future__ import annotations
 

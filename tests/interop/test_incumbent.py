@@ -1,7 +1,7 @@
 """Against the community plugin's own code, where `CLN_BACKUP_INCUMBENT` names a checkout of it.
 
 It runs in processes of its own. Users move over, and back: each program must take the other's file,
-go on with it, and leave what the other one can read.
+continue it, and leave it readable for the other one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.skipif(
     not _NAMED, reason="CLN_BACKUP_INCUMBENT names no checkout of the community's plugin"
 )
 
-# A process with its code: does what the lines of its input say, and tells where it then stands.
+# A process with its code: executes the lines of its input, and prints its version then.
 _DRIVER = """
 import contextlib, json, logging, sys
 sys.path.insert(0, sys.argv[1])
@@ -438,7 +438,7 @@ def test_recorded_node_through_both(name: str, memory_path: Path) -> None:
 
 
 def test_recorded_node_that_was_killed_three_times(memory_path: Path) -> None:
-    """What started this project: its own backup of that node cannot be trusted."""
+    """The reason for this project: its own backup of that node cannot be trusted."""
     url = f"file://{memory_path}/node.bkp"
     incumbent = Incumbent(url)
     calls: list[list[object]] = []
@@ -499,7 +499,7 @@ def test_faulty_statements_are_mended_alike(url: str, incumbent: Incumbent, tmp_
 def test_its_compaction_after_its_crash_is_refused_or_right(
     url: str, incumbent: Incumbent, tmp_path: Path
 ) -> None:
-    """It folds the stale change in as well; where that went unnoticed, nobody can tell."""
+    """It folds the stale change in as well; if that was not noticed, it cannot be known later."""
     harmless = transaction(12, "UPDATE vars SET intval = 5 WHERE name = 'sum'")
     incumbent.adds([*HISTORY, harmless], create=True)
     incumbent.does(["first", 12], ["add", 12, None, harmless.transaction])

@@ -141,7 +141,7 @@ def test_our_client_on_the_old_server(tmp_path: Path, old_server: int) -> None:
 def test_node_that_crashed_on_the_old_server_leaves_what_can_be_restored(
     tmp_path: Path, old_server: int
 ) -> None:
-    """An ON rider stood between the dropped transaction and the one in its place."""
+    """An ON rider was between the dropped transaction and its replacement."""
     url = f"socket:127.0.0.1:{old_server}"
     history = [*started_node(), *payments(4, 12)]
     with open_writer(url) as backend:

@@ -91,7 +91,7 @@ class _Steps:
 
 
 def _tree(place: Path) -> dict[str, str]:
-    """What is there, but for locks, and segments and spares that hold nothing."""
+    """The files, except locks, and segments and spares without contents."""
     found = {}
     for path in sorted(place.rglob("*")):
         content = path.read_bytes() if path.is_file() else b""

@@ -53,7 +53,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def url(kind: str, memory_path: Path) -> str:
-    """A place at which nothing stands yet."""
+    """An unused place."""
     place = memory_path / "backup"
     place.mkdir(mode=0o700)
     return url_in(place, kind)
@@ -191,7 +191,7 @@ def test_large_recording_comes_back(
         before = backend.size_bytes
     statistics = compact(url)
     assert statistics["before"]["backupsize"] == before
-    # A directory keeps the segment in which its history goes on.
+    # A directory keeps the segment in which its history continues.
     assert statistics["after"]["backupsize"] < before / (10 if kind == "file" else 4)
     assert_same_database(_restored(url, memory_path / "again.sqlite3"), real)
 

@@ -84,7 +84,7 @@ def _newest(url: str) -> Path:
 
 
 def _tear(url: str) -> None:
-    """Puts the start of a record behind the last one of a directory, as a cut leaves it."""
+    """Puts the start of a record after the last one of a directory, as a crash leaves it."""
     whole = _newest(url).read_bytes()
     content = whole.rstrip(b"\x00")
     room = -(len(content) + v2.HEAD_BYTES) % v2.SECTOR_BYTES
@@ -93,7 +93,7 @@ def _tear(url: str) -> None:
 
 
 def _left_behind(url: str) -> set[str]:
-    """The names of what stands there besides the backup."""
+    """The names of the files besides the backup."""
     backup = re.compile(r"node\.bkp|(base|log|key)-.*|spare.*|.*\.writer")
     return {path.name for path in _directory(url).iterdir() if not backup.fullmatch(path.name)}
 
@@ -182,7 +182,7 @@ def test_compaction_in_the_middle_of_a_migration(url: str, cut: int, tmp_path: P
 
 
 def test_history_before_a_fresh_snapshot_is_dropped(url: str, tmp_path: Path) -> None:
-    """The head is a snapshot: nothing before it is of any use."""
+    """The head is a snapshot: nothing before it is needed."""
     missed = [*HISTORY, *payments(60, 70)]
     base = snapshot_of(missed, tmp_path / "base.sqlite3")
     append(url, [*HISTORY, base])
@@ -235,7 +235,7 @@ def test_time_of_the_last_change_is_kept(url: str) -> None:
         assert backend.last_change.at == 1_600_000_000
 
 
-# The second process, beside a writer that goes on.
+# The child process, beside a writer that continues.
 
 
 def _wait(compactor: Compactor) -> Statistics:
@@ -330,7 +330,7 @@ def test_compaction_that_is_called_off_when_it_is_ready_leaves_nothing(url: str)
     with open_writer(url) as writer:
         compactor = Compactor(writer)
         assert select.select([compactor.fileno()], [], [], WAIT_S)[0]
-        assert len(_left_behind(url)) == 1, "the replacement stands beside the backup"
+        assert len(_left_behind(url)) == 1, "the replacement is beside the backup"
         _end(compactor)
         assert not _left_behind(url)
         writer.add_change(payment(60))
@@ -369,7 +369,7 @@ time.sleep(600)
 
 
 def test_second_process_ends_with_a_writer_that_is_killed(url: str) -> None:
-    """Nobody would take what it builds; the next writer removes it."""
+    """Its replacement would not be used; the next writer removes it."""
     append(url, HISTORY)
     writer = subprocess.Popen([sys.executable, "-c", _WRITER, url], stdout=subprocess.PIPE)
     with writer:

@@ -373,7 +373,7 @@ def test_running_node_is_noticed_by_its_socket(old: Node) -> None:
         old.init()
     assert old.names() == {"lightningd.sqlite3", "lightning-rpc"}
     assert list(old.backups.iterdir()) == []
-    old.init()  # a socket that nobody listens on any more
+    old.init()  # a socket without a listener
 
 
 @pytest.mark.parametrize("place", ["above", "inside"])

@@ -1,4 +1,4 @@
-"""What root makes for a node can be read by the node."""
+"""The node can read files that root makes for it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_what_replaces_a_file_is_its_owners(tmp_path: Path) -> None:
 
 @as_root
 def test_file_that_a_link_led_elsewhere_is_not_given_away(tmp_path: Path) -> None:
-    """Whoever owns a directory must get no file of another one by swapping the two."""
+    """The owner of a directory must not get a file of another one by swapping the two."""
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     for directory in (theirs, ours):
         directory.mkdir()

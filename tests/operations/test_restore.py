@@ -312,7 +312,7 @@ def test_hostile_backup_touches_no_other_file(
     create_backend(other, None)
     append(other, HISTORY)
     restored = tmp_path / "other.sqlite3"
-    # What one backup did must not reach the next restore of its process either.
+    # The effects of one backup must not reach the next restore of its process either.
     subprocess.run(
         [sys.executable, "-c", _TWO_RESTORES, url, str(target), other, str(restored)], check=True
     )

@@ -43,7 +43,7 @@ HISTORY = [
 
 @pytest.fixture(params=KINDS)
 def empty(request: pytest.FixtureRequest, memory_path: Path) -> str:
-    """A place at which nothing stands yet, for each kind of backup."""
+    """An unused place for each kind of backup."""
     place = memory_path / "backup"
     place.mkdir(mode=0o700)
     return url_in(place, request.param)

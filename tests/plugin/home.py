@@ -21,7 +21,7 @@ WAIT_S = 60.0
 
 
 KINDS = ("file", "dir", "dir-encrypted")
-"""What kinds of backup a node may have."""
+"""The kinds of backup that a node may have."""
 
 
 class Home:
@@ -56,7 +56,7 @@ class Home:
         return [*in_backup, *self.directory.glob("backup.*")]
 
     def stored(self) -> dict[str, bytes]:
-        """What the backup holds, name by name; what is only prepared for later left out."""
+        """The contents of the backup, name by name, without files prepared for later."""
         if not self.backup.exists():
             return {}
         return {
@@ -115,7 +115,7 @@ class Home:
     def wait_for_calls(self, count: int) -> None:
         deadline_s = time.monotonic() + WAIT_S
         while self.call("simulator")["next_call"] < count:
-            assert time.monotonic() < deadline_s, "the node stands still"
+            assert time.monotonic() < deadline_s, "the node makes no progress"
             time.sleep(0.01)
 
     def restored(self) -> Path:

@@ -1,4 +1,4 @@
-"""What an operator asks a running node, and what lightningd asks of a plugin."""
+"""Commands of an operator to a running node, and requests of lightningd to a plugin."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_compactions_while_the_node_writes(home: Home, tmp_path: Path) -> None:
     for calls in (20, 150, 300):
         home.wait_for_calls(calls)
         done.append(home.call("backup-compact", {"force": True}))
-        # The node went on meanwhile; what was there before is one snapshot now.
+        # The node continued meanwhile; the history before is one snapshot now.
         status = home.call("backup-status")
         assert status["version_count"] < status["version"] - calls + 10
     home.wait_for_calls(500)
@@ -61,7 +61,7 @@ def test_compactions_while_the_node_writes(home: Home, tmp_path: Path) -> None:
     home.call("stop")
     home.end(node)
     assert statistics["after"]["version_count"] == 2
-    if home.kind == "file":  # a directory keeps the segment in which its history goes on
+    if home.kind == "file":  # a directory keeps the segment in which its history continues
         # On a busy machine the node had written all before the last one.
         assert any(
             each["before"]["backupsize"] > each["after"]["backupsize"]
@@ -315,7 +315,7 @@ def test_numbers_and_odd_strings_as_ids_are_repeated_as_written(tmp_path: Path) 
 
 
 def test_lost_machine_comes_back_with_its_hsm_secret_alone(tmp_path: Path) -> None:
-    """What is left is the encrypted directory, and `hsm_secret` on a piece of paper."""
+    """Only the encrypted directory is left, and `hsm_secret` on a piece of paper."""
     home = Home(tmp_path, "dir-encrypted")
     paper = tmp_path / "paper"
     paper.write_bytes(bytes(range(32)))

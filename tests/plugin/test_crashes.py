@@ -98,7 +98,7 @@ def test_killed_anywhere_again_and_again(home: Home, seed: int) -> None:
 
 
 def test_killed_between_foreign_keys_off_and_on(home: Home) -> None:
-    """The next process has them on without a word, so the history says so."""
+    """The next process has them on silently, so the history says so."""
     home.init()
     home.run(
         *("--capture", f"{_ROUTER}.jsonl.xz", "--crash", "after-answer@2", "--riders", "none"),

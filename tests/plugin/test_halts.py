@@ -53,9 +53,9 @@ def test_backup_lock_that_cannot_be_understood(tmp_path: Path, text: str) -> Non
 @pytest.mark.parametrize(
     ("url", "phrase"),
     [
-        ("ftp://nowhere", "No backend serves"),
+        ("ftp://nowhere", "Unknown scheme"),
         ("file:///nowhere/backup", "There is no backup at"),
-        ("file:relative", "names no absolute path"),
+        ("file:relative", "is not absolute"),
     ],
 )
 def test_backup_lock_that_leads_nowhere(tmp_path: Path, url: str, phrase: str) -> None:
@@ -216,7 +216,7 @@ def test_call_that_does_not_follow_the_one_before_halts(tmp_path: Path, away: in
 
 
 def test_backup_of_another_node_at_the_same_version_is_refused(kind: str, tmp_path: Path) -> None:
-    """Only the node's id tells them apart; its database stands still in the hook."""
+    """Only the node's id tells them apart; its database does not change in the hook."""
     payer = ("--capture", str(CAPTURES / "small" / "payer.jsonl.xz"))
     one, other = Home(tmp_path / "one", kind), Home(tmp_path / "other", kind)
     for home, capture in ((one, _ROUTER), (other, payer)):

@@ -1,4 +1,4 @@
-"""What the plugin needs for its start, and what it must not load."""
+"""The modules that the plugin needs for its start, and those that it must not load."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _TOO_LATE = "had ended before it was asked"
 def test_node_that_writes_while_it_stops_is_never_left_without_an_answer(
     kind: str, tmp_path: Path
 ) -> None:
-    """Real nodes aborted in 47 of 380 stops: nobody read the pipe for the plugin's last 0.3 s."""
+    """Real nodes aborted in 47 of 380 stops: the pipe was not read for the plugin's last 0.3 s."""
     home = Home(tmp_path, kind)
     home.init()
     chance = random.Random(kind)

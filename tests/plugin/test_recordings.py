@@ -1,4 +1,4 @@
-"""What real nodes sent, through the whole way: simulated node, plugin, file, restore."""
+"""Recordings of real nodes, the whole way: simulated node, plugin, file, restore."""
 
 from __future__ import annotations
 

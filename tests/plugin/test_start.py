@@ -139,7 +139,7 @@ def test_foreign_keys_are_on_again_after_the_head_was_dropped(kind: str, memory_
     changes = [*started_node(), rider(3, OFF), payment(4)]
     node = Node(memory_path, kind, changes)
     node.note(node.now)
-    call = payment(4, "sent anew")
+    call = payment(4, "sent again")
     node.call(call)
     assert told_by(node.url) == told([*changes[:-1], rider(3, ON), call])
     assert list(kept_aside(node.place, kind).values()) == [told(changes[-1:])]
@@ -168,7 +168,7 @@ def test_note_that_is_true_already_is_not_written_again(memory_path: Path) -> No
     node.note(node.now)
     path = node.directory / "backup.state"
     (node.directory / "kept").hardlink_to(path)
-    node.call(payment(4, "sent anew"))
+    node.call(payment(4, "sent again"))
     assert path.samefile(node.directory / "kept")
     node.note(node.now)
     assert not path.samefile(node.directory / "kept")

@@ -39,7 +39,7 @@ def child(work: str, *, path: Path | str = "", lowest_priority: bool = False) ->
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, where somebody else may reap it."""
+    """Whether a process has ended, even if another process may reap it."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii") as file:
             return file.read().rpartition(")")[2].split()[0] == "Z"
@@ -50,7 +50,7 @@ def gone(pid: int) -> bool:
 def wait_until_gone(pid: int) -> None:
     deadline = time.monotonic() + WAIT_S
     while not gone(pid):
-        assert time.monotonic() < deadline, "the process goes on"
+        assert time.monotonic() < deadline, "the process still runs"
         time.sleep(0.005)
 
 

@@ -1,4 +1,4 @@
-"""What the child processes of these tests do: `python -m tests.process.work`."""
+"""The work of the child processes of these tests: `python -m tests.process.work`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cln_backup.process.parent import Parent, serve
 
 
 class Start(Message):
-    """What to do, and a word that nobody else is to see."""
+    """The work to do, and a secret word."""
 
     work: str
     secret: str = ""
@@ -45,7 +45,7 @@ def _wait(start: Start, parent: Parent[Ask]) -> None:
 
 
 def _work_on(start: Start, parent: Parent[Ask]) -> None:
-    """Ends by itself, some time after nobody listens."""
+    """Ends by itself, some time after the parent stops listening."""
     parent.say(Answer(b"begun"))
     while parent.next() is not None:
         pass

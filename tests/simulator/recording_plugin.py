@@ -55,7 +55,7 @@ def main() -> None:
 
 
 class State:
-    """What has been seen so far."""
+    """Everything seen so far."""
 
     def __init__(self, record: Any) -> None:
         self.record = record

@@ -42,7 +42,7 @@ class Setup:
         self._report = base / "report.json"
 
     def plugin(self, **arguments: object) -> str:
-        """Return the plugin's command; underscores in names stand for hyphens."""
+        """Return the plugin's command; underscores in names become hyphens."""
         words = [f"{name.replace('_', '-')}={value}" for name, value in arguments.items()]
         return shlex.join([sys.executable, str(PLUGIN), f"RECORD={self._record}", *words])
 
@@ -100,7 +100,7 @@ class Setup:
         """Wait until a node has made this many calls."""
         deadline_s = time.monotonic() + WAIT_S
         while self.call("simulator")["next_call"] < count:
-            assert time.monotonic() < deadline_s, "the node stands still"
+            assert time.monotonic() < deadline_s, "the node makes no progress"
             time.sleep(0.02)
 
 
@@ -114,7 +114,7 @@ def alive(pid: int) -> bool:
 
 
 def wait_until_dead(pid: int) -> None:
-    """Wait for a process that is no child of ours."""
+    """Wait for a process that is not a child of this one."""
     deadline_s = time.monotonic() + WAIT_S
     while alive(pid):
         assert time.monotonic() < deadline_s, f"process {pid} lives on"

@@ -1,4 +1,4 @@
-"""Each crash point crashes there: what the plugin was told, and where the database then stands."""
+"""Each crash point crashes there: what the plugin was told, and the database's version then."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_node_dies_inside_the_commit(
     left = setup.database.with_name("lightningd.sqlite3-journal")
     assert left.exists() is journal
     assert_at(setup, stands_at)
-    # What lies there is a commit begun: without the journal the database is another.
+    # The files are those of a commit in progress: without the journal the database differs.
     if step == "sync" and mode == "delete":
         left.unlink()
         assert_at(setup, VERSION)
@@ -132,7 +132,7 @@ def test_next_process_sends_another_variant(setup: Setup, tmp_path: Path) -> Non
     assert (sent["data_version"], sent["writes"][-1]) == (VERSION, lost["writes"][-1])
     assert sent["writes"] != lost["writes"]
 
-    # Who replays the lost call as well gets something else.
+    # A replay of the lost call as well gives a different database.
     both = tmp_path / "both.sqlite3"
     build_database(generate(Load(TRANSACTIONS)), both, until=VERSION)
     connection = apsw.Connection(str(both))

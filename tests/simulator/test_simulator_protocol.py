@@ -1,4 +1,4 @@
-"""What a plugin sees of the node, and what the node does when the plugin does not keep to it."""
+"""The node as a plugin sees it, and the node's reaction to plugins that break the protocol."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_disable_overrides_importance(where: str, kind: str, setup: Setup) -> No
     assert ended.code == 0
     seen = 5 if where == "init" else 0
     assert len(setup.messages("db_write")) == seen
-    # Two of the first five calls are riders, which are no commits.
+    # Two of the first five calls are riders, which are not commits.
     assert ended.report["unprotected_commits"] == CALLS - 2 - (3 if seen else 0)
     assert "disabled itself" in setup.log()
 
@@ -287,7 +287,7 @@ def test_a_plugin_that_breaks_the_protocol_is_killed(
     fault: dict[str, int], logged: str, setup: Setup
 ) -> None:
     ended = setup.run(*GENERATE, "--plugin", setup.plugin(**fault))
-    # Before an answer it takes the node with it; behind one the answer counts.
+    # Before an answer it takes the node with it; after one the answer counts.
     assert ended.code == (Exit.PLUGIN_IN_HOOK if "malformed" in fault else 0)
     assert logged in setup.log() + ended.stderr
     assert len(setup.messages("db_write")) == list(fault.values())[0]  # noqa: RUF015

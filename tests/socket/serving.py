@@ -125,6 +125,6 @@ def server_process(*arguments: str, host: str = "127.0.0.1") -> Iterator[ServerP
 
 
 def unused_port() -> int:
-    """A port that nobody listens at, for a server that cannot be asked which one it got."""
+    """A free port, for a server that cannot be asked which one it got."""
     with socket.create_server(("::", 0), family=socket.AF_INET6) as sock:
         return int(sock.getsockname()[1])

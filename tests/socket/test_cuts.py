@@ -309,10 +309,10 @@ def test_another_writer_during_a_cut_is_found_out(server: ServerHere, tmp_path: 
     there = server.add(url)
     with open_writer(there) as backend:
         backend._link.close()  # type: ignore[attr-defined] # the network was gone
-        append(there, [payment(4, "by somebody else")])
+        append(there, [payment(4, "by another process")])
         with pytest.raises(WriterConflict):
             backend.add_change(payment(4))
-    assert told_by(there) == told([*started_node(), payment(4, "by somebody else")])
+    assert told_by(there) == told([*started_node(), payment(4, "by another process")])
 
 
 def test_another_writer_during_a_cut_is_found_out_after_a_restart_of_the_server(
@@ -323,7 +323,7 @@ def test_another_writer_during_a_cut_is_found_out_after_a_restart_of_the_server(
     append(url, started_node())
     with server_process(url) as server, open_writer(server.url) as backend:
         server.kill()
-        append(url, [payment(4, "by somebody else")])
+        append(url, [payment(4, "by another process")])
         server.start()
         with pytest.raises(WriterConflict):
             backend.add_change(payment(4))

@@ -160,7 +160,7 @@ def test_unknown_name_is_answered_as_a_wrong_token(tmp_path: Path) -> None:
 
 
 def test_one_session_on_many_connections_stores_a_change_once(server: ServerProcess) -> None:
-    """As somebody would who replays what he has heard of a writer."""
+    """As an attacker would who replays a writer's recorded packets."""
     change = payment(4)
     assert change.transaction is not None
     payload = v1.pack_transaction(change.transaction)
@@ -321,7 +321,7 @@ def test_questions_without_reading_the_answers(server: ServerProcess) -> None:
 
 
 def test_connections_without_end_leave_the_server_alive(tmp_path: Path) -> None:
-    """Out of file descriptors, it neither ends nor spins, and goes on when there are some."""
+    """Out of file descriptors, it neither ends nor spins, and continues when there are some."""
     url = _made(tmp_path)
     child = (
         "import os, resource\n"

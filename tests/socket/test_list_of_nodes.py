@@ -192,7 +192,7 @@ def test_renewed_certificate_is_shown_after_sighup(tmp_path: Path) -> None:
             assert told_by(f"{server.url}?fingerprint={fingerprint()}") == told(started_node())
             with pytest.raises((AccessDenied, Unreachable)):
                 open_reader(f"{server.url}?fingerprint={old}&deadline=1")
-            writer.add_change(payment(4))  # its connection goes on
+            writer.add_change(payment(4))  # its connection is still open
 
 
 def _until_said(server: ServerProcess, text: str) -> None:

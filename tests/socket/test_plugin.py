@@ -27,7 +27,7 @@ PLUGIN = os.path.join(os.path.dirname(sys.executable), "cln-backup")
 
 
 class Node:
-    """What a node says to the plugin, and hears from it."""
+    """A node's messages to the plugin, and the answers."""
 
     def __init__(self, directory: Path) -> None:
         self._plugin = subprocess.Popen(
@@ -163,7 +163,7 @@ def test_server_compacts_while_the_node_writes(tmp_path: Path, home: Path) -> No
 def test_server_of_one_connection_compacts_over_that_of_the_node(
     tmp_path: Path, home: Path
 ) -> None:
-    """The community's server lets nobody in beside the node; a second process waited in vain."""
+    """The community's server serves only the node; a second process waited in vain."""
     url = f"file://{tmp_path}/node.bkp"
     create_backend(url, None)
     history = [*started_node(), *wearing_payments(4, 40)]
@@ -200,7 +200,7 @@ def test_compaction_that_an_old_server_fails_at_does_no_harm(tmp_path: Path, hom
             for change in [*started_node(), *payments(4, 9)]:
                 node.write(change)
             cut.set()
-            assert "its log tells" in node.call("backup-compact", {})["message"]
+            assert "the server's log says" in node.call("backup-compact", {})["message"]
             cut.clear()
             for change in payments(9, 12):
                 assert node.write(change) == {"result": "continue"}

@@ -165,7 +165,7 @@ def test_damage_is_told_as_the_server_found_it(tmp_path: Path) -> None:
     assert found.value.offset_bytes == here.value.offset_bytes
 
 
-# Who may write
+# The right to write
 
 
 def test_second_writer_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_tls_keeps_exactly_once_when_the_server_is_killed(tmp_path: Path) -> Non
     assert told_by(url) == told([*started_node(), *payments(4, 8)])
 
 
-# What the open internet sends
+# Packets from the open internet
 
 
 def _send(port: int, data: bytes) -> bytes:

@@ -46,7 +46,7 @@ def _dropping(dropped: threading.Event, *directions: int) -> Callable[[int], Cal
 def test_connection_on_which_nothing_comes_through_any_more(
     tmp_path: Path, directions: tuple[int, ...]
 ) -> None:
-    """The client finds out by itself; the server lets its writer of before go at once."""
+    """The client finds out by itself; the server drops its previous connection at once."""
     url = _made(tmp_path)
     dropped = threading.Event()
     with (

@@ -94,7 +94,7 @@ def _program(tmp_path: Path) -> str:
 
 
 def _settings(name: str) -> dict[str, list[str]]:
-    """What a unit says: the values of each setting, in order."""
+    """The settings of a unit: the values of each, in order."""
     found: dict[str, list[str]] = {}
     for line in (_UNITS / name).read_text().splitlines():
         key, equals, value = line.partition("=")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.socket.serving import ServerHere
 
 _PATIENCE_S = 45.0
-assert _PATIENCE_S < extension.MAX_WAIT_S, "a wait that nobody ends takes longer"
+assert _PATIENCE_S < extension.MAX_WAIT_S, "a wait that nothing ends takes longer"
 
 
 def _backup(tmp_path: Path, scheme: str = "dir") -> str:
@@ -44,7 +44,7 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerHere]:
-    """A server in this process, at which a wait that nobody ends takes an hour."""
+    """A server in this process, at which a wait that nothing ends takes an hour."""
     monkeypatch.setattr(extension, "MAX_WAIT_S", 3600.0)
     with server_here() as running:
         yield running

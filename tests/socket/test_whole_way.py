@@ -37,7 +37,7 @@ _MOST_KILLS = 12
 
 
 class RemoteHome(Home):
-    """A node whose backup lies on a server."""
+    """A node whose backup is on a server."""
 
     def __init__(self, base: Path, server: ServerProcess) -> None:
         super().__init__(base)
@@ -84,7 +84,7 @@ def _recorded(path: str, tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def _killed_all_the_while(server: ServerProcess) -> Iterator[list[int]]:
-    """Kills the server and starts it again, over and over but not for ever; gives how often."""
+    """Kills the server and starts it again, a limited number of times; returns how often."""
     kills = [0]
     over = threading.Event()
 

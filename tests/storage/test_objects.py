@@ -1,4 +1,4 @@
-"""What every store of objects promises, and what the one in a directory promises besides."""
+"""The guarantees of every object store, and those of the one in a directory."""
 
 from __future__ import annotations
 

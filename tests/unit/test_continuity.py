@@ -1,4 +1,4 @@
-"""The whole decision table, cell by cell, and that nothing lies outside of it."""
+"""The whole decision table, cell by cell, and that nothing is outside of it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _U32 = st.integers(0, 2**32 - 1)
 _U64 = st.integers(0, 2**64 - 1)
-# As text comes from the node: any characters, and bytes that are no UTF-8 as lone surrogates.
+# Text as from the node: any characters, and invalid UTF-8 as lone surrogates.
 _STATEMENT = st.binary(min_size=1, max_size=80).filter(lambda raw: 0 not in raw)
 
 

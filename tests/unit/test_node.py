@@ -80,7 +80,7 @@ def test_lock_is_looked_at_and_not_taken(directory: Path) -> None:
         for _ in range(2):
             with pytest.raises(NodeRunning):
                 node.require_stopped(str(directory), None)
-    with locking(pid_file):  # nobody else has it
+    with locking(pid_file):  # no other process has it
         pass
 
 

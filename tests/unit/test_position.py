@@ -20,7 +20,7 @@ VERSIONS = st.integers(0, (1 << 64) - 1)
 
 
 def test_the_vectors_of_the_document() -> None:
-    """`docs/format.md` lists these, for whoever writes another program."""
+    """`docs/format.md` lists these, for authors of other programs."""
     one = after_statements(EMPTY, 1, b"UPDATE a\0UPDATE b")
     two = after_snapshot(one, 7, sha256(b"a database").digest())
     assert EMPTY.hex() == "a89b415f43b6df218dddddc4613ef875a5ef04f0452fc5630328c9a19f25285c"

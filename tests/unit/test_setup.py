@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is n
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What `make setup` looks at, at a path with a space."""
+    """The files that `make setup` uses, at a path with a space."""
     directory = tmp_path / "a checkout"
     directory.mkdir()
     for name in ("Makefile", "pyproject.toml"):

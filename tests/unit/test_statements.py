@@ -43,7 +43,7 @@ PEER = (
 
 @pytest.mark.parametrize("statement", [RESERVED, PEER[0]])
 def test_old_expansion_fault_is_one_that_sqlite_refuses(statement: str) -> None:
-    """Otherwise there would be nothing to mend."""
+    """Otherwise there would be nothing to repair."""
     import apsw
 
     connection = apsw.Connection(":memory:")
@@ -119,7 +119,7 @@ def test_old_expansion_faults_are_mended_in_a_restore(tmp_path: Path) -> None:
     ],
 )
 def test_text_in_a_healthy_statement_is_never_mended(text: str, tmp_path: Path) -> None:
-    """A peer may choose what stands in a text; nothing of it may change on the way back."""
+    """A peer may choose the contents of a text; nothing in it may change on the way back."""
     history = [
         first(),
         transaction(2, f"INSERT INTO payments VALUES (7, '{text}')"),

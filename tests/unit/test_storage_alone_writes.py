@@ -46,7 +46,7 @@ ALLOWED = {
 
 
 def _writes(tree: ast.AST) -> Iterator[str]:
-    """What in a module writes, renames, removes or gives away files, by name."""
+    """The names in a module that write, rename, remove or give away files."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:

@@ -1,4 +1,4 @@
-"""The places a backup can live in, each known by the scheme of its URL."""
+"""The places for backups, each known by the scheme of its URL."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _HARMLESS = frozenset(
         "insecure",
     )
 )
-"""Options of our own URLs: paths of files that hold secrets, never the secrets themselves."""
+"""Options of this project's URLs: paths of files with secrets, never the secrets themselves."""
 
 
 def place_at(url: str) -> Place:
-    """The place that a URL names; nothing is looked at yet.
+    """The place that a URL names; nothing is opened yet.
 
     Raises:
         BadUrl: no backend has this scheme, or the URL cannot be understood.
@@ -38,20 +38,20 @@ def place_at(url: str) -> Place:
 
 
 def place_class(url: str) -> type[Place]:
-    """What serves a URL's scheme, imported only now. Raises `BadUrl`, as `place_at`."""
+    """The class for a URL's scheme, imported only now. Raises `BadUrl`, as `place_at`."""
     scheme, colon, _ = url.partition(":")
     if not colon or scheme not in SCHEMES:
         known = ", ".join(f"{name}:" for name in SCHEMES)
-        raise BadUrl(f"No backend serves {redacted(url)!r}. Known schemes: {known}")
+        raise BadUrl(f"Unknown scheme in {redacted(url)!r}. The schemes are {known}")
     module, name = SCHEMES[scheme]
     found: type[Place] = getattr(import_module(module), name)
     return found
 
 
 def url_of(place: str) -> str:
-    """The URL of a place that is named by a URL, or by a path alone.
+    """The URL of a place that is given as a URL, or as a path alone.
 
-    A path alone is that of a `file:` backup where a file stands, otherwise of a `dir:` one.
+    A path alone means a `file:` backup if it is a file, otherwise a `dir:` backup.
     """
     scheme, colon, _ = place.partition(":")
     if colon and scheme.isalnum():
@@ -61,35 +61,35 @@ def url_of(place: str) -> str:
 
 
 def open_reader(url: str) -> Reader:
-    """Opens the backup at a URL to read, with nothing but what the URL says of it.
+    """Opens the backup at a URL to read, with the options in the URL only.
 
-    `Place.open_reader` says what it raises.
+    Raises as `Place.open_reader`.
     """
     return place_at(url).open_reader()
 
 
 def open_writer(url: str) -> Writer:
-    """Opens the backup at a URL to write, with nothing but what the URL says of it.
+    """Opens the backup at a URL to write, with the options in the URL only.
 
-    `Place.open_writer` says what it raises.
+    Raises as `Place.open_writer`.
     """
     return place_at(url).open_writer()
 
 
 def create_backend(url: str, base: Change | None) -> None:
-    """Makes a new backup at a URL; `Place.creating` says what is durable and what it raises."""
+    """Makes a new backup at a URL; see `Place.creating` for durability and errors."""
     with place_at(url).creating(base):
         pass
 
 
 def redacted(url: str) -> str:
-    """The URL, of whatever scheme, without what may be secret in it.
+    """The URL, of any scheme, without anything that may be secret.
 
-    Left out are what is before an `@`, but for a name without a password, and the values of all
-    options but those that our own URLs have, which hold no secrets.
+    Left out are the user information before an `@`, except a name without a password, and the
+    values of all options except those of this project's own URLs, which contain no secrets.
     """
     location, question_mark, query = url.partition("?")
-    if not location.startswith(("dir:/", "file:/")):  # there, any sign may be part of the path
+    if not location.startswith(("dir:/", "file:/")):  # there, any character may be in the path
         location = _without_password(location)
     if question_mark:
         location += "?" + "&".join(_shown(*pair.partition("=")) for pair in query.split("&"))

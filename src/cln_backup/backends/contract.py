@@ -1,9 +1,9 @@
 """The contract of a history: a place that holds one node's backup, its readers and its writer.
 
-A place (`place_at(url)`) is opened to read or to write. Both are told what unlocks it, and where
-events go; nothing of that is remembered elsewhere. A call that may have to wait for a storage that
-is out of reach takes a `timeout_s`: how long it may wait, `None` for as long as the URL says. A
-storage of this machine is never waited for.
+A place (`place_at(url)`) is opened to read or to write. Both get the secret that unlocks it, and a
+receiver of events, as arguments; neither is stored elsewhere. A call that may wait for an
+unreachable storage takes a `timeout_s`; `None` means the deadline in the URL. A storage of this
+machine is never waited for.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 
 class Standing(NamedTuple):
-    """How far a backup has come; it never changes, a later call gives another one.
+    """The state of a backup at one moment (immutable).
 
     Attributes:
         position: of the head, the last change.
-        version_count: number of changes that the backup holds.
-        prev_version: the data version that `rewind` goes back to; 0 where there is none.
+        version_count: number of changes in the backup.
+        prev_version: the data version that `rewind` goes back to; 0 if there is none.
         head: the last change; `None` in an empty backup.
         droppable: whether `rewind` can drop the head, as far as the storage tells.
-        epoch: number of the last writer; 0 where the format does not count them.
+        epoch: number of the last writer; 0 if the format does not count them.
     """
 
     position: Position
@@ -62,9 +62,9 @@ class LastChange(NamedTuple):
     """When the head was stored.
 
     Attributes:
-        at: in seconds since 1970; `None` when that is not known.
-        by_file: whether that is when a file was last written, for want of anything better.
-            Programs that copy files may give the copy another time.
+        at: in seconds since 1970; `None` if unknown.
+        by_file: whether that is only a file's modification time, which programs that copy files
+            may change.
     """
 
     at: float | None
@@ -86,11 +86,11 @@ class Key(NamedTuple):
 
 
 class Place(ABC):
-    """Where a backup is, or will be.
+    """The place of a backup, existing or new.
 
     Attributes:
         url: as given.
-        can_encrypt: whether the format can; otherwise nothing about keys works.
+        can_encrypt: whether the format supports encryption; otherwise methods about keys raise.
     """
 
     can_encrypt: ClassVar[bool] = False
@@ -100,14 +100,14 @@ class Place(ABC):
 
     @property
     def storage_dir(self) -> str | None:
-        """A directory on the disk that holds the backup; `None` where a server has it."""
+        """A directory on the disk of the backup; `None` for a server's backup."""
         return None
 
     @property
     def scratch_dir(self) -> str | None:
-        """A directory beside the backup where a plain copy of the database may lie for a while.
+        """A directory beside the backup for a temporary, unencrypted copy of the database.
 
-        `None` where there is none: a server's backup, and one that is encrypted.
+        `None` if there is none: for a server's backup, and for an encrypted one.
         """
         return self.storage_dir
 
@@ -117,12 +117,12 @@ class Place(ABC):
     ) -> AbstractContextManager[Place]:
         """Makes a new backup, empty or with a first snapshot, and removes it if the block fails.
 
-        Durable, with its name, when the block begins; before that, there is nothing at the place.
-        With `hidden` it appears, durable, when the block ends; inside, it is at the place that
-        is given. A server can neither hide nor remove a backup; then the place itself is given.
+        Durable, with its name, when the block starts; before that, there is nothing at the place.
+        With `hidden` it appears, durable, when the block ends; inside, it is at the yielded place.
+        A server can neither hide nor remove a backup; then the place itself is yielded.
 
         Raises:
-            AlreadyExists: there is something at the place; it was left as it is.
+            AlreadyExists: the place is not empty; nothing was changed.
             BadUrl, BadChange, StorageError: nothing was made.
         """
 
@@ -135,13 +135,13 @@ class Place(ABC):
         timeout_s: float | None = None,
         accept_incomplete: bool = False,
     ) -> Reader:
-        """Opens the backup to read; what a crash left is seen through, not mended.
+        """Opens the backup to read; leftovers of a crash are ignored, not repaired.
 
-        With `accept_incomplete`, a reader takes what is there of a copy whose end is missing.
+        With `accept_incomplete`, a reader accepts a copy whose end is missing.
 
         Raises:
             NotFound: there is no backup at the place.
-            Damaged: there are bytes that cannot be right.
+            Damaged: the backup contains invalid bytes.
             Locked, BadUrl, StorageError.
         """
 
@@ -153,13 +153,13 @@ class Place(ABC):
         on_event: OnEvent = ignore,
         timeout_s: float | None = None,
     ) -> Writer:
-        """Opens the backup to write, and mends what a crash left.
+        """Opens the backup to write, and repairs what a crash left.
 
-        With a `node_id`, only if the backup is this node's or nobody's yet (`Writer.claim`).
+        With a `node_id`, only if the backup belongs to this node or to none yet (`Writer.claim`).
 
         Raises:
             WriterConflict: another process is the writer.
-            Discontinuity: the backup is another node's.
+            Discontinuity: the backup belongs to another node.
             NotFound, Damaged, Locked, BadUrl, StorageError: nothing was changed.
         """
         until = None if timeout_s is None else time.monotonic() + timeout_s
@@ -179,7 +179,7 @@ class Place(ABC):
         """See `open_writer`."""
 
     def keys(self) -> list[Key]:
-        """All key slots; nothing needs to be unlocked for it.
+        """All key slots; the backup need not be unlocked.
 
         Raises:
             BadUrl: this format cannot be encrypted.
@@ -188,7 +188,7 @@ class Place(ABC):
         raise self._cannot_encrypt()
 
     def add_key(self, added: Secret, label: str, *, secret: Secret | None = None) -> None:  # noqa: ARG002
-        """Lets one more secret unlock the backup; on stable storage when it returns.
+        """Adds a key slot for another secret; on stable storage when it returns.
 
         Raises:
             Locked: the backup is not unlocked, or not encrypted.
@@ -198,7 +198,7 @@ class Place(ABC):
         raise self._cannot_encrypt()
 
     def remove_key(self, label: str) -> None:  # noqa: ARG002
-        """Lets a secret no longer unlock a backup; on stable storage when it returns.
+        """Removes a key slot; on stable storage when it returns.
 
         Raises:
             NotFound, Locked, BadUrl: nothing was changed.
@@ -206,9 +206,9 @@ class Place(ABC):
         raise self._cannot_encrypt()
 
     def usage(self) -> Inventory | None:
-        """What belongs to the backup; nothing needs to be unlocked for it.
+        """The inventory of the backup, which need not be unlocked.
 
-        `None` where the storage is a server, which does not tell.
+        `None` for a server's backup.
 
         Raises:
             NotFound, Damaged, BadUrl, StorageError.
@@ -223,14 +223,14 @@ class Place(ABC):
         secret: Secret | None = None,
         on_event: OnEvent = ignore,
     ) -> Statistics:
-        """Compacts a backup that no node writes to; a server's also while one does.
+        """Compacts a backup that no node writes to; a server's even while one does.
 
-        `fold` is that of `Reader.prepare_compaction`. With `if_it_pays`, the backup is left as it
-        is where a compaction is not worth it (`Ticket.pays`).
+        `fold` is as for `Reader.prepare_compaction`. With `if_it_pays`, the backup is not changed
+        if a compaction is not worth it (`Ticket.pays`).
 
         Raises:
             WriterConflict: a node writes to it.
-            NotFound, Damaged, StorageError, and what `fold` raises: the backup is as before.
+            NotFound, Damaged, StorageError, and errors of `fold`: the backup is unchanged.
         """
         with (
             interruption.deferred(),
@@ -244,19 +244,19 @@ class Place(ABC):
             with interruption.held():
                 done = writer.take_over(ticket)
                 interruption.finished()
-            assert not isinstance(done, MoreNeeded), "nobody appended"
+            assert not isinstance(done, MoreNeeded), "no change was appended"
             return done
 
     def _cannot_encrypt(self) -> BadUrl:
         scheme = self.url.partition(":")[0]
-        return BadUrl(f"A {scheme}: backup cannot be encrypted; a dir: backup can.")
+        return BadUrl(f"A {scheme}: backup cannot be encrypted; only a dir: backup can.")
 
 
 class Backend(ABC):
-    """A backup that is open, to read or to write.
+    """An open backup, to read or to write.
 
     Attributes:
-        place: where it is.
+        place: of the backup.
     """
 
     place: Place
@@ -264,7 +264,7 @@ class Backend(ABC):
     @property
     @abstractmethod
     def standing(self) -> Standing:
-        """How far the backup has come."""
+        """The current state of the backup."""
 
     @property
     def version(self) -> int:
@@ -274,7 +274,7 @@ class Backend(ABC):
     @property
     @abstractmethod
     def size_bytes(self) -> int:
-        """What the backup takes on its storage; computed when it is asked for."""
+        """The size of the backup on its storage; computed by this call."""
 
     @property
     @abstractmethod
@@ -298,22 +298,22 @@ class Backend(ABC):
 
 
 class Reader(Backend):
-    """A backup as it was when it was opened, or when `wait_for_more` last found more.
+    """A backup as it was when it was opened, or when `wait_for_more` last found a change.
 
-    Several may be open at the same time, also beside a writer, in other processes too.
+    Several may be open at the same time, also beside a writer, and in other processes.
     """
 
     @property
     def opening(self) -> Opening | None:
-        """What opens this backup once more, for another process of this program to read it.
+        """The arguments with which another process of this program opens the same backup.
 
-        `None` where that takes a server's time, which the backup's own connection takes already.
+        `None` for a server's backup: its connection is the bottleneck already.
         """
         return None
 
     @property
     def node_id(self) -> str | None:
-        """The node whose backup this is; `None` when that is not known."""
+        """The node that the backup belongs to; `None` if unknown."""
         return None
 
     @abstractmethod
@@ -322,32 +322,32 @@ class Reader(Backend):
     ) -> Iterator[Change]:
         """The changes from version `start` on, or those `after` a position, in order.
 
-        Each has the time at which it was stored, 0 where that is not known.
+        Each has the time at which it was stored, 0 if unknown.
         Memory does not grow with the backup; a snapshot must be read before the next change is
-        asked for. With `head=False` the last change is left out.
+        requested. With `head=False` the last change is left out.
 
         Raises:
-            Discontinuity: the position is not in this history any more: its change was dropped,
-                or a compaction has merged what follows it.
+            Discontinuity: the position is no longer in this history: its change was dropped, or a
+                compaction has folded it.
             Damaged, StorageError.
         """
 
     @abstractmethod
     def wait_for_more(self, timeout_s: float) -> bool:
-        """Waits until the backup is another than this reader knows, and goes on to that.
+        """Waits until the backup differs from this reader's view, and updates the view.
 
-        Returns at once where it is another already; `False` where it is the same after the time.
-        Woken by the file system where that can be; a storage that wakes nobody is looked at from
-        time to time. Streams that were begun before are of no use then.
+        Returns at once if it already differs; `False` if it is still the same at the timeout.
+        Woken by the file system if possible; a storage without notifications is polled. Streams
+        that were started before cannot be used afterwards.
 
         Raises:
             Damaged, StorageError: as when it is opened.
         """
 
     def check(self, progress: Callable[[Change], None] | None = None) -> None:
-        """Reads all that is stored, and checks what can be checked without a replay.
+        """Reads the whole backup, and checks everything that can be checked without a replay.
 
-        A backend whose format has checksums may do so without taking the changes apart; then
+        A backend whose format has checksums may do so without decoding the changes; then
         `progress` is not called.
 
         Raises:
@@ -361,66 +361,66 @@ class Reader(Backend):
                 progress(change)
 
     def dropped_changes(self) -> Iterator[Change]:
-        """The changes that `rewind` dropped, where they stay in the backup and not beside it.
+        """The changes that `rewind` dropped, if they are kept inside the backup.
 
         Raises:
             BadUrl: this backend keeps them elsewhere; the message says where.
             Damaged, StorageError.
         """
         raise BadUrl(
-            "Only a dir: backup lists what was dropped from it. Beside a file: backup each dropped "
-            "change lies in a file of its own, NAME.dropped-VERSION; behind a server, beside the "
+            "Only a dir: backup lists its dropped changes. A file: backup keeps each in a file of "
+            "its own beside it, NAME.dropped-VERSION; on a server, these files are beside the "
             "backup there."
         )
 
     @abstractmethod
     def prepare_compaction(self, fold: Callable[[Reader], Folded]) -> Ticket:
-        """Builds what is to take the backup's place, beside it: a base, then the head.
+        """Builds a replacement beside the backup: a base, then the head.
 
-        It holds no writer up, and may be done in another process than the writer's. `fold` makes
-        the base from the changes before the head; it is asked at most once, and its snapshot is
-        read before this returns. A server compacts by itself and asks for no base.
+        It does not block writers, and may run in a different process than the writer. `fold` makes
+        the base from the changes before the head; it is called at most once, and its snapshot is
+        read before this returns. A server compacts by itself and needs no base.
 
         Raises:
-            StorageError, and what `fold` raises: what was built is removed.
+            StorageError, and errors of `fold`: the unfinished replacement was removed.
         """
 
     @abstractmethod
     def prepare_more(self, ticket: Ticket) -> Ticket:
-        """Goes on where `Writer.take_over` needs more. As `prepare_compaction` otherwise."""
+        """Continues when `Writer.take_over` needs more. Otherwise as `prepare_compaction`."""
 
     @abstractmethod
     def discard(self, ticket: Ticket) -> None:
-        """Removes what was prepared; the backup is as before."""
+        """Removes a prepared replacement; the backup is unchanged."""
 
 
 class Writer(Backend):
-    """The one process that may change a backup: it appends changes and may drop the head.
+    """The only process that may change a backup: it appends changes and may drop the head.
 
-    One whose write or sync failed refuses everything after it: what reached the disk is found out
-    by the next one that opens the backup.
+    After a failed write or sync it refuses everything: the backup must be opened again to find out
+    what reached the disk.
     """
 
     @abstractmethod
     def claim(self, node_id: str, timeout_s: float | None = None) -> None:
-        """Makes sure that the backup is this node's.
+        """Makes sure that the backup belongs to this node.
 
-        Before the first change, with which it is remembered where that is possible. Part of
-        `Place.open_writer`; a server holds the backup open before it knows the node.
+        Call it before the first change, with which the node is recorded if the format supports
+        it. Part of `Place.open_writer`; a server has the backup open before it knows the node.
 
         Raises:
-            Discontinuity: it is another node's.
-            StorageError: it cannot be remembered.
+            Discontinuity: it belongs to another node.
+            StorageError: the node cannot be recorded.
         """
 
     @abstractmethod
     def add_change(self, change: Change, timeout_s: float | None = None) -> None:
         """Appends a change; it is on stable storage when this returns.
 
-        A change that says when it was stored keeps that time, where the format has room for it.
-        The change must follow the head: a transaction makes `version + 1`, a rider keeps
-        `version`, a snapshot may have any version from the head's on. Not to be tried again after
-        an error: a failed sync cannot be repaired by a second one.
+        A change with a time of storage keeps it, if the format stores times. The change must
+        follow the head: a transaction has `version + 1`, a rider `version`, a snapshot any
+        version from the head's on. Do not retry after an error: a second sync cannot repair a
+        failed one.
 
         Raises:
             Discontinuity, BadChange: nothing was written.
@@ -429,10 +429,10 @@ class Writer(Backend):
 
     @abstractmethod
     def rewind(self, timeout_s: float | None = None) -> None:
-        """Drops the head, which the node did not commit; it is gone for good when this returns.
+        """Drops the head, which the node did not commit; durable when this returns.
 
-        The dropped change is set aside where an operator finds it, and never deleted. A second
-        rewind without a change between is refused: only one change can be in doubt.
+        The dropped change is set aside for the operator, and never deleted. A second rewind
+        without a change between is refused: only one change can be in doubt.
 
         Raises:
             Discontinuity: there is nothing to drop; nothing was changed.
@@ -443,18 +443,18 @@ class Writer(Backend):
     def take_over(
         self, ticket: Ticket | None, timeout_s: float | None = None
     ) -> Statistics | MoreNeeded:
-        """Puts what a reader prepared in the backup's place, with what was appended since.
+        """Replaces the backup by a reader's replacement, including later changes.
 
-        Takes about the time of one append, and answers `COPY` where it would take longer. Atomic:
-        at every moment either the old backup or the new one is there, whole; the new one when
-        this returns. Without a ticket it answers `PREPARE`; only a storage that nobody else can
-        reach while this is open is compacted here and now, which may take long.
+        Takes about the time of one append, or returns `COPY` if it would take longer. Atomic: at
+        every moment either the complete old backup or the complete new one is there; the new one
+        when this returns. Without a ticket it returns `PREPARE`; only a storage that no other
+        process can reach while this is open is compacted here and now, which may take long.
 
         Raises:
-            StorageError: the backup is as before and this writer goes on; or, where it failed in
-                the swap itself, the writer is finished and the next one finds one of the two.
+            StorageError: the backup is unchanged and this writer continues; or, if the swap itself
+                failed, this writer is finished and the next one finds one of the two.
         """
 
     @abstractmethod
     def discard(self) -> None:
-        """Removes all that was prepared and not taken over; the backup is as before."""
+        """Removes all replacements that were not taken over; the backup is unchanged."""

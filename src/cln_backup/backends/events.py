@@ -1,7 +1,7 @@
-"""What is noticed of a backup while it is opened, mended or waited for: one channel for all of it.
+"""Events: the one channel for notices from opening, repairing or waiting for a backup.
 
-Whoever opens a backup says where events go: the plugin and the server log them, the tool prints
-them. An event is no error: the call that it comes from goes on.
+The opener of a backup passes a receiver: the plugin and the server log events, the tool prints
+them. An event is not an error: the call that it comes from continues.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from typing import NamedTuple, TypeAlias
 
 
 class Noticed(Enum):
-    """What an event is about."""
+    """The subject of an event."""
 
     FOUND = "found"
-    """Something that an opening found in the backup, and mended where it is the writer's."""
+    """A fault found when the backup was opened; a writer has repaired it."""
 
     KEPT = "kept"
-    """Where a dropped change was set aside."""
+    """A dropped change was set aside."""
 
     WAITING = "waiting"
     """The storage cannot be reached; the call waits for it."""
 
     BUSY = "busy"
-    """The call takes long, and others wait for it."""
+    """The call takes long, and other processes wait for it."""
 
     BACK = "back"
-    """The storage can be reached again; the call goes on."""
+    """The storage can be reached again; the call continues."""
 
 
 class Event(NamedTuple):
-    """One thing that was noticed, with a text for the operator."""
+    """One event, with a text for the operator."""
 
     noticed: Noticed
     text: str
@@ -41,4 +41,4 @@ OnEvent: TypeAlias = Callable[[Event], None]
 
 
 def ignore(_event: Event) -> None:
-    """For those who have nobody to tell."""
+    """A receiver that ignores events."""

@@ -1,4 +1,4 @@
-"""What follows what: the changes that a writer takes, and those after a position."""
+"""The order of changes: those that a writer accepts, and those after a position."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from cln_backup.model.position import Position
 
 MAX_RIDER_CHARACTERS = 1 << 17
-"""lightningd's riders have 26 characters; with a limit, a reader knows what it has to expect."""
+"""lightningd's riders have 26 characters; a limit tells readers how much to expect."""
 
 
 def nothing_to_drop() -> Discontinuity:
-    """What `rewind` raises where the head is not in doubt."""
+    """The error of `rewind` if the head is not in doubt."""
     return Discontinuity(
-        "There is no change that could be dropped: only the last one can be in doubt, and it was "
-        "dropped already or there is none. Nothing was changed."
+        "There is no change to drop. Nothing was changed. Only the last change can be in doubt, "
+        "and it was dropped already or does not exist."
     )
 
 
 def check_follows(change: Change, version: int, *, empty: bool) -> None:
-    """Checks that a change may be appended to a backup that stands at `version`.
+    """Checks that a change may be appended to a backup at `version`.
 
     Raises:
         Discontinuity: it does not follow; it belongs to another moment or another node.
-        BadChange: it is no transaction that lightningd sends, so that nobody could tell later
-            whether it is whole.
+        BadChange: it is not a transaction that lightningd sends, so it would be impossible to
+            tell later whether it is complete.
     """
     kind = change.kind
     if kind is Kind.SNAPSHOT:
@@ -42,13 +42,16 @@ def check_follows(change: Change, version: int, *, empty: bool) -> None:
     if not follows:
         raise Discontinuity(
             f"A {kind.value} for data version {change.version} does not follow the backup, which "
-            f"stands at {version}; nothing was written."
+            f"is at {version}; nothing was written."
         )
     if change.transaction is None:
         return
     if kind is Kind.RIDER:
         if sum(map(len, change.transaction)) > MAX_RIDER_CHARACTERS:
-            raise BadChange("A call made of PRAGMA statements is larger than lightningd's are.")
+            raise BadChange(
+                "A call of PRAGMA statements is larger than any of lightningd's; nothing was "
+                "written."
+            )
     elif not change.transaction or (
         bumps_data_version_to(change.transaction[-1]) != change.version
     ):
@@ -84,8 +87,8 @@ def changes_after(
 
 
 def position_is_gone(position: Position) -> Discontinuity:
-    """What to raise where changes are asked for after a position that is not in the history."""
+    """The error for a request of changes after a position that is not in the history."""
     return Discontinuity(
-        f"The change for data version {position.version} that was read before is not in the backup "
-        "any more: it was dropped, or a compaction has merged it. Read the backup from its start."
+        f"The change for data version {position.version} that was read before is no longer in the "
+        "backup: it was dropped, or a compaction has folded it. Read the backup from its start."
     )

@@ -11,12 +11,12 @@ _CUTS_OFF: Final = "?#\r\n\t\x00"
 
 
 def absolute_path(url: str, scheme: str, *, options: bool = False) -> tuple[str, str]:
-    """The path, taken literally (nothing in it is unquoted), and what follows a question mark.
+    """The path, taken literally (not unquoted), and the text after a question mark.
 
     Args:
         url: such as `file:///path` or `file:/path`.
         scheme: `file` or `dir`.
-        options: whether a question mark begins options; otherwise it is refused.
+        options: whether a question mark starts options; otherwise it is refused.
 
     Raises:
         BadUrl: the path is not absolute, or other programs would read it differently.
@@ -26,12 +26,12 @@ def absolute_path(url: str, scheme: str, *, options: bool = False) -> tuple[str,
         path, _, query = path.partition("?")
     if not path.startswith("/"):
         raise BadUrl(
-            f"{redacted(url)!r} names no absolute path. Write {scheme}:///the/path, with three "
-            "slashes."
+            f"The path in {redacted(url)!r} is not absolute. Write {scheme}:///the/path, with "
+            "three slashes."
         )
     if any(character in path for character in _CUTS_OFF):
         raise BadUrl(
-            f"{redacted(url)!r} has a character in its path (?, #, tab, line end) at which other "
-            "programs cut a URL off."
+            f"The path in {redacted(url)!r} contains a character (?, #, tab, line end) that other "
+            "programs do not accept in a URL."
         )
     return path, query

@@ -1,4 +1,4 @@
-"""How another process opens the backup that this one has open."""
+"""Opening the same backup in another process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class Opening(NamedTuple):
-    """What opens a backup to read without asking anybody; it holds secrets.
+    """The arguments to open a backup to read without asking the operator; contains secrets.
 
     Attributes:
-        secret: what unlocks it; `None` where it is not encrypted, or the URL names a file.
-        accept_incomplete: whether a copy whose end is missing is read all the same.
+        secret: of a key slot; `None` if the backup is not encrypted, or the URL names a file.
+        accept_incomplete: whether to accept a copy whose end is missing.
     """
 
     url: str
@@ -24,7 +24,7 @@ class Opening(NamedTuple):
     accept_incomplete: bool = False
 
     def open(self) -> Reader:
-        """Opens the backup once more. Raises as `Place.open_reader` does."""
+        """Opens the backup again. Raises as `Place.open_reader` does."""
         return place_at(self.url).open_reader(
             secret=self.secret, accept_incomplete=self.accept_incomplete
         )

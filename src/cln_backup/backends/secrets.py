@@ -1,7 +1,6 @@
-"""What unlocks an encrypted backup: part of the contract, for backends whose format can encrypt.
+"""Secrets that unlock an encrypted backup: part of the contract, for formats with encryption.
 
-A secret comes from the file that the URL names, or is given by the caller, who asked a person for
-it.
+A secret comes from the file that the URL names, or from the caller, who asked the operator for it.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ _MAX_PASSPHRASE_BYTES: Final = 1024
 _READ: Final = "read key"
 
 KEY_FOR_A_NODE: Final = (
-    "A node starts by itself and needs a key file: `backup-cli key add --new-key-file PATH URL` "
+    "A node starts unattended and needs a key file: `backup-cli key add --new-key-file PATH URL` "
     "makes one; name it in backup.lock, after the URL: ?key-file=PATH"
 )
-"""What to do where a plugin cannot unlock its backup."""
+"""Advice if the plugin cannot unlock its backup."""
 
 
 class Secret(NamedTuple):
-    """What a holder has: a passphrase, a key file's bytes, or the node's own secret.
+    """The secret of a key slot: a passphrase, a key file's bytes, or the node's own secret.
 
     Attributes:
         path: of the key file.
@@ -39,21 +38,21 @@ class Secret(NamedTuple):
 
 
 def needs_passphrase(path: str) -> bool:
-    """Whether the `hsm_secret` at a path can be used with a passphrase only."""
+    """Whether the `hsm_secret` at a path needs a passphrase."""
     return hsm_secret.needs_passphrase(read_key(path))
 
 
 def check_words(words: str) -> None:
-    """Makes sure that these can be the words of a node's secret. Raises `Locked`."""
+    """Makes sure that these are valid words of a node's secret. Raises `Locked`."""
     from cln_backup.formats.words import fault_of
 
     fault = fault_of(words)
     if fault is not None:
-        raise Locked(f"These words are not right: {fault}. Nothing was read or changed.")
+        raise Locked(f"Invalid words: {fault}. Nothing was read or changed.")
 
 
 def secret_of_words(words: str, passphrase: str = "") -> Secret:
-    """The node's secret as its words on paper have it, in capitals or not.
+    """The node's secret from its words on paper, in upper or lower case.
 
     Raises:
         Locked: as `check_words`.
@@ -63,7 +62,7 @@ def secret_of_words(words: str, passphrase: str = "") -> Secret:
 
 
 def read_key(path: str) -> bytes:
-    """The start of a small file, more than any key has. Raises `StorageError`."""
+    """The start of a small file, longer than any key. Raises `StorageError`."""
     fd = fsio.open_existing(path, writable=False, op=_READ)
     try:
         return fsio.read_at(fd, _MAX_KEY_FILE_BYTES + 1, 0, op=_READ)
@@ -79,7 +78,7 @@ def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secre
         passphrase: of an `hsm_secret` that is protected by one.
 
     Raises:
-        Locked: the file does not hold such a secret.
+        Locked: the file does not contain such a secret.
         StorageError: it cannot be read.
     """
     name, path = source
@@ -89,7 +88,7 @@ def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secre
         return passphrase_secret(line.decode("utf-8", "surrogateescape"))
     if name == "key-file":
         if not _MIN_KEY_FILE_BYTES <= len(content) <= _MAX_KEY_FILE_BYTES:
-            raise Locked(f"{path} is no key file: it must have between 32 and 4096 random bytes.")
+            raise Locked(f"{path} is not a key file, which has 32 to 4096 random bytes.")
         return Secret(HolderKind.KEY_FILE, content, path)
     try:
         return Secret(HolderKind.HSM_SECRET, hsm_secret.secret_of(content, passphrase))
@@ -99,10 +98,10 @@ def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secre
 
 
 def passphrase_secret(passphrase: str) -> Secret:
-    """A passphrase as a secret. Raises `Locked` where it is empty or too long.
+    """A passphrase as a secret. Raises `Locked` if it is empty or too long.
 
-    Keyboards of one system send a letter and its accent as one character, those of another as two:
-    the same passphrase comes to the same bytes (Unicode's normal form C).
+    Some systems send a letter and its accent as one character, others as two: normalization
+    (Unicode's form C) gives the same bytes.
     """
     import unicodedata
 
@@ -113,5 +112,5 @@ def passphrase_secret(passphrase: str) -> Secret:
 
 
 def kind_name(kind: HolderKind) -> str:
-    """What a person calls such a secret: `passphrase`, `key-file` or `hsm-secret`."""
+    """The name of a kind of secret: `passphrase`, `key-file` or `hsm-secret`."""
     return kind.name.lower().replace("_", "-")

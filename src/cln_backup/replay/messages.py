@@ -63,7 +63,7 @@ SAID: Final = (Standing, Run, RawRun, SnapshotBegin, Piece, End)
 
 
 def standing_of(reader: Reader) -> Standing:
-    """What tells the history that a reader has opened from others."""
+    """The identification of the history that a reader has opened."""
     found, at = reader.standing, reader.last_change.at
     head = None if found.head is None else found.head.kind.value
     return Standing(found.version, found.prev_version, found.version_count, head, at)

@@ -1,7 +1,6 @@
-"""Waits for a change of files that another process writes: inotify(7) wakes, a growing pause looks.
+"""Waits for a change of files by another process: inotify(7), and polling with growing pauses.
 
-Not every file system tells of changes that another machine makes, so one looks from time to time
-anyway.
+Not every file system reports changes that another machine makes, so polling is needed anyway.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 3.0
 _BETWEEN_LOOKS_S: Final = 0.005
-"""At least so long between two looks, however often somebody writes there."""
+"""The minimum time between two looks, however frequent the changes."""
 
 _MODIFY, _MOVED_TO, _CREATE = 0x2, 0x80, 0x100
 _EVENTS: Final = _MODIFY | _MOVED_TO | _CREATE
@@ -28,10 +27,10 @@ _EVENT_BYTES: Final = 4096
 
 
 def wait_until(happened: Callable[[], bool], timeout_s: float, directory: str | None) -> bool:
-    """Waits until something has happened; returns whether it has, after the time at the latest.
+    """Waits until something has happened, or for `timeout_s`; returns whether it has.
 
-    `happened` is asked at once, after each change of a file in the directory, and after pauses
-    that grow. Raises what it raises.
+    `happened` is called at once, after each change of a file in the directory, and after growing
+    pauses. Its errors are raised.
     """
     until = time.monotonic() + timeout_s
     pause_s = FIRST_PAUSE_S
@@ -60,7 +59,7 @@ def _wait(fd: int, pause_s: float) -> None:
 
 
 def _watch(directory: str) -> int:
-    """A descriptor that becomes readable with each change in a directory; -1 where none can be."""
+    """A descriptor that becomes readable with each change in a directory; -1 if unsupported."""
     if sys.platform != "linux":
         return -1
     import ctypes

@@ -1,6 +1,6 @@
 """Writes a `dir:` backup: appends changes, drops the head, swaps the base.
 
-An append writes one record into zeros that were put on stable storage before, and syncs it.
+An append writes one record into zeros that are already on stable storage, and syncs it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class DirWriter(Writer):
     def _take_stock(self, secret: Secret | None) -> None:
         at = self.place.at
         self._store, self._base, held = open_base(at, secret)
-        held.close()  # only a writer removes what has expired
+        held.close()  # only a writer removes expired files
         self._discard_prepared()
         _, end, self._tracker, _ = take_stock(self._store, self._base, alone=True)
         if end.torn_bytes:
@@ -122,13 +122,13 @@ class DirWriter(Writer):
         return last_change_of(self._store, self._base, self._head, self._writer.end)
 
     def claim(self, node_id: str, timeout_s: float | None = None) -> None:  # noqa: ARG002
-        """See `Writer.claim`. It is noted in the lock file; of an encrypted backup, hidden."""
+        """See `Writer.claim`. The lock file records it; encrypted, if the backup is."""
         self._require_writer()
         key = self._store.master_key
         self._lock.claim(node_id, self.place.at.path, None if key is None else NodeVeil(key))
 
     def add_change(self, change: Change, timeout_s: float | None = None) -> None:  # noqa: ARG002
-        """See `Writer.add_change`. A snapshot is published in a file of its own before."""
+        """See `Writer.add_change`. A snapshot is published in a file of its own first."""
         writer = self._require_writer()
         check_follows(change, self._version, empty=self._head is None)
         if writer.look_is_due():
@@ -146,7 +146,7 @@ class DirWriter(Writer):
                 enforced = self._head is None or self._head.foreign_keys
                 enforced = foreign_keys_after(change.transaction, enforced)
                 record_type = v2.Type.RIDER if enforced else v2.Type.RIDER_WITHOUT_KEYS
-            # More than the worst that compression makes of it.
+            # More than the worst case of compression.
             room_bytes = len(content) + len(content) // 128 + v2.HEADER_BYTES
         with self._last_write:
             digest = self._tracker.digest
@@ -162,7 +162,7 @@ class DirWriter(Writer):
         self._head, self._version = self._tracker.head, change.version
 
     def _prepare(self, writer: SegmentWriter, size_bytes: int) -> int:
-        """As `SegmentWriter.prepare`; a segment that is begun is noted, so that it is missed."""
+        """As `SegmentWriter.prepare`; records a new segment, so that its loss is detected."""
         segment = writer.prepare(self._tracker, size_bytes)
         if segment != self._noted_segment:
             self._lock.note(note_of(self._store, segment))
@@ -172,13 +172,13 @@ class DirWriter(Writer):
     def _write_snapshot(
         self, writer: SegmentWriter, change: Change, room_bytes: int
     ) -> tuple[bytes, bytes]:
-        """Writes a snapshot's file, then claims room for its record.
+        """Writes a snapshot's file, then reserves space for its record.
 
-        In this order, what is stopped while it is written leaves nothing. Returns the content of
-        the record, and the digest of the snapshot.
+        In this order, an interrupted write leaves nothing. Returns the content of the record, and
+        the digest of the snapshot.
         """
         assert change.snapshot is not None
-        # Where the record will be, which no other one can.
+        # The place of the record, which is unique.
         segment, number = writer.next_place(room_bytes)
         objects = self._store.objects
         with interruption.let_through():
@@ -190,7 +190,7 @@ class DirWriter(Writer):
             content = NewSnapshot(header, change.version, change.snapshot, digest)
             built = objects.prepare("snapshot", content.chunks())
         try:
-            writer.look()  # that may have taken long
+            writer.look()  # writing the snapshot may have taken long
             self._prepare(writer, room_bytes)
             objects.publish(built, snapshot_name(segment, number), op="publish snapshot")
         except BaseException:
@@ -216,7 +216,7 @@ class DirWriter(Writer):
         self._set_position()
         self._tell(
             Noticed.KEPT,
-            f"The dropped change is kept as {kept}, out of the way of a restore. "
+            f"The dropped change is kept as {kept}; a restore does not use it. "
             "`backup-cli log --dropped` lists it.",
         )
 
@@ -235,7 +235,7 @@ class DirWriter(Writer):
     ) -> Statistics | MoreNeeded:
         """See `Writer.take_over`. One name is published.
 
-        What has expired is removed, by the process beside where that may take long.
+        Expired files are removed, by a child process if that may take long.
         """
         if ticket is None:
             return MoreNeeded.PREPARE
@@ -245,7 +245,7 @@ class DirWriter(Writer):
         prepared, objects = Prepared(*json.loads(ticket.content)), self._store.objects
         if prepared.made_from != self._base.generation:
             raise StorageError(
-                f"{objects.where(prepared.name)} is not what was staged; the backup is as before."
+                f"{objects.where(prepared.name)} is not the prepared base; the backup is unchanged."
             )
         with self._last_write:
             writer.look(at_all_names=True)
@@ -265,7 +265,7 @@ class DirWriter(Writer):
         self._set_position()
         at = self.place.at
         keep = objects, at.keep, at.keep_days
-        # The next process beside removes what is left, as one may do at this moment.
+        # The next child process removes what is left; one may be doing so at this moment.
         with contextlib.suppress(StorageError, OSError):
             if removal_takes_long(*keep):
                 writer.start_upkeep()
@@ -274,14 +274,14 @@ class DirWriter(Writer):
         return {"before": ticket.before, "after": size_of(self)}
 
     def _require_newest_base(self) -> None:
-        """Another one's compaction leaves the log as it is: only the next one must not follow."""
+        """Another process's compaction does not change the log, but ours must not follow it."""
         found = list_files(self._store.objects).bases[-1]
         if found[0] > self._base.generation:
             newer = self._store.objects.where(base_name(*found))
             raise StorageError(
-                f"Another process compacted this backup: {newer} is not "
-                "ours. This compaction is given up; the backup is as before. Start the node anew, "
-                "so that it goes on from the other one."
+                f"Another process compacted this backup: {newer} was not made by this process. "
+                "This compaction was given up; the backup is unchanged. Restart the node, so that "
+                "it continues from the other compaction."
             )
 
     def discard(self) -> None:
@@ -289,7 +289,7 @@ class DirWriter(Writer):
         self._discard_prepared(PREPARED)
 
     def _discard_prepared(self, purpose: str = "") -> None:
-        """Removes what was built and got no name; all of it is the writer's, when it opens."""
+        """Removes unfinished objects; when a writer opens the backup, all of them are its own."""
         objects = self._store.objects
         for prepared in objects.prepared(purpose):
             objects.discard(prepared)

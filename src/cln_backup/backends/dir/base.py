@@ -1,4 +1,4 @@
-"""Where the history of a `dir:` backup starts: finds its newest base."""
+"""Bases of a `dir:` backup: finds the newest one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Opened(NamedTuple):
     """A directory whose newest base was read.
 
     Attributes:
-        held: the base, which keeps what it needs from expiring until it is closed.
+        held: the base; until it is closed, the files that it needs do not expire.
     """
 
     store: Store
@@ -46,7 +46,7 @@ class Opened(NamedTuple):
 
 
 def lock_path(place: Place) -> str:
-    """The file that the one writer has locked."""
+    """The file that the writer has locked."""
     return os.path.join(place.path, LOCK_NAME)
 
 
@@ -101,20 +101,20 @@ def _header(objects: LocalObjects, name: str) -> v2.Open:
 
 
 def _newest_base(objects: LocalObjects) -> tuple[str, Listing]:
-    """The name of the newest base in a directory, and all that the directory holds."""
+    """The name of the newest base in a directory, and a listing of the directory."""
     require_backup_directory(objects.directory)
     listing = list_files(objects)
     if listing.bases:
         return base_name(*listing.bases[-1]), listing
     if listing.segments:
-        damaged(objects.directory, 0, 0, "no base is left in it, where the history starts")
+        damaged(objects.directory, 0, 0, "it has no base, from which the history starts")
     raise missing_in(objects.directory)
 
 
 def open_base(place: Place, secret: Secret | None, known: Store | None = None) -> Opened:
     """Reads the newest base, and holds it.
 
-    The master key of the backup as it was `known` before is used again.
+    Reuses the master key of the `known` store, if there is one.
 
     Raises:
         NotFound, Locked, Damaged, StorageError.
@@ -146,9 +146,9 @@ def _read(
     found = read_open(source, path)
     if found.cipher == v2.PLAIN and (place.key_source or secret) is not None:
         raise Damaged(
-            f"The backup in {place.path} is not encrypted, but a key was given for it. Somebody "
-            "may have put another backup in the place of yours. If you know that it is not "
-            "encrypted, leave the key out."
+            f"The backup in {place.path} is not encrypted, but a key was given for it. Your "
+            "backup may have been replaced by another one. If you know that it is not "
+            "encrypted, leave out the key."
         )
     key = None
     if found.cipher != v2.PLAIN:
@@ -162,5 +162,5 @@ def _read(
         damaged(path, 0, 0, "its header is missing")
     state = v2.unpack_base_state(header.state)
     if state.start.segment != segment:
-        damaged(path, 0, 0, "its name says another segment than its header")
+        damaged(path, 0, 0, "its name and its header have different segment numbers")
     return store, Base(generation, name, state)

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Piece(NamedTuple):
-    """A segment and the part of it that counts.
+    """A segment and its valid part.
 
     Attributes:
-        end_bytes: where it ends.
-        seal, digest: what the next segment says of it; `None` where there is no next one.
+        end_bytes: its end.
+        seal, digest: of it, from the next segment; `None` if there is no next one.
     """
 
     source: Source
@@ -38,7 +38,7 @@ def pieces(store: Store, numbers: Sequence[int], end: LogEnd) -> Iterator[Piece]
     A segment is closed when the next one is asked for.
 
     Raises:
-        Damaged: one is missing, or does not go on from the one before.
+        Damaged: one is missing, or does not continue the previous one.
     """
     last: tuple[Source, Segment] | None = None
     try:
@@ -46,7 +46,7 @@ def pieces(store: Store, numbers: Sequence[int], end: LogEnd) -> Iterator[Piece]
             if number > end.segment:
                 break
             if store.objects.status(segment_name(number)) is None:
-                continue  # claimed and never begun, and removed meanwhile; or the link will tell
+                continue  # claimed, never started, and removed meanwhile; else the chain shows it
             version = (
                 0 if last is None or last[1].state.head is None else last[1].state.head.version
             )
@@ -81,18 +81,18 @@ def _check_link(store: Store, last: Segment, segment: Segment) -> None:
             path,
             0,
             version,
-            f"it goes on from segment {segment.state.prev_segment}, and the one before it here is "
-            f"{last.number}; one is missing",
+            f"it continues segment {segment.state.prev_segment}, but the one before it is "
+            f"{last.number}; a segment is missing",
         )
     if segment.header.open.epoch < last.header.open.epoch:
-        damaged(path, 0, version, "its writer is older than that of the segment before")
+        damaged(path, 0, version, "its writer is older than that of the previous segment")
 
 
 def read_piece(store: Store, piece: Piece) -> Iterator[Record]:
     """The records of a segment up to its end.
 
     Raises:
-        Damaged: a record does not hold, or the segment ends elsewhere than the next one says.
+        Damaged: a record is not valid, or the segment's end does not match the next one.
     """
     path = store.log_path(piece.segment.number)
     decoder = piece.segment.decoder()
@@ -111,16 +111,17 @@ def read_piece(store: Store, piece: Piece) -> Iterator[Record]:
             f"expected the record that follows version {version}, found {error.found}",
         )
     if end != piece.end_bytes or piece.seal not in (None, decoder.seal):
-        damaged(path, end, version, "the next segment goes on from another end")
+        damaged(path, end, version, "the next segment continues from a different end")
     if piece.seal is not None:
         check_tail_of_closed(store, piece, version)
 
 
 def check_tail_of_closed(store: Store, piece: Piece, version: int) -> None:
-    """Checks what is after the end of a segment that is followed by another.
+    """Checks the bytes after the end of a segment that is followed by another.
 
-    A cut may have left a torn record there, and a writer that did not yet know of its successor
-    one that is whole; neither was answered. It looks after each record, so of two the first was.
+    An interrupted write may have left a torn record there, and a writer that did not know of its
+    successor yet a complete one; neither was answered. A writer looks after each record, so if
+    there are two, the first was answered.
     """
     if judge_tail(piece.source, piece.end_bytes) is not Tail.DAMAGED:
         return
@@ -134,7 +135,7 @@ def check_tail_of_closed(store: Store, piece: Piece, version: int) -> None:
 
 
 def _whole_records_after(piece: Piece) -> int:
-    """How many records go on after the end of a segment, with nothing else after them."""
+    """The number of valid records after the end of a segment, if nothing else follows."""
     decoder = piece.segment.decoder()
     end = v2.HEADER_BYTES
     count = 0

@@ -1,4 +1,4 @@
-"""Makes the directory of a `dir:` backup, with its first base; or takes it away again."""
+"""Makes the directory of a `dir:` backup, with its first base; or removes it again."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 _FIRST_BASE: Final = base_name(1, 1)
 _UNFINISHED: Final = (f"{BUILDING}.", "adding.", "key-")
-"""What a cut `creating_backup` leaves: nothing of it is of use without a base."""
+"""Leftovers of an interrupted `creating_backup`, useless without a base."""
 
 _KEPT: Final = "unused."
 
 
 @contextlib.contextmanager
 def creating_backup(place: Place, base: Change | None, secret: Secret | None) -> Iterator[None]:
-    """See `Place.creating`. Nobody else can write to the backup before the block has ended.
+    """See `Place.creating`. No other process can write to the backup before the block ends.
 
-    What an attempt that was cut left behind, which holds nothing, is removed. Keys are kept under
-    another name: they may be those of a backup whose other files were moved away.
+    Leftovers of an interrupted attempt, which contain no data, are removed. Key slots are kept
+    under another name: they may belong to a backup whose other files were moved away.
     """
     made = vacant = begun = directories.make(place.path, op="create backup")
     lock: WriterLock | None = None
@@ -73,15 +73,15 @@ def creating_backup(place: Place, base: Change | None, secret: Secret | None) ->
 
 def _take_away(path: str, backup_id: bytes, *, begun: bool, made: bool) -> None:
     if _withdraw(path, backup_id, begun=begun) and made:
-        with contextlib.suppress(StorageError):  # somebody put something there
+        with contextlib.suppress(StorageError):  # not empty: another process made files there
             directories.remove_empty(path, op="remove unfinished backup")
 
 
 def _withdraw(path: str, backup_id: bytes, *, begun: bool) -> bool:
-    """Removes what was made of a backup, unless another one stands there; returns whether it did.
+    """Removes an unfinished backup, unless it was replaced; returns whether it did.
 
-    The base first: without it, what is left is no backup that nobody could unlock. Before it was
-    `begun`, under the lock, unfinished files may be those of another process at work.
+    The base first: without it, the rest is not a backup that cannot be unlocked. Before it was
+    `begun`, under the lock, unfinished files may belong to another running process.
     """
     objects = LocalObjects(path)
     if objects.status(_FIRST_BASE) is not None:
@@ -97,10 +97,10 @@ def _withdraw(path: str, backup_id: bytes, *, begun: bool) -> bool:
 
 @contextlib.contextmanager
 def build_inside(path: str) -> Iterator[str]:
-    """A directory inside a new backup's, whose files become the backup's when the block ends well.
+    """A directory inside a new backup; its files become the backup's if the block succeeds.
 
-    The base comes last: without it they are no backup. What fails, and who else is at work there,
-    leaves nothing that is taken for one.
+    The base is moved last: without it the files are not a backup. So neither an error nor another
+    process leaves anything that could be mistaken for one.
     """
     made = directories.make(path, op="create backup")
     published: list[str] = []
@@ -120,7 +120,7 @@ def build_inside(path: str) -> Iterator[str]:
         for name in reversed(published):
             fsio.remove(os.path.join(path, name), op="remove unfinished copy")
         if made:
-            with contextlib.suppress(StorageError):  # somebody put something there
+            with contextlib.suppress(StorageError):  # not empty: another process made files there
                 directories.remove_empty(path, op="remove unfinished copy")
         raise
 
@@ -130,8 +130,8 @@ def _require_vacant(path: str, besides: str = "") -> None:
     allowed = (*_UNFINISHED, _KEPT, LOCK_NAME, *filter(None, (besides,)))
     if any(not name.startswith(allowed) for name in found):
         raise AlreadyExists(
-            f"{path} is not empty, and is left as it is. If it is a backup, it can be used as it "
-            "is; otherwise choose another name."
+            f"{path} exists and is not empty; it was not changed. If it is a backup, you can use "
+            "it; otherwise choose another name."
         )
 
 

@@ -1,4 +1,4 @@
-"""Changes that a `dir:` backup dropped: each in a file of its own, `dropped-N`, kept for ever."""
+"""Changes that a `dir:` backup dropped: each in a file of its own, `dropped-N`, kept forever."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAME: Final = re.compile(r"dropped-(\d{10,20})(?:-(\d+))?")
 
 
 class _Statements(NamedTuple):
-    """A transaction in the form in which a snapshot is written."""
+    """A transaction, written in the same way as a snapshot."""
 
     content: bytes
 
@@ -40,7 +40,7 @@ class _Statements(NamedTuple):
 def set_aside(store: Store, change: Change, epoch: int) -> str:
     """Writes a change to a file of its own; returns its path. Durable with its name.
 
-    Where the name is taken, a number is added: nothing is overwritten.
+    If the name exists, a number is added: nothing is overwritten.
     """
     content: Snapshot
     if change.snapshot is not None:
@@ -68,7 +68,7 @@ def set_aside(store: Store, change: Change, epoch: int) -> str:
 
 
 def dropped(store: Store) -> Iterator[Change]:
-    """All that was set aside, by version and in the order in which it was dropped.
+    """All changes set aside, by version and in the order in which they were dropped.
 
     Raises:
         Damaged, StorageError.
@@ -82,7 +82,7 @@ def dropped(store: Store) -> Iterator[Change]:
 
 
 def check_dropped(store: Store) -> None:
-    """Checks every byte of what was set aside. Raises `Damaged`, `StorageError`."""
+    """Checks every byte of the changes set aside. Raises `Damaged`, `StorageError`."""
     for _, _, stored in _files(store):
         for _ in stored.chunks():
             pass

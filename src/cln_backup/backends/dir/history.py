@@ -1,4 +1,4 @@
-"""Reads the changes of a `dir:` backup in order, seeing through dropped ones."""
+"""Reads the changes of a `dir:` backup in order, without dropped ones."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _AHEAD_BYTES: Final = 1 << 19
 
 
 class Base(NamedTuple):
-    """A base that was read: where a generation of the history starts."""
+    """A base that was read: the start of a generation of the history."""
 
     generation: int
     name: str
     state: v2.BaseState
 
     def marks(self) -> tuple[v2.Mark | None, v2.Mark | None]:
-        """The last two changes that the base stands for."""
+        """The last two changes that the base replaces."""
         if not self.state.snapshot:
             return None, None
         version, stored_ms, digest = self.state.version, self.state.stored_ms, self.state.digest
@@ -46,7 +46,7 @@ class Base(NamedTuple):
         return snapshot._replace(kind=Kind.RIDER, foreign_keys=False), snapshot
 
     def changes(self, store: Store) -> list[Change]:
-        """The changes that the base stands for."""
+        """The changes that the base replaces."""
         if not self.state.snapshot:
             return []
         version, size, stored_ms = self.state.version, self.state.size_bytes, self.state.stored_ms
@@ -64,11 +64,11 @@ class Base(NamedTuple):
 
 
 class History(NamedTuple):
-    """What a reader goes through.
+    """The history that a reader sees.
 
     Attributes:
-        segments: numbers of those from the base's on.
-        end: where the log ended when it was opened.
+        segments: the numbers of the segments, starting with the base's.
+        end: the end of the log when it was opened.
     """
 
     store: Store
@@ -77,10 +77,10 @@ class History(NamedTuple):
     end: LogEnd
 
     def changes(self, stop: v2.Position | None) -> Iterator[Change]:
-        """The changes that were not dropped; with `stop`, those before that place only.
+        """The changes that were not dropped; with `stop`, only those before that place.
 
-        `NOWHERE` as a stop leaves out the last change of the base itself. The changes are read
-        some at a time: a processor is faster at the same work over and over.
+        `NOWHERE` as a stop leaves out the last change of the base itself. The changes are read in
+        batches: a processor is faster when it repeats the same work.
         """
         changes = self._one_by_one(stop)
         ahead_bytes = _AHEAD_BYTES
@@ -103,7 +103,7 @@ class History(NamedTuple):
     def numbered(self, known: int) -> Iterator[tuple[int, Change]]:
         """The changes that were not dropped, each with its number, from 1 in the whole history.
 
-        Starts at the change with the number `known` or at one before, so as not to read all.
+        Starts at the change with the number `known` or at an earlier one, to avoid reading all.
         """
         first, number = self._segment_with(known)
         if first is None:
@@ -136,12 +136,12 @@ class History(NamedTuple):
         return None, 0
 
     def _one_by_one(self, stop: v2.Position | None) -> Iterator[tuple[Change, int]]:
-        """Each change, with the bytes of memory that its statements take."""
+        """Each change, with the memory size of its statements in bytes."""
         in_base = [(change, 0) for change in self.base.changes(self.store)]
         yield from in_base[:-1]
         if stop == v2.NOWHERE:
             return
-        # A change can be given out only when the next record does not drop it.
+        # A change can be yielded only when the next record does not drop it.
         held = in_base[-1] if in_base else None
         for record, piece, inflater in self.records():
             if stop is not None and record.start[:2] == stop[:2]:
@@ -156,7 +156,7 @@ class History(NamedTuple):
             yield held
 
     def change_at(self, start: v2.Position) -> Change:
-        """The change whose record starts at a place in the log, dropped or not."""
+        """The change whose record starts at a place in the log, even if it was dropped."""
         later = [number for number in self.segments if number >= start.segment]
         for piece in pieces(self.store, later, self.end):
             inflater = Inflater()
@@ -166,13 +166,13 @@ class History(NamedTuple):
                 if record.type in v2.COMPRESSED:
                     self._inflate(record, piece, inflater)
         path = self.store.log_path(start.segment)
-        return damaged(path, start.offset_bytes, 0, "the record that was found there is gone")
+        return damaged(path, start.offset_bytes, 0, "the record that was found there is missing")
 
     def check(self) -> None:
-        """Checks every byte from the base on, without taking the changes apart.
+        """Checks every byte from the base on, without decoding the changes.
 
-        A segment that another one follows is held against the digest that the other one has of
-        it, in one go; where they differ, its records are gone through to find the place.
+        A segment that is followed by another is checked as a whole against the digest in the next
+        one; if they differ, its records are read to find the place.
 
         Raises:
             Damaged, StorageError.
@@ -203,7 +203,7 @@ class History(NamedTuple):
                 pass
             if piece.digest is not None:
                 path = self.store.log_path(piece.segment.number)
-                damaged(path, 0, good, "its digest is not the one that the next segment has of it")
+                damaged(path, 0, good, "its digest does not match the one in the next segment")
         for segment, number in list_files(self.store.objects).snapshots:
             if segment >= self.base.state.start.segment:
                 try:
@@ -213,7 +213,7 @@ class History(NamedTuple):
                     raise
 
     def records(self) -> Iterator[tuple[Record, Piece, Inflater]]:
-        """The records from the base on, each with what is needed to inflate it.
+        """The records from the base on, each with its piece and its inflater.
 
         Each compressed one must be inflated, in order, before the next is asked for.
         """
@@ -239,7 +239,7 @@ class History(NamedTuple):
         if not found:
             version = self.base.state.version
             path = self.store.objects.where(self.base.name)
-            damaged(path, 0, version, "the place where the log goes on from it is not there")
+            damaged(path, 0, version, "the place where the log continues after it is missing")
 
     def _check_first(self, piece: Piece) -> None:
         state_of_base, state = self.base.state, piece.segment.state
@@ -253,7 +253,7 @@ class History(NamedTuple):
         if not good:
             path = self.store.log_path(piece.segment.number)
             base = self.store.objects.where(self.base.name)
-            what = f"it does not go on from {base}; a segment is missing"
+            what = f"it does not continue from {base}; a segment is missing"
             damaged(path, 0, state_of_base.version, what)
 
     def _change(self, record: Record, piece: Piece, inflater: Inflater) -> tuple[Change, int]:

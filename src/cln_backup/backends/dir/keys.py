@@ -1,7 +1,7 @@
-"""The keys of an encrypted `dir:` backup: unlocks it, and keeps the files of its holders.
+"""Key slots of an encrypted `dir:` backup: unlocks it, and manages their files.
 
-A holder's file is `key-LABEL`, in the backup's directory. What unlocks comes from the file that the
-URL names, or is given by the caller, who asked a person for it.
+The file of a key slot is `key-LABEL`, in the backup's directory. The secret comes from the file
+that the URL names, or from the caller, who asked the operator for it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 _PREFIX: Final = "key-"
 _ADDING: Final = "adding"
-"""A key may be added beside a writer, which removes what is left under the name for buildings."""
+"""A prefix of its own: a key may be added beside a writer, which removes unfinished objects."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class NodeVeil:
-    """Hides which node's backup this is; see `Veil`."""
+    """Encrypts the id of the node that the backup belongs to; see `Veil`."""
 
     def __init__(self, master_key: bytes) -> None:
         self._master_key = master_key
@@ -72,14 +72,14 @@ def unlock(place: Place, backup_id: bytes, secret: Secret | None) -> bytes:
         kind, path = place.key_source
         if not os.path.lexists(path):
             raise Locked(
-                f"The backup in {place.path} is encrypted, and there is no {path}, which is named "
-                f"as its {kind}. Put it back. If it is lost: {KEY_FOR_A_NODE}"
+                f"The backup in {place.path} is encrypted, and its {kind} {path} is missing. Put "
+                f"it back. If it is lost: {KEY_FOR_A_NODE}"
             )
         secret = secret_from(place.key_source)
     if secret is None:
         raise Locked(
-            f"The backup in {place.path} is encrypted. Say what unlocks it: --key-file, "
-            "--hsm-secret or --passphrase-file; --words or --passphrase, to be asked. "
+            f"The backup in {place.path} is encrypted. Give a secret that unlocks it: --key-file, "
+            "--hsm-secret or --passphrase-file; or --words or --passphrase, which ask for it. "
             f"{KEY_FOR_A_NODE}"
         )
     found = holders(place.path, backup_id)
@@ -90,25 +90,24 @@ def unlock(place: Place, backup_id: bytes, secret: Secret | None) -> bytes:
             return key
     what = secret.kind.name.lower().replace("_", " ")
     raise Locked(
-        f"The backup in {place.path} is not unlocked by this {what}. Either it was mistyped, or it "
-        "belongs to another backup or node, or it was never added (`backup-cli key list` says what "
-        "was)."
+        f"The backup in {place.path} is not unlocked by this {what}. It was mistyped, belongs to "
+        "another backup or node, or was never added (`backup-cli key list` lists the key slots)."
     )
 
 
 def without_keys(path: str) -> Locked:
-    """What to raise where a backup is encrypted, and the files of those who unlock it are gone."""
+    """The error for an encrypted backup without key slots."""
     return Locked(
-        f"The backup in {path} is encrypted and has no key files (key-…): without one nobody can "
-        "unlock it, whatever secret they have. Look for them where the backup was copied from, or "
-        "in an older copy of it: each key file of this backup unlocks all of it."
+        f"The backup in {path} is encrypted and has no key slots (files key-…), without which no "
+        "secret can unlock it. Look for these files where the backup was copied from, or in an "
+        "older copy: any key slot of this backup unlocks all of it."
     )
 
 
 def create_keys(place: Place, backup_id: bytes, secret: Secret | None) -> bytes | None:
-    """Makes a master key and its first holder, where the URL or a person gave a secret.
+    """Makes a master key and its first key slot, if the URL or the operator gave a secret.
 
-    The holder's file is durable when it returns, but for its name.
+    The file of the key slot is durable when it returns, except for its name.
     """
     if secret is None:
         if place.key_source is None:
@@ -121,14 +120,14 @@ def create_keys(place: Place, backup_id: bytes, secret: Secret | None) -> bytes 
 
 
 def add_holder(path: str, backup_id: bytes, master_key: bytes, secret: Secret, label: str) -> None:
-    """Wraps the master key for one more holder; durable with its name when it returns.
+    """Adds a key slot for the master key; durable with its name when it returns.
 
     Raises:
-        AlreadyExists: there is a holder of this name.
-        BadUrl: the name is none.
+        AlreadyExists: there is a key slot of this name.
+        BadUrl: the name is not valid.
     """
     if _LABEL.fullmatch(label) is None or len(label) > LABEL_BYTES:
-        raise BadUrl(f"{label!r} is no name for a key: up to 32 letters, digits, dots and dashes.")
+        raise BadUrl(f"Invalid key name {label!r}: use up to 32 letters, digits, dots and dashes.")
     created_ms = time.time_ns() // 1_000_000
     salt = os.urandom(v2.SALT_BYTES)
     data = pack_holder(secret.kind, label, backup_id, created_ms, salt, secret.content, master_key)
@@ -142,14 +141,14 @@ def add_holder(path: str, backup_id: bytes, master_key: bytes, secret: Secret, l
 
 
 def _taken(label: str) -> AlreadyExists:
-    return AlreadyExists(f"There is a key {label} already; nothing was changed.")
+    return AlreadyExists(f"A key slot named {label} exists; nothing was changed.")
 
 
 def holders(path: str, backup_id: bytes) -> list[Holder]:
-    """All holders of the backup.
+    """All key slots of the backup.
 
     Raises:
-        Damaged: a bit of a holder's file was changed, or it belongs to another backup.
+        Damaged: the file of a key slot was changed, or belongs to another backup.
     """
     found = []
     objects = LocalObjects(path, building=_ADDING)
@@ -157,31 +156,31 @@ def holders(path: str, backup_id: bytes) -> list[Holder]:
         try:
             holder = unpack_holder(objects.get(name, 0, FILE_BYTES + 1))
             if holder.backup_id != backup_id or holder.label != name[len(_PREFIX) :]:
-                raise v2.Malformed("the key of another backup")
+                raise v2.Malformed("a key slot of another backup")
         except v2.Malformed as error:
             raise Damaged(
-                f"{objects.where(name)} is damaged: it holds {error}. If another key unlocks the "
-                "backup, move this one away and add it anew."
+                f"{objects.where(name)} is damaged: it contains {error}. If another key unlocks "
+                "the backup, move this file away and add the key again."
             ) from None
         found.append(holder)
     return found
 
 
 def remove_holder(path: str, backup_id: bytes, label: str) -> None:
-    """Takes a holder's key away; durable when it returns.
+    """Removes a key slot; durable when it returns.
 
-    Who copied its file before can still unlock the backup: for a new master key, copy the backup.
+    A copy of its file still unlocks the backup: for a new master key, copy the backup.
 
     Raises:
-        NotFound: there is no such holder.
-        Locked: it is the last one, without which nobody could read the backup.
+        NotFound: there is no such key slot.
+        Locked: it is the last one, without which the backup could not be read.
     """
     with directories.locked(path, op="remove key"):  # two at once would remove the last two
         labels = [holder.label for holder in holders(path, backup_id)]
         if not labels:
-            raise Locked("This backup is not encrypted, so it has no keys.")
+            raise Locked("This backup is not encrypted, so it has no key slots.")
         if label not in labels:
-            raise NotFound(f"There is no key {label!r}; there are: {', '.join(labels)}.")
+            raise NotFound(f"There is no key slot {label!r}; there are: {', '.join(labels)}.")
         if len(labels) == 1:
-            raise Locked(f"{label} is the only key, and nobody could read the backup without it.")
+            raise Locked(f"{label} is the last key slot; without it the backup could not be read.")
         LocalObjects(path).delete(_PREFIX + label, op="remove key")

@@ -1,4 +1,4 @@
-"""Reads the log of a `dir:` backup: the chain of its segments, and what their records amount to."""
+"""Reads the log of a `dir:` backup: the chain of its segments, and the state after its records."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ _BLOCK_BYTES: Final = 4096
 
 
 class Segment(NamedTuple):
-    """A segment that was begun: its header was written."""
+    """A segment that was started: its header was written."""
 
     number: int
     header: Header
     state: v2.LogState
 
     def decoder(self) -> Decoder:
-        """Unseals its records, from the first one on."""
+        """A decoder of its records, starting with the first."""
         timed = self.header.open.kind is v2.FileKind.TIMED_LOG
         return Decoder(self.header.sealer, self.header.seal, timed=timed)
 
 
 class LogEnd(NamedTuple):
-    """Where the log ends, and all that the next writer must know.
+    """The end of the log, with everything that the next writer must know.
 
     Attributes:
-        segment: number of the last one that was begun; 0 where there is none.
-        end_bytes, seal, digest: where it ends, its last seal, SHA-256 of all before.
+        segment: number of the last one that was started; 0 if there is none.
+        end_bytes, seal, digest: its end, its last seal, SHA-256 of everything before.
         epoch: of its writer.
-        last_number: of the last segment, begun or not.
-        torn_bytes: length of what a cut left behind the end.
-        lacks: what shows that the log went on, and that the rest is not there; mostly empty.
+        last_number: of the last segment, started or not.
+        torn_bytes: length of the torn record after the end.
+        lacks: the evidence that the end of the log is missing; usually empty.
     """
 
     segment: int
@@ -73,7 +73,7 @@ class LogEnd(NamedTuple):
 
 
 class Tracker:
-    """What the records up to here amount to."""
+    """The state after the records up to here."""
 
     def __init__(
         self, ordinal: int, head: v2.Mark | None, before: v2.Mark | None, *, may_rewind: bool
@@ -90,7 +90,7 @@ class Tracker:
 
     @property
     def digest(self) -> bytes:
-        """Of the whole history up to here; `UNKNOWN` after a release that did not keep it."""
+        """Digest of the history up to here; `UNKNOWN` after a release that did not store it."""
         if self.head is not None:
             return self.head.digest
         return UNKNOWN if self.ordinal else EMPTY
@@ -103,14 +103,14 @@ class Tracker:
         stored_ms: int,
         digest: bytes = UNKNOWN,
     ) -> None:
-        """Takes one record into account, after which the history has the digest given.
+        """Applies one record, after which the history has the given digest.
 
         Raises:
-            Malformed: it cannot follow.
+            Malformed: it does not follow.
         """
         if record_type is v2.Type.DROP:
             if not self.may_rewind or self.head is None:
-                raise v2.Malformed("a change that is dropped where there is none to drop")
+                raise v2.Malformed("a DROP record, but there is no change to drop")
             self.head, self.before, self.may_rewind = self.before, None, False
             self.ordinal -= 1
             return
@@ -130,9 +130,9 @@ class Tracker:
 
 
 def open_segment(store: Store, number: int, version: int = 0) -> tuple[Source, Segment | None]:
-    """A segment to read from, for the caller to close, and what its header says.
+    """Opens a segment for reading; returns its source, which the caller closes, and its header.
 
-    `None` in the place of a header where the segment was not begun.
+    The header is `None` if the segment was not started.
     """
     name = segment_name(number)
     source = store.objects.open(name, op="open segment")
@@ -153,17 +153,17 @@ def open_segment(store: Store, number: int, version: int = 0) -> tuple[Source, S
 def find_end(
     store: Store, numbers: Sequence[int], tracker: Tracker, *, alone: bool
 ) -> tuple[LogEnd, Tracker]:
-    """Finds the end of the log; the tracker given is for a log without a segment.
+    """Finds the end of the log; `tracker` is the result for a log without segments.
 
     Args:
         store: the backup.
         numbers: of all segments, in order.
-        tracker: what the base amounts to.
-        alone: whether no writer can be at work. Otherwise what looks like damage at the very end
-            may be a record that is being written at this moment, and is looked at again.
+        tracker: the state after the base.
+        alone: whether no writer can be active. Otherwise apparent damage at the very end may be
+            a record that is being written at this moment, and is read again.
 
     Raises:
-        Damaged: the last segment holds bytes that cannot be right.
+        Damaged: the last segment contains invalid bytes.
         StorageError.
     """
     tries = 0 if alone else min(_SETTLE_TRIES, _BEGIN_TRIES)
@@ -194,7 +194,7 @@ def _find_end(
             tail = judge_tail(source, v2.HEADER_BYTES, cut_before=True)
             if tail is Tail.DAMAGED:
                 path = store.log_path(number)
-                damaged(path, 0, tracker.version, "its header is missing, and the rest is not")
+                damaged(path, 0, tracker.version, "its header is missing, but the rest is there")
             if tail is Tail.TORN and not is_torn_drop(source, v2.HEADER_BYTES):
                 successor_was_sent = True
             size, least = source.size_bytes(), dir_store.FIRST_SEGMENT_BYTES
@@ -235,11 +235,11 @@ def _walk(
         tail = judge_tail(source, end)
         if tail is Tail.TORN:
             torn_bytes = (last_byte(source, end, size) or end) + 1 - end
-            # The node sent what is torn, so it had committed the head; unless it is a drop of it.
+            # The node sent the torn change, so it had committed the head; unless it is a DROP.
             tracker.may_rewind = tracker.may_rewind and is_torn_drop(source, end)
         if tail is not Tail.DAMAGED or (cut and _lacks(source, segment, end, path)):
             break
-        # A writer that is at work may have appended since, or be writing at this moment.
+        # An active writer may have appended since, or may be writing at this moment.
         if tries == 0 and end == started:
             version = tracker.version
             what = f"expected the record that follows version {version}, found {found}"
@@ -276,9 +276,9 @@ def _digest_after(
 
 
 def _lacks(source: Source, segment: Segment, end: int, path: str) -> str:
-    """What shows that there was more than the last segment that was begun holds; or nothing.
+    """The evidence that the end of the last started segment is missing; empty if there is none.
 
-    Until the next one holds a record, a segment has the length that it was made with.
+    Until the next segment has a record, a segment has the length that it was made with.
     """
     size = source.size_bytes()
     least = segment.state.capacity_bytes or _least_bytes_where_not_said(source, size)
@@ -286,16 +286,16 @@ def _lacks(source: Source, segment: Segment, end: int, path: str) -> str:
         return ""
     if size == end:
         return (
-            f"{path} is cut to its last change, as when the next segment holds a newer one, and "
-            "that is missing"
+            f"{path} is cut to its last change, as is done when the next segment has a newer one; "
+            "that segment is missing"
         )
     return f"{path} has {size} of {least} bytes"
 
 
 def _least_bytes_where_not_said(source: Source, size: int) -> int:
-    """The least that a segment of this length must have had, which does not say its own.
+    """The minimum length of a segment of this size that does not record its own length.
 
-    It was made with one of two lengths, and a first record with no room in that made it longer.
+    It was made with one of two lengths, or longer if its first record did not fit.
     """
     first, spare = dir_store.FIRST_SEGMENT_BYTES, dir_store.SPARE_BYTES
     head = source.read_at(v2.HEADER_BYTES, v2.HEAD_BYTES)

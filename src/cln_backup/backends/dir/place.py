@@ -1,4 +1,4 @@
-"""`dir:///path`: a directory of format 2, a log of sealed records that is only ever appended to."""
+"""`dir:///path`: a directory of format 2, an append-only log of sealed records."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ class DirPlace(Place):
             store = reader.store
             if store.master_key is None:
                 raise Locked(
-                    "This backup is not encrypted, so it has no keys. A copy of it can be."
+                    "This backup is not encrypted, so it has no key slots. Copy it to encrypt it."
                 )
             add_holder(store.path, store.backup_id, store.master_key, added, label)
 
     def remove_key(self, label: str) -> None:
         """See `Place.remove_key`."""
-        self.keys()  # none at all is an error of its own
+        self.keys()  # no key slots at all is a different error
         remove_holder(*identity(self.at), label)
 
     def usage(self) -> Inventory:

@@ -1,4 +1,4 @@
-"""Reads a `dir:` backup, as it was when it was opened or last looked at."""
+"""Reads a `dir:` backup, as it was when it was opened or last updated."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from cln_backup.storage.source import Source
 
 PREPARED = "compaction"
-"""What the name of a prepared base says that it is for."""
+"""The purpose in the name of a prepared base."""
 
 
 class Prepared(NamedTuple):
@@ -51,7 +51,7 @@ class Prepared(NamedTuple):
 
     Attributes:
         name: of the object.
-        made_from: the generation that it is to follow.
+        made_from: the generation that it follows.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Prepared(NamedTuple):
 
 
 class DirReader(Reader):
-    """A reader; its lock on the base keeps what it needs from expiring."""
+    """A reader; its lock on the base keeps the files that it needs from expiring."""
 
     def __init__(
         self, place: DirPlace, secret: Secret | None, on_event: OnEvent, *, accept_incomplete: bool
@@ -135,9 +135,9 @@ class DirReader(Reader):
         return wait_until(self._has_gone_on, timeout_s, self.place.at.path)
 
     def _has_gone_on(self) -> bool:
-        """Whether the backup is another now; then this reader has gone on to that.
+        """Whether the backup has changed; if so, updates this reader's view.
 
-        Without a look at a file's times, see `path_watch`.
+        Does not read a file's times, see `path_watch`.
         """
         listing = list_files(self.store.objects)
         newest = self._base.generation, self._end.last_number
@@ -163,14 +163,14 @@ class DirReader(Reader):
         return dropped(self.store)
 
     def prepare_compaction(self, fold: Callable[[Reader], Folded]) -> Ticket:
-        """See `Reader.prepare_compaction`. The next base; the log itself stays where it is."""
+        """See `Reader.prepare_compaction`. The next base; the log itself stays in place."""
         mark = self._marks.head
         if mark is None or not worth_folding(self._standing):
             return nothing_to_fold(self)
         base, foreign_keys = fold(self)
         state = self._base.state
         start, ordinal, digest = mark.at, self._tracker.ordinal - 1, mark.prev_digest
-        if start == v2.NOWHERE:  # the head is the rider of the base that there is
+        if start == v2.NOWHERE:  # the head is the rider of the current base
             start, ordinal, digest = state.start, state.ordinal, state.digest
             foreign_keys = mark.foreign_keys
         version, snapshot = (0, None) if base is None else (base.version, base.snapshot)
@@ -192,7 +192,7 @@ class DirReader(Reader):
         except BaseException:
             objects.discard(built)
             raise
-        # Whoever prepares has read what it needs; its lock would keep the old generation.
+        # Preparing has read all it needs; its lock would keep the old generation.
         self._release_base()
         before = size_of(self)
         saved = self.store.folded_bytes(self._base.name, start.segment, built)
@@ -204,7 +204,7 @@ class DirReader(Reader):
         return Ticket(before, would_have, None, json.dumps(prepared).encode())
 
     def prepare_more(self, ticket: Ticket) -> Ticket:
-        """See `Reader.prepare_more`. There is nothing to copy: the log goes on as it is."""
+        """See `Reader.prepare_more`. There is nothing to copy: the log itself stays in place."""
         return ticket
 
     def discard(self, ticket: Ticket) -> None:

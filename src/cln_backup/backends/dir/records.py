@@ -1,4 +1,4 @@
-"""Reads the records of one file of a `dir:` backup, and judges what stands behind the last one."""
+"""Reads the records of one file of a `dir:` backup, and judges the bytes after the last one."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 _WINDOW_BYTES: Final = 1 << 18
 _ZEROS_BY_CHANCE: Final = 2
 _ZEROS_OF_A_LENGTH: Final = 3
-"""A length of four bytes, of which the last is in another sector, may leave so many at a sector's
-end; a record whose length is less has no sectors between its first and its last."""
+"""If the last of the four bytes of a length is in another sector, so many may remain at a sector's
+end; a shorter record has no sectors between its first and its last."""
 
 
 class Unreadable(Exception):
-    """No record stands at an offset, and the file goes on.
+    """There is no valid record at an offset, but the file continues.
 
     Attributes:
-        cut: whether a record begins there that the end of the file cuts off.
+        cut: whether a record starts there that the end of the file cuts off.
     """
 
     def __init__(self, offset_bytes: int, found: str, *, cut: bool = False) -> None:
@@ -37,10 +37,10 @@ class Unreadable(Exception):
 def records(
     source: Source, decoder: Decoder, segment: int, end_bytes: int, offset: int = v2.HEADER_BYTES
 ) -> Iterator[Record]:
-    """The records from one offset up to another. Memory: the largest record that stands there.
+    """The records from one offset up to another. Memory: the largest record among them.
 
     Raises:
-        Unreadable: what stands there is not the next record.
+        Unreadable: the next record is not valid.
     """
     asked_bytes = end_bytes
     wanted = _WINDOW_BYTES
@@ -61,40 +61,40 @@ def records(
         else:
             wanted = _whole_bytes(window, offset, end_bytes)
             if wanted <= len(window):
-                raise Unreadable(offset, "a record that is not what was written")
+                raise Unreadable(offset, "a record that was modified")
     if offset < asked_bytes:
-        raise Unreadable(offset, "the end of the file, which was longer before")
+        raise Unreadable(offset, "the end of the file, which became shorter")
 
 
 def _whole_bytes(window: bytes, offset: int, end_bytes: int) -> int:
-    """How many bytes the record takes that starts with the window."""
+    """The length of the record at the start of the window."""
     if offset + v2.HEAD_BYTES > end_bytes:
-        raise Unreadable(offset, "less than a record has", cut=window[0] == v2.MARK)
+        raise Unreadable(offset, "fewer bytes than a record has", cut=window[0] == v2.MARK)
     length = v2.unpack_head(window)
     if length is None:
-        raise Unreadable(offset, "no start of a record")
+        raise Unreadable(offset, "bytes that do not start a record")
     whole = length + v2.FRAME_BYTES
     if offset + whole > end_bytes:
-        what = f"a record of {whole} bytes, which the file does not hold"
+        what = f"a record of {whole} bytes, longer than the rest of the file"
         raise Unreadable(offset, what, cut=True)
     return whole
 
 
 class Tail(Enum):
-    """What stands behind the last record that holds."""
+    """The bytes after the last valid record."""
 
     CLEAN = "nothing but zeros"
-    TORN = "a record that was cut while it was written"
-    DAMAGED = "what no cut leaves behind"
+    TORN = "a record whose write was interrupted"
+    DAMAGED = "damage that no interrupted write leaves"
 
 
 def judge_tail(source: Source, offset: int, *, cut_before: bool = False) -> Tail:
-    """Judges what stands in a file of the log from `offset` to its end.
+    """Judges the bytes of a file of the log from `offset` to its end.
 
-    A record is written into zeros by one write, and answered after the sync of it; so at most one
-    is unfinished, and of that one each sector was written whole or not at all. It is torn where it
-    explains all that stands here, and at least one of its sectors is missing (`cut_before`: the
-    one before, with the header, is). Everything else is damage.
+    A record is written into zeros by one write, and answered after its sync; so at most one is
+    unfinished, and each of its sectors was written completely or not at all. The tail is torn if
+    such a record explains all bytes here, with at least one sector missing (`cut_before`: the
+    previous one, with the header, is missing). Everything else is damage.
     """
     last = last_byte(source, offset, source.size_bytes())
     if last is None:
@@ -119,7 +119,7 @@ def judge_tail(source: Source, offset: int, *, cut_before: bool = False) -> Tail
 
 
 def _explained_by(source: Source, offset: int, end: int, length: int) -> bool:
-    """Whether the data end where a record of this length may, whichever sectors are missing."""
+    """Whether the data end where a record of this length can, whichever sectors are missing."""
     whole = offset + length + v2.FRAME_BYTES
     if end >= whole:
         return end == whole and _ends_there(source, offset, end)
@@ -129,7 +129,7 @@ def _explained_by(source: Source, offset: int, end: int, length: int) -> bool:
         or _other_ends(source, offset, end)
     ):
         return False
-    # Its last sector is missing. Of the length in its foot, what stands before may be zeros.
+    # Its last sector is missing. The part of the length in its foot before that may be zeros.
     foot_at = whole - v2.FOOT_BYTES
     zeros_from = max(end, foot_at)
     before = v2.pack_foot(length)[zeros_from - foot_at : max(0, _sector_end(end) - foot_at)]
@@ -137,7 +137,7 @@ def _explained_by(source: Source, offset: int, end: int, length: int) -> bool:
 
 
 def _explained_by_some_length(source: Source, offset: int, end: int) -> bool:
-    """As `_explained_by`, where the length stands in a sector that is missing."""
+    """As `_explained_by`, if the length is in a missing sector."""
     if _other_ends(source, offset, end):
         return False
     ends = _ends_there(source, offset, end)
@@ -147,15 +147,15 @@ def _explained_by_some_length(source: Source, offset: int, end: int) -> bool:
         bytes_there = len(sector) - sector.count(0)
         start += v2.SECTOR_BYTES
         if bytes_there == 1 and not (ends and start >= end):
-            return False  # a bit that was set by itself, unless it is the end mark
-    # The last sector that is there holds the end of the record, or is full.
+            return False  # a single flipped bit, unless it is the end mark
+    # The last sector present has the end of the record, or is full.
     return ends or _sector_end(end) - end <= _ZEROS_BY_CHANCE + _ZEROS_OF_A_LENGTH
 
 
 def _ends_there(source: Source, offset: int, end: int) -> bool:
-    """Whether a record from `offset` to `end` would have the foot that stands there.
+    """Whether a record from `offset` to `end` would have the foot that is there.
 
-    Where the foot crosses into its last sector from one that is missing, what is left must fit.
+    If the foot crosses into its last sector from a missing one, the remaining bytes must match.
     """
     length = end - offset - v2.FRAME_BYTES
     if length < v2.BODY_BYTES:
@@ -165,14 +165,14 @@ def _ends_there(source: Source, offset: int, end: int) -> bool:
 
 
 def _other_ends(source: Source, offset: int, end: int) -> bool:
-    """Whether a shorter record ends there: another one, behind the one that starts at `offset`."""
+    """Whether a shorter record ends there: another one, after the one that starts at `offset`."""
     known = _known_of_foot(source, offset, end)
     length = v2.unpack_foot(known) if len(known) == v2.FOOT_BYTES else None
     return length is not None and offset + length + v2.FRAME_BYTES < end
 
 
 def _known_of_foot(source: Source, offset: int, end: int) -> bytes:
-    """The bytes before `end`, as many as a foot has, without those of a sector that is missing."""
+    """The bytes of a foot that ends at `end`, without those of a missing sector."""
     start = max(offset, end - v2.FOOT_BYTES)
     sector = (end - 1) // v2.SECTOR_BYTES * v2.SECTOR_BYTES
     if start < sector and not _has_data(source, max(offset, sector - v2.SECTOR_BYTES), sector):
@@ -191,7 +191,7 @@ def is_torn_drop(source: Source, offset: int) -> bool:
 
 
 def _sector_end(end: int) -> int:
-    """Where the sector ends that holds the byte before `end`."""
+    """The end of the sector with the byte before `end`."""
     return -(-end // v2.SECTOR_BYTES) * v2.SECTOR_BYTES
 
 
@@ -213,7 +213,7 @@ def _misses_a_sector(source: Source, start: int, end: int) -> bool:
 
 
 def last_byte(source: Source, start: int, size: int) -> int | None:
-    """Where the last byte stands that is not zero."""
+    """The offset of the last nonzero byte."""
     while size > start:
         chunk_at = max(start, size - _WINDOW_BYTES)
         chunk = source.read_at(chunk_at, size - chunk_at).rstrip(b"\x00")

@@ -24,10 +24,10 @@ _LENGTH = struct.Struct("!Q")
 
 
 class NewSnapshot:
-    """The content of a base, a snapshot or a dropped change, as its file is to have it.
+    """The content of the file of a base, a snapshot or a dropped change.
 
     Attributes:
-        seal: the last one, once all of `chunks` was taken.
+        seal: the last one, after all of `chunks` was read.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class NewSnapshot:
         snapshot: Snapshot | None,
         digest: bytes | None = None,
     ) -> None:
-        """`header` is what `Store.new_header` returned; `digest`, where known, the content's."""
+        """`header` comes from `Store.new_header`; `digest` is the content's, if known."""
         self._header, sealer = header
         self._encoder = Encoder(sealer, self._header[-v2.SEAL_BYTES :])
         self._version = version
@@ -52,7 +52,7 @@ class NewSnapshot:
     def chunks(self) -> Iterator[bytes]:
         """The file's bytes in order, once.
 
-        Raises `StorageError` where the snapshot does not have its size, or the digest given.
+        Raises `StorageError` if the snapshot does not have its size, or the given digest.
         """
         yield self._header
         version, snapshot, encode = self._version, self._snapshot, self._encoder.encode
@@ -67,25 +67,25 @@ class NewSnapshot:
                 yield encode(v2.Type.CHUNK, version, chunk)
         if snapshot is not None and got != snapshot.size_bytes:
             raise StorageError(
-                f"The snapshot was to have {snapshot.size_bytes} bytes and has {got}: the database "
-                "changed while it was read. Nothing of it counts; try again."
+                f"The database changed while it was read: expected {snapshot.size_bytes} bytes, "
+                f"got {got}. The snapshot is not used; try again."
             )
         if self._digest not in (None, content.digest()):
             raise StorageError(
-                "The database changed while its snapshot was read. Nothing of it counts; try again."
+                "The database changed while it was read. The snapshot is not used; try again."
             )
         yield encode(v2.Type.END, version, _LENGTH.pack(got))
 
 
 class StoredSnapshot(NamedTuple):
-    """A snapshot in its file; `chunks` checks every byte of the file, and reads it each time anew.
+    """A snapshot in its file; each call of `chunks` reads the file again and checks every byte.
 
     Attributes:
         name: of the object.
         number: of the file.
         version: data version of the snapshot.
         size_bytes: of the database file.
-        seal: the last one, where it is known from elsewhere.
+        seal: the last one, if it is known from another place.
     """
 
     store: Store
@@ -113,7 +113,7 @@ class StoredSnapshot(NamedTuple):
         try:
             for record in records(source, decoder, 0, source.size_bytes()):
                 if ended or record.version != self.version:
-                    raise Unreadable(record.start.offset_bytes, "a record that is not of it")
+                    raise Unreadable(record.start.offset_bytes, "a record of a different kind")
                 end = record.end_bytes
                 if record.type is v2.Type.CHUNK:
                     chunk = inflater.inflate(record.payload)
@@ -122,27 +122,27 @@ class StoredSnapshot(NamedTuple):
                 elif record.type is v2.Type.END:
                     ended = record.payload == _LENGTH.pack(got) and got == self.size_bytes
         except (Unreadable, v2.Malformed) as error:
-            damaged(path, end, 0, f"in the snapshot at version {self.version} stands {error}")
+            damaged(path, end, 0, f"the snapshot at version {self.version} contains {error}")
         if not ended or self.seal not in (None, decoder.seal):
-            damaged(path, end, 0, f"the snapshot at version {self.version} is not whole")
+            damaged(path, end, 0, f"the snapshot at version {self.version} is incomplete")
 
 
 def read_back(stored: StoredSnapshot) -> None:
-    """Reads what was written, from the storage and not from a cache where that can be."""
+    """Reads a stored snapshot back, from the storage instead of a cache if possible."""
     with stored.store.objects.open(stored.name, op="read back compacted backup", anew=True):
         for _ in stored.chunks():
             pass
 
 
 def last_seal(store: Store, name: str) -> bytes:
-    """The last seal of a base or snapshot, as it stands there, unchecked."""
+    """The last seal in the file of a base or snapshot, unchecked."""
     with store.objects.open(name, op="open snapshot") as source:
         at = source.size_bytes() - v2.SEAL_BYTES - v2.FOOT_BYTES
         return source.read_at(max(0, at), v2.SEAL_BYTES)
 
 
 def snapshot_state(store: Store, segment: int, number: int) -> v2.SnapshotState:
-    """What the header of a snapshot's file says. Raises `Damaged`, `StorageError`."""
+    """The state in the header of a snapshot's file. Raises `Damaged`, `StorageError`."""
     name = snapshot_name(segment, number)
     with store.objects.open(name, op="open snapshot") as source:
         header = store.read_header(source, name, v2.FileKind.SNAPSHOT, number)

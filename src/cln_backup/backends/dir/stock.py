@@ -1,4 +1,4 @@
-"""What reader and writer of a `dir:` backup know of it when they have opened it."""
+"""The state of a `dir:` backup that reader and writer know after opening it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class Marks(NamedTuple):
-    """The last two changes, as they stand in the log or in the base."""
+    """The last two changes, from the log or the base."""
 
     head: v2.Mark | None
     before: v2.Mark | None
 
 
 def marks_of(base: Base, tracker: Tracker) -> Marks:
-    """The last two changes; those that were folded are the base's."""
+    """The last two changes; folded ones come from the base."""
     head, before = tracker.head, tracker.before
-    if head is not None and base.holds(head):  # or it was folded, as in a compaction
+    if head is not None and base.holds(head):  # folded by a compaction
         head, before = base.marks()
     elif before is not None and base.holds(before):
         before = base.marks()[0]
@@ -36,7 +36,7 @@ def marks_of(base: Base, tracker: Tracker) -> Marks:
 
 
 def standing_of(base: Base, tracker: Tracker, marks: Marks, epoch: int) -> Standing:
-    """How far a backup has come."""
+    """The state of a backup."""
     head, before = marks
     version = 0 if head is None else head.version
     digest = None if tracker.digest == UNKNOWN else tracker.digest
@@ -51,7 +51,7 @@ def standing_of(base: Base, tracker: Tracker, marks: Marks, epoch: int) -> Stand
 
 
 def last_change_of(store: Store, base: Base, head: v2.Mark | None, end: LogEnd) -> LastChange:
-    """When the head was stored; one of before records had times is dated by its file."""
+    """When the head was stored; by the file's time if its record has none."""
     if head is None:
         return LastChange(None, by_file=False)
     if head.stored_ms:
@@ -62,16 +62,15 @@ def last_change_of(store: Store, base: Base, head: v2.Mark | None, end: LogEnd) 
 
 
 def size_of_files(store: Store, at: Place, end: LogEnd) -> int:
-    """What all files take that hold something of the backup, expired ones left out."""
+    """The size of all files of the backup, without expired ones."""
     gone = expired(store.objects, at.keep, at.keep_days)
     return store.size_bytes(end.segment, end.end_bytes, gone)
 
 
 def torn_notice(end: LogEnd, version: int) -> str:
-    """What to tell of a torn end."""
+    """The notice about a torn end."""
     return (
-        f"The backup ended with {end.torn_bytes} bytes of a change that was cut "
-        "while it was written, as a crash or a loss of power leaves it, before the node is "
-        "answered. A copy that was made while the node wrote can look the same, and lack "
-        f"newer changes. The backup is at version {version}."
+        f"The backup ended with {end.torn_bytes} bytes of a change that was cut off by a crash or "
+        "a loss of power, before the node was answered. A copy that was made while the node wrote "
+        f"can look the same, and lack newer changes. The backup is at version {version}."
     )

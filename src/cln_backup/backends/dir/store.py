@@ -1,4 +1,4 @@
-"""The files of a `dir:` backup: what their names say, and how their headers are read and made."""
+"""The files of a `dir:` backup: their names, and reading and making their headers."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 SPARE: Final = "spare"
 FIRST_SEGMENT_BYTES: Final = 1 << 18
-"""Zeros written while the node waits, where no spare lies ready; no segment is made shorter."""
+"""Zeros written while the node waits, if no spare is ready; the minimum length of a segment."""
 SPARE_BYTES: Final = 1 << 20
-"""Zeros that a process beside prepares."""
+"""Zeros that a child process prepares."""
 _SEGMENT: Final = "log-"
 _NAME = re.compile(r"(?:log-(\d{10})|base-(\d{10})-(\d{10})|snapshot-(\d{10})-(\d{10}))")
 
 
 class Listing(NamedTuple):
-    """What a directory holds, by name, each in order.
+    """The contents of a directory by name, each list sorted.
 
     Attributes:
         bases: generation, and number of the first segment that it needs.
@@ -44,10 +44,10 @@ class Listing(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A header that was read and holds.
+    """A valid header.
 
     Attributes:
-        state: as the file's kind has it, still packed.
+        state: of the file's kind, still packed.
         sealer: for the file's records.
         seal: the header's own.
     """
@@ -74,7 +74,7 @@ def snapshot_name(segment: int, number: int) -> str:
 
 
 def list_files(objects: Objects) -> Listing:
-    """Lists what a backup holds. Raises `StorageError`."""
+    """Lists the contents of a backup. Raises `StorageError`."""
     bases, segments, snapshots = [], [], []
     for name in objects.list():
         found = _NAME.fullmatch(name)
@@ -91,7 +91,7 @@ def list_files(objects: Objects) -> Listing:
 
 
 def newest_segment(objects: Objects) -> int:
-    """The number of the newest segment, 0 where there is none; it takes none of the names apart.
+    """The number of the newest segment, 0 if there is none; found without parsing all names.
 
     Raises `StorageError`.
     """
@@ -104,23 +104,23 @@ def newest_segment(objects: Objects) -> int:
 def damaged(path: str, offset_bytes: int, version: int, what: str) -> NoReturn:
     """Raises `Damaged` for a place in a file.
 
-    `version` is the last one before it that is good; 0 where it is not known.
+    `version` is the last good one before that place; 0 if unknown.
     """
     raise Damaged(
         f"{path} is damaged at byte {offset_bytes}: {what}. "
-        "Nothing was changed; keep the directory as it is. `backup-cli verify` says more.",
+        "Nothing was changed; keep the directory as it is. `backup-cli verify` shows more.",
         offset_bytes=offset_bytes,
         good_version=version,
     )
 
 
 def stored_now_ms(change: Change) -> int:
-    """When a change counts as stored that is stored now, in milliseconds since 1970."""
+    """The time of storage of a change that is stored now, in milliseconds since 1970."""
     return time.time_ns() // 1_000_000 if change.stored_ms is None else change.stored_ms
 
 
 class Store:
-    """One backup's objects, with what is needed to read and make them."""
+    """One backup's objects, with the keys and methods to read and make them."""
 
     def __init__(self, objects: LocalObjects, backup_id: bytes, master_key: bytes | None) -> None:
         self.objects = objects
@@ -138,11 +138,11 @@ class Store:
         return v2.PLAIN if self.master_key is None else v2.AES_256_GCM
 
     def log_path(self, segment: int) -> str:
-        """Where a segment stands."""
+        """The path of a segment."""
         return self.objects.where(segment_name(segment))
 
     def size_bytes(self, segment: int, end_bytes: int, gone: Sequence[str]) -> int:
-        """What the files take that hold something of a log which ends there; some left out."""
+        """The size of the files of a log that ends there, without those in `gone`."""
         total = 0
         for name in self.objects.list():
             if name in gone or _NAME.fullmatch(name) is None:
@@ -154,9 +154,9 @@ class Store:
         return total
 
     def folded_bytes(self, base: str, segment: int, replacement: str) -> int:
-        """What a generation takes that the next one, from this segment on, does not need.
+        """The size of the files of a generation that the next one, from this segment on, lacks.
 
-        Less what the base takes that replaces it.
+        Minus the size of the base that replaces it.
         """
         listing = list_files(self.objects)
         first = int(base.rpartition("-")[2])
@@ -169,12 +169,12 @@ class Store:
 
     def _size_bytes(self, name: str) -> int:
         status = self.objects.status(name)
-        return 0 if status is None else status.size_bytes  # expired at this moment
+        return 0 if status is None else status.size_bytes  # 0: just expired
 
     def new_header(
         self, kind: v2.FileKind, number: int, epoch: int, state: bytes
     ) -> tuple[bytes, Sealer]:
-        """The header of a new file, with a fresh key, and what seals its records."""
+        """The header of a new file, with a fresh key, and the sealer of its records."""
         salt = bytes(v2.SALT_BYTES) if self.master_key is None else os.urandom(v2.SALT_BYTES)
         created_ms = time.time_ns() // 1_000_000
         header = v2.Open(kind, self.cipher, self.backup_id, number, epoch, created_ms, salt)
@@ -184,12 +184,12 @@ class Store:
     def read_header(
         self, source: Source, name: str, kind: v2.FileKind, number: int, version: int = 0
     ) -> Header | None:
-        """Reads and checks a header; `None` where there are only zeros.
+        """Reads and checks a header; `None` if there are only zeros.
 
-        A log's segment may be of either kind of it.
+        A segment of the log may be of either of its two kinds.
 
         Raises:
-            Damaged: it does not hold, or is another file's. Up to `version` all is good.
+            Damaged: it is not valid, or belongs to another file. Up to `version` all is good.
         """
         data = source.read_at(0, v2.HEADER_BYTES)
         if not any(data):
@@ -205,13 +205,15 @@ class Store:
             damaged(path, 0, version, "it belongs to another backup")
         timed = kind is v2.FileKind.LOG and found.kind is v2.FileKind.TIMED_LOG
         if not (timed or found.kind is kind) or found.number != number:
-            damaged(path, 0, version, f"it is {found.kind.name.lower()} number {found.number}")
+            damaged(
+                path, 0, version, f"its header is that of {found.kind.name.lower()} {found.number}"
+            )
         if found.cipher != self.cipher:
-            damaged(path, 0, version, "it is encrypted in another way than the backup")
+            damaged(path, 0, version, "its encryption differs from the backup's")
         sealer = file_sealer(found, self.master_key)
         state = unpack_state(data, sealer)
         if state is None:
-            damaged(path, 0, version, "its header does not hold what was written")
+            damaged(path, 0, version, "its header was modified")
         return Header(found, state, sealer, data[-v2.SEAL_BYTES :])
 
 

@@ -1,8 +1,9 @@
-"""Prepares and clears up beside a writer: `python -m cln_backup.backends.dir.upkeep`.
+"""Maintenance beside a writer: `python -m cln_backup.backends.dir.upkeep`.
 
-A process of its own at the lowest priority. It needs no key: the names say all that it must know.
-Idempotent: the next one finishes what is left. When the writer, its parent, has died, it prepares
-nothing more: the directory may be another writer's by then, or be removed as unfinished.
+A child process at the lowest priority: prepares segments and removes expired files. It needs no
+key: the names of the files are enough. Idempotent: the next run finishes interrupted work. When the
+writer, its parent, has ended, it prepares nothing more: by then the directory may belong to another
+writer, or be removed as unfinished.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _FEW_BYTES = 4 << 20
 
 
 class Start(Message):
-    """What to look after: `writer` is the process id of the one that appends."""
+    """The request: `writer` is the process id of the writer."""
 
     path: str
     keep: int
@@ -46,7 +47,7 @@ class Start(Message):
 def make_spare(path: str, writer: int, writer_lives: Callable[[], bool]) -> None:
     """Prepares the file of zeros that becomes the next segment; durable when it returns.
 
-    Without the writer that this process works for, nothing is done.
+    Does nothing if the writer that this process works for has ended.
     """
     spare = os.path.join(path, SPARE)
     for name in directories.names(path, op="list backup"):
@@ -56,7 +57,7 @@ def make_spare(path: str, writer: int, writer_lives: Callable[[], bool]) -> None
             fsio.remove(os.path.join(path, name), op="remove unfinished spare")
     if os.path.exists(spare):
         return
-    # A name of its own for each process: nobody writes into a file that became a segment.
+    # A name of its own for each process: none writes into a file that became a segment.
     built = f"{spare}.new-{os.getpid()}"
     fd = fsio.create(built, op="create spare")
     try:
@@ -73,10 +74,10 @@ def make_spare(path: str, writer: int, writer_lives: Callable[[], bool]) -> None
 
 
 def expired(objects: Objects, keep: int, keep_days: int) -> list[str]:
-    """The names that no generation needs which is to be kept, in the order to remove them in.
+    """The names that no kept generation needs, in the order of removal.
 
-    A generation is kept while it is among the `keep` newest besides the current one, or the next
-    one took its place less than `keep_days` ago.
+    A generation is kept while it is among the `keep` newest besides the current one, or was
+    replaced less than `keep_days` ago.
     """
     listing = list_files(objects)
     bases = listing.bases
@@ -84,7 +85,7 @@ def expired(objects: Objects, keep: int, keep_days: int) -> list[str]:
     first_kept = max(0, len(bases) - 1 - keep)
     for index in range(first_kept):
         successor = objects.status(base_name(*bases[index + 1]))
-        # A process beside may be removing it.
+        # Another process may be removing it.
         if successor is not None and now - successor.stored_at < keep_days * _DAY_S:
             first_kept = index
             break
@@ -107,9 +108,9 @@ def removal_takes_long(objects: Objects, keep: int, keep_days: int) -> bool:
 
 
 def remove_expired(objects: LocalObjects, keep: int, keep_days: int) -> None:
-    """Removes what has expired, but nothing from the oldest generation on that is being read.
+    """Removes expired files, up to the oldest generation that is being read.
 
-    Where the file system has no locks, nothing is removed.
+    If the file system has no locks, nothing is removed.
     """
     for name in expired(objects, keep, keep_days):
         if not objects.delete_unheld(name, op="remove expired file"):

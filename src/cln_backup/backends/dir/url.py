@@ -1,4 +1,4 @@
-"""What the URL of a `dir:` backup says: the directory, where the key lies, what to keep."""
+"""The URL of a `dir:` backup: the directory, the key's path, the generations to keep."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from cln_backup.backends.local_url import absolute_path
 from cln_backup.model.errors import BadUrl
 
 KEY_SOURCES = ("key-file", "hsm-secret", "passphrase-file")
-"""Names of the options that say where a secret lies which unlocks the backup. Paths, never secrets:
-what stands in `backup.lock` or on a command line is no place for them."""
+"""Names of the options with the path of a secret that unlocks the backup. Paths, never secrets:
+`backup.lock` and command lines are not the place for secrets."""
 
 
 class Place(NamedTuple):
-    """A URL, taken apart.
+    """A parsed URL.
 
     Attributes:
         path: of the directory.
         key_source: one of `KEY_SOURCES`, and the file's path; `None` without encryption.
         keep: how many generations of the history to keep besides the newest one.
-        keep_days: how long to keep a generation at least after the next one took its place.
+        keep_days: the minimum number of days to keep a generation after it was replaced.
     """
 
     path: str
@@ -31,12 +31,12 @@ class Place(NamedTuple):
 
 
 def place_of(url: str) -> Place:
-    """Takes a URL apart: `dir:///path?key-file=/path/of/key&keep=1&keep-days=7`.
+    """Parses a URL: `dir:///path?key-file=/path/of/key&keep=1&keep-days=7`.
 
-    The path is taken as it stands, nothing in it is unquoted; in the options, `%26` is `&`.
+    The path is taken literally; in the options, `%26` is `&`.
 
     Raises:
-        BadUrl: it names no absolute path, or an option that there is not.
+        BadUrl: the path is not absolute, or an option is unknown.
     """
     path, query = absolute_path(url, "dir", options=True)
     source: tuple[str, str] | None = None
@@ -50,7 +50,7 @@ def place_of(url: str) -> Place:
             numbers[name] = int(value)
         else:
             raise BadUrl(
-                f"The option {name!r} of the URL cannot be understood. There are keep=NUMBER, "
+                f"Unknown or invalid option {name!r} in the URL. The options are keep=NUMBER, "
                 "keep-days=NUMBER, and one of key-file, hsm-secret, passphrase-file with an "
                 "absolute path."
             )

@@ -1,8 +1,9 @@
-"""What a `dir:` backup's log amounts to, and whether its end is there.
+"""The state of a `dir:` backup's log, and whether its end is there.
 
-A copy that stopped early is a backup of an older moment, which costs a node its funds. What shows
-it: a segment without a successor is as long as it was made; the writer notes beside its lock which
-segment it began last; a snapshot has its record in the log, and a base the place where it goes on.
+A copy that stopped early is a backup of an older state, which costs a node its funds. The evidence:
+a segment without a successor has the length that it was made with; the writer records beside its
+lock which segment it started last; a snapshot has its record in the log, and a base the place where
+the log continues.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ _SETTLE_S: Final = 0.01
 
 
 class Stock(NamedTuple):
-    """What a log amounts to.
+    """The state of a log.
 
     Attributes:
         segments: the numbers of those that its base needs, in order.
-        end, tracker: where it ends, and what it comes to there.
-        notice: where its end is missing and that was accepted, what must be known of it.
+        end, tracker: its end, and the state there.
+        notice: if its end is missing and that was accepted, a note about it.
     """
 
     segments: Sequence[int]
@@ -46,7 +47,7 @@ class Stock(NamedTuple):
 
 
 def take_stock(store: Store, base: Base, *, alone: bool, accept_incomplete: bool = False) -> Stock:
-    """Reads the end of the log; `alone` where no writer can be at work.
+    """Reads the end of the log; `alone` if no writer can be active.
 
     Raises:
         IncompleteCopy: the end is missing, and that was not accepted.
@@ -62,21 +63,21 @@ def take_stock(store: Store, base: Base, *, alone: bool, accept_incomplete: bool
             return Stock(segments, end, tracker, "")
         if tries == 0:
             break
-        # A writer at work may have gone on to the next segment meanwhile, perhaps each time.
+        # An active writer may have started the next segment meanwhile, perhaps each time.
         if list_files(store.objects).segments[-1:] == listing.segments[-1:]:
             tries -= 1
             time.sleep(_SETTLE_S)
     version = tracker.version
     text = (
         f"Incomplete copy of a backup, or its disk lost the end: {lacks}. Changes up to version "
-        f"{version} are there; newer ones may be missing, and a node that goes on from an older "
+        f"{version} are there; newer ones may be missing, and a node that continues from an older "
         "state can lose its funds. "
     )
     if accept_incomplete:
-        return Stock(segments, end, tracker, text + "It was asked for by --to.")
+        return Stock(segments, end, tracker, text + "It was requested by --to.")
     error = IncompleteCopy(
         f"{text}Nothing was changed. Copy the whole directory again, with the node stopped. If "
-        f"there is nothing left to copy from: `backup-cli restore --to {version}` takes what is "
+        f"the original is lost, `backup-cli restore --to {version}` restores the changes that are "
         "there."
     )
     error.good_version = version  # its message says so already
@@ -89,8 +90,8 @@ def _read(
     state = base.state
     segments = [number for number in listing.segments if number >= state.start.segment]
     if state.start.offset_bytes and segments[:1] != [state.start.segment]:
-        # Otherwise the log would begin anew, where no reader of this base looks for it.
-        what = f"the log goes on from it in segment {state.start.segment}, which is missing"
+        # Otherwise the log would start again at a place that no reader of this base knows.
+        what = f"the log continues in segment {state.start.segment}, which is missing"
         damaged(store.objects.where(base.name), 0, state.version, what)
     head, before = base.marks()
     in_base = Tracker(state.ordinal, head, before, may_rewind=head is not None)
@@ -99,29 +100,29 @@ def _read(
 
 
 def _lacks(store: Store, base: Base, listing: Listing, end: LogEnd, noted: int) -> str:
-    """What shows that the log went on, where nothing in its last segment does."""
+    """The evidence outside the last segment that the end of the log is missing."""
     start = base.state.start
     if start.offset_bytes and (end.segment, end.end_bytes) <= start[:2]:
         path = store.objects.where(base.name)
-        return f"the log ends before the change at which it goes on from {path}"
+        return f"the log ends before the place where it continues after {path}"
     if noted > end.last_number and store.objects.status(segment_name(noted)) is None:
-        return f"{store.log_path(noted)}, which its writer had begun, is missing"
+        return f"{store.log_path(noted)}, which its writer had started, is missing"
     for segment, at in listing.snapshots:
         begun = segment <= end.last_number
         there = end.end_bytes if segment == end.segment else v2.HEADER_BYTES if begun else 0
         if segment >= end.segment and at > there:
             path = store.objects.where(snapshot_name(segment, at))
-            return f"{path} is there, and its place in the log is not"
+            return f"{path} is there, but its record in the log is missing"
     return ""
 
 
 def note_of(store: Store, segment: int) -> dict[str, object]:
-    """What a writer notes beside its lock of the segment that it began last."""
+    """The note beside a writer's lock about the segment that it started last."""
     return {"backup_id": store.backup_id.hex(), "segment": segment}
 
 
 def _noted_segment(store: Store) -> int:
-    """The segment that was begun last, as its writer noted it; 0 where that is not known."""
+    """The segment that was started last, by its writer's note; 0 if unknown."""
     with suppress(StorageError, ValueError, RecursionError):
         note = json.loads(store.objects.get(LOCK_NAME, 0, _MAX_NOTE_BYTES))
         if isinstance(note, dict) and note.get("backup_id") == store.backup_id.hex():

@@ -1,10 +1,10 @@
 """Appends to the log of a `dir:` backup: one writer's segments, its epoch.
 
-A segment is claimed by giving its name to a file of zeros, which no two writers can do; only then
-the writer looks whether the log still ends where it found it. A writer looks for the claim of a
-later one before each record, and again when the record is synced, before it is answered. So of
-two writers that do not know of each other, on machines that share the directory, at least one
-sees the other.
+A writer claims a segment by giving its name to a file of zeros, which no two writers can do; only
+then it checks that the log still ends where it found it. A writer looks for the claim of a later
+one before each record, and again when the record is synced, before it is answered. So of two
+writers that do not know of each other, on machines that share the directory, at least one sees the
+other.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
     from cln_backup.backends.dir.store import Store
 
 MAX_NUMBER: Final = 10**10 - 1
-"""The greatest that a segment's name has room for."""
+"""The largest number that fits in a segment's name."""
 
 _SPARE_AFTER_BYTES: Final = 1 << 15
 _UPKEEP_WAIT_S: Final = 3.0
 
 
 class SegmentWriter:
-    """Appends records; starts with none, and claims its first segment at the first append."""
+    """Appends records; claims its first segment at the first append."""
 
     def __init__(self, store: Store, end: LogEnd, seal: bytes, keep: tuple[int, int]) -> None:
-        """Starts behind `end`; in an empty log, behind the base with the seal given.
+        """Starts after `end`; in an empty log, after the base with the given seal.
 
-        `keep` is how many replaced generations to keep at least, and for how many days.
+        `keep` is the minimum number of replaced generations to keep, and for how many days.
         """
         self._store = store
         self._keep = keep
@@ -65,22 +65,22 @@ class SegmentWriter:
 
     @property
     def end(self) -> LogEnd:
-        """Where the log ends."""
+        """The end of the log."""
         if self._file is None or self._encoder is None:
             return self._begun
         return self._begun._replace(end_bytes=self._file.end_bytes, seal=self._encoder.seal)
 
     def look_is_due(self) -> bool:
-        """Counts one append that is about to be made; whether to `look` before it."""
+        """Counts an append that is about to be made; returns whether to `look` before it."""
         return self._schedule.is_due()
 
     def look(self, *, at_all_names: bool = False) -> None:
-        """Looks whether the log is as this writer left it.
+        """Checks that the log is as this writer left it.
 
-        With `at_all_names` for later segments than the next one too.
+        With `at_all_names`, also checks for segments after the next one.
 
         Raises:
-            WriterConflict: another writer went on from there; nothing was written.
+            WriterConflict: another writer continued from there; nothing was written.
             StorageError.
         """
         if self._file is None:
@@ -90,7 +90,7 @@ class SegmentWriter:
             found = self._file.look()
             if found is not None:
                 raise conflict(self._store.log_path(self._begun.segment), found)
-            # A network file system asks its server for the names anew.
+            # Makes a network file system ask its server for the names again.
             directories.visit(self._store.path, op="look at backup")
             self._require_no_later_writer()
         if at_all_names:
@@ -99,12 +99,12 @@ class SegmentWriter:
                 raise self._conflict(self._store.log_path(last))
 
     def prepare(self, tracker: Tracker, size_bytes: int) -> int:
-        """Makes sure that there is a segment with room for a record of at most this size.
+        """Makes sure that there is a segment with space for a record of at most this size.
 
         Returns the segment's number.
 
         Raises:
-            WriterConflict: a later writer is at work.
+            WriterConflict: a later writer is active.
         """
         if not self._has_room(size_bytes):
             self._begin(tracker, v2.HEADER_BYTES + size_bytes)
@@ -116,7 +116,7 @@ class SegmentWriter:
         )
 
     def next_place(self, size_bytes: int) -> tuple[int, int]:
-        """Segment and offset where the next record of about this size will be; claims nothing."""
+        """Segment and offset of the next record of about this size; claims nothing."""
         if self._has_room(size_bytes):
             return self._begun.segment, self.end.end_bytes
         return self.end.last_number + 1, v2.HEADER_BYTES
@@ -128,13 +128,13 @@ class SegmentWriter:
             self._require_uncut()
         prev, number = self.end, self.end.last_number + 1
         path = self._claim(number, least_bytes)
-        # By its name, not by the descriptor that wrote the zeros: the spare is made by a process
-        # of its own, which may have put a new one in its place.
+        # By its name, not by the descriptor that wrote the zeros: another process makes the
+        # spare, and may have replaced it.
         file = BlockFile(path, op="open segment")
         try:
             if self._file is None:
-                # `look` was before the claim, so that nothing is written where another writer is
-                # at work. Up to the claim, that one could still store a change at this end.
+                # `look` was before the claim, so that nothing is written if another writer is
+                # active. Up to the claim, that writer could still store a change at this end.
                 self._require_end(prev)
             capacity = fsio.size_bytes(file.fd)
             state = v2.LogState(
@@ -158,8 +158,8 @@ class SegmentWriter:
         if self._file is not None:
             self._file.close()
         self._file, self._made_bytes = file, capacity
-        # One that was made for a large change is not filled up: whoever opens the backup reads all
-        # of its newest segment, and the room that the change did not need is given back.
+        # A segment that was made for a large change is not filled up: opening the backup reads all
+        # of its newest segment, and the unused space is freed.
         self._capacity_bytes = min(capacity, dir_store.SPARE_BYTES)
         self._encoder = Encoder(sealer, header[-v2.SEAL_BYTES :], timed=True)
         self._digest = hashlib.sha256(header)
@@ -173,9 +173,10 @@ class SegmentWriter:
     def _require_uncut(self) -> None:
         """Makes sure that no later writer has stored anything, without listing all names.
 
-        Its first segment is the next one, for no writer leaves a number out, and `look` found none.
-        Should its name be gone: what has expired is removed in order, so this writer's segment is
-        gone too, which `look` found; and whoever stores a change in the next segment cuts this one.
+        Its first segment would be the next one, since writers skip no number, and `look` found
+        none. If that name has been removed: expired files are removed in order, so this writer's
+        segment is gone too, which `look` detects; and a writer that stores a change in the next
+        segment trims this one.
         """
         name = segment_name(self._begun.segment)
         status = self._store.objects.status(name)
@@ -183,21 +184,21 @@ class SegmentWriter:
             raise conflict(self._store.objects.where(name), "it was cut off at its end")
 
     def _claim(self, number: int, least_bytes: int) -> str:
-        """Gives a segment's name to zeros that are on stable storage, for records to lie within.
+        """Gives a segment's name to zeros that are on stable storage, with space for records.
 
-        So while it is the newest one, the file is as long as it was made, whatever is cut.
+        So while it is the newest one, the file has its original length after any crash.
         """
         if number > MAX_NUMBER:
             raise StorageError(
-                f"{self._store.path} holds a segment {MAX_NUMBER}, behind which none can stand. No "
-                "backup comes that far: find out who put it there."
+                f"{self._store.path} contains segment {MAX_NUMBER}, the last possible number. No "
+                "backup gets that far: find out how it got there."
             )
         spares = LocalObjects(self._store.path, building=SPARE)
         built, path = SPARE, spares.path_of(SPARE)
         first_bytes = dir_store.FIRST_SEGMENT_BYTES
         if not fsio.is_sole_name(path) or os.path.getsize(path) < first_bytes:
-            # A claim that was cut leaves a spare that is a segment as well; and a link leads
-            # anywhere. What is written to one name must be seen at no other.
+            # An interrupted claim leaves a spare that is also a segment, and a link may lead
+            # anywhere. Data written under one name must not appear under another.
             fsio.remove(path, op="remove unusable spare")
         if not os.path.exists(path) or os.path.getsize(path) < least_bytes:
             length_bytes = -(-least_bytes // first_bytes) * first_bytes
@@ -209,9 +210,9 @@ class SegmentWriter:
         return self._store.log_path(number)
 
     def _require_end(self, prev: LogEnd) -> None:
-        """Makes sure that no other writer went on behind the end, before this one's claim.
+        """Makes sure that no other writer appended after the end, before this one's claim.
 
-        What was torn when it was found may have been another writer's record on its way.
+        A record that looked torn may have been another writer's, about to be written.
         """
         if not prev.segment:
             return
@@ -227,7 +228,7 @@ class SegmentWriter:
         """Appends one record; it is on stable storage when this returns. Returns its start.
 
         Raises:
-            WriterConflict: a later writer is at work; what was written does not count.
+            WriterConflict: a later writer is active; the record is not valid.
             StorageError, BadChange.
         """
         encoder, file = self._encoder, self._file
@@ -250,24 +251,24 @@ class SegmentWriter:
         return start
 
     def _require_no_later_writer(self) -> None:
-        if os.access(self._next_path, os.F_OK):  # cheaper than an exception where there is none
+        if os.access(self._next_path, os.F_OK):  # cheaper than an exception
             raise self._conflict(self._next_path)
 
     def _conflict(self, path: str) -> WriterConflict:
         return WriterConflict(
-            f"Another process began to write to this backup after this one ({path} is not ours); "
-            "this one has lost the right to write and stores nothing more. Two nodes must never "
-            "share a backup, and a node must never run twice: find the other one. If this machine "
-            "was set back to an older state, such as a checkpoint of a virtual machine, do not "
-            "start the node from it: bring its database to the newest state with "
+            f"Another process began to write to this backup after this one ({path} was made by "
+            "another process); this one has lost the right to write, and stores nothing more. Two "
+            "nodes must never share a backup, and a node must never run twice: find the other one. "
+            "If this machine was set back to an older state, such as a checkpoint of a virtual "
+            "machine, do not start the node from it: restore the newest state of its database with "
             "`backup-cli restore`."
         )
 
     def _trim_previous(self) -> None:
-        """Cuts off what was never used of the segments before, now that this one is durable.
+        """Trims the unused space of the previous segments, now that this one is durable.
 
-        Those that were claimed and never begun keep their names: by the name of the one behind
-        its own, a writer of an older epoch learns that there was another.
+        Segments that were claimed and never started keep their names: from the name after its own,
+        a writer of an older epoch learns that there was another one.
         """
         prev, begun = self._leftover, self._begun.segment
         numbers: Sequence[int] = (prev.segment,)
@@ -284,10 +285,10 @@ class SegmentWriter:
                 os.close(fd)
 
     def start_upkeep(self) -> None:
-        """Starts the process that prepares the next segment and removes what has expired.
+        """Starts the child process that prepares the next segment and removes expired files.
 
-        It runs beside, at low priority, so that the node does not wait for it. That it cannot be
-        started is no fault of the backup: the next segment is then prepared while the node waits.
+        It runs at low priority, so that the node does not wait for it. If it cannot be started,
+        the backup still works: the next segment is then prepared while the node waits.
         """
         self._spare_wanted = False
         if self._upkeep is not None:
@@ -305,7 +306,7 @@ class SegmentWriter:
             )
 
     def close(self) -> None:
-        """Lets go of the segment, and waits for the process beside."""
+        """Closes the segment, and waits for the child process."""
         if self._file is not None:
             self._file.close()
             self._file = None

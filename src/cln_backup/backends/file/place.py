@@ -1,4 +1,4 @@
-"""`file:///path`: one file of format 1, the one that the community's `backup` plugin writes."""
+"""`file:///path`: one file of format 1, as the community's `backup` plugin writes it."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 def path_of(url: str) -> str:
-    """The path in a `file:` URL, taken as it stands: nothing in it is unquoted.
+    """The path in a `file:` URL, taken literally: nothing in it is unquoted.
 
     Raises:
-        BadUrl: it names no absolute path, or one that other programs would read differently.
+        BadUrl: the path is not absolute, or other programs would read it differently.
     """
     path, _ = absolute_path(url, "file")
     if path.endswith("/") or os.path.isdir(path):
@@ -47,7 +47,7 @@ class FilePlace(Place):
 
     @property
     def path(self) -> str:
-        """The file itself, not a link to it: where the lock and a compaction's rename must be."""
+        """The file itself, not a link to it, for the lock and for a compaction's rename."""
         return os.path.realpath(self._path)
 
     @property
@@ -59,15 +59,15 @@ class FilePlace(Place):
     def creating(
         self, base: Change | None = None, *, secret: Secret | None = None, hidden: bool = False
     ) -> Iterator[Place]:
-        """See `Place.creating`. The file is built beside, under another name."""
+        """See `Place.creating`. The file is built beside it, under another name."""
         path = self._path
         if secret is not None:
             raise self._cannot_encrypt()
         require_outside(os.path.dirname(path))
         if os.path.lexists(path):
             raise AlreadyExists(
-                f"A file stands at {path} and is left as it is. If it is a backup, it can be used "
-                "as it is; otherwise choose another name."
+                f"{path} exists; it was not changed. If it is a backup, you can use it; otherwise "
+                "choose another name."
             )
         if hidden:
             with scratch.directory(os.path.dirname(path), op="copy") as directory:
@@ -106,7 +106,7 @@ class FilePlace(Place):
         return FileWriter(self, on_event)
 
     def usage(self) -> Inventory:
-        """See `Place.usage`. All whose name starts with the backup's belongs to it."""
+        """See `Place.usage`. All files whose name starts with the backup's belong to it."""
         path = self.path
         require_backup_file(path)
         directory, name = os.path.split(path)

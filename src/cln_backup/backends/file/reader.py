@@ -1,4 +1,4 @@
-"""Reads a `file:` backup, as it was when it was opened or last looked at."""
+"""Reads a `file:` backup, as it was when it was opened or last updated."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TAIL_BYTES = 4096
 
 
 class FileReader(Reader):
-    """A reader of one file, which it holds open: a compaction puts another one in its place."""
+    """A reader of one file, which it keeps open: a compaction replaces the file."""
 
     def __init__(self, place: FilePlace, on_event: OnEvent) -> None:
         """Opens the backup; see `Place.open_reader`."""
@@ -107,18 +107,18 @@ class FileReader(Reader):
         return changes(self._fd, self._path, start, end)
 
     def wait_for_more(self, timeout_s: float) -> bool:
-        """See `Reader.wait_for_more`. The file is read anew then."""
+        """See `Reader.wait_for_more`. The file is read again then."""
         return wait_until(self._has_gone_on, timeout_s, os.path.dirname(self._path))
 
     def _look(self, size_bytes: int | None, end_bytes: int) -> tuple[int | None, bytes, bytes]:
-        """What is another after each change: the size, the header, or the end of the head."""
+        """Properties that differ after each change: the size, the header, the end of the head."""
         tail_bytes = min(end_bytes, _TAIL_BYTES)
         header = fsio.read_at(self._fd, v1.HEADER_BYTES, 0, op=READ)
         tail = fsio.read_at(self._fd, tail_bytes, end_bytes - tail_bytes, op=READ)
         return size_bytes, header, tail
 
     def _has_gone_on(self) -> bool:
-        """Whether the backup is another now; then this reader has gone on to that."""
+        """Whether the backup has changed; if so, updates this reader's view."""
         if self._look(self._watch.size_bytes(), self._end) == self._seen:
             return False
         before = self._standing, self._seen[2]
@@ -141,7 +141,7 @@ class FileReader(Reader):
         return Ticket(before, would_have, None, json.dumps(staged).encode())
 
     def prepare_more(self, ticket: Ticket) -> Ticket:
-        """See `Reader.prepare_more`. Copies only what is there whole."""
+        """See `Reader.prepare_more`. Copies only complete entries."""
         staged = Staged(*json.loads(ticket.content))
         staged = rewrite.stage_more(self._fd, staged)
         return ticket._replace(content=json.dumps(staged).encode())

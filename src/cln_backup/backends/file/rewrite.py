@@ -29,10 +29,10 @@ class Staged(NamedTuple):
     Attributes:
         name: its path.
         source: the inode of the file that it was made from.
-        fold_bytes: where in the file the part begins that is kept as it is.
-        copied_bytes: up to where the file was copied into it.
-        shift_bytes: how much later (negative: earlier) a change stands in the replacement.
-        folded: by how many changes the replacement is shorter.
+        fold_bytes: the start of the part of the file that is copied unchanged.
+        copied_bytes: the end of the part that was copied so far.
+        shift_bytes: how much later (negative: earlier) a change is in the replacement.
+        folded: the number of changes that the replacement has less.
     """
 
     name: str

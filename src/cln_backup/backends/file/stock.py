@@ -1,4 +1,4 @@
-"""What reader and writer of a `file:` backup know of it when they have opened it."""
+"""The state of a `file:` backup that reader and writer know after opening it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def standing_of(
     head: Entry | None, before: Entry | None, version_count: int, *, may_rewind: bool
 ) -> Standing:
-    """How far a backup has come."""
+    """The state of a backup."""
     version = 0 if head is None else head.version
     return Standing(
         Position(version, version_count, None),
@@ -31,33 +31,32 @@ def standing_of(
 
 
 def last_change_of(fd: int, head: Entry | None) -> LastChange:
-    """When the file was last written, as the file system has it: format 1 has no times."""
+    """The file's modification time: format 1 has no times."""
     return LastChange(None if head is None else os.fstat(fd).st_mtime, by_file=True)
 
 
 def tell_of(layout: Layout, on_event: OnEvent) -> None:
-    """Tells what an opening found."""
+    """Reports faults found while opening."""
     version = 0 if layout.head is None else layout.head.version
     texts = []
     if layout.stale:
         texts.append(
             f"The backup holds changes that the node never committed ({layout.stale}), as the "
-            "community's plugin leaves them after a crash. They do not count; they are taken "
-            "out when a node or a compaction next writes to the backup."
+            "community's plugin leaves them after a crash. They are ignored, and removed when a "
+            "node or a compaction next writes to the backup."
         )
     if layout.header.version > version or layout.header.offset_bytes > layout.size_bytes:
         texts.append(
-            f"The header names a change for version {layout.header.version} that is not there. "
-            "It was cut off while it was written, before the node was answered, or with the "
-            f"end of the file later. The backup is at version {version}."
+            f"The header names a change for version {layout.header.version} that is missing. Its "
+            "write was interrupted before the node was answered, or the end of the file was lost "
+            f"later. The backup is at version {version}."
         )
     if layout.torn_bytes:
         texts.append(
-            f"The backup ends with {layout.torn_bytes} bytes of a change that was cut while it "
-            "was written, or is being written now, which comes before the node is answered. A "
-            "copy that was made while the node wrote can look the same, and lack newer "
-            "changes. It does not "
-            f"count; the backup is at version {version}."
+            f"The backup ends with {layout.torn_bytes} bytes of a change that was cut off while "
+            "it was written, or is being written now, before the node is answered. They are "
+            "ignored. A copy that was made while the node wrote can look the same, and lack newer "
+            f"changes. The backup is at version {version}."
         )
     for text in texts:
         on_event(Event(Noticed.FOUND, text))

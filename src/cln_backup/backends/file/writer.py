@@ -1,7 +1,7 @@
 """Writes a `file:` backup: appends changes, drops the head, swaps the file.
 
-An append writes the entry and the header, then syncs both at once: where only one of the two
-reached the disk, the other tells (`scan`).
+An append writes the entry and the header, then syncs both together: if only one of the two reached
+the disk, the other shows it (`scan`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cln_backup.model.change import Change
 
 _SWAP_BYTES = 1 << 16
-"""How much may be left to copy when the file is swapped: about what a large change has."""
+"""How much may be left to copy when the file is swapped: about the size of a large change."""
 
 
 class FileWriter(Writer):
@@ -80,15 +80,15 @@ class FileWriter(Writer):
         self._on_event(Event(noticed, text))
 
     def _mend(self, layout: Layout) -> v1.Header:
-        """Mends what a cut left; returns the header that the file has now."""
+        """Repairs what an interrupted write left; returns the current header of the file."""
         header = self._header()
         if layout.torn_bytes:
             kept = file_rewrite.keep_torn(self._fd, self._path, layout)
             self._tell(Noticed.FOUND, f"What was cut is kept as {kept}.")
         elif header[:2] == layout.header[:2]:
             return layout.header
-        self._write_header(header, op="mend header")
-        fsio.sync(self._fd, op="sync mended header")
+        self._write_header(header, op="repair header")
+        fsio.sync(self._fd, op="sync repaired header")
         if layout.torn_bytes:
             fsio.truncate(self._fd, self._end, op="cut off torn entry")
             fsio.sync(self._fd, op="sync cut")
@@ -102,8 +102,8 @@ class FileWriter(Writer):
         self._tell(
             Noticed.FOUND,
             f"The backup held changes that the node never committed ({layout.stale}), as the "
-            "community's plugin leaves them after a crash. They were taken out; the file as it was "
-            f"is kept as {kept}.",
+            "community's plugin leaves them after a crash. They were removed; the original file is "
+            f"kept as {kept}.",
         )
         return scan(fd, self._path)
 
@@ -114,7 +114,7 @@ class FileWriter(Writer):
         self._version_count = version_count
 
     def _header(self) -> v1.Header:
-        """What the header must say now; the pair for a rewind is 0 where there is none."""
+        """The header as it must be now; the fields for a rewind are 0 if there is none."""
         prev_offset = 0
         if self._may_rewind and self._head is not None:
             prev_offset = self._head.offset_bytes
@@ -129,7 +129,7 @@ class FileWriter(Writer):
             self._written.header = packed
 
     def _require_writer(self, *, look: bool = False) -> FileEnd:
-        """Makes sure that nobody wrote since this writer did; that is its last write otherwise."""
+        """Makes sure that no other process wrote since; otherwise this writer is finished."""
         assert self._written is not None
         self._last_write.require_none_failed(self._path)
         self._last_write.failed = True
@@ -161,7 +161,7 @@ class FileWriter(Writer):
         return last_change_of(self._fd, self._head)
 
     def claim(self, node_id: str, timeout_s: float | None = None) -> None:  # noqa: ARG002
-        """See `Writer.claim`. It is noted in `PATH.writer`."""
+        """See `Writer.claim`. `PATH.writer` records it."""
         self._require_writer()
         self._lock.claim(node_id, self._path)
 
@@ -196,14 +196,14 @@ class FileWriter(Writer):
         self._before, self._head, self._end, self._may_rewind = self._head, entry, end, True
         self._stored_ms = change.stored_ms
         if payload is None:
-            with interruption.held():  # the snapshot is stored by now
+            with interruption.held():  # the snapshot is stored
                 written.read_payload(self._fd, entry)
         else:
             written.appended(payload)
         self._set_position(count)
 
     def _write_snapshot(self, change: Change, start: int) -> int:
-        """Writes a snapshot's entry; returns the offset after it. One that fails is cut off."""
+        """Writes a snapshot's entry; returns the offset after it. On failure it is cut off."""
         try:
             with interruption.let_through():
                 end = file_rewrite.write_snapshot(self._fd, change, start)
@@ -219,13 +219,13 @@ class FileWriter(Writer):
         if self._head is None or not self._may_rewind:
             raise nothing_to_drop()
         self._lock.sign()
-        self.discard()  # a replacement holds the head as it was
+        self.discard()  # a replacement has the old head
         with self._last_write:
             kept = file_rewrite.set_aside(self._fd, self._path, self._head)
             self._end = self._head.offset_bytes
             self._head, self._before, self._may_rewind = self._before, None, False
             self._set_position(self._version_count - 1)
-            # The header first: cut off before it says so, the head would look lost, not dropped.
+            # The header first: if the file were cut first, the head would look lost, not dropped.
             self._write_header(self._header(), op="write header of rewind")
             fsio.sync(self._fd, op="sync header of rewind")
             fsio.truncate(self._fd, self._end, op="cut off head")
@@ -278,7 +278,7 @@ class FileWriter(Writer):
         self._head = self._head._replace(offset_bytes=self._head.offset_bytes + shift)
         if self._before is not None and self._before.offset_bytes >= staged.fold_bytes:
             self._before = self._before._replace(offset_bytes=self._before.offset_bytes + shift)
-        elif self._before is not None:  # it was folded: what stands before the head now?
+        elif self._before is not None:  # it was folded: find the entry before the head
             self._before = None
             for entry in entries(fd, self._head.offset_bytes):
                 self._before = entry
@@ -289,10 +289,10 @@ class FileWriter(Writer):
         file_rewrite.discard(self._path)
 
     def close(self) -> None:
-        """See `Backend.close`. A head that came with its time gives it to the file."""
+        """See `Backend.close`. Sets the file's time to the head's, if the head came with one."""
         if self._fd >= 0:
             if self._stored_ms:
-                with contextlib.suppress(StorageError):  # the file is another's
+                with contextlib.suppress(StorageError):  # the file belongs to another user
                     fsio.set_time(self._fd, self._stored_ms)
             os.close(self._fd)
             self._fd = -1

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from cln_backup.model.change import Change
 
 OPEN_WRITER_S = 50.0
-"""How long the first call of a node waits: other plugins give up some 120 s after its start."""
+"""How long the first call of a node waits: other plugins time out about 120 s after its start."""
 
 OPEN_READER_S = 15.0
 
 
 class SocketPlace(Place):
-    """A server. Opening raises `AccessDenied` and `Unreachable` besides what `Place` has."""
+    """A server. Opening also raises `AccessDenied` and `Unreachable`."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -49,8 +49,8 @@ class SocketPlace(Place):
     ) -> Iterator[SocketPlace]:
         """See `Place.creating`.
 
-        A server makes the backup where it has none yet. One that is there and empty, as `init` on
-        the server leaves it, is taken; servers that know protocol 1 only have no other.
+        A server makes the backup if it has none yet, or uses an existing empty one, as `init` on
+        the server makes it; servers that support protocol 1 only cannot make one.
         """
         if secret is not None:
             raise self._cannot_encrypt()
@@ -62,9 +62,9 @@ class SocketPlace(Place):
             ours = outgoing is not None and outgoing.digest == now.digest
             if now.version_count and not ours:
                 raise AlreadyExists(
-                    f"The backup on {redacted(self.url)} is at version {now.version} already, and "
-                    "is left as it is. If it is this node's, it can be used as it is; otherwise "
-                    "have the server serve another one."
+                    f"The backup on {redacted(self.url)} is not empty: it is at version "
+                    f"{now.version}. It was not changed. If it belongs to this node, you can use "
+                    "it; otherwise configure another backup on the server."
                 )
             if not isinstance(session, ExtendedSession):
                 return False
@@ -91,7 +91,7 @@ class SocketPlace(Place):
         timeout_s: float | None = None,
         accept_incomplete: bool = False,  # noqa: ARG002 - the server decides that
     ) -> SocketReader:
-        """See `Place.open_reader`; `NotFound` and `Damaged` are what the server says."""
+        """See `Place.open_reader`; `NotFound` and `Damaged` come from the server."""
         limit_s = OPEN_READER_S if timeout_s is None else min(OPEN_READER_S, timeout_s)
         return SocketReader(self, on_event, limit_s)
 
@@ -103,7 +103,7 @@ class SocketPlace(Place):
         on_event: OnEvent = ignore,
         timeout_s: float | None = None,
     ) -> SocketWriter:
-        """See `Place.open_writer`; `NotFound` and `Damaged` are what the server says."""
+        """See `Place.open_writer`; `NotFound` and `Damaged` come from the server."""
         limit_s = OPEN_WRITER_S if timeout_s is None else min(OPEN_WRITER_S, timeout_s)
         writer = super().open_writer(node_id, secret=secret, on_event=on_event, timeout_s=limit_s)
         assert isinstance(writer, SocketWriter)
@@ -133,7 +133,7 @@ class SocketPlace(Place):
 
 
 def take_over(url: str) -> None:
-    """Has the server refuse whoever writes to the backup now; the next writer may begin.
+    """Makes the server refuse the current writer of the backup; the next writer is accepted.
 
     Raises:
         AccessDenied, Unreachable, BadUrl.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def standing_of(standing: wire.Standing, *, head_is_known: bool) -> Standing:
-    """How far a server's backup has come."""
+    """The state of a server's backup."""
     position = Position(standing.version, standing.version_count, None)
     prev_version, count = standing.prev_version, standing.version_count
     head = _head_of(standing) if head_is_known else _guessed_head(standing)
@@ -45,10 +45,10 @@ def _head_of(standing: wire.Standing) -> Head | None:
 
 
 def _guessed_head(standing: wire.Standing) -> Head | None:
-    """What the head is, as far as protocol 1 tells.
+    """The head, as far as it is known from protocol 1.
 
-    A transaction is one above the version before; `rewind` makes sure of it. Foreign keys count as
-    not enforced until a change of this process says otherwise: an ON too much does no harm.
+    A transaction raises the version by one; `rewind` checks it. Foreign keys count as not enforced
+    until a change of this process says otherwise: an extra ON rider is harmless.
     """
     if standing.version == 0 and standing.version_count == 0:
         return None
@@ -58,9 +58,10 @@ def _guessed_head(standing: wire.Standing) -> Head | None:
 
 
 def measured_size(link: Link, limit_s: float, known: wire.Standing, *, extended: bool) -> int:
-    """See `Backend.size_bytes`; 0 where the server knows protocol 1 only.
+    """See `Backend.size_bytes`; 0 if the server supports protocol 1 only.
 
-    The answer to a change does not have it, so that no append looks at all files; it is asked for.
+    The answer to a change does not have it, so that an append does not look at all files; it is
+    requested.
 
     Raises:
         Unreachable.
@@ -74,13 +75,13 @@ def measured_size(link: Link, limit_s: float, known: wire.Standing, *, extended:
 
 
 def last_change_of(standing: wire.Standing) -> LastChange:
-    """When the head was stored, as the server says."""
+    """When the head was stored, according to the server."""
     changed_at_ms = standing.changed_at_ms
     return LastChange(changed_at_ms / 1000 if changed_at_ms else None, by_file=False)
 
 
 def compact_there(link: Link, limit_s: float, compact_s: float) -> tuple[Statistics, wire.Standing]:
-    """Has the server compact the backup, which may take `compact_s`; returns how it is then."""
+    """Makes the server compact the backup, within `compact_s`; returns its state after that."""
     session = link.until(limit_s, lambda session: session)
     try:
         statistics = session.compact(compact_s)
@@ -88,14 +89,14 @@ def compact_there(link: Link, limit_s: float, compact_s: float) -> tuple[Statist
     except OSError as error:
         link.close()
         raise StorageError(
-            "The connection was lost while the server compacted. It may have finished, or have "
-            "failed: its log tells. The backup is whole either way."
+            "The connection was lost while the server compacted. The backup is complete in any "
+            "case; the server's log says whether the compaction finished."
         ) from error
     return statistics, session.standing
 
 
 class SocketReader(Reader):
-    """A reader, whose connection is made anew when it is lost."""
+    """A reader, which reconnects when its connection is lost."""
 
     def __init__(self, place: SocketPlace, on_event: OnEvent, timeout_s: float) -> None:
         """Opens the backup; see `Place.open_reader`."""
@@ -128,11 +129,11 @@ class SocketReader(Reader):
     def stream_changes(
         self, start: int = 0, *, after: Position | None = None, head: bool = True
     ) -> Iterator[Change]:
-        """See `Reader.stream_changes`. A lost connection is made anew, and the stream goes on.
+        """See `Reader.stream_changes`. Reconnects if the connection is lost, and resumes.
 
         Raises:
             Unreachable: the connection was lost for longer than the deadline.
-            StorageError: it was lost, and the backup is another since.
+            StorageError: it was lost, and the backup has changed since.
         """
         if after is None:
             yield from self._download(start, head=head)
@@ -202,7 +203,7 @@ class SocketReader(Reader):
         return standing.version, standing.version_count, standing.digest
 
     def _remember(self, standing: wire.Standing) -> None:
-        """Keeps how the backup is, and the digest of the head of how it was before."""
+        """Stores the state of the backup, and the digest of the previous head."""
         before, self._known = self._known, standing
         self._digests = {
             standing_of(known, head_is_known=False).position: known.digest
@@ -215,16 +216,16 @@ class SocketReader(Reader):
         return kind(self._link, self._deadline_s, start, head=head).changes()
 
     def prepare_compaction(self, fold: Callable[[Reader], Folded]) -> Ticket:  # noqa: ARG002
-        """See `Reader.prepare_compaction`; the server does all of it."""
+        """See `Reader.prepare_compaction`; the server does everything."""
         done, self._known = compact_there(self._link, self._deadline_s, math.inf)
         return Ticket(done["before"], done["after"], done)
 
     def prepare_more(self, ticket: Ticket) -> Ticket:
-        """See `Reader.prepare_more`. Everything is done already."""
+        """See `Reader.prepare_more`. Everything is already done."""
         return ticket
 
     def discard(self, ticket: Ticket) -> None:
-        """See `Reader.discard`. There is nothing here to remove."""
+        """See `Reader.discard`. There is nothing to remove."""
 
     def close(self) -> None:
         """See `Backend.close`."""

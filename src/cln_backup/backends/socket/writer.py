@@ -1,8 +1,8 @@
 """Writes to a backup on a server, over protocol 1 or its extension.
 
-Whatever is cut, request, write or answer: the next connection begins with the question where the
-server stands. It stands before the change, and the change is sent again, or behind it, and nothing
-is. The extension knows the two apart by the head's digest, protocol 1 by version and count.
+Whether the request, the write or the answer was lost: the next connection starts by asking for the
+state of the server's backup. If the change is not in it, it is sent again; if it is, nothing is
+sent. The extension tells the two cases apart by the head's digest, protocol 1 by version and count.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class SocketWriter(Writer):
-    """A writer, whose connection is made anew when it is lost."""
+    """A writer, which reconnects when its connection is lost."""
 
     def __init__(self, place: SocketPlace, on_event: OnEvent, timeout_s: float | None) -> None:
         """Opens the backup; see `Place.open_writer`."""
@@ -83,13 +83,14 @@ class SocketWriter(Writer):
     def _require_writer(self) -> None:
         if self._finished:
             raise StorageError(
-                "A change did not come through to the server before, and whether it is stored "
-                "there is not known; nothing more is sent until the backup is opened anew."
+                "A change did not reach the server before, or its answer was lost, so it is "
+                "unknown whether it is stored. Nothing more is sent until the backup is opened "
+                "again."
             )
 
     @contextlib.contextmanager
     def _last_request(self) -> Iterator[None]:
-        """Whatever stops in here makes it this writer's last, except what the server refused."""
+        """Any error inside makes this the writer's last request, except a refusal of the server."""
         self._finished = True
         try:
             yield
@@ -99,7 +100,7 @@ class SocketWriter(Writer):
         self._finished = False
 
     def claim(self, node_id: str, timeout_s: float | None = None) -> None:
-        """See `Writer.claim`; the server remembers it, if it knows more than protocol 1."""
+        """See `Writer.claim`; the server records it, if it supports the extension."""
         self._require_writer()
 
         def attempt(session: Session) -> None:
@@ -136,7 +137,7 @@ class SocketWriter(Writer):
         return known.version == 0 and known.version_count == 0
 
     def _has_landed(self, session: Session, before: wire.Standing, outgoing: Outgoing) -> bool:
-        """Whether the server, asked anew, has the change already."""
+        """Whether the server, asked again, already has the change."""
         now = session.standing
         if self._is_same(now, before):
             return False
@@ -152,7 +153,7 @@ class SocketWriter(Writer):
             return False
         if self._extended and now.digest != before.digest:
             return False
-        # Two equal riders have one digest. A compaction changes the count too, but not by one up.
+        # Two equal riders have one digest. A compaction changes the count too, but not by plus one.
         return now.version_count != before.version_count + 1
 
     def _taken_over(self, before: wire.Standing, now: wire.Standing) -> WriterConflict:
@@ -165,7 +166,7 @@ class SocketWriter(Writer):
 
     def _learn(self, standing: wire.Standing, before: wire.Standing, change: Change) -> None:
         if not self._extended:
-            # The one that knows what the head is.
+            # The state with the head.
             from cln_backup.model.statements import foreign_keys_after
 
             foreign_keys = change.transaction is None or (
@@ -184,11 +185,11 @@ class SocketWriter(Writer):
         self._known = standing
 
     def rewind(self, timeout_s: float | None = None) -> None:
-        """See `Writer.rewind`; the dropped change is set aside where the server's backup is."""
+        """See `Writer.rewind`; the dropped change is set aside beside the server's backup."""
         self._require_writer()
         before = self._known
         if self._is_empty():
-            raise Discontinuity("There is no change that could be dropped; nothing was changed.")
+            raise Discontinuity("There is no change to drop; nothing was changed.")
         known = None if self._extended else self._require_transaction(timeout_s)
         to_version = before.prev_version
 
@@ -211,12 +212,12 @@ class SocketWriter(Writer):
         self._known = standing
 
     def _require_transaction(self, timeout_s: float | None) -> Head | None:
-        """Looks, where protocol 1 is spoken, what the head is before it is dropped.
+        """With protocol 1, finds out the kind of the head before it is dropped.
 
-        It must all be streamed for that; it happens only after a crash of the node. What stood
-        before the head is returned where it was seen: the community's server appends behind what
-        was dropped, and an ON rider that need not be there would then stand between the dropped
-        transaction and the one that takes its place, where no reader can tell them apart.
+        All changes are streamed for that, which happens only after a crash of the node. The change
+        before the head is returned if it was seen: the community's server appends after the
+        dropped change, and an unnecessary ON rider would then be between the dropped transaction
+        and its replacement, so that no reader could tell them apart.
         """
         from cln_backup.model.statements import foreign_keys_after
 
@@ -234,10 +235,9 @@ class SocketWriter(Writer):
                 head = Head(change.version, kind, foreign_keys)
         if kind is not Kind.TRANSACTION or self._known.prev_version != self.version - 1:
             raise Discontinuity(
-                f"The last change of the backup, at version {self.version}, is no transaction of "
-                "the node, or was preceded by a dropped one, so it cannot be one that the node did "
-                "not commit. Core Lightning seems to have lost some state (failed restore?). "
-                "Nothing was dropped."
+                "Core Lightning seems to have lost some state (failed restore?). Nothing was "
+                f"dropped: the last change of the backup, at version {self.version}, is not a "
+                "transaction of the node, or follows a dropped one, so the node has committed it."
             )
         return before
 
@@ -246,7 +246,7 @@ class SocketWriter(Writer):
     ) -> Statistics | MoreNeeded:
         """See `Writer.take_over`; the server has done everything when there is a ticket.
 
-        The community's server has one client at a time: nobody else could ask it.
+        The community's server has one client at a time: no other process could ask it.
         """
         if ticket is not None:
             assert ticket.done is not None
@@ -258,16 +258,16 @@ class SocketWriter(Writer):
             "its database now, it waits until the server has compacted."
         )
         self._on_event(Event(Noticed.BUSY, text))
-        # The connection is waited for no longer than by any other call.
+        # Waits for the connection no longer than any other call.
         limit_s = self._limit_s(timeout_s)
         done, standing = compact_there(self._link, limit_s, self._limit_s(None))
-        # Protocol 1 does not tell what the head is; it stays what it was.
+        # Protocol 1 does not send the head; it stays the same.
         known = self._known
         self._known = standing._replace(head=known.head, foreign_keys=known.foreign_keys)
         return done
 
     def discard(self) -> None:
-        """See `Writer.discard`. There is nothing here to remove."""
+        """See `Writer.discard`. There is nothing to remove."""
 
     def close(self) -> None:
         """See `Backend.close`."""
