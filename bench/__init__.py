@@ -1,1 +1,1 @@
-"""What a backup costs, measured against a floor in the same run: `make bench`."""
+"""Measures the cost of a backup against a floor in the same run: `make bench`."""

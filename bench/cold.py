@@ -147,7 +147,7 @@ def _in_turn(
 
 
 def _work_in_bursts(cpu: int) -> None:
-    """What the other programs of a node's machine are for the plugin, until killed."""
+    """Plays the other programs of a node's machine, until it is killed."""
     os.sched_setaffinity(0, {cpu})
     chance = random.Random(cpu)  # noqa: S311
     memory = bytearray(_BURST_BYTES)

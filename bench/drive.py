@@ -81,7 +81,7 @@ class Program:
 
 
 def processor_time_s(pid: int) -> float:
-    """What the living threads of a process have taken so far, in user and kernel mode."""
+    """The time of the living threads of a process so far, in user and kernel mode."""
     total_ns = 0
     for thread in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as file:

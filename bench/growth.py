@@ -51,7 +51,7 @@ def _append(backend: Writer, noise_bytes: int = 100) -> float:
 
 
 def _more_files(path: str) -> None:
-    """What counts as part of a `dir:` backup, and what lies beside a `file:` one."""
+    """The parts of a `dir:` backup, and the files beside a `file:` one."""
     start = f"{path}/snapshot-0000000001-" if os.path.isdir(path) else f"{path}.dropped-"
     for number in range(_FILES):
         with open(f"{start}{number:010}", "wb"):

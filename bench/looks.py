@@ -1,4 +1,4 @@
-"""What it costs the node that a writer looks at what is there before it writes."""
+"""The cost for the node of the writer's look before a write."""
 
 from __future__ import annotations
 

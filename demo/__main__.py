@@ -102,7 +102,7 @@ def _run(work: Path) -> bool:
     )
     try:
         _wait_for_version(node, _COMPACT_AT, simulator)
-        _say("The backup is compacted while the node goes on writing")
+        _say("The backup is compacted while the node continues to write")
         statistics = client.call(node, "backup-compact", timeout_s=60)
         print(json.dumps(statistics))
         _wait_for_version(node, _data_version(recorded), simulator)

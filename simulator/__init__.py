@@ -1,6 +1,6 @@
 """A simulated Core Lightning node: a real process with a real database that drives a real plugin.
 
-What lightningd does around the `db_write` hook is done here in the same order and with the same
+The steps of lightningd around the `db_write` hook are done here in the same order and with the same
 bytes on the pipes, without bitcoind, peers or keys. The calls come from a recording of a real node
 or from a generator; the node can be told to die at any point of any of them.
 

@@ -37,7 +37,7 @@ def build_database(
     before: str | Path | None = None,
     until: int | None = None,
 ) -> int:
-    """Replay calls into a database and return the data version it then stands at.
+    """Replay calls into a database and return its data version after that.
 
     Nothing is synced: this is for comparing, not for keeping.
 

@@ -21,7 +21,7 @@ class Call:
         index: its place in the recording or in the generated load; the first is 0. Events are not
             counted.
         data_version: what the hook is told.
-        writes: the statements. Bytes that are no UTF-8 stand in them as lone surrogates (PEP 383).
+        writes: the statements. Bytes that are not valid UTF-8 are lone surrogates (PEP 383).
     """
 
     index: int
@@ -30,7 +30,7 @@ class Call:
 
     @property
     def rider(self) -> bool:
-        """Whether this is no transaction: `PRAGMA` statements only, run at once."""
+        """Whether this is not a transaction: `PRAGMA` statements only, run at once."""
         return all(write.lstrip()[:6].upper() == "PRAGMA" for write in self.writes)
 
 
@@ -61,7 +61,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one process of a recorded node did: `count` calls from index `first`, and its end."""
+    """One process of a recorded node: `count` calls from index `first`, and its end."""
 
     first: int
     count: int

@@ -41,7 +41,7 @@ def differences(a: str | Path, b: str | Path, *, limit: int = SHOWN_DIFFERENCES)
 
     Raises:
         OSError: a file is missing.
-        apsw.Error: a file is no database, or is damaged.
+        apsw.Error: a file is not a database, or is damaged.
     """
     with _open(a) as one, _open(b) as other:
         found: list[str] = []

@@ -19,7 +19,7 @@ KILL_PLUGIN = "kill-plugin"
 IN_COMMIT = "in-commit"
 IN_PLUGIN = "in-plugin"
 
-# For each point its settings, the default first where there is a choice.
+# For each point its settings, the default first if there is a choice.
 POINTS: dict[str, dict[str, tuple[str, ...]]] = {
     "before-hook": {},
     IN_PLUGIN: {"bytes": ()},
@@ -36,7 +36,7 @@ crash points, as POINT@CALL or POINT@CALL:SETTING=VALUE; calls are counted from 
   after-answer@K       the hook has answered, nothing is committed
   in-commit@K          the node dies inside SQLite's COMMIT; step=
     write                after the first page written to the database (or the WAL); the default
-    sync                 all written, before it is synced; in WAL mode the change then stands
+    sync                 all written, before it is synced; in WAL mode the change is then there
     delete               all synced, before the rollback journal goes; not in WAL mode
     done                 the change is committed, COMMIT has not returned
   kill-plugin@K        the plugin dies, not the node; when=
@@ -175,7 +175,7 @@ class CrashVfs(apsw.VFS):
 
 
 class _CrashFile(apsw.VFSFile):
-    """The database or the write-ahead log; what happens to a rollback journal is no step."""
+    """The database or the write-ahead log; operations on a rollback journal are not steps."""
 
     def __init__(
         self, vfs: CrashVfs, name: str | apsw.URIFilename | None, flags: list[int]

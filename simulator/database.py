@@ -67,7 +67,7 @@ class NodeDatabase:
         if call.data_version != expected:
             raise DatabaseError(
                 f"call {call.index} has data_version {call.data_version},"
-                f" the database goes on with {expected}"
+                f" the database continues with {expected}"
             )
         if not rider:
             self._run("BEGIN TRANSACTION;")
@@ -106,7 +106,7 @@ _QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*\"""")
 
 
 def without_stray_bytes(sql: str) -> str:
-    """Rewrite text literals whose bytes are no UTF-8, since apsw takes UTF-8 only.
+    """Rewrite text literals with invalid UTF-8, since apsw accepts only UTF-8.
 
     `CAST(x'…' AS TEXT)` gives a text of just these bytes, as the literal does in a node.
     """

@@ -137,7 +137,7 @@ class PluginHost:
                 key.data(mask)
 
     def lose(self, level: Level, reason: str) -> None:
-        """Kill the plugin and go on without it, unless it is important (`destroy_plugin`)."""
+        """Kill the plugin and continue without it, unless it is important (`destroy_plugin`)."""
         plugin = self.plugin
         assert plugin is not None
         self._log(level, f"plugin-{plugin.name}", f"Killing plugin: {reason}")

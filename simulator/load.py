@@ -63,13 +63,13 @@ _STRAY_BYTES = b"caf\xe9 \xff\xfe\x80".decode("utf-8", "surrogateescape")
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to generate.
+    """The parameters of the generator.
 
     Attributes:
         count: transactions after the start and the growth.
-        seed: another seed is another node, from its first call on.
+        seed: a different seed makes a different node, from its first call on.
         blob_bytes: mean size of the one large value in most transactions.
-        stray_bytes: put texts into it whose bytes are no UTF-8.
+        stray_bytes: include texts with invalid UTF-8.
         database_mb: first grow the database to about this size, with 16 MiB a transaction and
             little SQL; 0 leaves that out.
     """

@@ -1,4 +1,4 @@
-"""What a plugin says about itself when it is asked for its manifest (`lightningd/plugin.c`)."""
+"""A plugin's manifest: its answer to `getmanifest` (`lightningd/plugin.c`)."""
 
 from __future__ import annotations
 

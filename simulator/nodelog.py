@@ -22,10 +22,10 @@ class Level(IntEnum):
 
     @classmethod
     def parse(cls, name: str) -> Level:
-        """Read a level as it stands in a plugin's `log` notification, in any case.
+        """Read a level from a plugin's `log` notification, in upper or lower case.
 
         Raises:
-            ValueError: lightningd does not know it, or takes it from nobody (`io`).
+            ValueError: lightningd does not know it, or does not accept it from plugins (`io`).
         """
         levels = {level.name: level for level in cls} | {"WARN": cls.UNUSUAL, "ERROR": cls.BROKEN}
         try:

@@ -49,7 +49,7 @@ EXIT_CODES = "exit codes:\n" + "\n".join(
         Exit.REFUSED: "the plugin refused a call: nothing was committed",
         Exit.PLUGIN_IN_HOOK: "the plugin ended while the node waited for its answer",
         Exit.DATABASE: "the database refused a call",
-        Exit.SOURCE: "the calls do not go on from where the database stands",
+        Exit.SOURCE: "the calls do not continue from the database's version",
         Exit.NOT_REACHED: "a commit ended without passing its crash point",
     }.items()
 )
@@ -57,7 +57,7 @@ EXIT_CODES = "exit codes:\n" + "\n".join(
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What the command line asks for.
+    """The options of the command line.
 
     Attributes:
         settings: those of the node; a supervisor changes some for each process.
@@ -114,7 +114,7 @@ def _add_source(group: argparse._ArgumentGroup) -> None:
         help="mean size of the large value in a generated transaction (%(default)s)",
     )
     group.add_argument(
-        "--invalid-utf8", action="store_true", help="generate texts with bytes that are no UTF-8"
+        "--invalid-utf8", action="store_true", help="generate texts with invalid UTF-8"
     )
     group.add_argument(
         "--database-mb",
@@ -128,7 +128,7 @@ def _add_source(group: argparse._ArgumentGroup) -> None:
         "--first",
         metavar="CALL",
         type=int,
-        help="begin at this call, wherever the database stands",
+        help="begin at this call, whatever the database's version",
     )
     group.add_argument("--calls", metavar="N", type=int, help="make no more than N calls")
     group.add_argument("--until", metavar="VERSION", type=int, help="the last version to be made")
@@ -136,7 +136,7 @@ def _add_source(group: argparse._ArgumentGroup) -> None:
         "--riders",
         choices=RIDERS,
         default="needed",
-        help="which PRAGMA calls a process repeats that stand before its first transaction:"
+        help="which PRAGMA calls before its first transaction a process repeats:"
         " those that change something, all, or none (%(default)s)",
     )
     group.add_argument(

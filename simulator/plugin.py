@@ -37,7 +37,7 @@ class PluginFaultError(Exception):
     """The plugin has to go: it broke the protocol, or its stdout ended.
 
     Args:
-        message: what lightningd logs behind `Killing plugin: `.
+        message: the text that lightningd logs after `Killing plugin: `.
         level: how it logs it.
     """
 
@@ -59,7 +59,7 @@ class Plugin:
         log: takes the lines the plugin sends.
 
     Attributes:
-        fault: why the plugin has to go, found right behind an answer of it.
+        fault: why the plugin must be killed, found right after an answer of it.
         is_leaving: whether it was told to end.
     """
 
@@ -123,7 +123,7 @@ class Plugin:
         self._send({"jsonrpc": "2.0", "method": topic, "params": params})
 
     def forget_requests(self) -> list[Answered]:
-        """Give up all requests without an answer; whoever waits for them is returned."""
+        """Give up all requests without an answer; returns those who wait for them."""
         waiting = list(self._pending.values())
         self._pending.clear()
         self._progress.clear()
@@ -169,7 +169,7 @@ class Plugin:
         except PluginFaultError as fault:
             if not answers:
                 raise
-            self.fault = fault  # behind its answer, which counts
+            self.fault = fault  # after its answer, which counts
         return time.perf_counter_ns() - started_ns, answers[0]
 
     def write_part(self, request: bytes, size_bytes: int) -> None:
@@ -215,7 +215,7 @@ class Plugin:
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
-        # Whoever outlives the node is no concern of Popen.
+        # Processes that outlive the node are not a concern of Popen.
         self._process.returncode = self._process.poll() or 0
 
     def signal_kill(self, *, wait: bool = False) -> None:

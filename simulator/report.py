@@ -1,4 +1,4 @@
-"""What one process of the node measured and how it ended, as a JSON file."""
+"""The measurements of one process of the node and how it ended, as a JSON file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Report:
             the answer parsed.
         committed: transactions committed.
         unprotected_commits: those that the plugin was to see and did not, because it was gone,
-            or has no such hook. What is committed after the shutdown's wait is not among them.
+            or has no such hook. Commits after the shutdown's wait are not among them.
         late_calls: calls made after the shutdown began.
         after_plugin_commits: transactions committed when the shutdown had taken leave of the
             plugin.

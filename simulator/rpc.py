@@ -67,7 +67,7 @@ class Connection:
             self.client.settimeout(1)
             self.client.sendall(self._waiting)
         except OSError:
-            pass  # nobody waits for it
+            pass  # there is no client that waits for it
         self._server.drop(self)
 
     def _take_requests(self) -> None:

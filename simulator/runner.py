@@ -48,11 +48,11 @@ class CallRunner:
 
         Args:
             call: the one that comes next.
-            plugin: who is asked; `None` if nobody has the hook.
+            plugin: the plugin to ask; `None` if none has the hook.
             point: what goes wrong in this call.
 
         Raises:
-            FatalError: the node cannot go on; nothing was committed.
+            FatalError: the node cannot continue; nothing was committed.
         """
         try:
             self._database.apply(call)

@@ -1,4 +1,4 @@
-"""What a node is told to do, and how its process ends."""
+"""The settings of a node, and how its process ends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Exit(IntEnum):
     DATABASE = 42
     """The database refused a call."""
     SOURCE = 43
-    """The calls do not go on from where the database stands."""
+    """The calls do not continue from the database's version."""
     NOT_REACHED = 44
     """A commit ended without passing its crash point."""
 
@@ -83,10 +83,10 @@ class ShutdownSettings:
 
     Attributes:
         timeout_s: how long a plugin that subscribed to `shutdown` may live on.
-        late_calls: how many calls it still gets in that time; another process stands for the
+        late_calls: how many calls it still gets in that time; another process plays the
             plugin that makes the node write them, and ends after them.
-        late_interval_s: how much time lies between them.
-        storm: a seed: calls go on while the plugin leaves, at moments that follow from it; `None`
+        late_interval_s: the time between them.
+        storm: a seed: calls continue while the plugin leaves, at moments derived from it; `None`
             for no such calls.
         after_plugin: how many calls follow that no plugin sees.
         on_sigterm: whether SIGTERM and SIGINT stop the node cleanly; lightningd has no handler
@@ -146,10 +146,10 @@ class Settings:
     report: str | None = None
 
     def calls_from(self, data_version: int) -> Iterator[Call]:
-        """Yield the calls of this process for a database that stands at a version.
+        """Yield the calls of this process for a database at a version.
 
         Raises:
-            SourceError: the calls do not go on from there.
+            SourceError: the calls do not continue from there.
             OSError: the recording cannot be read.
             ValueError: it is none.
         """

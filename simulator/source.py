@@ -15,7 +15,7 @@ RIDERS = ("needed", "all", "none")
 
 
 class SourceError(Exception):
-    """The calls do not go on from where the database stands."""
+    """The calls do not continue from the database's version."""
 
 
 class CallQueue:
@@ -40,12 +40,12 @@ class CallQueue:
 def after_version(calls: Iterable[Call], data_version: int, riders: str) -> Iterator[Call]:
     """Yield the calls that follow on a database, beginning with those a new process makes.
 
-    The first transaction is the one with the next version. Riders that stand before it were
+    The first transaction is the one with the next version. Riders before it were
     perhaps made already, but a new process has the pragmas it begins with.
 
     Args:
         calls: all of them, from the beginning.
-        data_version: where the database stands.
+        data_version: the database's version.
         riders: `needed` leaves out those that only say what a new process begins with anyway
             (`foreign_keys = ON`), as a real node does, which does not repeat them; `all` and
             `none` are what they say.
@@ -73,7 +73,7 @@ def after_version(calls: Iterable[Call], data_version: int, riders: str) -> Iter
         yield from rest
         return
     if version < data_version:
-        raise SourceError(f"the calls end at {version}, the database stands at {data_version}")
+        raise SourceError(f"the calls end at {version}, the database is at {data_version}")
     yield from _selected(between, riders)
 
 

@@ -68,7 +68,7 @@ class Supervisor:
         return code
 
     def _run_planned(self) -> int:
-        """Go on where the database stands after each planned end of a process."""
+        """Continue from the database's version after each planned end of a process."""
         points = self._command.settings.crash_points
         while True:
             past_crash = _past_first(points, kills_node=True)
@@ -135,6 +135,6 @@ def _be_node(settings: Settings) -> NoReturn:
 
 
 def _past_first(points: tuple[CrashPoint, ...], *, kills_node: bool) -> int:
-    """Return the place behind the first point that kills the node, or the plugin; 0 for none."""
+    """Return the place after the first point that kills the node, or the plugin; 0 for none."""
     places = (place for place, point in enumerate(points, 1) if point.kills_node == kills_node)
     return next(places, 0)

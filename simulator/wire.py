@@ -19,7 +19,7 @@ SEPARATOR = b"\n\n"
 
 
 class MalformedError(Exception):
-    """The bytes are no JSON-RPC message; lightningd closes the connection then."""
+    """The bytes are not a JSON-RPC message; lightningd closes the connection then."""
 
 
 class MessageStream:
@@ -50,7 +50,7 @@ class MessageStream:
         try:
             message = _decode(self._buffer[:end])
         except ValueError:
-            return None  # the empty line may stand inside a message
+            return None  # the empty line may be inside a message
         self._buffer = self._buffer[end + len(SEPARATOR) :]
         return _checked(message)
 
@@ -64,7 +64,7 @@ class MessageStream:
         for match in _BRACKETS_AND_STRINGS.finditer(self._buffer):
             token = match[0]
             if token == b'"':
-                return None  # a string that goes on in what is not read yet
+                return None  # a string that continues in unread input
             if token in (b"{", b"["):
                 depth += 1
             elif token in (b"}", b"]"):
@@ -97,6 +97,6 @@ def _checked(message: object) -> Message:
 
 
 def encode(value: object) -> bytes:
-    """Write a value as compact JSON in UTF-8; lone surrogates become the bytes they stand for."""
+    """Write a value as compact JSON in UTF-8; lone surrogates become their original bytes."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "surrogateescape")

@@ -163,7 +163,7 @@ def test_a_database_of_other_calls_is_refused(setup: Setup) -> None:
     assert setup.run("--generate", "50").code == 0
     ended = setup.run(*GENERATE)
     assert ended.code == Exit.SOURCE
-    assert "the calls end at 18, the database stands at 53" in ended.stderr
+    assert "the calls end at 18, the database is at 53" in ended.stderr
 
 
 # Several processes

@@ -77,9 +77,9 @@ def test_foreign_keys_are_on_from_the_start(tmp_path: Path) -> None:
 
 def test_a_call_that_does_not_follow_is_refused(tmp_path: Path) -> None:
     database = NodeDatabase(str(tmp_path / "node.sqlite3"))
-    with pytest.raises(DatabaseError, match="goes on with 1"):
+    with pytest.raises(DatabaseError, match="continues with 1"):
         database.apply(Call(0, 2, ["SELECT 1"]))
-    with pytest.raises(DatabaseError, match="goes on with 0"):
+    with pytest.raises(DatabaseError, match="continues with 0"):
         database.apply(Call(0, 1, ["PRAGMA foreign_keys = OFF"]))
     database.close()
 
