@@ -1,4 +1,4 @@
-"""The right to write to one backup: which connection holds it, and how another one gets it."""
+"""The right to write to one backup: its holder, and the handover to another connection."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Client(Protocol):
 
 
 class Right:
-    """The right to write; to be used while the condition's lock is held.
+    """The right to write; use it only while holding the condition's lock.
 
     Attributes:
         holder: the connection that has it.

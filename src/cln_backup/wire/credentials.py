@@ -1,4 +1,4 @@
-"""What client and server compare: the hash of a token, and the fingerprint of a certificate."""
+"""Credentials as client and server compare them: hashes of tokens and of certificates."""
 
 from __future__ import annotations
 

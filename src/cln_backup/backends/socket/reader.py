@@ -176,7 +176,7 @@ class SocketReader(Reader):
         return wait_until(self._has_gone_on, until - time.monotonic(), None)
 
     def _goes_on(self, limit_s: float) -> bool:
-        """Has the server wait until the backup is another, at most for so long; it may be less."""
+        """Makes the server wait for a change of the backup, for at most `limit_s`."""
         before = self._sameness(self._known)
 
         def attempt(session: Session) -> wire.Standing:
@@ -187,11 +187,11 @@ class SocketReader(Reader):
         return self._takes_up(self._link.until(self._deadline_s, attempt))
 
     def _has_gone_on(self) -> bool:
-        self._link.close()  # a server tells a reader how the backup was when it connected
+        self._link.close()  # a reader sees the backup as it was when it connected
         return self._takes_up(self._link.until(self._deadline_s, lambda session: session).standing)
 
     def _takes_up(self, now: wire.Standing) -> bool:
-        """Goes on to how the server's backup is; whether that is another than before."""
+        """Updates this reader's view; returns whether the backup has changed."""
         if self._sameness(now) == self._sameness(self._known):
             self._known = self._known._replace(features=now.features)
             return False
