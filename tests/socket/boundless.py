@@ -99,7 +99,7 @@ class _Open(Reader, Writer):
     def claim(self, node_id: str, timeout_s: float | None = None) -> None:
         pass
 
-    def add_change(self, change: Change, timeout_s: float | None = None) -> None:  # noqa: ARG002
+    def store_change(self, change: Change, timeout_s: float | None = None) -> None:  # noqa: ARG002
         assert change.snapshot is not None
         path = os.path.join(self.place.storage_dir, str(change.version))
         with open(path + ".part", "wb") as file:

@@ -413,7 +413,6 @@ class Writer(Backend):
             StorageError: the node cannot be recorded.
         """
 
-    @abstractmethod
     def add_change(self, change: Change, timeout_s: float | None = None) -> None:
         """Appends a change; it is on stable storage when this returns.
 
@@ -425,6 +424,22 @@ class Writer(Backend):
         Raises:
             Discontinuity, BadChange: nothing was written.
             StorageError: the change may or may not be there; this writer is finished.
+        """
+        self.store_change(change, timeout_s)
+        self.settle()
+
+    @abstractmethod
+    def store_change(self, change: Change, timeout_s: float | None = None) -> None:
+        """The part of `add_change` that a node waits for: then the change is on stable storage.
+
+        Call `settle` before anything else.
+        """
+
+    def settle(self) -> None:
+        """The rest of `add_change`: bookkeeping that need not be durable.
+
+        Raises:
+            StorageError: the change is stored; this writer is finished.
         """
 
     @abstractmethod

@@ -31,9 +31,14 @@ class Sealer(Protocol):
 class DigestSealer:
     """Seals with the first 16 bytes of SHA-256 over the covered bytes and the body."""
 
+    def __init__(self) -> None:
+        self._start = hashlib.sha256()  # to copy it takes less of the node's time than a new one
+
     def seal(self, index: int, covered: bytes, body: bytes) -> bytes:  # noqa: ARG002
         """See `Sealer`."""
-        return body + hashlib.sha256(covered + body).digest()[: v2.SEAL_BYTES]
+        digest = self._start.copy()
+        digest.update(covered + body)
+        return body + digest.digest()[: v2.SEAL_BYTES]
 
     def unseal(self, index: int, covered: bytes, sealed: bytes) -> bytes | None:  # noqa: ARG002
         """See `Sealer`."""

@@ -41,6 +41,7 @@ _OPEN = struct.Struct("!8sBB6x16sQQQ32s")
 _HEAD = struct.Struct("!BI")
 _FOOT = struct.Struct("!IB")
 _BODY = struct.Struct("!BQ")
+_TIMED_BODY = struct.Struct("!BQHI")
 _TIME = struct.Struct("!HI")
 _MARK = struct.Struct("!BBQQQ16s")
 _LOG = struct.Struct(f"!QQ16s32sQB{_MARK.size}s{_MARK.size}sQQQ32s32s32s32s")
@@ -376,17 +377,17 @@ def unpack_foot(data: bytes, at: int = 0) -> int | None:
     return length if mark == END_MARK and BODY_BYTES <= length <= MAX_BODY_BYTES else None
 
 
-def pack_body(record_type: Type, version: int) -> bytes:
-    """The start of a body, before it is sealed."""
+def pack_body(record_type: Type, version: int, stored_ms: int | None = None) -> bytes:
+    """The start of a body, before sealing; with a time for a change if the file's records have it.
+
+    Raises `BadChange` if the version does not fit.
+    """
     if not 0 <= version <= MAX_VERSION:
-        raise BadChange(f"The backup cannot store data version {version}; nothing was written.")
-    return _BODY.pack(record_type, version)
-
-
-def pack_time(stored_ms: int) -> bytes:
-    """The next bytes in the body of a change, in files whose records have times."""
+        raise BadChange(f"The backup cannot hold data version {version}; nothing was written.")
+    if stored_ms is None:
+        return _BODY.pack(record_type, version)
     at = min(max(0, stored_ms), MAX_TIME_MS)
-    return _TIME.pack(at >> 32, at & 0xFFFF_FFFF)
+    return _TIMED_BODY.pack(record_type, version, at >> 32, at & 0xFFFF_FFFF)
 
 
 def unpack_time(body: bytes) -> int:

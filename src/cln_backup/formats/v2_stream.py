@@ -72,9 +72,8 @@ class Encoder:
         self, record_type: v2.Type, version: int, content: bytes, stored_ms: int = 0
     ) -> bytes:
         """The next record. After a `BadChange` the encoder cannot be used any more."""
-        body = v2.pack_body(record_type, version)
-        if self._timed and record_type in v2.CHANGES:
-            body += v2.pack_time(stored_ms)
+        timed = self._timed and record_type in v2.CHANGES
+        body = v2.pack_body(record_type, version, stored_ms if timed else None)
         if record_type in v2.COMPRESSED:
             packed = self._stream.compress(content) + self._stream.flush(self._flush)
             body += _RAW.pack(len(content)) + packed

@@ -47,16 +47,13 @@ class Change:
     stored_ms: int | None = field(default=None, compare=False)
     """When it was stored, in milliseconds since 1970; 0 if unknown. `None` for a change that is not
     stored yet: the backend sets it to the current time."""
-    kind: Kind = field(init=False)
-    """Whether this is a snapshot, a transaction or a rider."""
 
-    def __post_init__(self) -> None:
-        kind = Kind.TRANSACTION
+    @property
+    def kind(self) -> Kind:
+        """Whether this is a snapshot, a transaction or a rider."""
         if self.transaction is None:
-            kind = Kind.SNAPSHOT
-        elif statements.is_rider(self.transaction):
-            kind = Kind.RIDER
-        object.__setattr__(self, "kind", kind)
+            return Kind.SNAPSHOT
+        return Kind.RIDER if statements.is_rider(self.transaction) else Kind.TRANSACTION
 
 
 class Head(NamedTuple):

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from cln_backup.plugin.jsonrpc import Call, Message
     from cln_backup.plugin.replicator import Replicator
 
-_CONTINUE = {"result": "continue"}
-
 
 class Hook:
     """Answers `db_write`; once it has halted the node, it always gives the same answer.
@@ -42,16 +40,30 @@ class Hook:
             try:
                 call = jsonrpc.decode_db_write(message)
                 self._replicator.db_write(call.data_version, call.writes)
-            except BackupError as error:
-                self.halted = str(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the node must not continue
-                self.halted = (
-                    f"{fault(error)} The node is halted before it commits anything that the "
-                    "backup may not have."
-                )
-        if self.halted is None:
-            jsonrpc.write(jsonrpc.answer(bytes(message.id), _CONTINUE))
-            return
+                self.halted = _reason(error)
+            else:
+                jsonrpc.write(jsonrpc.proceed(bytes(message.id)))
+                return
         self._log("error", self.halted)
         answer = {"result": "halt", "reason": self.halted}
         jsonrpc.write(jsonrpc.answer(bytes(message.id), answer))
+
+    def settle(self) -> None:
+        """Does what a call left for when it is answered. What fails halts the node at the next."""
+        if self.halted is None:
+            try:
+                self._replicator.settle()
+            except Exception as error:  # noqa: BLE001 - as in `answer`
+                self.halted = _reason(error)
+                self._log("error", self.halted)
+
+
+def _reason(error: Exception) -> str:
+    """Why the node is halted."""
+    if isinstance(error, BackupError):
+        return str(error)
+    return (
+        f"{fault(error)} The node is halted before it commits anything that the backup may not "
+        "have."
+    )

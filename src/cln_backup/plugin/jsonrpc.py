@@ -122,6 +122,11 @@ def asks_for_force(params: msgspec.Raw) -> bool:
     raise BadChange("backup-compact takes force=true or no parameter.")
 
 
+def proceed(request_id: bytes) -> bytes:
+    """The answer to a `db_write` whose change is durable."""
+    return b'{"jsonrpc":"2.0","id":%b,"result":{"result":"continue"}}\n\n' % request_id
+
+
 def answer(request_id: bytes, result: object) -> bytes:
     """The encoded answer to a request."""
     return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n\n' % (request_id, msgspec.json.encode(result))

@@ -45,6 +45,7 @@ class Replicator:
         self._log = log
         self._on_event = on_event or (lambda event: log(event.text))
         self.backend: Writer | None = None
+        self._asked_at: float | None = None
         self._last_answer_at: float | None = None
         self._compacted_at: float | None = None
         self._answer_times_s: deque[float] = deque(maxlen=_REMEMBERED_ANSWERS)
@@ -55,18 +56,29 @@ class Replicator:
         Raises:
             BackupError: the node must not commit; the message says why and what to do.
         """
-        started = time.perf_counter()
+        self._asked_at = time.perf_counter()
         change = Change(version, None, transaction)
         if self.backend is None:
             from cln_backup.plugin.start import start
 
             self.backend = start(self._directory, change, self._log, self._on_event, self.patience)
         try:
-            self.backend.add_change(change, self.patience.bound_s())
+            self.backend.store_change(change, self.patience.bound_s())
         except Discontinuity as error:
             raise self._judged(error, change, self.backend.version) from None
+
+    def settle(self) -> None:
+        """Completes the bookkeeping of the last call; called after the answer.
+
+        Raises:
+            StorageError: the change is stored; no further one will be.
+        """
+        if self._asked_at is None or self.backend is None:
+            return
+        self._answer_times_s.append(time.perf_counter() - self._asked_at)
+        self._asked_at = None
         self._last_answer_at = time.time()
-        self._answer_times_s.append(time.perf_counter() - started)
+        self.backend.settle()
 
     def _judged(self, error: Discontinuity, change: Change, backup_version: int) -> Discontinuity:
         """The error to report for a refused change; `error` itself if the storage had a reason."""

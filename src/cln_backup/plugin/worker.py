@@ -65,7 +65,6 @@ class Plugin:
             events = self._poll.poll(self._timeout_ms())
             if not events:
                 self._write_notes()
-            self._guard.ensure()
             for fd, _ in events:
                 if fd == 0:
                     if not self._read():
@@ -75,6 +74,7 @@ class Plugin:
                     if part.is_at(fd):
                         part.go_on()
                         break
+            self._guard.ensure()
             if self._leave_at is not None and (
                 time.monotonic() >= self._leave_at
                 or not other_plugins_live(self._lightningd, os.getpid())
@@ -93,6 +93,7 @@ class Plugin:
         while (text := self._reader.take()) is not None:
             self._serve(text)
             self._reader.drop()
+            self._hook.settle()
         return True
 
     def _write_notes(self) -> None:

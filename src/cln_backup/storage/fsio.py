@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from cln_backup.model.errors import AlreadyExists, StorageError
 from cln_backup.storage import interruption, ownership
-from cln_backup.storage.os_errors import storage_errors
+from cln_backup.storage.os_errors import storage_error, storage_errors
 from cln_backup.storage.regular import open_regular
 
 if TYPE_CHECKING:
@@ -126,14 +126,18 @@ def write_at(fd: int, buffers: Sequence[bytes | memoryview], offset_bytes: int, 
     """
     if interruption.state.pending:
         interruption.check()
-    with storage_errors(op, fd):
-        length = sum(map(len, buffers))
+    length = 0
+    for buffer in buffers:
+        length += len(buffer)
+    try:  # the node waits for this, and for `sync`: a `with` would cost it more
         written = os.pwritev(fd, buffers, offset_bytes)
         if written < length:  # the disk is filling up, or a signal came
             rest = memoryview(buffers[0] if len(buffers) == 1 else b"".join(buffers))
             while written < length:
                 written += os.pwrite(fd, rest[written:], offset_bytes + written)
-        return offset_bytes + length
+    except OSError as error:
+        raise storage_error(op, fd, error) from error
+    return offset_bytes + length
 
 
 def read_at(fd: int, length_bytes: int, offset_bytes: int, *, op: str) -> bytes:
@@ -179,11 +183,13 @@ def sync(fd: int, *, op: str) -> None:
     retry (Rebello et al., "Can Applications Recover from fsync Failures?", 2020). After a
     `StorageError` from here, the caller must not use this descriptor any more.
     """
-    with storage_errors(op, fd):
+    try:
         if sys.platform == "darwin":
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
         else:
             os.fdatasync(fd)
+    except OSError as error:
+        raise storage_error(op, fd, error) from error
 
 
 def forget_cached(fd: int) -> None:

@@ -23,12 +23,16 @@ class storage_errors:  # noqa: N801 - a context manager; a generator would cost 
         pass
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if error is None or not isinstance(error, OSError):
-            return
-        path = self._path if isinstance(self._path, str) else _name_of(self._path)
-        why = error.strerror or error
-        said = f"Cannot {self._op} {path}".rstrip()
-        raise StorageError(f"{said}: {why}{_hint(error.errno, path)}") from error
+        if isinstance(error, OSError):
+            raise storage_error(self._op, self._path, error) from error
+
+
+def storage_error(op: str, path: str | int, error: OSError) -> StorageError:
+    """What to raise for an error of the operating system at a step, `op`, on a file."""
+    if not isinstance(path, str):
+        path = _name_of(path)
+    said = f"Cannot {op} {path}".rstrip()
+    return StorageError(f"{said}: {error.strerror or error}{_hint(error.errno, path)}")
 
 
 def _hint(number: int | None, path: str) -> str:

@@ -7,6 +7,7 @@ block then takes twice as long. Python's `os.stat` always reads them; statx(2) o
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from typing import TYPE_CHECKING, Final
@@ -20,27 +21,18 @@ _STATX: Final = struct.Struct("=I28xQQ88xII")
 """The start of `struct statx`: its mask, the inode, the size, the device's two numbers."""
 
 
-_File = tuple[int, int]
-"""The device and the inode."""
+def _look(path: str, asked: int, found: bytearray) -> Callable[[], int] | None:
+    """A call that looks at the path and returns 0 if it has filled `found`; `None` without statx.
 
-
-def _watched(path: str, asked: int) -> Callable[[], tuple[_File, int] | None]:
-    """A function that returns the file that the path leads to now, and its size, or `None`."""
+    The node waits for it, so everything that stays the same is prepared.
+    """
     function = statx.function()
     if function is None:
-        return lambda: None
-    from ctypes import create_string_buffer
+        return None
+    from ctypes import c_char
 
-    encoded = os.fsencode(path)
-    buffer = create_string_buffer(statx.SIZE_BYTES)
-
-    def look() -> tuple[_File, int] | None:
-        if function(statx.AT_FDCWD, encoded, 0, asked, buffer) != 0:
-            return None
-        held, inode, size, major, minor = _STATX.unpack_from(buffer)
-        return ((os.makedev(major, minor), inode), size) if held & asked == asked else None
-
-    return look
+    buffer = (c_char * len(found)).from_buffer(found)
+    return functools.partial(function, statx.AT_FDCWD, os.fsencode(path), 0, asked, buffer)
 
 
 class PathWatch:
@@ -49,9 +41,12 @@ class PathWatch:
     def __init__(self, path: str, fd: int, *, size: bool = False) -> None:
         """Watches the path; `size` if the size will be asked for."""
         status = os.fstat(fd)
-        self._file = status.st_dev, status.st_ino
+        device = status.st_dev
+        self._file = status.st_ino, os.major(device), os.minor(device)
         self._path = path
-        self._look = _watched(path, statx.INODE | statx.SIZE if size else statx.INODE)
+        self._asked = statx.INODE | statx.SIZE if size else statx.INODE
+        self._found = bytearray(statx.SIZE_BYTES)
+        self._look = _look(path, self._asked, self._found)
 
     def leads_to_file(self) -> bool:
         """Whether the path leads to the file now."""
@@ -59,11 +54,14 @@ class PathWatch:
 
     def size_bytes(self) -> int | None:
         """Size of the file at the path; `None` if the path does not lead to it."""
-        found = self._look()
-        if found is None:  # nothing is there, or the system has no statx for us
-            try:
-                status = os.stat(self._path)
-            except OSError:
-                return None
-            found = (status.st_dev, status.st_ino), status.st_size
-        return found[1] if found[0] == self._file else None
+        if self._look is not None and self._look() == 0:
+            held, inode, size, major, minor = _STATX.unpack_from(self._found)
+            if held & self._asked == self._asked:
+                return size if (inode, major, minor) == self._file else None
+        try:  # nothing is there, or the system has no statx for us
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        device = status.st_dev
+        same = (status.st_ino, os.major(device), os.minor(device)) == self._file
+        return status.st_size if same else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cln_backup.backends.contract import Writer
 from cln_backup.backends.dir.base import is_encrypted, lock_path, open_base
@@ -45,6 +45,8 @@ from cln_backup.model.statements import foreign_keys_after
 from cln_backup.storage import interruption
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cln_backup.backends.contract import LastChange, Standing
     from cln_backup.backends.dir.place import DirPlace
     from cln_backup.backends.events import OnEvent
@@ -53,6 +55,12 @@ if TYPE_CHECKING:
     from cln_backup.model.change import Change
 
 _DROP_BYTES = v2.FRAME_BYTES + v2.BODY_BYTES
+_SNAPSHOT_BYTES = v2.HEADER_BYTES  # more than its record has
+
+# In the hot path: asking an enumeration for its member costs more than the rest of its line.
+_IS_TRANSACTION: Final = Kind.TRANSACTION
+_TRANSACTION: Final = v2.Type.TRANSACTION
+_SNAPSHOT: Final = v2.Type.SNAPSHOT
 
 
 class DirWriter(Writer):
@@ -65,6 +73,7 @@ class DirWriter(Writer):
         self._writer: SegmentWriter | None = None
         self._noted_segment = 0
         self._last_write = LastWrite()
+        self._added: tuple[v2.Type, int, int, bytes] | None = None  # and not settled
         at = place.at
         self._lock = WriterLock(at.path, lock_path(at), discreet=is_encrypted(at))
         try:
@@ -127,51 +136,63 @@ class DirWriter(Writer):
         key = self._store.master_key
         self._lock.claim(node_id, self.place.at.path, None if key is None else NodeVeil(key))
 
-    def add_change(self, change: Change, timeout_s: float | None = None) -> None:  # noqa: ARG002
-        """See `Writer.add_change`. A snapshot is published in a file of its own first."""
+    def store_change(self, change: Change, timeout_s: float | None = None) -> None:  # noqa: ARG002
+        """See `Writer.store_change`. A snapshot is published in a file of its own first."""
         writer = self._require_writer()
-        check_follows(change, self._version, empty=self._head is None)
+        assert self._added is None, "not settled"
+        kind = check_follows(change, self._version, empty=self._head is None)
         if writer.look_is_due():
             with self._last_write:
                 writer.look()
         self._lock.sign()
-        if change.transaction is None:
-            v2.pack_body(v2.Type.SNAPSHOT, change.version)
-            record_type, content = v2.Type.SNAPSHOT, b""
-            room_bytes = v2.HEADER_BYTES
+        transaction = change.transaction
+        if transaction is None:
+            record_type, content = _SNAPSHOT, b""
+            v2.pack_body(record_type, change.version)  # raises if it does not fit
         else:
-            content = pack_transaction(change.transaction)
-            record_type = v2.Type.TRANSACTION
-            if change.kind is Kind.RIDER:
-                enforced = self._head is None or self._head.foreign_keys
-                enforced = foreign_keys_after(change.transaction, enforced)
-                record_type = v2.Type.RIDER if enforced else v2.Type.RIDER_WITHOUT_KEYS
-            # More than the worst case of compression.
-            room_bytes = len(content) + len(content) // 128 + v2.HEADER_BYTES
+            content = pack_transaction(transaction)
+            record_type = _TRANSACTION if kind is _IS_TRANSACTION else self._rider(transaction)
         with self._last_write:
-            digest = self._tracker.digest
-            if change.transaction is None:
-                content, content_digest = self._write_snapshot(writer, change, room_bytes)
-                digest = after_snapshot(digest, change.version, content_digest)
+            if transaction is None:
+                content, hashed = self._write_snapshot(writer, change)
             else:
-                self._prepare(writer, room_bytes)
-                digest = after_statements(digest, change.version, content)
+                # Room for more than the worst case of compression.
+                self._prepare(writer, len(content) + len(content) // 128 + v2.HEADER_BYTES)
+                hashed = content
             stored_ms = stored_now_ms(change)
-            start = writer.append(record_type, change.version, content, stored_ms)
-            self._tracker.apply(record_type, change.version, start, stored_ms, digest)
-        self._head, self._version = self._tracker.head, change.version
+            writer.append(record_type, change.version, content, stored_ms)
+        self._added = record_type, change.version, stored_ms, hashed
+        self._version = change.version
 
-    def _prepare(self, writer: SegmentWriter, size_bytes: int) -> int:
+    def _rider(self, transaction: Sequence[str]) -> v2.Type:
+        """The type of a rider's record; it tells whether foreign keys are enforced after it."""
+        enforced = self._head is None or self._head.foreign_keys
+        if foreign_keys_after(transaction, enforced):
+            return v2.Type.RIDER
+        return v2.Type.RIDER_WITHOUT_KEYS
+
+    def settle(self) -> None:
+        """See `Writer.settle`. The digests of history and segment, the head, unused space."""
+        if self._added is None:
+            return
+        writer = self._require_writer()
+        (record_type, version, stored_ms, hashed), self._added = self._added, None
+        after = after_snapshot if record_type is _SNAPSHOT else after_statements
+        digest = after(self._tracker.digest, version, hashed)
+        with self._last_write:
+            start = writer.settle()
+            self._tracker.apply(record_type, version, start, stored_ms, digest)
+            self._head = self._tracker.head
+            writer.clear_up()
+
+    def _prepare(self, writer: SegmentWriter, size_bytes: int) -> None:
         """As `SegmentWriter.prepare`; records a new segment, so that its loss is detected."""
         segment = writer.prepare(self._tracker, size_bytes)
         if segment != self._noted_segment:
             self._lock.note(note_of(self._store, segment))
             self._noted_segment = segment
-        return segment
 
-    def _write_snapshot(
-        self, writer: SegmentWriter, change: Change, room_bytes: int
-    ) -> tuple[bytes, bytes]:
+    def _write_snapshot(self, writer: SegmentWriter, change: Change) -> tuple[bytes, bytes]:
         """Writes a snapshot's file, then reserves space for its record.
 
         In this order, an interrupted write leaves nothing. Returns the content of the record, and
@@ -179,7 +200,7 @@ class DirWriter(Writer):
         """
         assert change.snapshot is not None
         # The place of the record, which is unique.
-        segment, number = writer.next_place(room_bytes)
+        segment, number = writer.next_place(_SNAPSHOT_BYTES)
         objects = self._store.objects
         with interruption.let_through():
             digest = digest_of_snapshot(change.snapshot)
@@ -191,7 +212,7 @@ class DirWriter(Writer):
             built = objects.prepare("snapshot", content.chunks())
         try:
             writer.look()  # writing the snapshot may have taken long
-            self._prepare(writer, room_bytes)
+            self._prepare(writer, _SNAPSHOT_BYTES)
             objects.publish(built, snapshot_name(segment, number), op="publish snapshot")
         except BaseException:
             objects.discard(built)
@@ -211,8 +232,9 @@ class DirWriter(Writer):
         with self._last_write:
             kept = set_aside(self._store, self._change_at(head.at), writer.end.epoch)
             self._prepare(writer, _DROP_BYTES)
-            start = writer.append(v2.Type.DROP, head.version, b"")
-            self._tracker.apply(v2.Type.DROP, head.version, start, 0)
+            writer.append(v2.Type.DROP, head.version, b"")
+            self._tracker.apply(v2.Type.DROP, head.version, writer.settle(), 0)
+            writer.clear_up()
         self._set_position()
         self._tell(
             Noticed.KEPT,

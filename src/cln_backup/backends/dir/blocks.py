@@ -27,6 +27,7 @@ class BlockFile:
 
     Attributes:
         end_bytes: offset of the next write.
+        is_in_place: tells whether its path still leads to it.
     """
 
     def __init__(self, path: str, *, op: str) -> None:
@@ -34,12 +35,8 @@ class BlockFile:
         self.fd = fsio.open_direct(path, op=op)
         self.end_bytes = 0
         self._path = path
-        self._watch = PathWatch(path, self.fd)
+        self.is_in_place = PathWatch(path, self.fd).leads_to_file
         self._memory = _memory(_MEMORY_BYTES)
-
-    def is_in_place(self) -> bool:
-        """Whether its path still leads to it."""
-        return self._watch.leads_to_file()
 
     def look(self) -> str | None:
         """Reads the place of the next write; returns a description of unexpected bytes, or `None`.

@@ -58,7 +58,8 @@ class SegmentWriter:
         self._encoder: Encoder | None = None
         self._digest = hashlib.sha256()
         self._next_path = ""
-        self._leftover = end
+        self._leftover: LogEnd | None = None
+        self._unsettled: tuple[tuple[int, int, bytes], bytes] | None = None
         self._upkeep: Child[Message] | None = None
         self._spare_wanted = True
         self._schedule = LookSchedule()
@@ -92,7 +93,8 @@ class SegmentWriter:
                 raise conflict(self._store.log_path(self._begun.segment), found)
             # Makes a network file system ask its server for the names again.
             directories.visit(self._store.path, op="look at backup")
-            self._require_no_later_writer()
+            if os.access(self._next_path, os.F_OK):
+                raise self._conflict(self._next_path)
         if at_all_names:
             last = newest_segment(self._store.objects)
             if last > self._begun.last_number:
@@ -224,8 +226,8 @@ class SegmentWriter:
 
     def append(
         self, record_type: v2.Type, version: int, content: bytes, stored_ms: int = 0
-    ) -> v2.Position:
-        """Appends one record; it is on stable storage when this returns. Returns its start.
+    ) -> None:
+        """Appends one record; it is on stable storage when this returns. Call `settle` next.
 
         Raises:
             WriterConflict: a later writer is active; the record is not valid.
@@ -236,23 +238,38 @@ class SegmentWriter:
         assert file is not None
         if not file.is_in_place():
             raise moved(self._store.path, "its newest segment")
-        self._require_no_later_writer()
-        start = v2.Position(self._begun.segment, file.end_bytes, encoder.seal)
+        if os.access(self._next_path, os.F_OK):  # cheaper than an exception where there is none
+            raise self._conflict(self._next_path)
+        start = self._begun.segment, file.end_bytes, encoder.seal
         data = encoder.encode(record_type, version, content, stored_ms)
         file.append(data, op="append record")
         fsio.sync(file.fd, op="sync record")
-        self._require_no_later_writer()
+        if os.access(self._next_path, os.F_OK):
+            raise self._conflict(self._next_path)
         self._schedule.appended()
+        self._unsettled = start, data
+
+    def settle(self) -> v2.Position:
+        """Completes the bookkeeping of the last append; returns the start of its record."""
+        assert self._unsettled is not None
+        start, data = self._unsettled
+        self._unsettled = None
         self._digest.update(data)
-        if start.offset_bytes == v2.HEADER_BYTES:
-            self._trim_previous()
+        return v2.Position(*start)
+
+    def clear_up(self) -> None:
+        """Trims the previous segments, and has the next one prepared.
+
+        Raises:
+            StorageError: the record is stored.
+        """
+        file = self._file
+        assert file is not None
+        if self._leftover is not None:
+            self._trim_from(self._leftover)
+            self._leftover = None
         if self._spare_wanted and file.end_bytes > _SPARE_AFTER_BYTES:
             self.start_upkeep()
-        return start
-
-    def _require_no_later_writer(self) -> None:
-        if os.access(self._next_path, os.F_OK):  # cheaper than an exception
-            raise self._conflict(self._next_path)
 
     def _conflict(self, path: str) -> WriterConflict:
         return WriterConflict(
@@ -264,13 +281,13 @@ class SegmentWriter:
             "`backup-cli restore`."
         )
 
-    def _trim_previous(self) -> None:
+    def _trim_from(self, prev: LogEnd) -> None:
         """Trims the unused space of the previous segments, now that this one is durable.
 
         Segments that were claimed and never started keep their names: from the name after its own,
         a writer of an older epoch learns that there was another one.
         """
-        prev, begun = self._leftover, self._begun.segment
+        begun = self._begun.segment
         numbers: Sequence[int] = (prev.segment,)
         if not prev.segment or begun > prev.segment + 1:
             listed = list_files(self._store.objects).segments

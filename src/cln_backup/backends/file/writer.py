@@ -165,8 +165,8 @@ class FileWriter(Writer):
         self._require_writer()
         self._lock.claim(node_id, self._path)
 
-    def add_change(self, change: Change, timeout_s: float | None = None) -> None:  # noqa: ARG002
-        """See `Writer.add_change`. One write of the entry, one of the header, one sync."""
+    def store_change(self, change: Change, timeout_s: float | None = None) -> None:  # noqa: ARG002
+        """See `Writer.store_change`. One write of the entry, one of the header, one sync."""
         written = self._require_writer(look=change.transaction is None)
         check_follows(change, self._version, empty=self._head is None)
         self._lock.sign()

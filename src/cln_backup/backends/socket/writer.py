@@ -109,8 +109,8 @@ class SocketWriter(Writer):
 
         self._link.until(self._limit_s(timeout_s), attempt)
 
-    def add_change(self, change: Change, timeout_s: float | None = None) -> None:
-        """See `Writer.add_change`: on the server's stable storage when this returns.
+    def store_change(self, change: Change, timeout_s: float | None = None) -> None:
+        """See `Writer.store_change`: on the server's stable storage when this returns.
 
         Raises:
             Unreachable: as `StorageError`; the connection was lost for longer than the deadline.
