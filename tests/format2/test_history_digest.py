@@ -16,6 +16,7 @@ from cln_backup.backends.dir import store as dir_store
 from cln_backup.compaction.compact import compact
 from cln_backup.model.change import Change
 from cln_backup.model.errors import StorageError
+from cln_backup.operations.copy import copy
 from tests.format2.small import KINDS, url_of
 from tests.histories import OFF, ON, append, first, payment, rider, snapshot_of
 
@@ -169,3 +170,20 @@ class Changing:
     def chunks(self) -> Iterator[bytes]:
         self._reads += 1
         yield b"SQLite format 3\x00" + self._reads.to_bytes(8, "big")
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_copy_has_the_position_of_the_original(compacted: bool, tmp_path: Path) -> None:
+    """Also where the original has merged what came before its first snapshot."""
+    plain, encrypted = (url_of(kind, tmp_path) for kind in KINDS)
+    encrypted = encrypted.replace("/node", "/copy", 1)
+    create_backend(plain, None)
+    history = [first(), *(payment(version) for version in range(2, 9))]
+    append(plain, history)
+    if compacted:
+        compact(plain)
+    copy(plain, encrypted)
+    checked(encrypted, history)
+    append(encrypted, [payment(9)])
+    compact(encrypted)
+    checked(encrypted, [*history, payment(9)])

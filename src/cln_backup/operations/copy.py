@@ -112,7 +112,7 @@ def _filled(
     digest = hashlib.sha256()
     first = next(changes)
     base = None if first.snapshot is None else _noted(first, digest)
-    with target.creating(base, hidden=True) as place:
+    with target.creating(base, origin=source.standing.origin, hidden=True) as place:
         if base is None:
             changes = chain([first], changes)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cln_backup.formats import digests
+from cln_backup.model.position import UNKNOWN
 from cln_backup.wire import packets as wire
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def standing_of(
     The size is passed in by callers that need it, because it takes a look at each file.
     """
     standing, changed_at = backend.standing, backend.last_change.at
-    head = standing.head
+    head, position = standing.head, standing.position
     return wire.Standing(
         standing.version,
         standing.prev_version,
@@ -31,6 +32,8 @@ def standing_of(
         epoch,
         digest,
         wire.FEATURES,
+        position.changes,
+        position.digest or UNKNOWN,
     )
 
 

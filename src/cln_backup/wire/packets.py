@@ -17,9 +17,9 @@ import msgspec
 from cln_backup.formats import v1
 from cln_backup.formats.digests import NO_DIGEST, transaction_digest
 from cln_backup.formats.encoding import DEFLATED, PLAIN, decoded, inflate
-from cln_backup.model import position
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import BadChange, BadPacket
+from cln_backup.model.position import UNKNOWN, Position
 
 # Protocol 1
 CHANGE: Final = 0x01
@@ -139,7 +139,13 @@ class Standing(NamedTuple):
     digest: bytes = NO_DIGEST
     features: int = 0
     changes: int = 0
-    history: bytes = position.UNKNOWN
+    history: bytes = UNKNOWN
+
+    @property
+    def position(self) -> Position:
+        """Where the history ends, as far as the server tells."""
+        digest = None if self.history == UNKNOWN else self.history
+        return Position(self.version, self.changes or self.version_count, digest)
 
 
 class StreamStart(NamedTuple):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.dir.url import Place
     from cln_backup.backends.secrets import Secret
     from cln_backup.model.change import Change
+    from cln_backup.model.position import Position
 
 
 _FIRST_BASE: Final = base_name(1, 1)
@@ -38,7 +39,9 @@ _KEPT: Final = "unused."
 
 
 @contextlib.contextmanager
-def creating_backup(place: Place, base: Change | None, secret: Secret | None) -> Iterator[None]:
+def creating_backup(
+    place: Place, base: Change | None, origin: Position | None, secret: Secret | None
+) -> Iterator[None]:
     """See `Place.creating`. No other process can write to the backup before the block ends.
 
     Leftovers of an interrupted attempt, which contain no data, are removed. Key slots are kept
@@ -57,7 +60,7 @@ def creating_backup(place: Place, base: Change | None, secret: Secret | None) ->
         _keep_keys(place.path)
         begun = True
         _remove_unfinished(place.path)
-        _create_first_base(place, backup_id, base, secret)
+        _create_first_base(place, backup_id, base, origin, secret)
         created = True
         yield
     except BaseException as error:
@@ -150,7 +153,11 @@ def _remove_unfinished(path: str) -> None:
 
 
 def _create_first_base(
-    place: Place, backup_id: bytes, base: Change | None, secret: Secret | None
+    place: Place,
+    backup_id: bytes,
+    base: Change | None,
+    origin: Position | None,
+    secret: Secret | None,
 ) -> None:
     store = Store(LocalObjects(place.path), backup_id, create_keys(place, backup_id, secret))
     size = 0
@@ -166,8 +173,11 @@ def _create_first_base(
         assert base.snapshot is not None
         content_digest = digest_of_snapshot(base.snapshot)
         digest = after_snapshot(digest, version, content_digest)
+    ordinal = count
+    if base is not None and origin is not None and origin.digest is not None:
+        ordinal, digest = origin.changes, origin.digest
     state = v2.BaseState(
-        version, base is not None, True, count, size, start, count, stored_ms, digest
+        version, base is not None, True, count, size, start, ordinal, stored_ms, digest
     )
     header = store.new_header(v2.FileKind.BASE, 1, 0, v2.pack_base_state(state))
     snapshot = None if base is None else base.snapshot

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.inventory import Inventory
     from cln_backup.backends.secrets import Secret
     from cln_backup.model.change import Change
+    from cln_backup.model.position import Position
 
 
 class DirPlace(Place):
@@ -48,17 +49,22 @@ class DirPlace(Place):
 
     @contextlib.contextmanager
     def creating(
-        self, base: Change | None = None, *, secret: Secret | None = None, hidden: bool = False
+        self,
+        base: Change | None = None,
+        *,
+        origin: Position | None = None,
+        secret: Secret | None = None,
+        hidden: bool = False,
     ) -> Iterator[Place]:
         """See `Place.creating`."""
         require_outside(os.path.dirname(self.at.path))
         if not hidden:
-            with creating_backup(self.at, base, secret):
+            with creating_backup(self.at, base, origin, secret):
                 yield self
             return
         with build_inside(self.at.path) as path:
             inside = DirPlace(f"dir://{path}" + self.url.removeprefix(self.url.partition("?")[0]))
-            with creating_backup(inside.at, base, secret):
+            with creating_backup(inside.at, base, origin, secret):
                 pass
             yield inside
 

@@ -39,15 +39,23 @@ def standing_of(base: Base, tracker: Tracker, marks: Marks, epoch: int) -> Stand
     """The state of a backup."""
     head, before = marks
     version = 0 if head is None else head.version
-    digest = None if tracker.digest == UNKNOWN else tracker.digest
+    state = base.state
+    # With a rider, the base stands for two changes, and the position is after the second one.
+    snapshot_alone = state.snapshot and state.foreign_keys
+    origin = _position(state.version, state.ordinal, state.digest) if snapshot_alone else None
     return Standing(
-        Position(version, tracker.ordinal, digest),
+        _position(version, tracker.ordinal, tracker.digest),
         base.state.changes + tracker.ordinal - base.state.ordinal,
         before.version if before is not None and tracker.may_rewind else 0,
         None if head is None else Head(version, head.kind, head.foreign_keys),
         head is not None and tracker.may_rewind,
         epoch,
+        origin,
     )
+
+
+def _position(version: int, changes: int, digest: bytes) -> Position:
+    return Position(version, changes, None if digest == UNKNOWN else digest)
 
 
 def last_change_of(store: Store, base: Base, head: v2.Mark | None, end: LogEnd) -> LastChange:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.file.writer import FileWriter
     from cln_backup.backends.secrets import Secret
     from cln_backup.model.change import Change
+    from cln_backup.model.position import Position
 
 
 def path_of(url: str) -> str:
@@ -57,7 +58,12 @@ class FilePlace(Place):
 
     @contextlib.contextmanager
     def creating(
-        self, base: Change | None = None, *, secret: Secret | None = None, hidden: bool = False
+        self,
+        base: Change | None = None,
+        *,
+        origin: Position | None = None,  # noqa: ARG002 - format 1 has no room for it
+        secret: Secret | None = None,
+        hidden: bool = False,
     ) -> Iterator[Place]:
         """See `Place.creating`. The file is built beside it, under another name."""
         path = self._path

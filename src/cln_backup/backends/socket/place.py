@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.socket.session import Session
     from cln_backup.backends.ticket import Folded, Statistics
     from cln_backup.model.change import Change
+    from cln_backup.model.position import Position
 
 OPEN_WRITER_S = 50.0
 """How long the first call of a node waits: other plugins time out about 120 s after its start."""
@@ -44,6 +45,7 @@ class SocketPlace(Place):
         self,
         base: Change | None = None,
         *,
+        origin: Position | None = None,  # noqa: ARG002 - the protocol has no room for it
         secret: Secret | None = None,
         hidden: bool = False,  # noqa: ARG002 - a server has no place for what is unfinished
     ) -> Iterator[SocketPlace]:

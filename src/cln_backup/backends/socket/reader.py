@@ -15,7 +15,6 @@ from cln_backup.backends.ticket import Ticket
 from cln_backup.formats.digests import digest_of_change
 from cln_backup.model.change import Head, Kind
 from cln_backup.model.errors import StorageError
-from cln_backup.model.position import Position
 from cln_backup.storage.waiting import wait_until
 from cln_backup.wire import packets as wire
 
@@ -27,11 +26,12 @@ if TYPE_CHECKING:
     from cln_backup.backends.socket.session import Session
     from cln_backup.backends.ticket import Folded, Statistics
     from cln_backup.model.change import Change
+    from cln_backup.model.position import Position
 
 
 def standing_of(standing: wire.Standing, *, head_is_known: bool) -> Standing:
     """The state of a server's backup."""
-    position = Position(standing.version, standing.version_count, None)
+    position = standing.position
     prev_version, count = standing.prev_version, standing.version_count
     head = _head_of(standing) if head_is_known else _guessed_head(standing)
     droppable = head is not None and (prev_version > 0 or count == 1)
@@ -143,7 +143,8 @@ class SocketReader(Reader):
         digest = self._digests.get(after)
         numbered: Iterator[tuple[int, Change]]
         if digest is None:
-            numbered = enumerate(self._download(0, head=head), 1)
+            first = self._known.position.changes - self._known.version_count + 1
+            numbered = enumerate(self._download(0, head=head), first)
         else:
             numbered = self._numbered_after(after, digest, head=head)
         yield from changes_after(numbered, after, None)
