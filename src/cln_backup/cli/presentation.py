@@ -46,7 +46,7 @@ def warn_of_foreign_keys(faults: int) -> None:
 
 
 def tell(event: Event) -> None:
-    """Notes on standard error what is noticed of a backup."""
+    """Prints the events of a backup as notes on standard error."""
     if event.noticed in (Noticed.WAITING, Noticed.BACK):
         click.echo(event.text, err=True)
     else:
@@ -54,17 +54,17 @@ def tell(event: Event) -> None:
 
 
 class Noticing:
-    """Keeps what is found of a backup for the end of a command; waits are told at once.
+    """Collects the notices about a backup for the end of a command; prints waits at once.
 
     Attributes:
-        texts: what was found.
+        texts: the notices.
     """
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
     def __call__(self, event: Event) -> None:
-        """Takes an event."""
+        """Receives an event."""
         if event.noticed is Noticed.FOUND:
             self.texts.append(event.text)
         else:

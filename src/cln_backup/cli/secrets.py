@@ -99,9 +99,9 @@ def _nobody(what: str) -> Locked:
 
 
 def secret_of(options: dict[str, Any], *, new: bool = False) -> keyring.Secret | None:
-    """Takes these options away from the others, and makes of them what they name.
+    """Removes these options from the others, and returns the secret that they name.
 
-    With `new`, what is typed is to unlock a new backup, and is asked for twice.
+    With `new`, a typed secret is for a new backup, and is asked for twice.
 
     Raises:
         Locked, StorageError: there is no such secret.

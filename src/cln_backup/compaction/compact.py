@@ -34,10 +34,10 @@ def compact(
 ) -> Statistics:
     """Compacts a backup that no node writes to; the head stays as it is.
 
-    A server compacts by itself, also while a node writes. The history is replayed in
-    `scratch_dir`, by default where `verify` does it. The compacted backup is on stable storage, in
-    the old one's place, when this returns; with `if_it_pays`, only where that is so
-    (`Ticket.pays`), else the backup is as before.
+    A server compacts by itself, even while a node writes. The history is replayed in
+    `scratch_dir`; the default is as for `verify`. The compacted backup is on stable storage, and
+    has replaced the old one, when this returns; with `if_it_pays`, only if it is worth it
+    (`Ticket.pays`), otherwise the backup is unchanged.
 
     Raises:
         WriterConflict: a node writes to it; let its plugin do it (`lightning-cli backup-compact`).

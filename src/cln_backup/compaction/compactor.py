@@ -19,10 +19,10 @@ _END_S = 60.0
 
 
 class Compactor:
-    """One compaction that is under way; to be polled by its `fileno`.
+    """One running compaction; poll its `fileno`.
 
     Attributes:
-        done: the statistics if nothing is left to do: then there is no second process.
+        done: the statistics if nothing is left to do: then there is no child process.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class Compactor:
     ) -> None:
         """Starts the child process, which works in `scratch_dir` if given.
 
-        It unlocks the backup with `secret`, or as the URL says. With `if_it_pays`, the backup is
-        left as it is where a compaction is not worth it. A storage that a second process cannot
-        reach has compacted when this returns, which may take long.
+        It unlocks the backup with `secret`, or with the URL's. With `if_it_pays`, the backup is not
+        changed if a compaction is not worth it. A storage that a second process cannot reach has
+        compacted when this returns, which may take long.
 
         Raises:
             StorageError: it cannot be started, or leftovers cannot be removed.
@@ -104,7 +104,7 @@ class Compactor:
             self._child.release()
         else:
             self._child.close()
-        with contextlib.suppress(StorageError):  # a leftover is removed at the next opportunity
+        with contextlib.suppress(StorageError):  # leftovers are removed at the next opportunity
             self._writer.discard()
 
     def wait(self) -> None:

@@ -11,9 +11,9 @@ class Start(Message):
     """The request to compact.
 
     Attributes:
-        secret: what unlocks the backup, if its URL does not say so.
-        scratch_dir: where to replay; `None` for the place that the backup has for it.
-        if_it_pays: whether to leave the backup as it is where a compaction is not worth it.
+        secret: to unlock the backup, if its URL does not name one.
+        scratch_dir: where to replay; `None` for the backup's default.
+        if_it_pays: whether to keep the backup unchanged if a compaction is not worth it.
     """
 
     url: str

@@ -113,7 +113,7 @@ def _open(start: Start) -> Reader:
 
 
 def _paced(reader: Reader, folding: Future[Folded]) -> Folded:
-    """The folded history, with its snapshot at the pace that a node's writer leaves."""
+    """The folded history, with its snapshot at a pace that does not disturb a node's writer."""
     folded = folding.result()
     base, storage_dir = folded.base, reader.place.storage_dir
     if base is not None:

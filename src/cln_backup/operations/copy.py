@@ -74,7 +74,7 @@ def copy(
     that could be mistaken for a backup, which would be an older one. Only a server cannot hide an
     unfinished copy; there it must be removed by hand. The source is unchanged.
 
-    `secret` unlocks the source; the URL of the copy says what unlocks that.
+    `secret` unlocks the source; the URL of the copy names the secret of the copy.
 
     `progress` gets the size of the backup; its result is called after each change that was
     written, and after each that was read back.
@@ -163,7 +163,7 @@ def _fill(place: Place, changes: Iterator[Change], digest: hashlib._Hash, step: 
 
 
 def _dated(changes: Iterator[Change], source: Reader) -> Iterator[Change]:
-    """All changes; the last one has at least the time that the backup has as a whole."""
+    """All changes; the last one has at least the time of the backup as a whole."""
     count = source.standing.version_count
     head_ms = int((source.last_change.at or 0) * 1000)
     for number, change in enumerate(changes, 1):

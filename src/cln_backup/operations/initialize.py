@@ -71,10 +71,10 @@ def initialize(
 ) -> Initialized:
     """Makes a backup and, for a node's network directory, the `backup.lock` that points to it.
 
-    With a database there, the backup starts with a snapshot of it. With `encrypt` it is encrypted,
-    and unlocked by a key file that is made in the directory, by `secret` and by the node's own.
-    Backup and lock file are on stable storage when this returns; the lock file is written last,
-    so that a node never starts on an unfinished backup.
+    If the node has a database, the backup starts with a snapshot of it. With `encrypt` it is
+    encrypted, and unlocked by a key file that is made in the directory, by `secret` and by the
+    node's own secret. Backup and lock file are on stable storage when this returns; the lock file
+    is written last, so that a node never starts on an unfinished backup.
 
     Raises:
         AlreadyExists: a backup or a lock file exists; both are unchanged.
@@ -180,10 +180,10 @@ def take_snapshot(
 
 
 def _refuse_existing(place: Place, secret: Secret | None) -> None:
-    """Looks before a snapshot is taken, which may take long."""
+    """Checks before a snapshot is taken, which may take long."""
     with contextlib.suppress(NotFound), place.open_reader(secret=secret) as reader:
         if place.storage_dir is None and reader.standing.version_count == 0:
-            return  # as `init` on the server leaves it
+            return  # `init` on the server makes it so
         raise AlreadyExists(
             f"A backup exists at {redacted(place.url)}; it was not changed. Choose another name. "
             "To continue it after a restore, write its URL into backup.lock by hand: "

@@ -92,7 +92,7 @@ def restore(
 def _build(
     reader: Reader, built: str, progress: Callable[[Change], None] | None, to: int | None
 ) -> tuple[Replica, int, int]:
-    """Replays and checks, and syncs the file; returns its foreign key faults and size as well."""
+    """Replays, checks and syncs the file; also returns its foreign key faults and size."""
     with read_ahead(reader) as changes:
         wanted = takewhile(lambda change: to is None or change.version <= to, changes)
         replica = replay(wanted, built, progress)

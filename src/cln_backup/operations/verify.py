@@ -41,9 +41,9 @@ def verify(
 ) -> Verified:
     """Reads every change; on request, replays them into a database that is removed again.
 
-    Opening the reader has judged its structure already. A format without checksums can be proved
-    by a replay only. The database is built in `scratch_dir`; by default beside the backup, and for
-    one that is encrypted or a server's in the directory for temporary files.
+    Opening the reader has already checked its structure. Without checksums, only a replay proves
+    that a backup is good. The database is built in `scratch_dir`; by default beside the backup, and
+    for one that is encrypted or on a server in the directory for temporary files.
 
     Raises:
         NotFound: the working directory does not exist.

@@ -60,7 +60,7 @@ class CompactCommand:
         return self._compactor is not None and fd == self._compactor.fileno()
 
     def start(self, request_id: bytes, backend: Writer | None, params: msgspec.Raw) -> None:
-        """Begins a compaction, or answers why there is none.
+        """Starts a compaction, or answers why it cannot.
 
         `backend` is `None` while the node is not up. `params` are the request's.
         """
@@ -77,7 +77,7 @@ class CompactCommand:
         from cln_backup.compaction.compactor import Compactor
 
         try:
-            # The network directory holds the node's database, which is not encrypted either.
+            # The network directory has the node's database, which is not encrypted either.
             place = self._scratch_dir or (None if backend.place.scratch_dir else os.getcwd())
             compactor = Compactor(backend, place, if_it_pays=not force)
             if compactor.done is not None:

@@ -1,4 +1,4 @@
-"""Brings what is logged below the plugin to where the operator looks."""
+"""Forwards the log of the layers below the plugin to lightningd's log."""
 
 from __future__ import annotations
 

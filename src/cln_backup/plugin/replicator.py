@@ -39,7 +39,7 @@ class Replicator:
         patience: Patience | None = None,
         on_event: OnEvent | None = None,
     ) -> None:
-        """Tells `log` how a start goes, and `on_event` what is noticed of the backup."""
+        """`log` gets messages about the start, `on_event` the events of the backup."""
         self.patience = patience or Patience()
         self._directory = os.path.abspath(directory)
         self._log = log

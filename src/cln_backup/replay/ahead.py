@@ -43,8 +43,8 @@ def read_ahead(reader: Reader, *, head: bool = True) -> Iterator[Iterator[Change
     opened, this process reads.
 
     Raises:
-        BackupError: what `Reader.stream_changes` raises, from the iterator; also `StorageError`,
-            where the child was killed.
+        BackupError: as `Reader.stream_changes` raises, from the iterator; also `StorageError` if
+            the child was killed.
     """
     child = None
     if reader.standing.version_count >= _MANY_CHANGES and _processors() > 1:

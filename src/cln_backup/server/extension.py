@@ -31,7 +31,7 @@ MAX_WAIT_S = 60.0
 """The maximum duration of a WAIT."""
 
 _AFTER_BELL_S = 0.02
-"""The writer is answered first, and the changes of a payment are told together."""
+"""Delay of a notification: the writer is answered first, and a payment's changes come together."""
 
 _MAX_FIELDS_BYTES = 64
 """The longest packet that has only fixed fields."""

@@ -238,9 +238,9 @@ class ExtendedSession(Session):
             )
 
     def wait(self, limit_s: float) -> bool:
-        """Waits until the backup changes, for so long at most; `standing` then tells how it is.
+        """Waits until the backup changes, or for `limit_s`; `standing` then has its state.
 
-        Returns at once, with `False`, where the server cannot wait.
+        Returns at once, with `False`, if the server does not support it.
         """
         if not self.standing.features & wire.CAN_WAIT:
             return False
@@ -284,7 +284,7 @@ def open_session(
         stall_s: how long the server may then send nothing.
 
     Raises:
-        OSError: there is no connection; another attempt may succeed.
+        OSError: the connection failed; a retry may succeed.
         BackupError: the server refused, or does not support the options in the URL.
     """
     channel = dial(url, timeout_s, stall_s)

@@ -63,7 +63,7 @@ def look_at_node(directory: str, wallet: str | None, log: Callable[[str], None])
 
 
 def gather_facts(change: Change, node: Node, backend: Writer, log: Callable[[str], None]) -> Facts:
-    """Gathers what `decide` depends on."""
+    """Gathers the facts that `decide` depends on."""
     log(f"Comparing backup version {backend.version} versus first write version {change.version}")
     loss = possible_loss(Storage(node.state.boot_id, node.state.mount), node.storage)
     return Facts(change.version, change.kind is Kind.RIDER, backend.standing.head, loss)
