@@ -453,7 +453,7 @@ def test_after_the_fuzz_nothing_is_another(attacked: ServerProcess) -> None:
 @given(st.sampled_from([
     wire.unpack_version, wire.unpack_hello, wire.unpack_standing, wire.unpack_change,
     wire.unpack_append, wire.unpack_snapshot_begin, wire.unpack_piece, wire.unpack_drop,
-    wire.unpack_stream_start, wire.unpack_refusal,
+    wire.unpack_stream_start, wire.unpack_refusal, wire.unpack_wait,
 ]), st.binary(max_size=200))  # fmt: skip
 @settings(max_examples=2_000)
 def test_fuzz_of_the_decoder(unpack: object, payload: bytes) -> None:

@@ -15,7 +15,7 @@ from cln_backup.backends.socket.url import parse_socket_url
 from cln_backup.formats import digests
 from cln_backup.server import certificate, extension
 from cln_backup.wire import packets as wire
-from tests.histories import append, payments, started_node, told
+from tests.histories import append, payments, started_node, told, wearing_payments
 from tests.socket.serving import ServerProcess, server_here, server_process
 
 if TYPE_CHECKING:
@@ -114,6 +114,24 @@ def test_a_dropped_change_wakes_a_reader(server: ServerProcess) -> None:
             assert reader.standing.version == before.version - 1
 
 
+def test_a_compaction_wakes_a_reader(here: ServerHere, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/backup"
+    create_backend(url, None)
+    append(url, [*started_node(), *wearing_payments(4, 40)])
+    there = here.add(url)
+    with (
+        _connected(there) as reader,
+        _connected(there) as other_reader,
+        ThreadPoolExecutor(1) as other,
+    ):
+        before = reader.standing
+        woken = other.submit(reader.wait, 3600.0)
+        other_reader.compact(300)  # at the lowest priority
+        assert woken.result(_PATIENCE_S)
+        assert reader.standing.version_count < before.version_count
+        assert reader.standing.digest == before.digest
+
+
 def test_without_a_change_the_wait_ends_with_its_time(server: ServerProcess) -> None:
     with _connected(server.url) as reader:
         before = reader.standing
@@ -149,6 +167,15 @@ def test_a_reader_that_leaves_is_not_waited_for(
         reader._channel.send(wire.WAIT, wire.pack_wait(3600.0))
     assert left.wait(_PATIENCE_S)
     assert node.connections() == 0
+
+
+def test_a_client_that_sends_more_ends_its_wait(here: ServerHere, tmp_path: Path) -> None:
+    with _connected(here.add(_backup(tmp_path))) as reader:
+        for _ in range(3):  # in one write: the last of them is read with the first
+            reader._channel.queue(wire.WAIT, wire.pack_wait(3600.0))
+        reader.refresh()
+        for _ in range(3):
+            reader._stood()
 
 
 def test_the_server_stops_while_a_reader_waits(server: ServerProcess) -> None:
