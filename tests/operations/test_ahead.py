@@ -60,6 +60,8 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Child, "__init__", seen)
     monkeypatch.setattr(ahead, "_MANY_CHANGES", 2)
+    monkeypatch.setattr(ahead, "_PATIENCE_MS", 60_000)
+    monkeypatch.setattr(ahead, "_LEAD_CHANGES", 0)
     monkeypatch.setattr(ahead, "_processors", lambda: 2)
     return pids
 

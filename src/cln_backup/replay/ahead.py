@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.model.change import Change
@@ -16,11 +17,13 @@ from cln_backup.process.child import Child
 from cln_backup.replay.messages import (
     SAID,
     End,
+    From,
     Piece,
     RawRun,
     Run,
     Said,
     SnapshotBegin,
+    Standing,
     Start,
     standing_of,
 )
@@ -31,29 +34,34 @@ if TYPE_CHECKING:
     from cln_backup.backends.contract import Reader
 
 _MANY_CHANGES: Final = 4_000
-"""Reading fewer takes less time than starting a process."""
+"""Fewer are replayed in about the time that a process takes to start."""
+
+_LOOK_EVERY: Final = 64
+_PATIENCE_MS: Final = 0
+_LEAD_CHANGES: Final = 200
 
 
 @contextlib.contextmanager
 def read_ahead(reader: Reader, *, head: bool = True) -> Iterator[Iterator[Change]]:
     """The changes of a backup, as `Reader.stream_changes` gives them.
 
-    A child process reads a long history, if there is a processor for it; it ends with the block.
-    It opens the backup again; if it cannot, or finds a different history than this process has
-    opened, this process reads.
+    Of a long history, where there is a second processor, a child process reads all but the first
+    ones; it ends with the block. It opens the backup once more. Until it is ready, and where it
+    cannot open the backup or finds another history than this process has opened, this one reads.
 
     Raises:
         BackupError: as `Reader.stream_changes` raises, from the iterator; also `StorageError` if
             the child was killed.
     """
+    changes = reader.stream_changes(head=head)
     child = None
     if reader.standing.version_count >= _MANY_CHANGES and _processors() > 1:
         child = _started(reader, head=head)
     if child is None:
-        yield reader.stream_changes(head=head)
+        yield changes
     else:
         with child:
-            yield _received(child)
+            yield _continued(changes, child, standing_of(reader))
 
 
 def _processors() -> int:
@@ -63,19 +71,46 @@ def _processors() -> int:
 
 
 def _started(reader: Reader, *, head: bool) -> Child[Said] | None:
-    """A child that is about to send the changes of this very history; `None` if there is none."""
+    """A child that opens the backup; `None` where there is none."""
     if reader.opening is None:
         return None
     start = Start(reader.opening, head)
     try:
-        child = Child[Said]("cln_backup.replay.reading", start, SAID, work="reads the backup")
+        return Child[Said]("cln_backup.replay.reading", start, SAID, work="reads the backup")
     except StorageError:
         return None
-    with contextlib.suppress(BackupError):
-        if child.receive() == standing_of(reader):
-            return child
-    child.kill()
-    return None
+
+
+def _continued(
+    changes: Iterator[Change], child: Child[Said], standing: Standing
+) -> Iterator[Change]:
+    """The changes as this process reads them, and from where the child is ready, as it does."""
+    said = select.poll()
+    said.register(child, select.POLLIN)
+    asked_from: int | None = None
+    for number, change in enumerate(changes):
+        if asked_from is None and number % _LOOK_EVERY == 0 and said.poll(_PATIENCE_MS):
+            # It reads several times faster than this process has replayed up to here.
+            asked_from = change.version + number // 4 + _LEAD_CHANGES
+            if not _reads_on(child, standing, asked_from):
+                yield change
+                break
+        if asked_from is not None and change.version >= asked_from:
+            yield from _received(child)
+            return
+        yield change
+    yield from changes
+
+
+def _reads_on(child: Child[Said], standing: Standing, start: int) -> bool:
+    """Has the child send what it reads, if it has opened this very history."""
+    try:
+        if child.receive() != standing:
+            return False
+        child.send(From(start))
+    except BackupError:
+        return False
+    return True
 
 
 def _received(child: Child[Said]) -> Iterator[Change]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Start(Message):
-    """The request; `head` is as for `stream_changes`."""
+    """What to open; `head` is as for `stream_changes`."""
 
     opening: Opening
     head: bool
@@ -26,6 +26,12 @@ class Standing(Message):
     version_count: int
     head: str | None
     last_change_at: float | None
+
+
+class From(Message):
+    """The answer to `Standing`: send the changes from this version on."""
+
+    version: int
 
 
 class Run(Message):

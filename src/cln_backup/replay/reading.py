@@ -8,6 +8,7 @@ from cln_backup.model.errors import BackupError
 from cln_backup.process.parent import Parent, serve
 from cln_backup.replay.messages import (
     End,
+    From,
     Piece,
     RawRun,
     Run,
@@ -20,19 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cln_backup.model.change import Change
-    from cln_backup.process.channel import Message
 
 _RUN_CHARACTERS: Final = 1 << 17
 """Bytes of statements that are sent at once."""
 
 
-def _run(start: Start, parent: Parent[Message]) -> None:
+def _run(start: Start, parent: Parent[From]) -> None:
     with start.opening.open() as backend:
         parent.say(standing_of(backend))
-        _send_all(backend.stream_changes(head=start.head), parent)
+        if (asked := parent.next()) is not None:
+            _send_all(backend.stream_changes(asked.version, head=start.head), parent)
 
 
-def _send_all(changes: Iterator[Change], parent: Parent[Message]) -> None:
+def _send_all(changes: Iterator[Change], parent: Parent[From]) -> None:
     """Sends the changes in batches; before an error, those that could be read."""
     run: list[tuple[int, int | None, tuple[str, ...]]] = []
     characters = 0
@@ -55,7 +56,7 @@ def _send_all(changes: Iterator[Change], parent: Parent[Message]) -> None:
     parent.say(End())
 
 
-def _send(run: list[tuple[int, int | None, tuple[str, ...]]], parent: Parent[Message]) -> None:
+def _send(run: list[tuple[int, int | None, tuple[str, ...]]], parent: Parent[From]) -> None:
     try:
         parent.say(Run(run))
     except UnicodeEncodeError:
@@ -69,7 +70,7 @@ def _send(run: list[tuple[int, int | None, tuple[str, ...]]], parent: Parent[Mes
         )
 
 
-def _send_snapshot(change: Change, parent: Parent[Message]) -> None:
+def _send_snapshot(change: Change, parent: Parent[From]) -> None:
     assert change.snapshot is not None
     parent.say(SnapshotBegin(change.version, change.stored_ms, change.snapshot.size_bytes))
     for chunk in change.snapshot.chunks():
@@ -77,4 +78,4 @@ def _send_snapshot(change: Change, parent: Parent[Message]) -> None:
 
 
 if __name__ == "__main__":
-    serve(_run, Start)
+    serve(_run, Start, From)
