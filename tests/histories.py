@@ -207,7 +207,7 @@ def prepared(reader: Reader, base: Change | None, *, foreign_keys: bool) -> Tick
 
 
 def compacted(reader: Reader) -> Statistics:
-    """What a server changed that was asked to compact."""
+    """The statistics of a server's compaction."""
 
     def fold(_reader: Reader) -> Folded:
         raise AssertionError("a server compacts by itself")

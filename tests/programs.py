@@ -88,7 +88,7 @@ class Program(subprocess.Popen[Any]):
         with self._waitpid_lock:  # type: ignore[attr-defined]
             if self.returncode is None and self._status is not None:
                 if self._status.fileno() < 0:
-                    # A test that failed left this behind, to be collected.
+                    # A failed test left this over, to be collected.
                     self.returncode = -signal.SIGKILL
                     return self.returncode
                 ready, _, _ = select.select([self._status], [], [], timeout_s)

@@ -1,8 +1,8 @@
 """Runs a command of `backup-cli` again and again, and stops it at another step each time.
 
 `python -m tests.operations.stopper COMMAND NUMBER` prints one line of JSON for each run. The steps
-are the calls of `fsio`. A signal comes before a step, or before that and all that follow: whoever
-waits for the command to end presses Ctrl-C more than once.
+are the calls of `fsio`. A signal comes before a step, or before that and all later ones: an
+impatient operator presses Ctrl-C more than once.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def test_position_over_a_server_is_that_of_the_backup(scheme: str, tmp_path: Pat
         compact(there)
         after = _position(there)
         assert after == _position(here)
-    # What a compaction merged still counts in `dir:`, and not in `file:`.
+    # Folded changes still count in `dir:`, but not in `file:`.
     assert (after == before) == (scheme == "dir")
 
 

@@ -43,8 +43,8 @@ class Standing(NamedTuple):
         head: the last change; `None` in an empty backup.
         droppable: whether `rewind` can drop the head, as far as the storage tells.
         epoch: number of the last writer; 0 if the format does not count them.
-        origin: position after the backup's first change, if that is a snapshot in the place of
-            what came before; `None` if unknown.
+        origin: position after the backup's first change, if that is a snapshot that replaces
+            earlier changes; `None` if unknown.
     """
 
     position: Position
@@ -126,7 +126,7 @@ class Place(ABC):
         """Makes a new backup, empty or with a first snapshot, and removes it if the block fails.
 
         `origin` is the position after the snapshot, for a copy of a compacted history. Without it,
-        or if the format has no room for it, the snapshot begins a new history.
+        or if the format cannot store it, the snapshot starts a new history.
 
         Durable, with its name, when the block starts; before that, there is nothing at the place.
         With `hidden` it appears, durable, when the block ends; inside, it is at the yielded place.

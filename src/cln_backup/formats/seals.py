@@ -32,7 +32,7 @@ class DigestSealer:
     """Seals with the first 16 bytes of SHA-256 over the covered bytes and the body."""
 
     def __init__(self) -> None:
-        self._start = hashlib.sha256()  # to copy it takes less of the node's time than a new one
+        self._start = hashlib.sha256()  # copying it is faster than making a new one
 
     def seal(self, index: int, covered: bytes, body: bytes) -> bytes:  # noqa: ARG002
         """See `Sealer`."""

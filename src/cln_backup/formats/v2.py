@@ -380,10 +380,10 @@ def unpack_foot(data: bytes, at: int = 0) -> int | None:
 def pack_body(record_type: Type, version: int, stored_ms: int | None = None) -> bytes:
     """The start of a body, before sealing; with a time for a change if the file's records have it.
 
-    Raises `BadChange` if the version does not fit.
+    Raises `BadChange` if the version is out of range.
     """
     if not 0 <= version <= MAX_VERSION:
-        raise BadChange(f"The backup cannot hold data version {version}; nothing was written.")
+        raise BadChange(f"The backup cannot store data version {version}; nothing was written.")
     if stored_ms is None:
         return _BODY.pack(record_type, version)
     at = min(max(0, stored_ms), MAX_TIME_MS)

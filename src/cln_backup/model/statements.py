@@ -86,9 +86,9 @@ def bumps_data_version_to(statement: str) -> int | None:
 
 
 def is_bump_as_sent(statement: str, version: int) -> bool:
-    """Whether this is, to the letter, what lightningd ends a transaction to `version` with.
+    """Whether this is exactly the statement with which lightningd ends a transaction to `version`.
 
-    For the hot path; `False` says nothing.
+    For the hot path; `False` proves nothing.
     """
     return statement == f"{_AS_SENT}{version - 1}" and 0 < version <= 10**_DIGITS
 

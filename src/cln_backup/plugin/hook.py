@@ -50,7 +50,7 @@ class Hook:
         jsonrpc.write(jsonrpc.answer(bytes(message.id), answer))
 
     def settle(self) -> None:
-        """Does what a call left for when it is answered. What fails halts the node at the next."""
+        """Does the rest of a call after its answer. An error halts the node at the next call."""
         if self.halted is None:
             try:
                 self._replicator.settle()

@@ -28,7 +28,7 @@ class storage_errors:  # noqa: N801 - a context manager; a generator would cost 
 
 
 def storage_error(op: str, path: str | int, error: OSError) -> StorageError:
-    """What to raise for an error of the operating system at a step, `op`, on a file."""
+    """The `StorageError` for an error of the operating system in a step, `op`, on a file."""
     if not isinstance(path, str):
         path = _name_of(path)
     said = f"Cannot {op} {path}".rstrip()

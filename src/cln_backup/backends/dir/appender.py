@@ -172,7 +172,7 @@ class DirWriter(Writer):
         return v2.Type.RIDER_WITHOUT_KEYS
 
     def settle(self) -> None:
-        """See `Writer.settle`. The digests of history and segment, the head, unused space."""
+        """See `Writer.settle`. Updates the digests, the head and the unused space."""
         if self._added is None:
             return
         writer = self._require_writer()

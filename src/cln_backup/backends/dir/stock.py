@@ -40,7 +40,7 @@ def standing_of(base: Base, tracker: Tracker, marks: Marks, epoch: int) -> Stand
     head, before = marks
     version = 0 if head is None else head.version
     state = base.state
-    # With a rider, the base stands for two changes, and the position is after the second one.
+    # With a rider, the base replaces two changes, and the position is after the second one.
     snapshot_alone = state.snapshot and state.foreign_keys
     origin = _position(state.version, state.ordinal, state.digest) if snapshot_alone else None
     return Standing(

@@ -238,7 +238,7 @@ class SegmentWriter:
         assert file is not None
         if not file.is_in_place():
             raise moved(self._store.path, "its newest segment")
-        if os.access(self._next_path, os.F_OK):  # cheaper than an exception where there is none
+        if os.access(self._next_path, os.F_OK):  # cheaper than an exception
             raise self._conflict(self._next_path)
         start = self._begun.segment, file.end_bytes, encoder.seal
         data = encoder.encode(record_type, version, content, stored_ms)
@@ -258,7 +258,7 @@ class SegmentWriter:
         return v2.Position(*start)
 
     def clear_up(self) -> None:
-        """Trims the previous segments, and has the next one prepared.
+        """Trims the previous segments, and starts the preparation of the next one.
 
         Raises:
             StorageError: the record is stored.
