@@ -22,7 +22,8 @@ class Standing(Message):
     """The first message: identifies the opened history. Equal ones mean the same history."""
 
     version: int
-    prev_version: int
+    changes: int
+    digest: bytes | None
     version_count: int
     head: str | None
     last_change_at: float | None
@@ -72,4 +73,4 @@ def standing_of(reader: Reader) -> Standing:
     """The identification of the history that a reader has opened."""
     found, at = reader.standing, reader.last_change.at
     head = None if found.head is None else found.head.kind.value
-    return Standing(found.version, found.prev_version, found.version_count, head, at)
+    return Standing(*found.position, found.version_count, head, at)

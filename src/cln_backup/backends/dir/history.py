@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends.dir.chain import check_tail_of_closed, pieces, read_piece
 from cln_backup.backends.dir.log import open_segment
@@ -13,7 +13,7 @@ from cln_backup.formats import v2
 from cln_backup.formats.v1 import unpack_transaction
 from cln_backup.formats.v2_stream import Inflater
 from cln_backup.model.change import FOREIGN_KEYS_OFF, Change, Kind
-from cln_backup.model.errors import BackupError, Damaged
+from cln_backup.model.errors import Damaged
 from cln_backup.model.position import UNKNOWN
 from cln_backup.storage.source import chunks
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from cln_backup.backends.dir.log import LogEnd
     from cln_backup.backends.dir.store import Store
     from cln_backup.formats.v2_stream import Record
-
-_AHEAD_BYTES: Final = 1 << 19
 
 
 class Base(NamedTuple):
@@ -79,26 +77,25 @@ class History(NamedTuple):
     def changes(self, stop: v2.Position | None) -> Iterator[Change]:
         """The changes that were not dropped; with `stop`, only those before that place.
 
-        `NOWHERE` as a stop leaves out the last change of the base itself. The changes are read in
-        batches: a processor is faster when it repeats the same work.
+        `NOWHERE` as a stop leaves out the last change of the base itself.
         """
-        changes = self._one_by_one(stop)
-        ahead_bytes = _AHEAD_BYTES
-        while ahead_bytes >= _AHEAD_BYTES:
-            ahead: list[Change] = []
-            ahead_bytes = 0
-            fault = None
-            try:
-                for change, size_bytes in changes:
-                    ahead.append(change)
-                    ahead_bytes += size_bytes
-                    if ahead_bytes >= _AHEAD_BYTES:
-                        break
-            except BackupError as error:
-                fault = error
-            yield from ahead
-            if fault is not None:
-                raise fault
+        in_base = self.base.changes(self.store)
+        yield from in_base[:-1]
+        if stop == v2.NOWHERE:
+            return
+        # A change can be yielded only when the next record does not drop it.
+        held = in_base[-1] if in_base else None
+        for record, piece, inflater in self.records():
+            if stop is not None and record.start[:2] == stop[:2]:
+                break
+            if record.type is v2.Type.DROP:
+                held = None
+                continue
+            if held is not None:
+                yield held
+            held = self._change(record, piece, inflater)
+        if held is not None:
+            yield held
 
     def numbered(self, known: int) -> Iterator[tuple[int, Change]]:
         """The changes that were not dropped, each with its number, from 1 in the whole history.
@@ -120,7 +117,7 @@ class History(NamedTuple):
                     continue
                 if held is not None:
                     yield number, held
-                held = self._change(record, piece, inflater)[0]
+                held = self._change(record, piece, inflater)
                 number += 1
         if held is not None:
             yield number, held
@@ -135,26 +132,6 @@ class History(NamedTuple):
                     return segment_number, segment.state.ordinal
         return None, 0
 
-    def _one_by_one(self, stop: v2.Position | None) -> Iterator[tuple[Change, int]]:
-        """Each change, with the memory size of its statements in bytes."""
-        in_base = [(change, 0) for change in self.base.changes(self.store)]
-        yield from in_base[:-1]
-        if stop == v2.NOWHERE:
-            return
-        # A change can be yielded only when the next record does not drop it.
-        held = in_base[-1] if in_base else None
-        for record, piece, inflater in self.records():
-            if stop is not None and record.start[:2] == stop[:2]:
-                break
-            if record.type is v2.Type.DROP:
-                held = None
-                continue
-            if held is not None:
-                yield held
-            held = self._change(record, piece, inflater)
-        if held is not None:
-            yield held
-
     def change_at(self, start: v2.Position) -> Change:
         """The change whose record starts at a place in the log, even if it was dropped."""
         later = [number for number in self.segments if number >= start.segment]
@@ -162,7 +139,7 @@ class History(NamedTuple):
             inflater = Inflater()
             for record in read_piece(self.store, piece):
                 if record.start[:2] == start[:2]:
-                    return self._change(record, piece, inflater)[0]
+                    return self._change(record, piece, inflater)
                 if record.type in v2.COMPRESSED:
                     self._inflate(record, piece, inflater)
         path = self.store.log_path(start.segment)
@@ -256,11 +233,10 @@ class History(NamedTuple):
             what = f"it does not continue from {base}; a segment is missing"
             damaged(path, 0, state_of_base.version, what)
 
-    def _change(self, record: Record, piece: Piece, inflater: Inflater) -> tuple[Change, int]:
+    def _change(self, record: Record, piece: Piece, inflater: Inflater) -> Change:
         if record.type in v2.COMPRESSED:
-            content = self._inflate(record, piece, inflater)
-            transaction = unpack_transaction(content)
-            return Change(record.version, None, transaction, record.stored_ms), len(content)
+            transaction = unpack_transaction(self._inflate(record, piece, inflater))
+            return Change(record.version, None, transaction, record.stored_ms)
         segment = piece.segment.number
         path = self.store.log_path(segment)
         try:
@@ -278,7 +254,7 @@ class History(NamedTuple):
             size,
             seal,
         )
-        return Change(record.version, stored, None, record.stored_ms), 0
+        return Change(record.version, stored, None, record.stored_ms)
 
     def _inflate(self, record: Record, piece: Piece, inflater: Inflater) -> bytes:
         try:
