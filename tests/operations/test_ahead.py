@@ -24,7 +24,16 @@ from cln_backup.operations.verify import verify
 from cln_backup.process.child import Child
 from cln_backup.replay import ahead
 from cln_backup.replay.ahead import read_ahead
-from tests.histories import SnapshotBytes, add_all, append, payment, payments, started_node, told
+from tests.histories import (
+    SnapshotBytes,
+    add_all,
+    append,
+    payment,
+    payments,
+    started_node,
+    told,
+    told_by,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +82,34 @@ def test_same_changes_of_each_kind(tmp_path: Path, children: list[int]) -> None:
     append(url, [*started_node(), *payments(4, 50), snapshot, payment(61, "\udcff\udc80 \u20ac\n")])
     with open_reader(url) as backend, read_ahead(backend) as changes:
         assert told(changes) == told(backend.stream_changes())
+    assert len(children) == 1
+
+
+def test_snapshot_is_read_as_often_as_wanted(tmp_path: Path, children: list[int]) -> None:
+    url = f"dir://{tmp_path}/backup"
+    content = b"SQLite format 3\x00" + os.urandom(3_000_000)
+    create_backend(url, Change(3, SnapshotBytes(content), None))
+    later = Change(60, SnapshotBytes(content[:2_000_000]), None)
+    append(url, [*payments(4, 50), later, payment(61)])
+    with open_reader(url) as reader, read_ahead(reader) as changes:
+        for change in changes:
+            if change.snapshot is not None:
+                begun = next(iter(change.snapshot.chunks()))
+                whole = [b"".join(change.snapshot.chunks()) for _ in range(2)]
+                assert whole == [content[: change.snapshot.size_bytes]] * 2
+                assert whole[0].startswith(begun)
+    assert change.version == 61
+    assert len(children) == 1
+
+
+@pytest.mark.parametrize("target", ["dir", "file"])
+def test_copy_with_snapshots(target: str, tmp_path: Path, children: list[int]) -> None:
+    url = f"dir://{tmp_path}/backup"
+    snapshot = SnapshotBytes(b"SQLite format 3\x00" + os.urandom(3_000_000))
+    create_backend(url, Change(3, snapshot, None))
+    append(url, [*payments(4, 50), Change(60, snapshot, None), payment(61)])
+    copy(url, f"{target}://{tmp_path}/copy")
+    assert told_by(f"{target}://{tmp_path}/copy") == told_by(url)
     assert len(children) == 1
 
 

@@ -7,6 +7,8 @@ each of the two is faster with a processor's caches to itself.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import select
 from typing import TYPE_CHECKING, Final
@@ -29,9 +31,10 @@ from cln_backup.replay.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cln_backup.backends.contract import Reader
+    from cln_backup.model.change import Snapshot
 
 _MANY_CHANGES: Final = 4_000
 """Fewer are replayed in about the time that a process takes to start."""
@@ -61,7 +64,7 @@ def read_ahead(reader: Reader, *, head: bool = True) -> Iterator[Iterator[Change
         yield changes
     else:
         with child:
-            yield _continued(changes, child, standing_of(reader))
+            yield _continued(reader, changes, child, head=head)
 
 
 def _processors() -> int:
@@ -82,7 +85,7 @@ def _started(reader: Reader, *, head: bool) -> Child[Said] | None:
 
 
 def _continued(
-    changes: Iterator[Change], child: Child[Said], standing: Standing
+    reader: Reader, changes: Iterator[Change], child: Child[Said], *, head: bool
 ) -> Iterator[Change]:
     """The changes as this process reads them, and from where the child is ready, as it does."""
     said = select.poll()
@@ -92,11 +95,12 @@ def _continued(
         if asked_from is None and number % _LOOK_EVERY == 0 and said.poll(_PATIENCE_MS):
             # It reads several times faster than this process has replayed up to here.
             asked_from = change.version + number // 4 + _LEAD_CHANGES
-            if not _reads_on(child, standing, asked_from):
+            if not _reads_on(child, standing_of(reader), asked_from):
                 yield change
                 break
         if asked_from is not None and change.version >= asked_from:
-            yield from _received(child)
+            again = functools.partial(reader.stream_changes, asked_from, head=head)
+            yield from _received(child, again)
             return
         yield change
     yield from changes
@@ -113,32 +117,54 @@ def _reads_on(child: Child[Said], standing: Standing, start: int) -> bool:
     return True
 
 
-def _received(child: Child[Said]) -> Iterator[Change]:
+def _received(child: Child[Said], again: Callable[[], Iterator[Change]]) -> Iterator[Change]:
+    """What the child sends; `again` reads the same changes in this process."""
+    number = 0
     while not isinstance(said := child.receive(), End):
         if isinstance(said, Run):
+            number += len(said.changes)
             for version, stored_ms, transaction in said.changes:
                 yield Change(version, None, transaction, stored_ms)
         elif isinstance(said, RawRun):
+            number += len(said.changes)
             for version, stored_ms, raw in said.changes:
                 texts = tuple(text.decode("utf-8", "surrogateescape") for text in raw)
                 yield Change(version, None, texts, stored_ms)
         elif isinstance(said, SnapshotBegin):
-            snapshot = _SentSnapshot(child, said.size_bytes)
+            this_one = functools.partial(_snapshot_at, again, number)
+            number += 1
+            snapshot = _SentSnapshot(child, said.size_bytes, this_one)
             yield Change(said.version, snapshot, None, said.stored_ms)
-            for _ in snapshot.chunks():  # the caller asked for the next change: skip the rest
+            for _ in snapshot.rest():  # the caller asked for the next change: skip the rest
                 pass
 
 
-class _SentSnapshot:
-    """A snapshot that the child sends; its bytes can be read once."""
+def _snapshot_at(read: Callable[[], Iterator[Change]], number: int) -> Snapshot:
+    snapshot = next(itertools.islice(read(), number, None)).snapshot
+    assert snapshot is not None
+    return snapshot
 
-    def __init__(self, child: Child[Said], size_bytes: int) -> None:
+
+class _SentSnapshot:
+    """A snapshot that the child sends once; this process reads it if it is wanted again."""
+
+    def __init__(self, child: Child[Said], size_bytes: int, again: Callable[[], Snapshot]) -> None:
         self.size_bytes = size_bytes
         self._child = child
         self._left_bytes = size_bytes
+        self._again = again
+        self._is_begun = False
 
     def chunks(self) -> Iterator[bytes]:
         """The file's bytes in order."""
+        if self._is_begun:
+            yield from self._again().chunks()
+        else:
+            self._is_begun = True
+            yield from self.rest()
+
+    def rest(self) -> Iterator[bytes]:
+        """What the child has not sent yet."""
         while self._left_bytes:
             piece = self._child.receive()
             assert isinstance(piece, Piece)
