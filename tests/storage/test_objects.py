@@ -176,12 +176,15 @@ def test_content_that_fails_leaves_nothing(objects: Objects) -> None:
     assert objects.list() == objects.prepared() == []
 
 
-def test_of_two_processes_exactly_one_wins_each_name(place: Path) -> None:
+@pytest.mark.parametrize("links", [[], ["no-links"]], ids=["links", "no links"])
+def test_of_two_processes_exactly_one_wins_each_name(place: Path, links: list[str]) -> None:
     ends = socket.socketpair()
     command = [sys.executable, "-m", "tests.storage.racer", str(place), str(_ROUNDS)]
     racers = [
         subprocess.Popen(
-            [*command, name, str(end.fileno())], pass_fds=[end.fileno()], stdout=subprocess.PIPE
+            [*command, name, str(end.fileno()), *links],
+            pass_fds=[end.fileno()],
+            stdout=subprocess.PIPE,
         )
         for name, end in zip(("one", "other"), ends, strict=True)
     ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.model.errors import AlreadyExists, StorageError
-from cln_backup.storage import directories, fsio, giving_back, scratch
+from cln_backup.storage import directories, fsio, giving_back, rename, scratch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,13 +94,16 @@ def test_publish_gives_the_name_once(path: str, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"built"
 
 
+@pytest.mark.parametrize("atomic", [True, False])
 def test_publish_without_hard_links(
-    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    atomic: bool, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(_source: str, _target: str) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refused)
+    if not atomic:
+        monkeypatch.setattr(rename, "_function", lambda: None)
     fsio.publish(_built(tmp_path), path, op="publish")
     assert os.listdir(tmp_path) == ["file"]
     with pytest.raises(AlreadyExists):

@@ -17,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from cln_backup.model.errors import AlreadyExists, StorageError
-from cln_backup.storage import interruption, ownership
+from cln_backup.storage import interruption, ownership, rename
 from cln_backup.storage.os_errors import storage_error, storage_errors
 from cln_backup.storage.regular import open_regular
 
@@ -236,15 +236,9 @@ def publish(built: str, path: str, *, op: str, withdraws: bool = True) -> None:
     """
     with storage_errors(op, path):
         try:
-            os.link(built, path)
+            _name(built, path)
         except FileExistsError:
             raise AlreadyExists(f"{path} exists; it was not changed.") from None
-        except OSError:  # a file system without hard links
-            if os.path.lexists(path):
-                raise AlreadyExists(f"{path} exists; it was not changed.") from None
-            os.rename(built, path)
-        else:
-            os.unlink(built)
     try:
         sync_directory(os.path.dirname(path) or ".", op=op)
     except StorageError as error:
@@ -257,6 +251,24 @@ def publish(built: str, path: str, *, op: str, withdraws: bool = True) -> None:
                     "it before you try again."
                 ) from error
         raise
+
+
+def _name(built: str, path: str) -> None:
+    """Renames a file, unless the name exists (`FileExistsError`), whatever others do meanwhile.
+
+    Not so on a file system that has neither hard links nor a rename that replaces nothing.
+    """
+    try:
+        os.link(built, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if not rename.without_replacing(built, path):
+            if os.path.lexists(path):
+                raise FileExistsError from None
+            os.rename(built, path)
+    else:
+        os.unlink(built)
 
 
 def replace(built: str, path: str, *, op: str) -> None:
