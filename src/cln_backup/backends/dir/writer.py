@@ -182,7 +182,7 @@ class SegmentWriter:
         """
         name = segment_name(self._begun.segment)
         status = self._store.objects.status(name)
-        if status is None or status.size_bytes != self._made_bytes:
+        if status is None or status.size_bytes < self._made_bytes:
             raise conflict(self._store.objects.where(name), "it was cut off at its end")
 
     def _claim(self, number: int, least_bytes: int) -> str:
