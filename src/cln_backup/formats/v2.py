@@ -124,7 +124,7 @@ class Open(NamedTuple):
     salt: bytes
 
 
-class Position(NamedTuple):
+class LogOffset(NamedTuple):
     """A place between two records of the log.
 
     Attributes:
@@ -138,7 +138,7 @@ class Position(NamedTuple):
     seal: bytes
 
 
-NOWHERE: Final = Position(0, 0, bytes(SEAL_BYTES))
+NOWHERE: Final = LogOffset(0, 0, bytes(SEAL_BYTES))
 
 
 class Mark(NamedTuple):
@@ -152,7 +152,7 @@ class Mark(NamedTuple):
     kind: Kind
     foreign_keys: bool
     version: int
-    at: Position
+    at: LogOffset
     stored_ms: int
     prev_digest: bytes
     digest: bytes
@@ -203,7 +203,7 @@ class BaseState(NamedTuple):
     foreign_keys: bool
     changes: int
     size_bytes: int
-    start: Position
+    start: LogOffset
     ordinal: int
     stored_ms: int
     digest: bytes
@@ -296,7 +296,7 @@ def pack_base_state(state: BaseState) -> bytes:
 def unpack_base_state(data: bytes) -> BaseState:
     """Decodes a base's state."""
     version, snapshot, keys, count, size, *start, ordinal, at_ms, digest = _BASE.unpack_from(data)
-    at = Position(*start)
+    at = LogOffset(*start)
     return BaseState(version, bool(snapshot), bool(keys), count, size, at, ordinal, at_ms, digest)
 
 
@@ -340,7 +340,7 @@ def _mark(data: bytes, stored_ms: int, prev_digest: bytes, digest: bytes) -> Mar
         return None
     if kind > len(_KINDS):
         raise Malformed(f"a header that names a change of unknown kind {kind}")
-    start = Position(*at)
+    start = LogOffset(*at)
     return Mark(
         _KINDS[kind - 1], bool(foreign_keys), version, start, stored_ms, prev_digest, digest
     )

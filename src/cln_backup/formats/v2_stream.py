@@ -41,7 +41,7 @@ class Record(NamedTuple):
     type: v2.Type
     version: int
     payload: bytes
-    start: v2.Position
+    start: v2.LogOffset
     end_bytes: int
     seal: bytes
     stored_ms: int
@@ -127,7 +127,7 @@ class Decoder:
                 if found:
                     break
                 raise
-            start = v2.Position(segment, offset_bytes + at, self.seal)
+            start = v2.LogOffset(segment, offset_bytes + at, self.seal)
             self._index += 1
             self.seal = sealed[-v2.SEAL_BYTES :]
             at = foot_at + v2.FOOT_BYTES

@@ -242,7 +242,7 @@ class DirWriter(Writer):
             "`backup-cli log --dropped` lists it.",
         )
 
-    def _change_at(self, start: v2.Position) -> Change:
+    def _change_at(self, start: v2.LogOffset) -> Change:
         if start == v2.NOWHERE:
             return self._base.changes(self._store)[-1]
         assert self._writer is not None

@@ -166,7 +166,7 @@ def _create_first_base(
         size = base.snapshot.size_bytes
     count = 0 if base is None else 1
     version = 0 if base is None else base.version
-    start = v2.Position(1, 0, bytes(v2.SEAL_BYTES))
+    start = v2.LogOffset(1, 0, bytes(v2.SEAL_BYTES))
     stored_ms = 0 if base is None else stored_now_ms(base)
     digest, content_digest = EMPTY, None
     if base is not None:

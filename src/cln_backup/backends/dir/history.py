@@ -74,7 +74,7 @@ class History(NamedTuple):
     segments: Sequence[int]
     end: LogEnd
 
-    def changes(self, stop: v2.Position | None) -> Iterator[Change]:
+    def changes(self, stop: v2.LogOffset | None) -> Iterator[Change]:
         """The changes that were not dropped; with `stop`, only those before that place.
 
         `NOWHERE` as a stop leaves out the last change of the base itself.
@@ -132,7 +132,7 @@ class History(NamedTuple):
                     return segment_number, segment.state.ordinal
         return None, 0
 
-    def change_at(self, start: v2.Position) -> Change:
+    def change_at(self, start: v2.LogOffset) -> Change:
         """The change whose record starts at a place in the log, even if it was dropped."""
         later = [number for number in self.segments if number >= start.segment]
         for piece in pieces(self.store, later, self.end):

@@ -99,7 +99,7 @@ class Tracker:
         self,
         record_type: v2.Type,
         version: int,
-        start: v2.Position,
+        start: v2.LogOffset,
         stored_ms: int,
         digest: bytes = UNKNOWN,
     ) -> None:

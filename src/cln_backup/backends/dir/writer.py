@@ -249,13 +249,13 @@ class SegmentWriter:
         self._schedule.appended()
         self._unsettled = start, data
 
-    def settle(self) -> v2.Position:
+    def settle(self) -> v2.LogOffset:
         """Completes the bookkeeping of the last append; returns the start of its record."""
         assert self._unsettled is not None
         start, data = self._unsettled
         self._unsettled = None
         self._digest.update(data)
-        return v2.Position(*start)
+        return v2.LogOffset(*start)
 
     def clear_up(self) -> None:
         """Trims the previous segments, and starts the preparation of the next one.
