@@ -1,4 +1,4 @@
-"""Holders' files as others may leave them, and what becomes of keys."""
+"""The files of key slots as others may leave them, and what becomes of keys."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import pytest
 
 from cln_backup.backends import create_backend, open_reader, open_writer, place_at
 from cln_backup.backends.dir import keys as dir_keys
-from cln_backup.backends.dir.keys import holders
+from cln_backup.backends.dir.keys import key_slots
 from cln_backup.backends.dir.upkeep import remove_expired
 from cln_backup.backends.secrets import Secret, passphrase_secret, secret_from
-from cln_backup.formats.holders import Holder, HolderKind, pack_holder, unpack_holder
+from cln_backup.formats.key_slots import KeySlot, SecretKind, pack_key_slot, unpack_key_slot
 from cln_backup.formats.v2 import Malformed
 from cln_backup.model.change import Change
 from cln_backup.model.errors import AlreadyExists, BackupError, Damaged, Locked, StorageError
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     [(0, 0, 0), (1 << 18, 0, 1), (1 << 18, 3, 0), (7, 1, 1), (1 << 21, 64, 1), (1 << 31, 1, 1)],
 )
 def test_cost_of_a_passphrase_that_no_program_writes_is_damage(cost: tuple[int, ...]) -> None:
-    whole = pack_holder(HolderKind.KEY_FILE, "one", bytes(16), 0, bytes(32), bytes(32), bytes(32))
-    kind = bytes([HolderKind.PASSPHRASE])
+    whole = pack_key_slot(SecretKind.KEY_FILE, "one", bytes(16), 0, bytes(32), bytes(32), bytes(32))
+    kind = bytes([SecretKind.PASSPHRASE])
     opened = whole[:8] + kind + whole[9:72] + struct.pack("!III", *cost) + whole[84:164]
     with pytest.raises(Malformed, match="key slot"):
-        unpack_holder(opened + hashlib.sha256(opened).digest())
+        unpack_key_slot(opened + hashlib.sha256(opened).digest())
 
 
 def test_passphrase_is_the_first_line_of_its_file(tmp_path: Path) -> None:
@@ -106,13 +106,13 @@ def test_two_keys_that_are_removed_at_once_are_not_the_last_two(
     add_key(url, secret_from(("key-file", str(files[1]))), "second")
     listed = threading.Barrier(2)
 
-    def all_holders(path: str, backup_id: bytes) -> list[Holder]:
-        found = holders(path, backup_id)
+    def all_key_slots(path: str, backup_id: bytes) -> list[KeySlot]:
+        found = key_slots(path, backup_id)
         with contextlib.suppress(threading.BrokenBarrierError):
             listed.wait(0.5)  # for the other one, which must not come as far
         return found
 
-    monkeypatch.setattr(dir_keys, "holders", all_holders)
+    monkeypatch.setattr(dir_keys, "key_slots", all_key_slots)
     refused = []
 
     def remove(label: str) -> None:
@@ -209,7 +209,7 @@ def test_single_plain_file_in_an_encrypted_backup_is_refused(tmp_path: Path) -> 
     with pytest.raises(Damaged, match="its encryption differs"):
         told_by(encrypted)
     with pytest.raises(Damaged, match="not encrypted, but a key was given"):
-        place_at(plain).open_reader(secret=Secret(HolderKind.KEY_FILE, bytes(32)))
+        place_at(plain).open_reader(secret=Secret(SecretKind.KEY_FILE, bytes(32)))
 
 
 def test_encrypted_backup_without_key_files_is_not_said_to_be_plain(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from cln_backup.backends import create_backend, open_reader, place_at
 from cln_backup.backends.secrets import Secret
 from cln_backup.compaction.compact import compact
-from cln_backup.formats.holders import HolderKind
+from cln_backup.formats.key_slots import SecretKind
 from cln_backup.model.change import Change
 from cln_backup.model.errors import Damaged, StorageError
 from cln_backup.operations.copy import copy
@@ -215,7 +215,7 @@ def test_what_a_person_typed_unlocks_it_for_the_reader_too(
     tmp_path: Path, children: list[int]
 ) -> None:
     url = f"dir://{tmp_path}/backup"
-    secret = Secret(HolderKind.KEY_FILE, os.urandom(32))
+    secret = Secret(SecretKind.KEY_FILE, os.urandom(32))
     place = place_at(url)
     with place.creating(secret=secret), place.open_reader(secret=secret):
         pass

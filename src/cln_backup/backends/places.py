@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from cln_backup.backends.dir.store import list_files
-from cln_backup.formats import holders, v2
+from cln_backup.formats import key_slots, v2
 from cln_backup.model.errors import AlreadyExists, NotFound, StorageError
 from cln_backup.storage import directories, fsio
 from cln_backup.storage.local_objects import LocalObjects
@@ -35,7 +35,7 @@ def require_backup_file(path: str) -> None:
             f"{path} is a SQLite database, not a backup. If it is the node's own, name the backup "
             "instead, as in backup.lock; if it was restored from a backup, it is ready to use."
         )
-    if start.startswith((v2.MAGIC, holders.MAGIC)):
+    if start.startswith((v2.MAGIC, key_slots.MAGIC)):
         directory = os.path.dirname(path)
         raise NotFound(
             f"{path} is a file of a dir: backup. Name its directory instead: dir://{directory}"

@@ -9,7 +9,7 @@ import os
 from typing import Final, NamedTuple
 
 from cln_backup.formats import hsm_secret
-from cln_backup.formats.holders import HolderKind
+from cln_backup.formats.key_slots import SecretKind
 from cln_backup.model.errors import Locked
 from cln_backup.storage import fsio
 
@@ -32,7 +32,7 @@ class Secret(NamedTuple):
         path: of the key file.
     """
 
-    kind: HolderKind
+    kind: SecretKind
     content: bytes
     path: str | None = None
 
@@ -58,7 +58,7 @@ def secret_of_words(words: str, passphrase: str = "") -> Secret:
         Locked: as `check_words`.
     """
     check_words(words)
-    return Secret(HolderKind.HSM_SECRET, hsm_secret.seed_of(words.lower(), passphrase))
+    return Secret(SecretKind.HSM_SECRET, hsm_secret.seed_of(words.lower(), passphrase))
 
 
 def read_key(path: str) -> bytes:
@@ -89,9 +89,9 @@ def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secre
     if name == "key-file":
         if not _MIN_KEY_FILE_BYTES <= len(content) <= _MAX_KEY_FILE_BYTES:
             raise Locked(f"{path} is not a key file, which has 32 to 4096 random bytes.")
-        return Secret(HolderKind.KEY_FILE, content, path)
+        return Secret(SecretKind.KEY_FILE, content, path)
     try:
-        return Secret(HolderKind.HSM_SECRET, hsm_secret.secret_of(content, passphrase))
+        return Secret(SecretKind.HSM_SECRET, hsm_secret.secret_of(content, passphrase))
     except hsm_secret.NoSecret as error:
         hint = f" {KEY_FOR_A_NODE}" if isinstance(error, hsm_secret.NeedsPassphrase) else ""
         raise Locked(f"{path} cannot be used to unlock the backup: {error}.{hint}") from None
@@ -108,9 +108,9 @@ def passphrase_secret(passphrase: str) -> Secret:
     content = unicodedata.normalize("NFC", passphrase).encode("utf-8", "surrogateescape")
     if not 0 < len(content) <= _MAX_PASSPHRASE_BYTES:
         raise Locked("A passphrase must have between 1 and 1024 bytes.")
-    return Secret(HolderKind.PASSPHRASE, content)
+    return Secret(SecretKind.PASSPHRASE, content)
 
 
-def kind_name(kind: HolderKind) -> str:
+def kind_name(kind: SecretKind) -> str:
     """The name of a kind of secret: `passphrase`, `key-file` or `hsm-secret`."""
     return kind.name.lower().replace("_", "-")

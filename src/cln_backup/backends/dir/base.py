@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.backends.contract import Key
 from cln_backup.backends.dir.history import Base
-from cln_backup.backends.dir.keys import holders, unlock, without_keys
+from cln_backup.backends.dir.keys import key_slots, unlock, without_keys
 from cln_backup.backends.dir.store import (
     Listing,
     Store,
@@ -71,8 +71,8 @@ def list_keys(place: Place) -> list[Key]:
 
 def _keys(place: Place, newest: v2.Open) -> list[Key]:
     return [
-        Key(holder.label, kind_name(holder.kind), holder.created_ms / 1000)
-        for holder in holders(place.path, newest.backup_id)
+        Key(slot.label, kind_name(slot.kind), slot.created_ms / 1000)
+        for slot in key_slots(place.path, newest.backup_id)
     ]
 
 

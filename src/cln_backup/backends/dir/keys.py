@@ -19,12 +19,12 @@ from cln_backup.backends.secrets import (
     secret_from,
 )
 from cln_backup.formats import v2
-from cln_backup.formats.holders import (
+from cln_backup.formats.key_slots import (
     FILE_BYTES,
     LABEL_BYTES,
-    Holder,
-    pack_holder,
-    unpack_holder,
+    KeySlot,
+    pack_key_slot,
+    unpack_key_slot,
     unwrap,
 )
 from cln_backup.formats.seals import KEY_BYTES, KeySealer, derive
@@ -82,11 +82,11 @@ def unlock(place: Place, backup_id: bytes, secret: Secret | None) -> bytes:
             "--hsm-secret or --passphrase-file; or --words or --passphrase, which ask for it. "
             f"{KEY_FOR_A_NODE}"
         )
-    found = holders(place.path, backup_id)
+    found = key_slots(place.path, backup_id)
     if not found:
         raise without_keys(place.path)
-    for holder in found:
-        if holder.kind is secret.kind and (key := unwrap(holder, secret.content)) is not None:
+    for slot in found:
+        if slot.kind is secret.kind and (key := unwrap(slot, secret.content)) is not None:
             return key
     what = secret.kind.name.lower().replace("_", " ")
     raise Locked(
@@ -115,11 +115,13 @@ def create_keys(place: Place, backup_id: bytes, secret: Secret | None) -> bytes 
         secret = secret_from(place.key_source)
     master_key = os.urandom(KEY_BYTES)
     label = kind_name(secret.kind)
-    add_holder(place.path, backup_id, master_key, secret, label)
+    add_key_slot(place.path, backup_id, master_key, secret, label)
     return master_key
 
 
-def add_holder(path: str, backup_id: bytes, master_key: bytes, secret: Secret, label: str) -> None:
+def add_key_slot(
+    path: str, backup_id: bytes, master_key: bytes, secret: Secret, label: str
+) -> None:
     """Adds a key slot for the master key; durable with its name when it returns.
 
     Raises:
@@ -130,7 +132,9 @@ def add_holder(path: str, backup_id: bytes, master_key: bytes, secret: Secret, l
         raise BadUrl(f"Invalid key name {label!r}: use up to 32 letters, digits, dots and dashes.")
     created_ms = time.time_ns() // 1_000_000
     salt = os.urandom(v2.SALT_BYTES)
-    data = pack_holder(secret.kind, label, backup_id, created_ms, salt, secret.content, master_key)
+    data = pack_key_slot(
+        secret.kind, label, backup_id, created_ms, salt, secret.content, master_key
+    )
     objects = LocalObjects(path, building=_ADDING)
     if objects.status(_PREFIX + label) is not None:
         raise _taken(label)
@@ -144,7 +148,7 @@ def _taken(label: str) -> AlreadyExists:
     return AlreadyExists(f"A key slot named {label} exists; nothing was changed.")
 
 
-def holders(path: str, backup_id: bytes) -> list[Holder]:
+def key_slots(path: str, backup_id: bytes) -> list[KeySlot]:
     """All key slots of the backup.
 
     Raises:
@@ -154,19 +158,19 @@ def holders(path: str, backup_id: bytes) -> list[Holder]:
     objects = LocalObjects(path, building=_ADDING)
     for name in objects.list(_PREFIX):
         try:
-            holder = unpack_holder(objects.get(name, 0, FILE_BYTES + 1))
-            if holder.backup_id != backup_id or holder.label != name[len(_PREFIX) :]:
+            slot = unpack_key_slot(objects.get(name, 0, FILE_BYTES + 1))
+            if slot.backup_id != backup_id or slot.label != name[len(_PREFIX) :]:
                 raise v2.Malformed("a key slot of another backup")
         except v2.Malformed as error:
             raise Damaged(
                 f"{objects.where(name)} is damaged: it contains {error}. If another key unlocks "
                 "the backup, move this file away and add the key again."
             ) from None
-        found.append(holder)
+        found.append(slot)
     return found
 
 
-def remove_holder(path: str, backup_id: bytes, label: str) -> None:
+def remove_key_slot(path: str, backup_id: bytes, label: str) -> None:
     """Removes a key slot; durable when it returns.
 
     A copy of its file still unlocks the backup: for a new master key, copy the backup.
@@ -176,7 +180,7 @@ def remove_holder(path: str, backup_id: bytes, label: str) -> None:
         Locked: it is the last one, without which the backup could not be read.
     """
     with directories.locked(path, op="remove key"):  # two at once would remove the last two
-        labels = [holder.label for holder in holders(path, backup_id)]
+        labels = [slot.label for slot in key_slots(path, backup_id)]
         if not labels:
             raise Locked("This backup is not encrypted, so it has no key slots.")
         if label not in labels:

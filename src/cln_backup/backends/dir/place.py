@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cln_backup.backends.contract import Place
 from cln_backup.backends.dir.base import identity, is_encrypted, list_keys, take_inventory
 from cln_backup.backends.dir.create import build_inside, creating_backup
-from cln_backup.backends.dir.keys import add_holder, remove_holder
+from cln_backup.backends.dir.keys import add_key_slot, remove_key_slot
 from cln_backup.backends.dir.reader import DirReader
 from cln_backup.backends.dir.url import place_of
 from cln_backup.backends.events import ignore
@@ -101,12 +101,12 @@ class DirPlace(Place):
                 raise Locked(
                     "This backup is not encrypted, so it has no key slots. Copy it to encrypt it."
                 )
-            add_holder(store.path, store.backup_id, store.master_key, added, label)
+            add_key_slot(store.path, store.backup_id, store.master_key, added, label)
 
     def remove_key(self, label: str) -> None:
         """See `Place.remove_key`."""
         self.keys()  # no key slots at all is a different error
-        remove_holder(*identity(self.at), label)
+        remove_key_slot(*identity(self.at), label)
 
     def usage(self) -> Inventory:
         """See `Place.usage`."""
