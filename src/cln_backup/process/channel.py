@@ -46,6 +46,10 @@ class Failed(Message):
     details: dict[str, _Detail]
 
 
+class YieldToAll(Message):
+    """Comes before the start: compute only when no other process wants to."""
+
+
 class Released(Message):
     """The parent no longer listens; the child finishes its work and ends."""
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import os
 import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from cln_backup.model.errors import StorageError
-from cln_backup.process.channel import Failed, Inbox, Log, Released, error_of, send
+from cln_backup.process.channel import Failed, Inbox, Log, Released, YieldToAll, error_of, send
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 Said = TypeVar("Said", bound="Message")
 
 _PIPE_BYTES: Final = 1 << 20
-_LOWEST: Final = 19
 _REAP_S: Final = 0.5
 """How long to wait for a process that has closed its pipes, and so is about to end."""
 
@@ -76,10 +74,9 @@ class Child(Generic[Said]):
         self._inbox = Inbox(self._inbox_file.fileno(), (Log, Failed, *says))
         with contextlib.suppress(OSError, AttributeError):  # a larger pipe is only faster
             fcntl.fcntl(self._inbox.fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        if lowest_priority:
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, self.pid, _LOWEST)
         try:
+            if lowest_priority:
+                self.send(YieldToAll())
             self.send(start)
         except BaseException:
             self.kill()

@@ -12,7 +12,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from cln_backup.model.errors import BackupError, Interrupted
-from cln_backup.process.channel import Inbox, Log, Released, failure, send
+from cln_backup.process.channel import Inbox, Log, Released, YieldToAll, failure, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,7 @@ Asked = TypeVar("Asked", bound="Message")
 Start = TypeVar("Start", bound="Message")
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LOWEST: Final = 19
 _STOPPED: Final = "The work was stopped; the backup is unchanged."
 
 
@@ -106,7 +107,11 @@ def serve(
     """
     inbox_fd, outbox_fd = _take_over(0, os.O_RDONLY), _take_over(1, os.O_WRONLY)
     try:
-        first = Inbox(inbox_fd, (start,)).receive()
+        starting = Inbox(inbox_fd, (YieldToAll, start))
+        if isinstance(first := starting.receive(), YieldToAll):
+            # Not before: on a busy machine, the imports alone would take very long.
+            os.nice(_LOWEST)
+            first = starting.receive()
     except EOFError:
         return
     parent = Parent[Asked](Inbox(inbox_fd, (Released, *asks)), outbox_fd)
