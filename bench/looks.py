@@ -88,7 +88,7 @@ def looks(directory: str, capture: str) -> Iterator[Row]:
             _opened(directory, kind, f"with{number}") as looking,
             _opened(directory, kind, f"without{number}") as blind,
         ):
-            _looker(blind)._schedule = _Never()  # noqa: SLF001
+            _looker(blind).schedule = _Never()
             with_s: list[float] = []
             without_s: list[float] = []
             look_s: list[float] = []

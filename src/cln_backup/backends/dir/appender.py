@@ -103,7 +103,8 @@ class DirWriter(Writer):
 
     def _require_writer(self) -> SegmentWriter:
         assert self._writer is not None
-        self._last_write.require_none_failed(self.place.at.path)
+        if self._last_write.failed:
+            self._last_write.require_none_failed(self.place.at.path)
         return self._writer
 
     @property
@@ -141,7 +142,7 @@ class DirWriter(Writer):
         writer = self._require_writer()
         assert self._added is None, "not settled"
         kind = check_follows(change, self._version, empty=self._head is None)
-        if writer.look_is_due():
+        if writer.schedule.is_due():
             with self._last_write:
                 writer.look()
         self._lock.sign()
@@ -156,8 +157,10 @@ class DirWriter(Writer):
             if transaction is None:
                 content, hashed = self._write_snapshot(writer, change)
             else:
-                # Room for more than the worst case of compression.
-                self._prepare(writer, len(content) + len(content) // 128 + v2.HEADER_BYTES)
+                # More than the worst case of compression.
+                room_bytes = len(content) + len(content) // 128 + v2.HEADER_BYTES
+                if not writer.has_room(room_bytes):
+                    self._prepare(writer, room_bytes)
                 hashed = content
             stored_ms = stored_now_ms(change)
             writer.append(record_type, change.version, content, stored_ms)

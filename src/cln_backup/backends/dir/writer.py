@@ -42,7 +42,11 @@ _UPKEEP_WAIT_S: Final = 3.0
 
 
 class SegmentWriter:
-    """Appends records; claims its first segment at the first append."""
+    """Appends records; claims its first segment at the first append.
+
+    Attributes:
+        schedule: when to `look`, before an append.
+    """
 
     def __init__(self, store: Store, end: LogEnd, seal: bytes, keep: tuple[int, int]) -> None:
         """Starts after `end`; in an empty log, after the base with the given seal.
@@ -62,7 +66,7 @@ class SegmentWriter:
         self._unsettled: tuple[tuple[int, int, bytes], bytes] | None = None
         self._upkeep: Child[Message] | None = None
         self._spare_wanted = True
-        self._schedule = LookSchedule()
+        self.schedule = LookSchedule()
 
     @property
     def end(self) -> LogEnd:
@@ -70,10 +74,6 @@ class SegmentWriter:
         if self._file is None or self._encoder is None:
             return self._begun
         return self._begun._replace(end_bytes=self._file.end_bytes, seal=self._encoder.seal)
-
-    def look_is_due(self) -> bool:
-        """Counts an append that is about to be made; returns whether to `look` before it."""
-        return self._schedule.is_due()
 
     def look(self, *, at_all_names: bool = False) -> None:
         """Checks that the log is as this writer left it.
@@ -108,18 +108,19 @@ class SegmentWriter:
         Raises:
             WriterConflict: a later writer is active.
         """
-        if not self._has_room(size_bytes):
+        if not self.has_room(size_bytes):
             self._begin(tracker, v2.HEADER_BYTES + size_bytes)
         return self._begun.segment
 
-    def _has_room(self, size_bytes: int) -> bool:
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether a record of at most this size fits into the segment."""
         return self._file is not None and (
             self._file.end_bytes + size_bytes <= self._capacity_bytes
         )
 
     def next_place(self, size_bytes: int) -> tuple[int, int]:
         """Segment and offset of the next record of about this size; claims nothing."""
-        if self._has_room(size_bytes):
+        if self.has_room(size_bytes):
             return self._begun.segment, self.end.end_bytes
         return self.end.last_number + 1, v2.HEADER_BYTES
 
@@ -246,7 +247,7 @@ class SegmentWriter:
         fsio.sync(file.fd, op="sync record")
         if os.access(self._next_path, os.F_OK):
             raise self._conflict(self._next_path)
-        self._schedule.appended()
+        self.schedule.appended()
         self._unsettled = start, data
 
     def settle(self) -> v2.LogOffset:

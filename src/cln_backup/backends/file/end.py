@@ -19,13 +19,14 @@ class FileEnd:
     Attributes:
         header: as it is in the file, without the padding.
         payload: the end of the last entry, at most a block; empty in an empty backup.
+        schedule: when to look.
     """
 
     def __init__(self, path: str, fd: int, header: v1.Header, head: Entry | None) -> None:
         """Reads the end of the last entry."""
         self._path = path
         self._watch = PathWatch(path, fd, size=True)
-        self._schedule = LookSchedule()
+        self.schedule = LookSchedule()
         self.header = v1.pack_header(header)
         self.payload = b""
         self.read_payload(fd, head)
@@ -44,7 +45,7 @@ class FileEnd:
     def appended(self, payload: bytes) -> None:
         """Records an entry that was appended and synced."""
         self.payload = payload[-BLOCK_BYTES:]  # no more: a migration's payload may be large
-        self._schedule.appended()
+        self.schedule.appended()
 
     def require(self, end_bytes: int, *, now: bool) -> None:
         """Makes sure that the backup still ends there; with a look if one is due, or `now`.
@@ -58,7 +59,7 @@ class FileEnd:
             if size is None:
                 raise moved(self._path, f"{self._path}.writer")
             raise conflict(self._path, _longer_or_shorter(size, end_bytes))
-        if self._schedule.is_due() or now:
+        if self.schedule.is_due() or now:
             self.look(end_bytes)
 
     def look(self, end_bytes: int) -> None:
