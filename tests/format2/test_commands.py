@@ -243,7 +243,7 @@ def test_secrets_of_one_kind_get_names_of_their_own(tmp_path: Path) -> None:
         assert _cli("key", "add", "--new-key-file", new, url) == {"added": label}
         assert _cli("status", "--key-file", new, f"dir://{tmp_path}/node")["version"] == 0
     said = _cli("key", "add", "--new-key-file", new, "--name", "key-file", url, code=5)
-    assert "already" in said["error"]["message"]
+    assert "exists" in said["error"]["message"]
 
 
 def test_copies_through_every_scheme(tmp_path: Path) -> None:
