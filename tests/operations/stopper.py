@@ -1,8 +1,8 @@
 """Runs a command of `backup-cli` again and again, and stops it at another step each time.
 
 `python -m tests.operations.stopper COMMAND NUMBER` prints one line of JSON for each run. The steps
-are the calls of `fsio`. A signal comes before a step, or before that and all later ones: an
-impatient operator presses Ctrl-C more than once.
+are calls of `fsio` and `directories`. A signal comes before a step, or before that and all later
+ones: an impatient operator presses Ctrl-C more than once.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 from cln_backup.cli import commands as cli
 from cln_backup.operations.initialize import initialize
-from cln_backup.storage import fsio, interruption
+from cln_backup.storage import directories, fsio, interruption
 from tests.histories import append, build_database, payments, started_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STEPS = (
-    "chunks_at", "create", "create_beside", "keep", "list_directory", "locked_directory",
-    "make_directory", "open_existing", "open_lock", "preallocate", "publish", "read_at", "remove",
-    "remove_directory", "replace", "size_bytes", "sync", "sync_directory", "truncate", "write_at",
-    "write_file",
-)  # fmt: skip
+STEPS = {
+    fsio: (
+        "chunks_at", "create", "create_beside", "keep", "open_existing", "open_lock",
+        "preallocate", "publish", "read_at", "remove", "replace", "size_bytes", "sync",
+        "sync_directory", "truncate", "write_at", "write_file",
+    ),
+    directories: ("locked", "make", "names", "remove_empty"),
+}  # fmt: skip
 COMMANDS = (
     "init dir", "init encrypted", "init file", "snapshot dir", "snapshot file", "compact dir",
     "compact file", "copy dir", "copy file", "key", "restore dir", "restore file",
@@ -111,8 +113,9 @@ def _run(arguments: list[str], place: Path, steps: _Steps) -> tuple[int, str, in
         fd = os.open(told, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(fd, 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        for name in STEPS:
-            setattr(fsio, name, steps.watched(getattr(fsio, name)))
+        for module, names in STEPS.items():
+            for name in names:
+                setattr(module, name, steps.watched(getattr(module, name)))
         interruption.state.finished = False  # as `_prepare` left it
         sys.argv = ["backup-cli", *arguments]
         code = 1
