@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cln_backup.model.change import Snapshot
 
 _MANY_CHANGES: Final = 4_000
-"""Fewer are replayed in about the time that a process takes to start."""
+"""Replaying fewer takes about the time that a process takes to start."""
 
 _LOOK_EVERY: Final = 64
 _PATIENCE_MS: Final = 0
@@ -46,11 +46,11 @@ _LEAD_CHANGES: Final = 200
 
 @contextlib.contextmanager
 def read_ahead(reader: Reader, *, head: bool = True) -> Iterator[Iterator[Change]]:
-    """The changes of a backup, as `Reader.stream_changes` gives them.
+    """The changes of a backup, as from `Reader.stream_changes`.
 
-    Of a long history, where there is a second processor, a child process reads all but the first
-    ones; it ends with the block. It opens the backup once more. Until it is ready, and where it
-    cannot open the backup or finds another history than this process has opened, this one reads.
+    If there is a second processor, a child process reads all but the first changes of a long
+    history; it ends with the block. It opens the backup again. Until it is ready, and if it cannot
+    open the backup or finds a different history than this process has opened, this one reads.
 
     Raises:
         BackupError: as `Reader.stream_changes` raises, from the iterator; also `StorageError` if
@@ -74,7 +74,7 @@ def _processors() -> int:
 
 
 def _started(reader: Reader, *, head: bool) -> Child[Said] | None:
-    """A child that opens the backup; `None` where there is none."""
+    """A child that opens the backup; `None` if there is none."""
     if reader.opening is None:
         return None
     start = Start(reader.opening, head)
@@ -87,7 +87,7 @@ def _started(reader: Reader, *, head: bool) -> Child[Said] | None:
 def _continued(
     reader: Reader, changes: Iterator[Change], child: Child[Said], *, head: bool
 ) -> Iterator[Change]:
-    """The changes as this process reads them, and from where the child is ready, as it does."""
+    """The changes as this process reads them, and as the child does from when it is ready."""
     said = select.poll()
     said.register(child, select.POLLIN)
     asked_from: int | None = None
@@ -107,7 +107,7 @@ def _continued(
 
 
 def _reads_on(child: Child[Said], standing: Standing, start: int) -> bool:
-    """Has the child send what it reads, if it has opened this very history."""
+    """Makes the child send its changes, if it has opened this very history."""
     try:
         if child.receive() != standing:
             return False
@@ -118,7 +118,7 @@ def _reads_on(child: Child[Said], standing: Standing, start: int) -> bool:
 
 
 def _received(child: Child[Said], again: Callable[[], Iterator[Change]]) -> Iterator[Change]:
-    """What the child sends; `again` reads the same changes in this process."""
+    """The changes that the child sends; `again` reads the same changes in this process."""
     number = 0
     while not isinstance(said := child.receive(), End):
         if isinstance(said, Run):
@@ -146,7 +146,7 @@ def _snapshot_at(read: Callable[[], Iterator[Change]], number: int) -> Snapshot:
 
 
 class _SentSnapshot:
-    """A snapshot that the child sends once; this process reads it if it is wanted again."""
+    """A snapshot that the child sends once; a second time, this process reads it."""
 
     def __init__(self, child: Child[Said], size_bytes: int, again: Callable[[], Snapshot]) -> None:
         self.size_bytes = size_bytes
@@ -164,7 +164,7 @@ class _SentSnapshot:
             yield from self.rest()
 
     def rest(self) -> Iterator[bytes]:
-        """What the child has not sent yet."""
+        """The bytes that the child has not sent yet."""
         while self._left_bytes:
             piece = self._child.receive()
             assert isinstance(piece, Piece)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Start(Message):
-    """What to open; `head` is as for `stream_changes`."""
+    """The request; `head` is as for `stream_changes`."""
 
     opening: Opening
     head: bool

@@ -254,9 +254,9 @@ def publish(built: str, path: str, *, op: str, withdraws: bool = True) -> None:
 
 
 def _name(built: str, path: str) -> None:
-    """Renames a file, unless the name exists (`FileExistsError`), whatever others do meanwhile.
+    """Renames a file, unless the name exists (`FileExistsError`); safe against races.
 
-    Not so on a file system that has neither hard links nor a rename that replaces nothing.
+    Not race-free on a file system that has neither hard links nor a rename without replacement.
     """
     try:
         os.link(built, path)

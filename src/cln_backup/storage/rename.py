@@ -32,9 +32,9 @@ def _function() -> Callable[..., int] | None:
 
 
 def without_replacing(path: str, name: str) -> bool:
-    """Gives a file another name, atomically; never replaces a file that has this name already.
+    """Renames a file atomically; never replaces an existing file.
 
-    Returns `False`, with nothing changed, if this system or the file system has no such call.
+    Returns `False`, with nothing changed, if this system or the file system does not support it.
     Raises `OSError`, also `FileExistsError`.
     """
     function = _function()
