@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import random
 import subprocess
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -195,8 +196,21 @@ class Oracle:
         self.entries = folded + kept
 
 
-_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=60)
-_STATEMENTS = st.lists(_TEXT.map(lambda text: f"UPDATE peers /* {text} */"), max_size=3)
+def _texts(count: int) -> list[list[str]]:
+    """Some lists of up to three statements, which hold any characters but zeros and surrogates."""
+    choices = random.Random(count)
+    ranges = (range(1, 0x80), range(0x80, 0xD800), range(0xE000, 0x11_0000))
+
+    def statement() -> str:
+        length = choices.randint(1, 60)
+        text = "".join(chr(choices.choice(choices.choice(ranges))) for _ in range(length))
+        return f"UPDATE peers /* {text} */"
+
+    return [[statement() for _ in range(choices.randint(0, 3))] for _ in range(count)]
+
+
+# One choice each: what is drawn sign by sign takes longer than what is tested.
+_STATEMENTS = st.sampled_from(_texts(200))
 _SNAPSHOT = st.integers(0, 1_500).map(lambda length: image("sector" * length))
 _WHOLE_EVERY = 4
 """Steps between two looks at the whole history; there is one more at the end."""
