@@ -212,8 +212,9 @@ def _texts(count: int) -> list[list[str]]:
 # One choice each: what is drawn sign by sign takes longer than what is tested.
 _STATEMENTS = st.sampled_from(_texts(200))
 _SNAPSHOT = st.integers(0, 1_500).map(lambda length: image("sector" * length))
+_READER_EVERY = 2
 _WHOLE_EVERY = 4
-"""Steps between two looks at the whole history; there is one more at the end."""
+"""Steps between two new readers, and between two whole histories; both come at the end, too."""
 
 _PRAGMAS = st.sampled_from([(OFF,), (ON,), ("PRAGMA user_version = 5;", OFF)])
 
@@ -400,14 +401,18 @@ class Conformance(RuleBasedStateMachine):
 
     @invariant()
     def a_new_reader_sees_the_same(self) -> None:
-        if self.backend is not None:
-            events: list[Event] = []
-            with place_at(self.url).open_reader(on_event=events.append) as reader:
-                self._check(reader)
-                if self.steps % _WHOLE_EVERY == 0:
-                    self._check_history(reader)
-                assert reader.size_bytes == self.backend.size_bytes
-                assert events == []
+        if self.backend is not None and self.steps % _READER_EVERY == 0:
+            self._check_new_reader(whole=self.steps % _WHOLE_EVERY == 0)
+
+    def _check_new_reader(self, *, whole: bool) -> None:
+        assert self.backend is not None
+        events: list[Event] = []
+        with place_at(self.url).open_reader(on_event=events.append) as reader:
+            self._check(reader)
+            if whole:
+                self._check_history(reader)
+            assert reader.size_bytes == self.backend.size_bytes
+            assert events == []
 
     def _check(self, backend: Backend) -> None:
         assert backend.place.url == self.url
@@ -427,6 +432,5 @@ class Conformance(RuleBasedStateMachine):
         for reader, _ in self.readers:
             reader.close()
         if self.backend is not None:
-            with open_reader(self.url) as reader:
-                self._check_history(reader)
+            self._check_new_reader(whole=True)
             self.backend.close()
