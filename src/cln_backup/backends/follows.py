@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import BadChange, Discontinuity
+from cln_backup.model.position import UNKNOWN, Position
 from cln_backup.model.statements import bumps_data_version_to, is_bump_as_sent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cln_backup.model.change import Change
-    from cln_backup.model.position import Position
 
 MAX_RIDER_CHARACTERS = 1 << 17
 """lightningd's riders have 26 characters; a limit tells readers how much to expect."""
@@ -69,8 +69,17 @@ def check_follows(change: Change, version: int, *, empty: bool) -> Kind:
     return kind
 
 
+Numbered: TypeAlias = "tuple[int, Change, bytes]"
+"""A change, its number in the history, and the digest after it; `UNKNOWN` if that is not known."""
+
+
+def numbered(changes: Iterator[Change], first: int = 1) -> Iterator[Numbered]:
+    """Changes without digests, of which the first has this number."""
+    return ((number, change, UNKNOWN) for number, change in enumerate(changes, first))
+
+
 def changes_after(
-    numbered: Iterator[tuple[int, Change]], after: Position, last: int | None
+    numbered: Iterator[Numbered], after: Position, last: int | None
 ) -> Iterator[Change]:
     """The changes after a position, of those that come with their numbers in the history.
 
@@ -80,8 +89,9 @@ def changes_after(
         Discontinuity: the position is not in this history.
     """
     found = after.changes == 0
-    for number, change in numbered:
-        if number == after.changes and change.version == after.version:
+    for number, change, digest in numbered:
+        here = Position(change.version, number, None if digest == UNKNOWN else digest)
+        if here[:2] == after[:2] and not here.is_other_history(after):
             found = True
         elif number >= after.changes:
             if not found:

@@ -7,22 +7,28 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends.dir.chain import check_tail_of_closed, pieces, read_piece
 from cln_backup.backends.dir.log import open_segment
-from cln_backup.backends.dir.snapshots import StoredSnapshot, check_snapshot, last_seal
+from cln_backup.backends.dir.snapshots import (
+    StoredSnapshot,
+    check_snapshot,
+    last_seal,
+    snapshot_state,
+)
 from cln_backup.backends.dir.store import damaged, list_files, snapshot_name
 from cln_backup.formats import v2
 from cln_backup.formats.v1 import unpack_transaction
-from cln_backup.formats.v2_stream import Inflater
+from cln_backup.formats.v2_stream import Inflater, pack_transaction
 from cln_backup.model.change import FOREIGN_KEYS_OFF, Change, Kind
 from cln_backup.model.errors import Damaged
-from cln_backup.model.position import UNKNOWN
+from cln_backup.model.position import EMPTY, UNKNOWN, after_snapshot, after_statements
 from cln_backup.storage.source import chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cln_backup.backends.dir.chain import Piece
-    from cln_backup.backends.dir.log import LogEnd
+    from cln_backup.backends.dir.log import LogEnd, Segment
     from cln_backup.backends.dir.store import Store
+    from cln_backup.backends.follows import Numbered
     from cln_backup.formats.v2_stream import Record
 
 
@@ -97,40 +103,60 @@ class History(NamedTuple):
         if held is not None:
             yield held
 
-    def numbered(self, known: int) -> Iterator[tuple[int, Change]]:
-        """The changes that were not dropped, each with its number, from 1 in the whole history.
+    def numbered(self, known: int) -> Iterator[Numbered]:
+        """The changes that were not dropped, each with its number and the digest of the history.
 
         Starts at the change with the number `known` or at an earlier one, to avoid reading all.
         """
-        first, number = self._segment_with(known)
-        if first is None:
-            number = self.base.state.ordinal - self.base.state.changes
-            yield from enumerate(self.changes(None), number + 1)
-            return
         held: Change | None = None
-        for piece in pieces(self.store, [n for n in self.segments if n >= first], self.end):
-            inflater = Inflater()
-            for record in read_piece(self.store, piece):
-                if record.type is v2.Type.DROP:
-                    held = None
-                    number -= 1
-                    continue
+        segment = self._segment_with(known)
+        if segment is None:
+            in_base, state = self.base.changes(self.store), self.base.state
+            number, before, digest = state.ordinal - len(in_base), UNKNOWN, state.digest
+            for change in in_base:
                 if held is not None:
-                    yield number, held
-                held = self._change(record, piece, inflater)
-                number += 1
+                    yield number, held, UNKNOWN
+                held, number = change, number + 1
+            found = self.records()
+        else:
+            head, number = segment.state.head, segment.state.ordinal
+            before, digest = (UNKNOWN, EMPTY) if head is None else (head.prev_digest, head.digest)
+            found = self._records_from(segment.number)
+        for record, piece, inflater in found:
+            if record.type is v2.Type.DROP:
+                held, number, before, digest = None, number - 1, UNKNOWN, before
+                continue
+            if held is not None:
+                yield number, held, digest
+            held, number = self._change(record, piece, inflater), number + 1
+            before, digest = digest, self._digest_after(digest, record, piece, held)
         if held is not None:
-            yield number, held
+            yield number, held, digest
 
-    def _segment_with(self, number: int) -> tuple[int | None, int]:
-        """The segment that a change is in or after, and the number of changes before it."""
+    def _segment_with(self, number: int) -> Segment | None:
+        """The segment that a change is in or after; `None` if that may be the base's."""
         for segment_number in reversed(self.segments):
             if self.base.state.start.segment < segment_number <= self.end.segment:
                 source, segment = open_segment(self.store, segment_number)
                 source.close()
                 if segment is not None and segment.state.ordinal < number:
-                    return segment_number, segment.state.ordinal
-        return None, 0
+                    return segment
+        return None
+
+    def _records_from(self, first: int) -> Iterator[tuple[Record, Piece, Inflater]]:
+        """As `records`, from the start of a segment."""
+        for piece in pieces(self.store, [n for n in self.segments if n >= first], self.end):
+            inflater = Inflater()
+            for record in read_piece(self.store, piece):
+                yield record, piece, inflater
+
+    def _digest_after(self, digest: bytes, record: Record, piece: Piece, change: Change) -> bytes:
+        """The digest of the history after a change."""
+        if change.transaction is not None:
+            return after_statements(digest, change.version, pack_transaction(change.transaction))
+        number, _, _ = v2.unpack_reference(record.payload)
+        state = snapshot_state(self.store, piece.segment.number, number)
+        return after_snapshot(digest, change.version, state.digest)
 
     def change_at(self, start: v2.LogOffset) -> Change:
         """The change whose record starts at a place in the log, even if it was dropped."""

@@ -143,14 +143,19 @@ class DirReader(Reader):
         newest = self._base.generation, self._end.last_number
         if (listing.bases[-1][0], max(listing.segments, default=0)) == newest:
             end = self._end
-            if not end.segment:
-                return False
-            name = segment_name(end.segment)
-            if not any(self.store.objects.get(name, end.end_bytes, v2.FRAME_BYTES)):
+            begins = [(number, 0) for number in listing.segments if number > end.segment]
+            if end.segment:
+                begins.append((end.segment, end.end_bytes))
+            if not any(self._is_written(*place) for place in begins):
                 return False
         before = self._standing, self._marks.head
         self._take_stock(ignore, self.store)
         return before != (self._standing, self._marks.head)
+
+    def _is_written(self, segment: int, offset_bytes: int) -> bool:
+        """Whether there are no zeros where the next record, or its segment's header, begins."""
+        name = segment_name(segment)
+        return any(self.store.objects.get(name, offset_bytes, v2.FRAME_BYTES))
 
     def check(self, progress: Callable[[Change], None] | None = None) -> None:  # noqa: ARG002
         """See `Reader.check`. Every seal or digest of the current generation is checked."""

@@ -13,7 +13,7 @@ from cln_backup.backends.file.changes import changes
 from cln_backup.backends.file.rewrite import Staged
 from cln_backup.backends.file.scan import scan
 from cln_backup.backends.file.stock import last_change_of, standing_of, tell_of
-from cln_backup.backends.follows import changes_after
+from cln_backup.backends.follows import changes_after, numbered
 from cln_backup.backends.inventory import noted_node
 from cln_backup.backends.opening import Opening
 from cln_backup.backends.places import require_backup_file
@@ -99,8 +99,7 @@ class FileReader(Reader):
         """See `Reader.stream_changes`."""
         if after is not None:
             last = None if head else self._standing.version_count
-            numbered = enumerate(changes(self._fd, self._path, 0, self._end), 1)
-            return changes_after(numbered, after, last)
+            return changes_after(numbered(changes(self._fd, self._path, 0, self._end)), after, last)
         end = self._end
         if not head and self._head is not None:
             end = self._head.offset_bytes

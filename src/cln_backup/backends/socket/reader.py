@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cln_backup.backends.contract import LastChange, Reader, Standing
-from cln_backup.backends.follows import changes_after
+from cln_backup.backends.follows import changes_after, numbered
 from cln_backup.backends.socket.download import Download, PlainDownload
 from cln_backup.backends.socket.link import Link
 from cln_backup.backends.socket.session import ExtendedSession
@@ -15,6 +15,7 @@ from cln_backup.backends.ticket import Ticket
 from cln_backup.formats.digests import digest_of_change
 from cln_backup.model.change import Head, Kind
 from cln_backup.model.errors import StorageError
+from cln_backup.model.position import UNKNOWN
 from cln_backup.storage.waiting import wait_until
 from cln_backup.wire import packets as wire
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.follows import Numbered
     from cln_backup.backends.socket.place import SocketPlace
     from cln_backup.backends.socket.session import Session
     from cln_backup.backends.ticket import Folded, Statistics
@@ -141,17 +143,14 @@ class SocketReader(Reader):
         if not head and after == self.standing.position:
             return
         digest = self._digests.get(after)
-        numbered: Iterator[tuple[int, Change]]
         if digest is None:
             first = self._known.position.changes - self._known.version_count + 1
-            numbered = enumerate(self._download(0, head=head), first)
+            found = numbered(self._download(0, head=head), first)
         else:
-            numbered = self._numbered_after(after, digest, head=head)
-        yield from changes_after(numbered, after, None)
+            found = self._numbered_after(after, digest, head=head)
+        yield from changes_after(found, after, None)
 
-    def _numbered_after(
-        self, after: Position, digest: bytes, *, head: bool
-    ) -> Iterator[tuple[int, Change]]:
+    def _numbered_after(self, after: Position, digest: bytes, *, head: bool) -> Iterator[Numbered]:
         """The change at a position that was read before, and those after it.
 
         It is found by its digest among the changes of its version, so that not all must be sent.
@@ -160,10 +159,10 @@ class SocketReader(Reader):
         for change in self._download(after.version, head=head):
             if number:
                 number += 1
-                yield number, change
+                yield number, change, UNKNOWN
             elif change.version == after.version and digest_of_change(change) == digest:
                 number = after.changes
-                yield number, change
+                yield number, change, UNKNOWN
 
     def wait_for_more(self, timeout_s: float) -> bool:
         """See `Reader.wait_for_more`. A server that cannot wait is asked after growing pauses."""
