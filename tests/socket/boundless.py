@@ -6,7 +6,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.contract import LastChange, Place, Reader, Standing, Writer
+from cln_backup.backends.contract import LastChange, Reader, Standing, Writer
+from cln_backup.backends.place import Place
 from cln_backup.model.change import Change, Head, Kind
 from cln_backup.model.errors import NotFound
 from cln_backup.model.position import Position

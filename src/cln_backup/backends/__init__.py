@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from cln_backup.model.errors import BadUrl
 
 if TYPE_CHECKING:
-    from cln_backup.backends.contract import Place, Reader, Writer
+    from cln_backup.backends.contract import Reader, Writer
+    from cln_backup.backends.place import Place
     from cln_backup.model.change import Change
 
 SCHEMES = {

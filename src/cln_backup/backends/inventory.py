@@ -14,11 +14,24 @@ from cln_backup.storage import fsio
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cln_backup.backends.contract import Key
     from cln_backup.backends.writer import Veil
 
 _BLOCK_BYTES: Final = 512
 """The unit of `st_blocks`, whatever the file system's own blocks are."""
+
+
+class Key(NamedTuple):
+    """A key slot: one way to unlock a backup.
+
+    Attributes:
+        label: its name.
+        kind: `passphrase`, `key-file` or `hsm-secret`.
+        created_at: seconds since 1970.
+    """
+
+    label: str
+    kind: str
+    created_at: float
 
 
 class Inventory(NamedTuple):

@@ -18,8 +18,9 @@ from cln_backup.storage import interruption
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cln_backup.backends.contract import Place, Reader
+    from cln_backup.backends.contract import Reader
     from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.place import Place
     from cln_backup.backends.secrets import Secret
     from cln_backup.backends.ticket import Size
     from cln_backup.model.change import Change

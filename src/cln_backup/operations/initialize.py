@@ -22,8 +22,8 @@ from cln_backup.storage.file_system import lacks
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cln_backup.backends.contract import Place
     from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.place import Place
     from cln_backup.backends.secrets import Secret
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from cln_backup.backends import place_at
-from cln_backup.backends.contract import Key
 from cln_backup.backends.dir.url import place_of
-from cln_backup.backends.places import require_outside
+from cln_backup.backends.inventory import Key
+from cln_backup.backends.paths import require_outside
 from cln_backup.backends.secrets import (
     Secret,
     check_words,

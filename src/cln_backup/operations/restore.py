@@ -6,7 +6,7 @@ import os
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup.backends.places import require_outside
+from cln_backup.backends.paths import require_outside
 from cln_backup.model.errors import AlreadyExists, NotFound
 from cln_backup.node.outside import DATABASE_NAME, network_directories_in
 from cln_backup.replay.ahead import read_ahead

@@ -6,7 +6,6 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cln_backup.backends.contract import Key
 from cln_backup.backends.dir.history import Base
 from cln_backup.backends.dir.keys import key_slots, unlock, without_keys
 from cln_backup.backends.dir.store import (
@@ -17,8 +16,8 @@ from cln_backup.backends.dir.store import (
     list_files,
     read_open,
 )
-from cln_backup.backends.inventory import Inventory, space_bytes
-from cln_backup.backends.places import missing_in, require_backup_directory
+from cln_backup.backends.inventory import Inventory, Key, space_bytes
+from cln_backup.backends.paths import missing_in, require_backup_directory
 from cln_backup.backends.secrets import kind_name
 from cln_backup.formats import v2
 from cln_backup.model.errors import Damaged, StorageError

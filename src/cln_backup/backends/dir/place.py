@@ -6,23 +6,22 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.contract import Place
 from cln_backup.backends.dir.base import identity, is_encrypted, list_keys, take_inventory
 from cln_backup.backends.dir.create import build_inside, creating_backup
 from cln_backup.backends.dir.keys import add_key_slot, remove_key_slot
 from cln_backup.backends.dir.reader import DirReader
 from cln_backup.backends.dir.url import place_of
 from cln_backup.backends.events import ignore
-from cln_backup.backends.places import require_outside
+from cln_backup.backends.paths import require_outside
+from cln_backup.backends.place import Place
 from cln_backup.model.errors import Locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cln_backup.backends.contract import Key
     from cln_backup.backends.dir.appender import DirWriter
     from cln_backup.backends.events import OnEvent
-    from cln_backup.backends.inventory import Inventory
+    from cln_backup.backends.inventory import Inventory, Key
     from cln_backup.backends.secrets import Secret
     from cln_backup.model.change import Change
     from cln_backup.model.position import Position

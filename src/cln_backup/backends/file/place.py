@@ -7,13 +7,13 @@ import os
 from typing import TYPE_CHECKING
 
 from cln_backup.backends import redacted
-from cln_backup.backends.contract import Place
 from cln_backup.backends.events import ignore
 from cln_backup.backends.file import rewrite
 from cln_backup.backends.file.reader import FileReader
 from cln_backup.backends.inventory import Inventory, space_bytes
 from cln_backup.backends.local_url import absolute_path
-from cln_backup.backends.places import hint_for_directory, require_backup_file, require_outside
+from cln_backup.backends.paths import hint_for_directory, require_backup_file, require_outside
+from cln_backup.backends.place import Place
 from cln_backup.model.errors import AlreadyExists, BadUrl
 from cln_backup.storage import directories, fsio, scratch
 

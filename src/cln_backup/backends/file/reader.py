@@ -16,7 +16,7 @@ from cln_backup.backends.file.stock import last_change_of, standing_of, tell_of
 from cln_backup.backends.follows import changes_after, numbered
 from cln_backup.backends.inventory import noted_node
 from cln_backup.backends.opening import Opening
-from cln_backup.backends.places import require_backup_file
+from cln_backup.backends.paths import require_backup_file
 from cln_backup.backends.ticket import Ticket, nothing_to_fold, size_of, worth_folding
 from cln_backup.formats import v1
 from cln_backup.storage import fsio, giving_back, scratch

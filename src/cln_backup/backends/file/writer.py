@@ -20,7 +20,7 @@ from cln_backup.backends.file.scan import Entry, Layout, entries, scan
 from cln_backup.backends.file.stock import last_change_of, standing_of, tell_of
 from cln_backup.backends.follows import check_follows, nothing_to_drop
 from cln_backup.backends.look import moved
-from cln_backup.backends.places import require_backup_file
+from cln_backup.backends.paths import require_backup_file
 from cln_backup.backends.ticket import MoreNeeded, size_of
 from cln_backup.backends.writer import LastWrite, WriterLock
 from cln_backup.formats import v1

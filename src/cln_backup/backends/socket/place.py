@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 from cln_backup.backends import redacted
-from cln_backup.backends.contract import Place
 from cln_backup.backends.events import ignore
+from cln_backup.backends.place import Place
 from cln_backup.backends.socket.link import Link
 from cln_backup.backends.socket.reader import SocketReader
 from cln_backup.backends.socket.session import ExtendedSession, Outgoing

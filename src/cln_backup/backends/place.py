@@ -1,0 +1,203 @@
+"""The contract of a place: where one node's backup is, or will be.
+
+`place_at(url)` gives it. It is opened to read or to write (`contract`). Both get the secret that
+unlocks it, and a receiver of events, as arguments; neither is stored elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from cln_backup.backends.events import ignore
+from cln_backup.backends.ticket import MoreNeeded
+from cln_backup.model.errors import BadUrl
+from cln_backup.storage import interruption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from cln_backup.backends.contract import Reader, Writer
+    from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.inventory import Inventory, Key
+    from cln_backup.backends.secrets import Secret
+    from cln_backup.backends.ticket import Folded, Statistics
+    from cln_backup.model.change import Change
+    from cln_backup.model.position import Position
+
+
+class Place(ABC):
+    """The place of a backup, existing or new.
+
+    Attributes:
+        url: as given.
+        can_encrypt: whether the format supports encryption; otherwise methods about keys raise.
+    """
+
+    can_encrypt: ClassVar[bool] = False
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @property
+    def storage_dir(self) -> str | None:
+        """A directory on the disk of the backup; `None` for a server's backup."""
+        return None
+
+    @property
+    def scratch_dir(self) -> str | None:
+        """A directory beside the backup for a temporary, unencrypted copy of the database.
+
+        `None` if there is none: for a server's backup, and for an encrypted one.
+        """
+        return self.storage_dir
+
+    @abstractmethod
+    def creating(
+        self,
+        base: Change | None = None,
+        *,
+        origin: Position | None = None,
+        secret: Secret | None = None,
+        hidden: bool = False,
+    ) -> AbstractContextManager[Place]:
+        """Makes a new backup, empty or with a first snapshot, and removes it if the block fails.
+
+        `origin` is the position after the snapshot, for a copy of a compacted history. Without it,
+        or if the format cannot store it, the snapshot starts a new history.
+
+        Durable, with its name, when the block starts; before that, there is nothing at the place.
+        With `hidden` it appears, durable, when the block ends; inside, it is at the yielded place.
+        A server can neither hide nor remove a backup; then the place itself is yielded.
+
+        Raises:
+            AlreadyExists: the place is not empty; nothing was changed.
+            BadUrl, BadChange, StorageError: nothing was made.
+        """
+
+    @abstractmethod
+    def open_reader(
+        self,
+        *,
+        secret: Secret | None = None,
+        on_event: OnEvent = ignore,
+        timeout_s: float | None = None,
+        accept_incomplete: bool = False,
+    ) -> Reader:
+        """Opens the backup to read; leftovers of a crash are ignored, not repaired.
+
+        With `accept_incomplete`, a reader accepts a copy whose end is missing.
+
+        Raises:
+            NotFound: there is no backup at the place.
+            Damaged: the backup contains invalid bytes.
+            Locked, BadUrl, StorageError.
+        """
+
+    def open_writer(
+        self,
+        node_id: str | None = None,
+        *,
+        secret: Secret | None = None,
+        on_event: OnEvent = ignore,
+        timeout_s: float | None = None,
+    ) -> Writer:
+        """Opens the backup to write, and repairs what a crash left.
+
+        With a `node_id`, only if the backup belongs to this node or to none yet (`Writer.claim`).
+
+        Raises:
+            WriterConflict: another process is the writer.
+            Discontinuity: the backup belongs to another node.
+            NotFound, Damaged, Locked, BadUrl, StorageError: nothing was changed.
+        """
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        writer = self._open_writer(secret, on_event, timeout_s)
+        if node_id is not None:
+            try:
+                writer.claim(node_id, None if until is None else until - time.monotonic())
+            except BaseException:
+                writer.close()
+                raise
+        return writer
+
+    @abstractmethod
+    def _open_writer(
+        self, secret: Secret | None, on_event: OnEvent, timeout_s: float | None
+    ) -> Writer:
+        """See `open_writer`."""
+
+    def keys(self) -> list[Key]:
+        """All key slots; the backup need not be unlocked.
+
+        Raises:
+            BadUrl: this format cannot be encrypted.
+            NotFound, Damaged, StorageError.
+        """
+        raise self._cannot_encrypt()
+
+    def add_key(self, added: Secret, label: str, *, secret: Secret | None = None) -> None:  # noqa: ARG002
+        """Adds a key slot for another secret; on stable storage when it returns.
+
+        Raises:
+            Locked: the backup is not unlocked, or not encrypted.
+            AlreadyExists: there is a key slot of this name.
+            BadUrl, StorageError.
+        """
+        raise self._cannot_encrypt()
+
+    def remove_key(self, label: str) -> None:  # noqa: ARG002
+        """Removes a key slot; on stable storage when it returns.
+
+        Raises:
+            NotFound, Locked, BadUrl: nothing was changed.
+        """
+        raise self._cannot_encrypt()
+
+    def usage(self) -> Inventory | None:
+        """The inventory of the backup, which need not be unlocked.
+
+        `None` for a server's backup.
+
+        Raises:
+            NotFound, Damaged, BadUrl, StorageError.
+        """
+        return None
+
+    def compact(
+        self,
+        fold: Callable[[Reader], Folded],
+        *,
+        if_it_pays: bool = False,
+        secret: Secret | None = None,
+        on_event: OnEvent = ignore,
+    ) -> Statistics:
+        """Compacts a backup that no node writes to; a server's even while one does.
+
+        `fold` is as for `Reader.prepare_compaction`. With `if_it_pays`, the backup is not changed
+        if a compaction is not worth it (`Ticket.pays`).
+
+        Raises:
+            WriterConflict: a node writes to it.
+            NotFound, Damaged, StorageError, and errors of `fold`: the backup is unchanged.
+        """
+        with (
+            interruption.deferred(),
+            self.open_writer(secret=secret, on_event=on_event) as writer,
+            self.open_reader(secret=secret) as reader,
+        ):
+            ticket = reader.prepare_compaction(fold)
+            if if_it_pays and ticket.done is None and not ticket.pays():
+                reader.discard(ticket)
+                return {"before": ticket.before, "after": ticket.before, "would_be": ticket.after}
+            with interruption.held():
+                done = writer.take_over(ticket)
+                interruption.finished()
+            assert not isinstance(done, MoreNeeded), "no change was appended"
+            return done
+
+    def _cannot_encrypt(self) -> BadUrl:
+        scheme = self.url.partition(":")[0]
+        return BadUrl(f"A {scheme}: backup cannot be encrypted; only a dir: backup can.")
