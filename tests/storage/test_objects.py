@@ -160,9 +160,12 @@ def test_prepared_object_has_no_name_until_it_is_published(objects: Objects) -> 
     assert _content(objects, "base-1") == _WHOLE
     with pytest.raises(AlreadyExists):
         objects.publish(other, "base-1", op="publish")
-    for _ in range(2):
-        objects.discard(other)
+    for in_steps in (True, False):
+        objects.discard(other, in_steps=in_steps)
         assert objects.prepared() == []
+        objects.discard(other, in_steps=in_steps)
+        other = objects.prepare("snapshot", [b"other"])
+    objects.discard(other)
     assert _content(objects, "base-1") == _WHOLE
 
 

@@ -101,9 +101,15 @@ class LocalObjects(Objects):
         fsio.remove(self.path_of(name), op=op)
         fsio.sync_directory(self.directory, op=op)
 
-    def discard(self, prepared: str) -> None:
+    def discard(self, prepared: str, *, in_steps: bool = False) -> None:
         """See `Objects.discard`."""
-        fsio.remove(self.path_of(prepared), op="remove unfinished file")
+        path = self.path_of(prepared)
+        if in_steps and os.path.exists(path):
+            fd = fsio.open_existing(path, writable=True, op="remove unfinished file")
+            fsio.remove(path, op="remove unfinished file")
+            giving_back.close_reader(fd)
+        else:
+            fsio.remove(path, op="remove unfinished file")
 
     def open(self, name: str, *, op: str, anew: bool = False) -> FileSource:
         """See `Objects.open`. The file can be read to the end even if it is unlinked."""

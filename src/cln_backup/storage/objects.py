@@ -122,8 +122,11 @@ class Objects(ABC):
         """Removes an object; idempotent, and durable when it returns. Raises `StorageError`."""
 
     @abstractmethod
-    def discard(self, prepared: str) -> None:
-        """Removes a prepared object; idempotent. It may reappear after a loss of power."""
+    def discard(self, prepared: str, *, in_steps: bool = False) -> None:
+        """Removes a prepared object; idempotent. It may reappear after a loss of power.
+
+        With `in_steps`, a large one may take long, so that nobody who writes there has to wait.
+        """
 
     def open(self, name: str, *, op: str, anew: bool = False) -> Source:  # noqa: ARG002
         """Opens an object for reading, repeatedly.

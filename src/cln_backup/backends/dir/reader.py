@@ -26,7 +26,6 @@ from cln_backup.backends.inventory import noted_node
 from cln_backup.backends.opening import Opening
 from cln_backup.backends.ticket import Ticket, nothing_to_fold, size_of, worth_folding
 from cln_backup.formats import v2
-from cln_backup.storage import scratch
 from cln_backup.storage.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -215,10 +214,8 @@ class DirReader(Reader):
     def discard(self, ticket: Ticket) -> None:
         """See `Reader.discard`."""
         if ticket.content:
-            objects, name = self.store.objects, Prepared(*json.loads(ticket.content)).name
-            if objects.status(name) is not None:
-                scratch.empty_file(objects.where(name), op="compact")
-                objects.discard(name)
+            prepared = Prepared(*json.loads(ticket.content))
+            self.store.objects.discard(prepared.name, in_steps=True)
 
     def close(self) -> None:
         """See `Backend.close`."""
