@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from cln_backup.backends import place_at
-from cln_backup.backends.dir.url import place_of
+from cln_backup.backends.dir.url import parse_dir_url
 from cln_backup.backends.inventory import Key
 from cln_backup.backends.paths import require_outside
 from cln_backup.backends.secrets import (
@@ -192,7 +192,7 @@ def network_directory(url: str, given: Secret | None = None) -> str | None:
     """
     if not url.startswith("dir:"):
         return None
-    source = place_of(url).key_source
+    source = parse_dir_url(url).key_source
     path = source[1] if given is None and source is not None else given and given.path
     directory = os.path.dirname(os.path.abspath(path)) if path else None
     if directory is None or not os.path.exists(os.path.join(directory, LOCK_NAME)):

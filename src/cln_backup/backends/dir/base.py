@@ -24,7 +24,7 @@ from cln_backup.model.errors import Damaged, StorageError
 from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
-    from cln_backup.backends.dir.url import Place
+    from cln_backup.backends.dir.url import DirUrl
     from cln_backup.backends.secrets import Secret
     from cln_backup.storage.source import Source
 
@@ -44,22 +44,22 @@ class Opened(NamedTuple):
     held: Source
 
 
-def lock_path(place: Place) -> str:
+def lock_path(place: DirUrl) -> str:
     """The file that the writer has locked."""
     return os.path.join(place.path, LOCK_NAME)
 
 
-def identity(place: Place) -> tuple[str, bytes]:
+def identity(place: DirUrl) -> tuple[str, bytes]:
     """The directory and the id of a backup, which need no key. Raises `NotFound`, `Damaged`."""
     return place.path, _newest_header(place).backup_id
 
 
-def is_encrypted(place: Place) -> bool:
+def is_encrypted(place: DirUrl) -> bool:
     """Whether a backup is encrypted. Raises `NotFound`, `Damaged`."""
     return _newest_header(place).cipher != v2.PLAIN
 
 
-def list_keys(place: Place) -> list[Key]:
+def list_keys(place: DirUrl) -> list[Key]:
     """See `Place.keys`."""
     newest = _newest_header(place)
     found = _keys(place, newest)
@@ -68,14 +68,14 @@ def list_keys(place: Place) -> list[Key]:
     return found
 
 
-def _keys(place: Place, newest: v2.Open) -> list[Key]:
+def _keys(place: DirUrl, newest: v2.Open) -> list[Key]:
     return [
         Key(slot.label, kind_name(slot.kind), slot.created_ms / 1000)
         for slot in key_slots(place.path, newest.backup_id)
     ]
 
 
-def take_inventory(place: Place) -> Inventory:
+def take_inventory(place: DirUrl) -> Inventory:
     """See `Place.usage`."""
     objects = LocalObjects(place.path)
     name, listing = _newest_base(objects)
@@ -89,7 +89,7 @@ def take_inventory(place: Place) -> Inventory:
     return Inventory(cipher, tuple(keys), len(listing.bases), oldest_at, space)
 
 
-def _newest_header(place: Place) -> v2.Open:
+def _newest_header(place: DirUrl) -> v2.Open:
     objects = LocalObjects(place.path)
     return _header(objects, _newest_base(objects)[0])
 
@@ -110,7 +110,7 @@ def _newest_base(objects: LocalObjects) -> tuple[str, Listing]:
     raise missing_in(objects.directory)
 
 
-def open_base(place: Place, secret: Secret | None, known: Store | None = None) -> Opened:
+def open_base(place: DirUrl, secret: Secret | None, known: Store | None = None) -> Opened:
     """Reads the newest base, and holds it.
 
     Reuses the master key of the `known` store, if there is one.
@@ -132,7 +132,7 @@ def open_base(place: Place, secret: Secret | None, known: Store | None = None) -
 
 
 def _read(
-    place: Place,
+    place: DirUrl,
     secret: Secret | None,
     known: Store | None,
     objects: LocalObjects,

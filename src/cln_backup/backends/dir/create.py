@@ -25,7 +25,7 @@ from cln_backup.storage.local_objects import BUILDING, LocalObjects
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cln_backup.backends.dir.url import Place
+    from cln_backup.backends.dir.url import DirUrl
     from cln_backup.backends.secrets import Secret
     from cln_backup.model.change import Change
     from cln_backup.model.position import Position
@@ -40,7 +40,7 @@ _KEPT: Final = "unused."
 
 @contextlib.contextmanager
 def creating_backup(
-    place: Place, base: Change | None, origin: Position | None, secret: Secret | None
+    place: DirUrl, base: Change | None, origin: Position | None, secret: Secret | None
 ) -> Iterator[None]:
     """See `Place.creating`. No other process can write to the backup before the block ends.
 
@@ -153,7 +153,7 @@ def _remove_unfinished(path: str) -> None:
 
 
 def _create_first_base(
-    place: Place,
+    place: DirUrl,
     backup_id: bytes,
     base: Change | None,
     origin: Position | None,

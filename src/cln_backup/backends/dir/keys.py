@@ -33,7 +33,7 @@ from cln_backup.storage import directories
 from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
-    from cln_backup.backends.dir.url import Place
+    from cln_backup.backends.dir.url import DirUrl
 
 _PREFIX: Final = "key-"
 _ADDING: Final = "adding"
@@ -66,7 +66,7 @@ class NodeVeil:
         return KeySealer(derive(self._master_key, salt, b"cln-backup node"))
 
 
-def unlock(place: Place, backup_id: bytes, secret: Secret | None) -> bytes:
+def unlock(place: DirUrl, backup_id: bytes, secret: Secret | None) -> bytes:
     """The master key of the backup. Raises `Locked`, `Damaged`, `StorageError`."""
     if secret is None and place.key_source is not None:
         kind, path = place.key_source
@@ -104,7 +104,7 @@ def without_keys(path: str) -> Locked:
     )
 
 
-def create_keys(place: Place, backup_id: bytes, secret: Secret | None) -> bytes | None:
+def create_keys(place: DirUrl, backup_id: bytes, secret: Secret | None) -> bytes | None:
     """Makes a master key and its first key slot, if the URL or the operator gave a secret.
 
     The file of the key slot is durable when it returns, except for its name.

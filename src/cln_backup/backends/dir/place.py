@@ -10,7 +10,7 @@ from cln_backup.backends.dir.base import identity, is_encrypted, list_keys, take
 from cln_backup.backends.dir.create import build_inside, creating_backup
 from cln_backup.backends.dir.keys import add_key_slot, remove_key_slot
 from cln_backup.backends.dir.reader import DirReader
-from cln_backup.backends.dir.url import place_of
+from cln_backup.backends.dir.url import parse_dir_url
 from cln_backup.backends.events import ignore
 from cln_backup.backends.paths import require_outside
 from cln_backup.backends.place import Place
@@ -34,7 +34,7 @@ class DirPlace(Place):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.at = place_of(url)
+        self.at = parse_dir_url(url)
 
     @property
     def storage_dir(self) -> str:

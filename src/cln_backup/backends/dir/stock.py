@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.dir.history import Base
     from cln_backup.backends.dir.log import LogEnd, Tracker
     from cln_backup.backends.dir.store import Store
-    from cln_backup.backends.dir.url import Place
+    from cln_backup.backends.dir.url import DirUrl
     from cln_backup.formats import v2
 
 
@@ -69,7 +69,7 @@ def last_change_of(store: Store, base: Base, head: v2.Mark | None, end: LogEnd) 
     return LastChange(None if status is None else status.stored_at, by_file=True)
 
 
-def size_of_files(store: Store, at: Place, end: LogEnd) -> int:
+def size_of_files(store: Store, at: DirUrl, end: LogEnd) -> int:
     """The size of all files of the backup, without expired ones."""
     gone = expired(store.objects, at.keep, at.keep_days)
     return store.size_bytes(end.segment, end.end_bytes, gone)

@@ -14,7 +14,7 @@ KEY_SOURCES = ("key-file", "hsm-secret", "passphrase-file")
 `backup.lock` and command lines are not the place for secrets."""
 
 
-class Place(NamedTuple):
+class DirUrl(NamedTuple):
     """A parsed URL.
 
     Attributes:
@@ -30,7 +30,7 @@ class Place(NamedTuple):
     keep_days: int
 
 
-def place_of(url: str) -> Place:
+def parse_dir_url(url: str) -> DirUrl:
     """Parses a URL: `dir:///path?key-file=/path/of/key&keep=1&keep-days=7`.
 
     The path is taken literally; in the options, `%26` is `&`.
@@ -55,4 +55,4 @@ def place_of(url: str) -> Place:
                 "absolute path."
             )
     path = path.rstrip("/") or "/"
-    return Place(path, source, numbers["keep"], numbers["keep-days"])
+    return DirUrl(path, source, numbers["keep"], numbers["keep-days"])
