@@ -112,6 +112,15 @@ def test_signal_stops_the_work_and_the_parent_hears_of_it(name: str, tmp_path: P
         assert (tmp_path / "cleared").exists()
 
 
+def test_signal_in_the_middle_of_a_message_comes_after_it() -> None:
+    with child("say much") as says:
+        assert says.receive().data == bytes(300_000)
+        time.sleep(0.05)  # until the pipe is full, mostly
+        os.kill(says.pid, signal.SIGTERM)
+        with pytest.raises(errors.Interrupted, match="stopped"):
+            _receive_to_the_end(says)
+
+
 def test_closed_at_once_ends_before_it_begins(tmp_path: Path) -> None:
     waits = child("wait", path=tmp_path / "cleared")
     waits.close()

@@ -8,7 +8,7 @@ import os
 import select
 import signal
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Lock, Thread, current_thread, main_thread
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from cln_backup.model.errors import BackupError, Interrupted
@@ -38,6 +38,8 @@ class Parent(Generic[Asked]):
         self._asked: SimpleQueue[Asked | None] = SimpleQueue()
         self._working = False
         self._stopped = False
+        self._in_message = False
+        self._stop_after_message = False
 
     def say(self, message: Message) -> None:
         """Sends the parent a message; may be called from any thread.
@@ -45,11 +47,18 @@ class Parent(Generic[Asked]):
         Raises:
             Interrupted: the parent no longer listens.
         """
+        in_main = current_thread() is main_thread()
         try:
             with self._sending:
-                send(self._outbox_fd, message)
+                self._in_message = in_main
+                try:
+                    send(self._outbox_fd, message)
+                finally:
+                    self._in_message = False
         except BrokenPipeError:
             raise Interrupted(_STOPPED) from None
+        if in_main and self._stop_after_message:
+            self._interrupt()
 
     def next(self) -> Asked | None:
         """Waits for the parent's next request; `None` if there are no more."""
@@ -67,6 +76,12 @@ class Parent(Generic[Asked]):
             raise Interrupted(_STOPPED)
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._in_message:  # what follows half a message would be taken for its other half
+            self._stop_after_message = True
+        else:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
         # Once: nothing may interrupt the removal of unfinished files.
         if self._working and not self._stopped:
             self._stopped = True
