@@ -265,7 +265,7 @@ def restore(
     if not as_json:
         click.echo(
             f"Restored {done.path} at data version {done.version}: {changes(done.version_count)}, "
-            f"{size(done.size_bytes)}. Its checks have passed."
+            f"{size(done.size_bytes)}. Integrity checks passed."
         )
         warn_of_foreign_keys(done.foreign_key_faults)
         show_notices(list(done.notices))
