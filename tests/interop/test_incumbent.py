@@ -71,7 +71,7 @@ for line in sys.stdin:
         version = rest[0]
         if backend.version == version - 1:
             results.append("match")
-        elif backend.standing.prev_version == version - 1 and backend.rewind():
+        elif backend.prev_version == version - 1 and backend.rewind():
             results.append("rewound")
         else:
             results.append("kill")
@@ -83,8 +83,8 @@ for line in sys.stdin:
     else:
         results.append(getattr(backend, name)(*rest))
 print(json.dumps({
-    "results": results, "version": backend.version, "prev_version": backend.standing.prev_version,
-    "offsets": backend.offsets, "count": backend.standing.version_count,
+    "results": results, "version": backend.version, "prev_version": backend.prev_version,
+    "offsets": backend.offsets, "count": backend.version_count,
 }))
 """
 

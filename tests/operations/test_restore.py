@@ -444,7 +444,7 @@ def test_replay_of_a_long_history_takes_little_memory(url: str, place: Path) -> 
                             for n in range(2, 202))])  # fmt: skip
     code = (
         "import resource, sys\n"
-        "from cln_backup.backends import open_backend\n"
+        "from cln_backup.backends import open_reader\n"
         "from cln_backup.operations.restore import restore\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "with open_reader(sys.argv[1]) as backend: restore(backend, sys.argv[2])\n"

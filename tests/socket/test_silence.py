@@ -99,7 +99,6 @@ def test_other_process_is_kept_out_by_a_tunnel_that_lives_and_let_in_by_a_takeov
 _IN_A_NETWORK_OF_ITS_OWN = """
     import subprocess, sys
     sys.path.insert(0, {root!r})
-    from cln_backup.backends import open_backend
     from tests.histories import add_all, append, payments
     from tests.socket.serving import server_process
 
@@ -115,7 +114,7 @@ _IN_A_NETWORK_OF_ITS_OWN = """
             "import socket as s; connect = s.socket.connect\\n"
             "def bound(self, place): self.bind(('10.9.0.2', 0)); connect(self, place)\\n"
             "s.socket.connect = bound\\n"
-            "from cln_backup.backends import open_backend; "
+            "from cln_backup.backends import open_writer; "
             "from tests.histories import add_all, payments; "
             f"b = open_writer({{server.url!r}}); add_all(b, payments(4, 6)); "
             "print('written', flush=True); time.sleep(600)"
