@@ -70,7 +70,7 @@ def check_follows(change: Change, version: int, *, empty: bool) -> Kind:
 
 
 Numbered: TypeAlias = "tuple[int, Change, bytes]"
-"""A change, its number in the history, and the digest after it; `UNKNOWN` if that is not known."""
+"""A change, its number in the history, and the digest after it; `UNKNOWN` if it is unknown."""
 
 
 def numbered(changes: Iterator[Change], first: int = 1) -> Iterator[Numbered]:

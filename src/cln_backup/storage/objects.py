@@ -125,7 +125,7 @@ class Objects(ABC):
     def discard(self, prepared: str, *, in_steps: bool = False) -> None:
         """Removes a prepared object; idempotent. It may reappear after a loss of power.
 
-        With `in_steps`, a large one may take long, so that nobody who writes there has to wait.
+        With `in_steps`, removing a large one may take long, so that no writer has to wait.
         """
 
     def open(self, name: str, *, op: str, anew: bool = False) -> Source:  # noqa: ARG002
