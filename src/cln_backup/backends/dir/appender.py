@@ -92,11 +92,11 @@ class DirWriter(Writer):
             self._tell(Noticed.FOUND, torn_notice(end, self._tracker.version))
         seal = last_seal(self._store, self._base.name)
         self._writer = SegmentWriter(self._store, end, seal, (at.keep, at.keep_days))
-        self._set_position()
+        self._find_head()
 
-    def _set_position(self) -> None:
+    def _find_head(self) -> None:
+        """The head follows from the records of the log, which the tracker counts, and the base."""
         self._head = marks_of(self._base, self._tracker).head
-        self._version = 0 if self._head is None else self._head.version
 
     def _tell(self, noticed: Noticed, text: str) -> None:
         self._on_event(Event(noticed, text))
@@ -117,7 +117,7 @@ class DirWriter(Writer):
     @property
     def version(self) -> int:
         """See `Backend.version`."""
-        return self._version
+        return 0 if self._head is None else self._head.version
 
     @property
     def size_bytes(self) -> int:
@@ -141,7 +141,9 @@ class DirWriter(Writer):
         """See `Writer.store_change`. A snapshot is published in a file of its own first."""
         writer = self._require_writer()
         assert self._added is None, "not settled"
-        kind = check_follows(change, self._version, empty=self._head is None)
+        head = self._head
+        version = 0 if head is None else head.version
+        kind = check_follows(change, version, empty=head is None)
         if writer.schedule.is_due():
             with self._last_write:
                 writer.look()
@@ -165,7 +167,6 @@ class DirWriter(Writer):
             stored_ms = stored_now_ms(change)
             writer.append(record_type, change.version, content, stored_ms)
         self._added = record_type, change.version, stored_ms, hashed
-        self._version = change.version
 
     def _rider(self, transaction: Sequence[str]) -> v2.Type:
         """The type of a rider's record; it tells whether foreign keys are enforced after it."""
@@ -238,7 +239,7 @@ class DirWriter(Writer):
             writer.append(v2.Type.DROP, head.version, b"")
             self._tracker.apply(v2.Type.DROP, head.version, writer.settle(), 0)
             writer.clear_up()
-        self._set_position()
+        self._find_head()
         self._tell(
             Noticed.KEPT,
             f"The dropped change is kept as {kept}; a restore does not use it. "
@@ -279,7 +280,7 @@ class DirWriter(Writer):
         built = prepared.name
         with objects.open(built, op="open new base") as source:
             header = self._store.read_header(
-                source, built, v2.FileKind.BASE, generation, self._version
+                source, built, v2.FileKind.BASE, generation, self.version
             )
         assert header is not None
         state = v2.unpack_base_state(header.state)
@@ -287,7 +288,7 @@ class DirWriter(Writer):
         with self._last_write:
             objects.publish(built, name, op="publish compacted backup")
         self._base = Base(generation, name, state)
-        self._set_position()
+        self._find_head()
         at = self.place.at
         keep = objects, at.keep, at.keep_days
         # The next child process removes what is left; one may be doing so at this moment.

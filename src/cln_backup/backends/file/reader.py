@@ -10,9 +10,10 @@ from cln_backup.backends.contract import Reader
 from cln_backup.backends.events import ignore
 from cln_backup.backends.file import rewrite
 from cln_backup.backends.file.changes import changes
+from cln_backup.backends.file.ledger import ledger_of
 from cln_backup.backends.file.rewrite import Staged
 from cln_backup.backends.file.scan import scan
-from cln_backup.backends.file.stock import last_change_of, standing_of, tell_of
+from cln_backup.backends.file.stock import last_change_of, tell_of
 from cln_backup.backends.follows import changes_after, numbered
 from cln_backup.backends.inventory import noted_node
 from cln_backup.backends.opening import Opening
@@ -60,12 +61,7 @@ class FileReader(Reader):
         layout = scan(fd, self._path)
         self._seen = self._look(layout.size_bytes, layout.end_bytes)
         self._end, self._head = layout.end_bytes, layout.head
-        self._standing = standing_of(
-            layout.head,
-            layout.before,
-            layout.version_count,
-            may_rewind=layout.head_may_be_dropped,
-        )
+        self._standing = ledger_of(layout).standing()
         tell_of(layout, on_event)
 
     @property

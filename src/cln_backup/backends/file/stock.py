@@ -5,29 +5,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.contract import LastChange, Standing
+from cln_backup.backends.contract import LastChange
 from cln_backup.backends.events import Event, Noticed
-from cln_backup.model.change import Head
-from cln_backup.model.position import Position
 
 if TYPE_CHECKING:
     from cln_backup.backends.events import OnEvent
     from cln_backup.backends.file.scan import Entry, Layout
-
-
-def standing_of(
-    head: Entry | None, before: Entry | None, version_count: int, *, may_rewind: bool
-) -> Standing:
-    """The state of a backup."""
-    version = 0 if head is None else head.version
-    return Standing(
-        Position(version, version_count, None),
-        version_count,
-        before.version if before is not None and may_rewind else 0,
-        None if head is None else Head(version, head.kind, head.foreign_keys),
-        head is not None and may_rewind,
-        epoch=0,
-    )
 
 
 def last_change_of(fd: int, head: Entry | None) -> LastChange:

@@ -15,9 +15,10 @@ from cln_backup.backends.contract import Writer
 from cln_backup.backends.events import Event, Noticed
 from cln_backup.backends.file import rewrite as file_rewrite
 from cln_backup.backends.file.end import FileEnd
+from cln_backup.backends.file.ledger import ledger_of
 from cln_backup.backends.file.rewrite import Staged
 from cln_backup.backends.file.scan import Entry, Layout, entries, scan
-from cln_backup.backends.file.stock import last_change_of, standing_of, tell_of
+from cln_backup.backends.file.stock import last_change_of, tell_of
 from cln_backup.backends.follows import check_follows, nothing_to_drop
 from cln_backup.backends.look import moved
 from cln_backup.backends.paths import require_backup_file
@@ -67,21 +68,17 @@ class FileWriter(Writer):
         self.discard()
         if layout.stale:
             layout = self._repair(layout)
-        self._end = layout.end_bytes
-        self._head = layout.head
-        self._before = layout.before
-        self._may_rewind = layout.head_may_be_dropped
-        self._set_position(layout.version_count)
+        self._ledger = ledger_of(layout)
         tell_of(layout, self._on_event)
         header = self._mend(layout)
-        self._written = FileEnd(self._path, self._fd, header, self._head)
+        self._written = FileEnd(self._path, self._fd, header, layout.head)
 
     def _tell(self, noticed: Noticed, text: str) -> None:
         self._on_event(Event(noticed, text))
 
     def _mend(self, layout: Layout) -> v1.Header:
         """Repairs what an interrupted write left; returns the current header of the file."""
-        header = self._header()
+        header = self._ledger.header()
         if layout.torn_bytes:
             kept = file_rewrite.keep_torn(self._fd, self._path, layout)
             self._tell(Noticed.FOUND, f"What was cut is kept as {kept}.")
@@ -90,7 +87,7 @@ class FileWriter(Writer):
         self._write_header(header, op="repair header")
         fsio.sync(self._fd, op="sync repaired header")
         if layout.torn_bytes:
-            fsio.truncate(self._fd, self._end, op="cut off torn entry")
+            fsio.truncate(self._fd, layout.end_bytes, op="cut off torn entry")
             fsio.sync(self._fd, op="sync cut")
         return header
 
@@ -107,21 +104,6 @@ class FileWriter(Writer):
         )
         return scan(fd, self._path)
 
-    def _set_position(self, version_count: int) -> None:
-        self._version = 0 if self._head is None else self._head.version
-        before = self._before if self._may_rewind else None
-        self._prev_version = 0 if before is None else before.version
-        self._version_count = version_count
-
-    def _header(self) -> v1.Header:
-        """The header as it must be now; the fields for a rewind are 0 if there is none."""
-        prev_offset = 0
-        if self._may_rewind and self._head is not None:
-            prev_offset = self._head.offset_bytes
-        return v1.Header(
-            self._version, self._end, self._prev_version, prev_offset, self._version_count
-        )
-
     def _write_header(self, header: v1.Header, *, op: str) -> None:
         packed = v1.pack_header(header)
         fsio.write_at(self._fd, [packed], 0, op=op)
@@ -135,20 +117,19 @@ class FileWriter(Writer):
         self._last_write.failed = True
         if not self._lock.is_held():
             raise moved(self._path, f"{self._path}.writer")
-        self._written.require(self._end, now=look)
+        self._written.require(self._ledger.end_bytes, now=look)
         self._last_write.failed = False
         return self._written
 
     @property
     def standing(self) -> Standing:
         """See `Backend.standing`."""
-        count = self._version_count
-        return standing_of(self._head, self._before, count, may_rewind=self._may_rewind)
+        return self._ledger.standing()
 
     @property
     def version(self) -> int:
         """See `Backend.version`."""
-        return self._version
+        return self._ledger.version
 
     @property
     def size_bytes(self) -> int:
@@ -158,7 +139,7 @@ class FileWriter(Writer):
     @property
     def last_change(self) -> LastChange:
         """See `Backend.last_change`."""
-        return last_change_of(self._fd, self._head)
+        return last_change_of(self._fd, self._ledger.head)
 
     def claim(self, node_id: str, timeout_s: float | None = None) -> None:  # noqa: ARG002
         """See `Writer.claim`. `PATH.writer` records it."""
@@ -168,11 +149,13 @@ class FileWriter(Writer):
     def store_change(self, change: Change, timeout_s: float | None = None) -> None:  # noqa: ARG002
         """See `Writer.store_change`. One write of the entry, one of the header, one sync."""
         written = self._require_writer(look=change.transaction is None)
-        check_follows(change, self._version, empty=self._head is None)
+        ledger = self._ledger
+        last = ledger.head
+        check_follows(change, ledger.version, empty=last is None)
         self._lock.sign()
-        start = self._end
+        start = ledger.end_bytes
         kind = change.kind
-        foreign_keys = self._head is None or self._head.foreign_keys
+        foreign_keys = last is None or last.foreign_keys
         if change.transaction is None:
             assert change.snapshot is not None
             v1.pack_entry_head(change.snapshot.size_bytes, change.version, v1.SNAPSHOT)
@@ -188,19 +171,17 @@ class FileWriter(Writer):
             with self._last_write:
                 end = fsio.write_at(self._fd, (head, payload), start, op="append entry")
         entry = Entry(start, end - start - v1.ENTRY_BYTES, change.version, kind, foreign_keys)
-        count = self._version_count + 1
+        ledger = ledger.with_entry(entry, end)
         with self._last_write:
-            header = v1.Header(change.version, end, self._version, start, count)
-            self._write_header(header, op="write header")
+            self._write_header(ledger.header(), op="write header")
             fsio.sync(self._fd, op="sync change")
-        self._before, self._head, self._end, self._may_rewind = self._head, entry, end, True
+        self._ledger = ledger
         self._stored_ms = change.stored_ms
         if payload is None:
             with interruption.held():  # the snapshot is stored
                 written.read_payload(self._fd, entry)
         else:
             written.appended(payload)
-        self._set_position(count)
 
     def _write_snapshot(self, change: Change, start: int) -> int:
         """Writes a snapshot's entry; returns the offset after it. On failure it is cut off."""
@@ -216,21 +197,20 @@ class FileWriter(Writer):
     def rewind(self, timeout_s: float | None = None) -> None:  # noqa: ARG002
         """See `Writer.rewind`. The dropped change becomes `PATH.dropped-VERSION`, in format 1."""
         written = self._require_writer(look=True)
-        if self._head is None or not self._may_rewind:
+        head = self._ledger.head
+        if head is None or not self._ledger.droppable:
             raise nothing_to_drop()
         self._lock.sign()
         self.discard()  # a replacement has the old head
         with self._last_write:
-            kept = file_rewrite.set_aside(self._fd, self._path, self._head)
-            self._end = self._head.offset_bytes
-            self._head, self._before, self._may_rewind = self._before, None, False
-            self._set_position(self._version_count - 1)
+            kept = file_rewrite.set_aside(self._fd, self._path, head)
+            self._ledger = ledger = self._ledger.without_head()
             # The header first: if the file were cut first, the head would look lost, not dropped.
-            self._write_header(self._header(), op="write header of rewind")
+            self._write_header(ledger.header(), op="write header of rewind")
             fsio.sync(self._fd, op="sync header of rewind")
-            fsio.truncate(self._fd, self._end, op="cut off head")
+            fsio.truncate(self._fd, ledger.end_bytes, op="cut off head")
             fsio.sync(self._fd, op="sync cut")
-            written.read_payload(self._fd, self._head)
+            written.read_payload(self._fd, ledger.head)
         self._tell(Noticed.KEPT, f"The dropped change is kept as {kept}.")
 
     def take_over(
@@ -244,24 +224,19 @@ class FileWriter(Writer):
         if ticket.done is not None:
             return ticket.done
         staged = Staged(*json.loads(ticket.content))
-        if self._end - staged.copied_bytes > _SWAP_BYTES:
+        if self._ledger.end_bytes - staged.copied_bytes > _SWAP_BYTES:
             return MoreNeeded.COPY
         self._replace(staged)
         return {"before": ticket.before, "after": size_of(self)}
 
     def _replace(self, staged: Staged) -> None:
         written = self._require_writer(look=True)
-        assert self._head is not None
         shift = staged.shift_bytes
-        count = self._version_count - staged.folded
+        before, ledger = self._ledger.before, self._ledger.moved(shift, staged.folded)
+        header = ledger.header()
         fd = fsio.open_existing(staged.name, writable=True, op="open compacted backup")
         try:
-            file_rewrite.copy_to_staged(self._fd, fd, staged, self._end)
-            header = self._header()._replace(
-                offset_bytes=self._end + shift,
-                prev_offset_bytes=self._head.offset_bytes + shift if self._may_rewind else 0,
-                version_count=count,
-            )
+            file_rewrite.copy_to_staged(self._fd, fd, staged, self._ledger.end_bytes)
             fsio.write_at(fd, [v1.pack_header(header)], 0, op="write header of compacted backup")
             fsio.keep_times(fd, self._fd)
             fsio.sync(fd, op="sync compacted backup")
@@ -273,16 +248,15 @@ class FileWriter(Writer):
             raise
         os.close(self._fd)
         self._fd = fd
-        self._end += shift
         written.replaced(fd, header)
-        self._head = self._head._replace(offset_bytes=self._head.offset_bytes + shift)
-        if self._before is not None and self._before.offset_bytes >= staged.fold_bytes:
-            self._before = self._before._replace(offset_bytes=self._before.offset_bytes + shift)
-        elif self._before is not None:  # it was folded: find the entry before the head
-            self._before = None
-            for entry in entries(fd, self._head.offset_bytes):
-                self._before = entry
-        self._set_position(count)
+        assert ledger.head is not None
+        if before is not None and before.offset_bytes >= staged.fold_bytes:
+            before = before._replace(offset_bytes=before.offset_bytes + shift)
+        elif before is not None:  # it was folded: find the entry before the head
+            before = None
+            for entry in entries(fd, ledger.head.offset_bytes):
+                before = entry
+        self._ledger = ledger._replace(before=before)
 
     def discard(self) -> None:
         """See `Writer.discard`."""
