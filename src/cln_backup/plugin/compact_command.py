@@ -121,6 +121,14 @@ class CompactCommand:
             done = "Not compacted: it would not get smaller"
         self._log("info", f"{done}: stats={json.dumps(statistics)}")
 
+    def write_notes(self) -> None:
+        """Has the replicator write its records, while the node does not wait."""
+        self.noted = False
+        try:
+            self._replicator.write_notes()
+        except BackupError as error:
+            self._log("warn", str(error))
+
     def forget_request(self) -> None:
         """Drops the request without an answer: lightningd forgets it when it shuts down."""
         self._request_id = None

@@ -64,7 +64,7 @@ class Plugin:
         while True:
             events = self._poll.poll(self._timeout_ms())
             if not events:
-                self._write_notes()
+                self._compaction.write_notes()
             for fd, _ in events:
                 if fd == 0:
                     if not self._read():
@@ -95,13 +95,6 @@ class Plugin:
             self._reader.drop()
             self._hook.settle()
         return True
-
-    def _write_notes(self) -> None:
-        self._compaction.noted = False
-        try:
-            self._replicator.write_notes()
-        except BackupError as error:
-            _log("warn", str(error))
 
     def _serve(self, text: bytes) -> None:
         message = jsonrpc.decode(text)
@@ -148,7 +141,7 @@ class Plugin:
         """
         try:
             self._guard.dismiss()
-            self._write_notes()
+            self._compaction.write_notes()
             self._compaction.close()
             until = time.monotonic() + guard.LEAVE_S
             while not guard.is_quiet(until) or self._reader.has_begun():
