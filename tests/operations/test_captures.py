@@ -86,8 +86,8 @@ def node(
 
 
 def test_recorded_node_comes_back(
-    kind: str,
     node: tuple[str, list[Change], Path],
+    kind: str,
     memory_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
