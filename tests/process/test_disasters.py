@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import array
 import ast
+import fcntl
 import os
 import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -115,10 +118,22 @@ def test_signal_stops_the_work_and_the_parent_hears_of_it(name: str, tmp_path: P
 def test_signal_in_the_middle_of_a_message_comes_after_it() -> None:
     with child("say much") as says:
         assert says.receive().data == bytes(300_000)
-        time.sleep(0.05)  # until the pipe is full, mostly
+        _wait_until_full(says.fileno())
         os.kill(says.pid, signal.SIGTERM)
+        time.sleep(0.2)  # so that it takes the signal before there is room
         with pytest.raises(errors.Interrupted, match="stopped"):
             _receive_to_the_end(says)
+
+
+def _wait_until_full(fd: int) -> None:
+    """Waits until a pipe is full, where the system tells: its writer is in the middle then."""
+    size = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) if hasattr(fcntl, "F_GETPIPE_SZ") else 0
+    held = array.array("i", [0])
+    deadline = time.monotonic() + WAIT_S
+    while held[0] < size - 2 * 4096:
+        assert time.monotonic() < deadline, "the pipe does not fill"
+        time.sleep(0.005)
+        fcntl.ioctl(fd, termios.FIONREAD, held)
 
 
 def test_closed_at_once_ends_before_it_begins(tmp_path: Path) -> None:
