@@ -109,7 +109,7 @@ def test_what_came_before_the_wait_ends_it_at_once(url: str) -> None:
 
 
 def test_dropped_head_is_no_position_any_more(url: str) -> None:
-    """What takes its place has the same version, the same number, and the same length."""
+    """Its replacement has the same version, the same number, and the same length."""
     append(url, [payment(4, "never committed")])
     with open_reader(url) as reader:
         known = reader.standing.position

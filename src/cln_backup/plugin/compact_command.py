@@ -122,7 +122,7 @@ class CompactCommand:
         self._log("info", f"{done}: stats={json.dumps(statistics)}")
 
     def write_notes(self) -> None:
-        """Has the replicator write its records, while the node does not wait."""
+        """Makes the replicator write its records, while the node does not wait."""
         self.noted = False
         try:
             self._replicator.write_notes()

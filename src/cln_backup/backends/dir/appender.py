@@ -95,7 +95,7 @@ class DirWriter(Writer):
         self._find_head()
 
     def _find_head(self) -> None:
-        """The head follows from the records of the log, which the tracker counts, and the base."""
+        """The head, from the tracker's records of the log, and from the base."""
         self._head = marks_of(self._base, self._tracker).head
 
     def _tell(self, noticed: Noticed, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What a `file:` backup holds, in one frozen value that each change of its writer replaces."""
+"""The state of a `file:` backup as one frozen value, which each change replaces."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class Ledger(NamedTuple):
-    """What counts in a file; the header and the standing are made from it.
+    """The valid contents of a file; the header and the standing are made from it.
 
     Attributes:
         head: the last entry; `None` in an empty backup.
         before: the entry before it.
-        end_bytes: where the next entry goes.
+        end_bytes: offset of the next entry.
         version_count: number of entries.
         droppable: whether the head may be dropped.
     """
@@ -37,25 +37,25 @@ class Ledger(NamedTuple):
 
     @property
     def prev_version(self) -> int:
-        """The data version that a rewind goes back to; 0 where there is none."""
+        """The data version that a rewind goes back to; 0 if there is none."""
         return self.before.version if self.droppable and self.before is not None else 0
 
     def with_entry(self, entry: Entry, end_bytes: int) -> Ledger:
-        """What it will be with one more entry, after which the file ends at `end_bytes`."""
+        """The ledger with one more entry, after which the file ends at `end_bytes`."""
         return Ledger(entry, self.head, end_bytes, self.version_count + 1, True)
 
     def without_head(self) -> Ledger:
-        """What it will be when the head is dropped."""
+        """The ledger without the head."""
         assert self.head is not None
         count = self.version_count - 1
         return Ledger(self.before, None, self.head.offset_bytes, count, droppable=False)
 
     def moved(self, shift_bytes: int, folded: int) -> Ledger:
-        """What it will be in a compacted file; `before` stays, wherever it went.
+        """The ledger of a compacted file; `before` stays the same.
 
         Args:
             shift_bytes: by how much later (negative: earlier) the head is there.
-            folded: by how many entries the file is shorter.
+            folded: the number of entries that the file has less.
         """
         assert self.head is not None
         return self._replace(
@@ -65,7 +65,7 @@ class Ledger(NamedTuple):
         )
 
     def header(self) -> v1.Header:
-        """What the file's header must say; the fields for a rewind are 0 if there is none."""
+        """The file's header; the fields for a rewind are 0 if there is none."""
         head, before, end_bytes, count, droppable = self
         if head is None:
             return v1.Header(0, end_bytes, 0, 0, count)
@@ -75,7 +75,7 @@ class Ledger(NamedTuple):
         return v1.Header(head.version, end_bytes, prev_version, head.offset_bytes, count)
 
     def standing(self) -> Standing:
-        """How far the backup has come; format 1 has no digest and no epoch."""
+        """The state of the backup; format 1 has no digest and no epoch."""
         head = self.head
         return Standing(
             Position(self.version, self.version_count, None),
@@ -88,7 +88,7 @@ class Ledger(NamedTuple):
 
 
 def ledger_of(layout: Layout) -> Ledger:
-    """What counts in a file that was scanned."""
+    """The ledger of a scanned file."""
     return Ledger(
         layout.head,
         layout.before,
