@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import stat
 from itertools import count
@@ -13,6 +14,7 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from cln_backup.backends import SCHEMES, create_backend, open_reader, open_writer, place_at
+from cln_backup.backends.ticket import MoreNeeded, size_of
 from cln_backup.model.change import Change
 from cln_backup.model.errors import (
     BackupError,
@@ -271,6 +273,19 @@ def test_compaction_keeps_the_head_and_what_came_meanwhile(started: str) -> None
         expected = told([base, started_node()[-1], *payments(4, 9)])
         assert told_by(started) == expected
     assert told_by(started) == expected
+
+
+@pytest.mark.usefixtures("stages")
+def test_ticket_of_another_process_is_as_good(started: str) -> None:
+    with open_writer(started) as writer:
+        assert writer.take_over(None) is MoreNeeded.PREPARE
+        with open_reader(started) as reader:
+            base = Change(2, image("all before the head"), None)
+            ticket = prepared(reader, base, foreign_keys=True)
+        sent = pickle.loads(pickle.dumps(ticket))  # noqa: S301
+        assert take_over(writer, sent)["after"] == ticket.after
+        assert size_of(writer) == ticket.after
+    assert told_by(started) == told([base, started_node()[-1]])
 
 
 @pytest.mark.usefixtures("stages")

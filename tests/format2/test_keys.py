@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from cln_backup.backends.dir import keys as dir_keys
 from cln_backup.backends.dir.keys import key_slots
 from cln_backup.backends.dir.upkeep import remove_expired
 from cln_backup.backends.secrets import Secret, passphrase_secret, secret_from
+from cln_backup.compaction.compactor import Compactor
 from cln_backup.formats.key_slots import KeySlot, SecretKind, pack_key_slot, unpack_key_slot
 from cln_backup.formats.v2 import Malformed
 from cln_backup.model.change import Change
@@ -29,7 +31,16 @@ from cln_backup.operations.keyring import add_key, is_encrypted, list_keys, remo
 from cln_backup.storage import fsio
 from cln_backup.storage.local_objects import LocalObjects
 from tests.format2.small import SNAPSHOT, url_of
-from tests.histories import append, payments, prepared, started_node, take_over, told, told_by
+from tests.histories import (
+    add_all,
+    append,
+    payments,
+    prepared,
+    started_node,
+    take_over,
+    told,
+    told_by,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -228,3 +239,18 @@ def test_encrypted_backup_without_key_files_is_not_said_to_be_plain(tmp_path: Pa
     ):
         with pytest.raises(Locked, match="is encrypted and has no key slots"):
             ask()
+
+
+def test_second_process_of_a_compaction_gets_the_secret(tmp_path: Path) -> None:
+    """The URL does not name it, and a second process can ask nobody."""
+    place, secret = place_at(f"dir://{tmp_path}/node"), Secret(SecretKind.KEY_FILE, os.urandom(32))
+    with place.creating(secret=secret):
+        pass
+    with place.open_writer(secret=secret) as writer:
+        add_all(writer, started_node())
+        compactor = Compactor(writer, secret=secret)
+        while (done := compactor.step()) is None:
+            pass
+        compactor.close()
+        compactor.wait()
+        assert done["after"]["version_count"] == writer.standing.version_count == 2
