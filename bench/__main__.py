@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 
-from bench import cold, directory, growth, looks, measures, socket
+from bench import cold, directory, growth, inside, looks, measures, socket
 
 _DATA = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests", "data")
 
@@ -29,7 +29,15 @@ def main() -> None:
     if not options.json:
         print(f"stream: {'/'.join(capture.split('/')[-2:])}; {time.strftime('%Y-%m-%d')}\n")
         print(f"{'measure':<52}{'value':>14}{'to reach':>14}")
-    for measure in (*cold.ALL, *measures.ALL, *directory.ALL, *looks.ALL, *growth.ALL, *socket.ALL):
+    for measure in (
+        *cold.ALL,
+        *inside.ALL,
+        *measures.ALL,
+        *directory.ALL,
+        *looks.ALL,
+        *growth.ALL,
+        *socket.ALL,
+    ):
         if options.only is not None and options.only not in measure.__name__:
             continue
         place = tempfile.mkdtemp(prefix="bench-", dir=options.directory)

@@ -26,7 +26,7 @@ from cln_backup.backends import create_backend
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_WALK_BYTES = 24 << 20
+WALK_BYTES = 24 << 20
 _BURST_BYTES = 4 << 20
 _BURST_MS = 0.5, 3.0
 _BURST_PAUSE_MS = 1.0, 4.0
@@ -65,7 +65,7 @@ class _Figures(NamedTuple):
 
 def cold(directory: str, capture: str) -> Iterator[Row]:
     """Each change after a walk through 24 MB of memory, which takes the caches."""
-    memory = bytearray(_WALK_BYTES)
+    memory = bytearray(WALK_BYTES)
     yield from _compared("cold", directory, capture, lambda: memory.count(1))
 
 
