@@ -97,7 +97,7 @@ def test_place_that_was_named_comes_first(
 
 
 def test_place_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="no directory"):
+    with pytest.raises(NotFound, match="does not exist"):
         scratch.place(str(tmp_path / "none"), None)
 
 
