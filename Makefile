@@ -53,7 +53,7 @@ check: lint test
 bench: setup
 	$(BIN)/python -m bench
 
-# All of the long searches, of which `make test` runs half, and what takes 15 GB of disk.
+# All of the long searches, of which `make test` runs a part, and what takes 15 GB of disk.
 soak: setup
 	CLN_BACKUP_SOAK=1 $(BIN)/pytest -n auto
 

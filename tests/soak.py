@@ -1,4 +1,4 @@
-"""How much of a long search runs: half of its parts, or all with `CLN_BACKUP_SOAK`."""
+"""How much of a long search runs: a part of it, or all with `CLN_BACKUP_SOAK`."""
 
 from __future__ import annotations
 
