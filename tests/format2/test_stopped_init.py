@@ -10,21 +10,28 @@ import pytest
 from cln_backup.backends import create_backend
 from cln_backup.model.change import Change
 from cln_backup.model.errors import AlreadyExists, BackupError, Interrupted, StorageError
-from cln_backup.storage import fsio
+from cln_backup.storage import directories, fsio
 from tests.format2.small import KINDS, SNAPSHOT, url_of
 from tests.histories import append, payments, told_by
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_STEPS = ("list_directory", "open_lock", "write_at", "sync", "publish", "make_directory")
+_STEPS = {
+    "names": directories,
+    "open_lock": fsio,
+    "write_at": fsio,
+    "sync": fsio,
+    "publish": fsio,
+    "make": directories,
+}
 
 
 class _StopAt:
     """Stops at one call of a step; the others are made as they are."""
 
     def __init__(self, step: str, number: int, error: BackupError) -> None:
-        self._real = getattr(fsio, step)
+        self._real = getattr(_STEPS[step], step)
         self._left = number
         self._error = error
 
@@ -51,7 +58,7 @@ def test_backup_that_stands_there_is_left_whole(
     append(url, payments(2, 9))
     before = _contents(tmp_path / "node")
     with monkeypatch.context() as patched, contextlib.suppress(type(error), AlreadyExists):
-        patched.setattr(fsio, step, _StopAt(step, 1, error))
+        patched.setattr(_STEPS[step], step, _StopAt(step, 1, error))
         create_backend(url, None)
     assert _contents(tmp_path / "node") == before
     assert len(told_by(url)) == 8
@@ -70,7 +77,7 @@ def test_what_was_begun_is_taken_away(
     while not made:
         number += 1
         with monkeypatch.context() as patched, contextlib.suppress(Interrupted):
-            patched.setattr(fsio, step, _StopAt(step, number, Interrupted("Stopped.")))
+            patched.setattr(_STEPS[step], step, _StopAt(step, number, Interrupted("Stopped.")))
             create_backend(url, None)
             made = True
         if not made:
