@@ -14,6 +14,7 @@ from cln_backup.backends.ticket import size_of
 from cln_backup.model.errors import AlreadyExists, BackupError, Damaged, Interrupted, NotFound
 from cln_backup.replay.ahead import read_ahead
 from cln_backup.storage import interruption
+from cln_backup.storage.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,7 +105,22 @@ def copy(
 
 def _copy(source: Reader, target: Place, step: Step, on_event: OnEvent) -> Copied:
     with read_ahead(source) as read:
-        return _filled(source, _dated(read, source), target, step, on_event)
+        changes = _dated(read, source)
+        if source.place.storage_dir is None:
+            changes = _spooled(changes)
+        return _filled(source, changes, target, step, on_event)
+
+
+def _spooled(changes: Iterator[Change]) -> Iterator[Change]:
+    """The changes of a server, whose snapshots can be read once, and a dir: reads them twice."""
+    for change in changes:
+        if change.snapshot is None:
+            yield change
+            continue
+        with Spool() as spool:
+            for chunk in change.snapshot.chunks():
+                spool.write(chunk)
+            yield replace(change, snapshot=spool)
 
 
 def _filled(
