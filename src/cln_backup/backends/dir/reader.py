@@ -147,9 +147,13 @@ class DirReader(Reader):
                 begins.append((end.segment, end.end_bytes))
             if not any(self._is_written(*place) for place in begins):
                 return False
-        before = self._standing, self._marks.head
+        before = self._sameness()
         self._take_stock(ignore, self.store)
-        return before != (self._standing, self._marks.head)
+        return before != self._sameness()
+
+    def _sameness(self) -> tuple[object, ...]:
+        """What is different after each change; a writer that begins a segment changes nothing."""
+        return self._standing.position, self._standing.version_count, self._marks.head
 
     def _is_written(self, segment: int, offset_bytes: int) -> bool:
         """Whether there are no zeros where the next record, or its segment's header, begins."""
