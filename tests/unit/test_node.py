@@ -107,22 +107,24 @@ def test_process_that_has_the_database_open(directory: Path) -> None:
 
 
 def test_plugins_that_are_left() -> None:
-    """This process plays lightningd; its children are plugins, and one of them asks."""
-    plugins = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WAIT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        for _ in range(2)
-    ]
-    for plugin in plugins:
-        assert plugin.stdout is not None
-        plugin.stdout.readline()
-    ours, other = plugins
-    assert node.other_plugins_live(os.getpid(), besides=ours.pid)
-    assert not node.other_plugins_live(ours.pid, besides=0)
-    other.communicate()
-    assert not node.other_plugins_live(os.getpid(), besides=ours.pid)
-    ours.communicate()
+    """A process plays lightningd; its children are plugins, and one of them asks."""
+    code = (
+        "import os, subprocess, sys\n"
+        "from cln_backup.node.outside import other_plugins_live\n"
+        "plugin = [sys.executable, '-c', sys.argv[1]]\n"
+        "ours, other = (\n"
+        "    subprocess.Popen(plugin, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in '12'\n"
+        ")\n"
+        "for started in (ours, other): started.stdout.readline()\n"
+        "print(other_plugins_live(os.getpid(), besides=ours.pid))\n"
+        "print(other_plugins_live(ours.pid, besides=0))\n"
+        "other.communicate()\n"
+        "print(other_plugins_live(os.getpid(), besides=ours.pid))\n"
+        "ours.communicate()\n"
+    )
+    lightningd = [sys.executable, "-c", code, _WAIT]
+    said = subprocess.run(lightningd, check=True, capture_output=True, text=True)
+    assert said.stdout.split() == ["True", "False", "False"]
 
 
 def test_zombie_is_no_plugin_any_more() -> None:
