@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from shlex import quote
@@ -111,10 +110,8 @@ def test_plugins_that_are_left() -> None:
     code = (
         "import os, subprocess, sys\n"
         "from cln_backup.node.outside import other_plugins_live\n"
-        "plugin = [sys.executable, '-c', sys.argv[1]]\n"
-        "ours, other = (\n"
-        "    subprocess.Popen(plugin, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in '12'\n"
-        ")\n"
+        "plugin, pipe = [sys.executable, '-c', sys.argv[1]], subprocess.PIPE\n"
+        "ours, other = (subprocess.Popen(plugin, stdin=pipe, stdout=pipe) for _ in 'ab')\n"
         "for started in (ours, other): started.stdout.readline()\n"
         "print(other_plugins_live(os.getpid(), besides=ours.pid))\n"
         "print(other_plugins_live(ours.pid, besides=0))\n"
