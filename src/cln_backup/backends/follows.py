@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from cln_backup.formats.digests import digest_of_change
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import BadChange, Discontinuity
 from cln_backup.model.position import UNKNOWN, Position
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 MAX_RIDER_CHARACTERS = 1 << 17
 """lightningd's riders have 26 characters; a limit tells readers how much to expect."""
+
+_MAX_SEEN: Final = 256
 
 
 def nothing_to_drop() -> Discontinuity:
@@ -78,12 +81,45 @@ def numbered(changes: Iterator[Change], first: int = 1) -> Iterator[Numbered]:
     return ((number, change, UNKNOWN) for number, change in enumerate(changes, first))
 
 
+class SeenHeads:
+    """The transactions that a reader has seen as the head, without the history's digest.
+
+    Only a transaction is ever dropped by a node. If its replacement has the same number, the two
+    positions are equal, and nothing but their contents tells them apart.
+    """
+
+    def __init__(self) -> None:
+        self._digests: dict[Position, bytes] = {}
+
+    def remember(self, position: Position, digest: bytes) -> None:
+        """Remembers the digest of the head at a position (`digest_of_change`)."""
+        if self._digests.setdefault(position, digest) != digest:
+            self._digests[position] = b""
+        if len(self._digests) > _MAX_SEEN:
+            del self._digests[next(iter(self._digests))]
+
+    def digest_at(self, position: Position) -> bytes | None:
+        """The digest of the head at a position; `None` if it was not seen.
+
+        Raises:
+            Discontinuity: two different changes were seen there.
+        """
+        digest = self._digests.get(position)
+        if digest == b"":
+            raise position_is_gone(position)
+        return digest
+
+
 def changes_after(
-    numbered: Iterator[Numbered], after: Position, last: int | None
+    numbered: Iterator[Numbered],
+    after: Position,
+    last: int | None,
+    seen: bytes | None = None,
 ) -> Iterator[Change]:
     """The changes after a position, of those that come with their numbers in the history.
 
-    The change with the number `last` is left out.
+    The change with the number `last` is left out. With `seen`, the change at the position must
+    have this digest (`digest_of_change`).
 
     Raises:
         Discontinuity: the position is not in this history.
@@ -92,6 +128,8 @@ def changes_after(
     for number, change, digest in numbered:
         here = Position(change.version, number, None if digest == UNKNOWN else digest)
         if here[:2] == after[:2] and not here.is_other_history(after):
+            if seen not in (None, digest_of_change(change)):
+                break
             found = True
         elif number >= after.changes:
             if not found:

@@ -14,12 +14,14 @@ from cln_backup.backends.file.ledger import ledger_of
 from cln_backup.backends.file.rewrite import Staged
 from cln_backup.backends.file.scan import scan
 from cln_backup.backends.file.stock import last_change_of, tell_of
-from cln_backup.backends.follows import changes_after, numbered
+from cln_backup.backends.follows import SeenHeads, changes_after, numbered
 from cln_backup.backends.inventory import noted_node
 from cln_backup.backends.opening import Opening
 from cln_backup.backends.paths import require_backup_file
 from cln_backup.backends.ticket import Ticket, nothing_to_fold, size_of, worth_folding
 from cln_backup.formats import v1
+from cln_backup.formats.digests import change_digest
+from cln_backup.model.change import Kind
 from cln_backup.storage import fsio, giving_back, scratch
 from cln_backup.storage.path_watch import PathWatch
 from cln_backup.storage.waiting import wait_until
@@ -45,6 +47,7 @@ class FileReader(Reader):
         """Opens the backup; see `Place.open_reader`."""
         self.place: FilePlace = place
         self._fd = -1
+        self._heads = SeenHeads()
         try:
             self._take_stock(on_event)
         except BaseException:
@@ -62,6 +65,12 @@ class FileReader(Reader):
         self._seen = self._look(layout.size_bytes, layout.end_bytes)
         self._end, self._head = layout.end_bytes, layout.head
         self._standing = ledger_of(layout).standing()
+        head = layout.head
+        if head is not None and head.kind is Kind.TRANSACTION:
+            digest = change_digest(v1.TRANSACTION, head.version)
+            for chunk in fsio.chunks_at(fd, head.length_bytes, head.payload_bytes, op=READ):
+                digest.update(chunk)
+            self._heads.remember(self._standing.position, digest.digest())
         tell_of(layout, on_event)
 
     @property
@@ -95,7 +104,9 @@ class FileReader(Reader):
         """See `Reader.stream_changes`."""
         if after is not None:
             last = None if head else self._standing.version_count
-            return changes_after(numbered(changes(self._fd, self._path, 0, self._end)), after, last)
+            seen = self._heads.digest_at(after)
+            found = numbered(changes(self._fd, self._path, 0, self._end))
+            return changes_after(found, after, last, seen)
         end = self._end
         if not head and self._head is not None:
             end = self._head.offset_bytes

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cln_backup.backends.contract import LastChange, Reader, Standing
-from cln_backup.backends.follows import changes_after, numbered
+from cln_backup.backends.follows import SeenHeads, changes_after, numbered, position_is_gone
 from cln_backup.backends.socket.download import Download, PlainDownload
 from cln_backup.backends.socket.link import Link
 from cln_backup.backends.socket.session import ExtendedSession
@@ -108,7 +108,7 @@ class SocketReader(Reader):
         session = self._link.until(min(self._deadline_s, timeout_s), lambda session: session)
         self._extended = session.extended
         self._known = session.standing
-        self._digests: dict[Position, bytes] = {}
+        self._heads = SeenHeads()
         self._remember(self._known)
 
     @property
@@ -142,7 +142,9 @@ class SocketReader(Reader):
             return
         if not head and after == self.standing.position:
             return
-        digest = self._digests.get(after)
+        if after.is_other_history(self.standing.position):
+            raise position_is_gone(after)
+        digest = self._heads.digest_at(after)
         if digest is None:
             first = self._known.position.changes - self._known.version_count + 1
             found = numbered(self._download(0, head=head), first)
@@ -203,13 +205,13 @@ class SocketReader(Reader):
         return standing.version, standing.version_count, standing.digest
 
     def _remember(self, standing: wire.Standing) -> None:
-        """Stores the state of the backup, and the digest of the previous head."""
-        before, self._known = self._known, standing
-        self._digests = {
-            standing_of(known, head_is_known=False).position: known.digest
-            for known in (before, standing)
-            if self._extended and known.version_count
-        }
+        """Stores the state of the backup, and the digest of its head.
+
+        Not a rider's: two of one version may be equal.
+        """
+        self._known = standing
+        if self._extended and standing.head is Kind.TRANSACTION:
+            self._heads.remember(self.standing.position, standing.digest)
 
     def _download(self, start: int, *, head: bool) -> Iterator[Change]:
         kind = Download if self._extended else PlainDownload

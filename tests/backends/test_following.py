@@ -1,0 +1,136 @@
+"""A reader that follows a backup through appends, drops, compactions and new writers."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cln_backup.backends import create_backend, open_reader, open_writer
+from cln_backup.compaction.compact import compact
+from cln_backup.model.change import Kind
+from cln_backup.model.errors import Discontinuity
+from tests.backends.conformance import PLACES
+from tests.histories import OFF, ON, long_text, payment, rider, started_node, told
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cln_backup.backends.contract import Reader, Writer
+    from cln_backup.model.change import Change
+    from cln_backup.model.position import Position
+    from tests.histories import Told
+
+_STEPS = 40
+
+
+class _Node:
+    """The writer, and the history that it has written."""
+
+    def __init__(self, url: str, chance: random.Random, *, compacts: bool) -> None:
+        self._url = url
+        self._compacts = compacts
+        self._chance = chance
+        self.history: list[Told] = []
+        self._writer: Writer = open_writer(url)
+        self._texts = 0
+        for change in started_node():
+            self._add(change)
+
+    def _add(self, change: Change) -> None:
+        self._writer.add_change(change)
+        self.history += told([change])
+
+    def step(self) -> None:
+        """Does one thing that a node may do to its backup."""
+        head = self.history[-1]
+        action = self._chance.choices(
+            ("pay", "large", "rider", "drop", "restart", "compact"),
+            (8, 1, 3, 4, 1, int(self._compacts)),
+        )[0]
+        if action in ("pay", "large"):
+            self._texts += 1
+            text = long_text(self._texts, 90_000 if action == "large" else 40)
+            self._add(payment(head.version + 1, text))
+        elif action == "rider":
+            self._add(rider(head.version, self._chance.choice((OFF, ON))))
+        elif action == "drop" and head.kind is Kind.TRANSACTION and self._writer.standing.droppable:
+            self._writer.rewind()
+            self.history.pop()
+        elif action == "restart":
+            self.close()
+            self._writer = open_writer(self._url)
+        elif action == "compact":
+            self.close()
+            compact(self._url)
+            self._writer = open_writer(self._url)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Follower:
+    """Keeps the same history by what a reader tells it.
+
+    Attributes:
+        found: the changes by their numbers; a snapshot that replaces earlier ones is left out.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._positions: list[Position] = []
+        self.found: dict[int, Told] = {}
+        self._read_from_start()
+
+    def look(self) -> None:
+        """Takes up what is new, if anything is."""
+        if self._reader.wait_for_more(0):
+            self._take_up()
+
+    def _take_up(self) -> None:
+        while self._positions:
+            known = self._positions[-1]
+            try:
+                new = told(self._reader.stream_changes(after=known))
+            except Discontinuity:
+                self._positions.pop()
+                continue
+            self.found = {n: change for n, change in self.found.items() if n <= known.changes}
+            self._number(new)
+            return
+        self._read_from_start()
+
+    def _read_from_start(self) -> None:
+        self.found = {}
+        self._number(told(self._reader.stream_changes()))
+
+    def _number(self, new: list[Told]) -> None:
+        position = self._reader.standing.position
+        self._positions.append(position)
+        for number, change in enumerate(new, position.changes - len(new) + 1):
+            if change.kind is not Kind.SNAPSHOT:
+                self.found[number] = change
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", sorted(PLACES))
+def test_follower_has_the_history_of_the_node(kind: str, seed: int, tmp_path: Path) -> None:
+    url = PLACES[kind](tmp_path)
+    create_backend(url, None)
+    chance = random.Random(seed)
+    # In a file, a compaction changes the numbers of the changes.
+    node = _Node(url, chance, compacts=kind.startswith("dir"))
+    with open_reader(url) as reader:
+        follower = _Follower(reader)
+        for _ in range(_STEPS):
+            node.step()
+            if chance.random() < 0.4:
+                follower.look()
+        follower.look()
+        node.close()
+        expected = dict(enumerate(node.history, 1))
+        assert reader.standing.position.changes == len(expected)
+        assert follower.found == {n: expected[n] for n in follower.found}
+        assert max(follower.found) == len(expected)
+        assert len(follower.found) == len(expected) - min(follower.found) + 1
