@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +14,7 @@ from cln_backup.compaction.compact import compact
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import Discontinuity
 from tests.backends.conformance import PLACES
-from tests.histories import OFF, ON, long_text, payment, rider, started_node, told
+from tests.histories import OFF, ON, append, long_text, payment, payments, rider, started_node, told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,3 +136,32 @@ def test_follower_has_the_history_of_the_node(kind: str, seed: int, tmp_path: Pa
         assert follower.found == {n: expected[n] for n in follower.found}
         assert max(follower.found) == len(expected)
         assert len(follower.found) == len(expected) - min(follower.found) + 1
+
+
+_DROPPER = """
+import sys
+from cln_backup.backends import open_writer
+from tests.histories import long_text, payment
+with open_writer(sys.argv[1]) as writer:
+    for number in range(120):
+        writer.add_change(payment(1000, long_text(number, 1000 * (number % 7))))
+        writer.rewind()
+"""
+
+
+def test_reader_of_a_file_whose_writer_drops_finds_no_damage(tmp_path: Path) -> None:
+    """The file is long, so that it changes while the reader scans it."""
+    url = PLACES["file"](tmp_path)
+    history = [*started_node(), *payments(4, 1000)]
+    create_backend(url, None)
+    append(url, history)
+    with (
+        subprocess.Popen([sys.executable, "-c", _DROPPER, url]) as writer,
+        open_reader(url) as reader,
+    ):
+        while writer.poll() is None:
+            reader.wait_for_more(0)
+            assert reader.version in (999, 1000)
+        reader.wait_for_more(0)
+        assert told(reader.stream_changes()) == told(history)
+    assert writer.returncode == 0

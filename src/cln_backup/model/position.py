@@ -44,7 +44,8 @@ class Position(NamedTuple):
     def is_other_history(self, other: Position) -> bool:
         """Whether two positions at one version are proven to be of different histories.
 
-        `False` proves nothing if one of the two has no digest.
+        `False` proves nothing if one of the two has no digest. A copy that could not continue the
+        digest of a compacted history counts as a different one.
         """
         known = self.digest is not None and other.digest is not None
         return self.version == other.version and known and self.digest != other.digest

@@ -22,6 +22,7 @@ from cln_backup.backends.ticket import Ticket, nothing_to_fold, size_of, worth_f
 from cln_backup.formats import v1
 from cln_backup.formats.digests import change_digest
 from cln_backup.model.change import Kind
+from cln_backup.model.errors import Damaged
 from cln_backup.storage import fsio, giving_back, scratch
 from cln_backup.storage.path_watch import PathWatch
 from cln_backup.storage.waiting import wait_until
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
     from cln_backup.backends.contract import LastChange, Standing
     from cln_backup.backends.events import OnEvent
     from cln_backup.backends.file.place import FilePlace
+    from cln_backup.backends.file.scan import Layout
     from cln_backup.backends.ticket import Folded, Size
     from cln_backup.model.change import Change
     from cln_backup.model.position import Position
 
 READ = "read backup"
 _TAIL_BYTES = 4096
+_SCANS = 20
 
 
 class FileReader(Reader):
@@ -61,7 +64,7 @@ class FileReader(Reader):
         self.close()
         self._fd = fd
         self._watch = PathWatch(self._path, fd, size=True)
-        layout = scan(fd, self._path)
+        layout = self._scan()
         self._seen = self._look(layout.size_bytes, layout.end_bytes)
         self._end, self._head = layout.end_bytes, layout.head
         self._standing = ledger_of(layout).standing()
@@ -72,6 +75,17 @@ class FileReader(Reader):
                 digest.update(chunk)
             self._heads.remember(self._standing.position, digest.digest())
         tell_of(layout, on_event)
+
+    def _scan(self) -> Layout:
+        """Scans the file; again if its writer dropped or appended a change meanwhile."""
+        for _ in range(_SCANS):
+            before = self._look(fsio.size_bytes(self._fd), 0)
+            try:
+                return scan(self._fd, self._path)
+            except Damaged:
+                if before == self._look(fsio.size_bytes(self._fd), 0):
+                    raise
+        return scan(self._fd, self._path)
 
     @property
     def opening(self) -> Opening:
