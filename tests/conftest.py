@@ -38,6 +38,12 @@ _MEMORY = "/dev/shm"  # noqa: S108 - what is tried thousands of times need not w
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:  # noqa: ARG001
+    """Two workers for each processor: many tests wait for a disk, or for a limit to pass."""
+    return 2 * (os.cpu_count() or 1)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Has a worker take over what another one has left: a few tests take much longer than most."""
     from xdist.scheduler import WorkStealingScheduling  # type: ignore[import-untyped]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ import threading
 from itertools import count
 from typing import TYPE_CHECKING
 
+from cln_backup.model.errors import StorageError
 from cln_backup.server.command import _raise_file_limit as raise_file_limit
 from cln_backup.server.listener import Listener, bind
 from cln_backup.server.served import Served
@@ -59,13 +61,23 @@ def server_here(host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> I
         server.stop()
 
 
+def _free_port(host: str) -> int:
+    """One that a server can have again later: the system gives none below 32768 to connections."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with contextlib.suppress(StorageError):
+            for taken in bind(Address(host, port)):
+                taken.close()
+            return port
+
+
 class ServerProcess:
     """`backup-cli server` as a process, which can be killed and started again at its port."""
 
     def __init__(self, *arguments: str, host: str = "127.0.0.1", port: int = 0) -> None:
         self._arguments = arguments
         self._host = host
-        self.port = port
+        self.port = port or _free_port(host)
         self.said: list[str] = []
         self.start()
 

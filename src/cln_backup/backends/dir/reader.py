@@ -152,7 +152,7 @@ class DirReader(Reader):
         return before != self._sameness()
 
     def _sameness(self) -> tuple[object, ...]:
-        """What is different after each change; a writer that begins a segment changes nothing."""
+        """Differs after each change; it is the same after a writer has only begun a segment."""
         return self._standing.position, self._standing.version_count, self._marks.head
 
     def _is_written(self, segment: int, offset_bytes: int) -> bool:
