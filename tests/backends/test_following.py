@@ -142,13 +142,15 @@ def test_follower_has_the_history_of_the_node(kind: str, seed: int, tmp_path: Pa
 
 
 _DROPPER = """
-import sys
+import sys, time
 from cln_backup.backends import open_writer
 from tests.histories import long_text, payment
 with open_writer(sys.argv[1]) as writer:
     for number in range(120):
         writer.add_change(payment(1000, long_text(number, 1000 * (number % 7))))
         writer.rewind()
+        if number % 8 == 0:  # no node drops without end: there is time for one whole scan
+            time.sleep(0.1)
 """
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 READ = "read backup"
 _TAIL_BYTES = 4096
-_SCANS = 20
+_SCANS = 200
 
 
 class FileReader(Reader):
