@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING
 
 import apsw
@@ -11,28 +10,15 @@ import apsw
 from cln_backup.model import statements
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import Damaged, NotFound, ReplayFailed, StorageError
+from cln_backup.replay.statement_runner import StatementRunner
 from cln_backup.storage import fsio, interruption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from cln_backup.model.change import Change
 
 _PAGES_PER_STEP = 256
-_PLAIN_STARTS = frozenset("ABCDIRSU")
-_PRAGMAS = frozenset(
-    (
-        "foreign_keys",
-        "defer_foreign_keys",
-        "ignore_check_constraints",
-        "legacy_alter_table",
-        "recursive_triggers",
-        "user_version",
-    )
-)
-_CONSTRAINT = re.compile(
-    r"(?:UNIQUE|NOT NULL|CHECK|FOREIGN KEY|PRIMARY KEY) constraint failed(?:: [\w.]+(?:, [\w.]+)*)?"
-)
 _REASONS: dict[type[apsw.Error], str] = {
     apsw.BusyError: "the database is locked by another program; stop that",
     apsw.LockedError: "the database is locked by another program; stop that",
@@ -81,7 +67,7 @@ class Replica:
         self._path = path
         os.close(fsio.create(path, op="create replica"))
         self._connection = self._connect()
-        self._execute = self._connection.cursor().execute
+        self._runner = StatementRunner(self._connection, path)
         self.foreign_keys = True
         self.applied = 0
         self.stored_ms: int | None = None
@@ -91,8 +77,6 @@ class Replica:
         connection = apsw.Connection(
             self._path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=0
         )
-        # A backup may be hostile: its statements must not reach any other file.
-        connection.limit(apsw.SQLITE_LIMIT_ATTACHED, 0)
         # The order matters: under an exclusive lock a WAL needs no shared memory file.
         for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = OFF", "synchronous = OFF"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -116,56 +100,12 @@ class Replica:
         transaction = change.transaction
         assert transaction is not None
         if kind is Kind.RIDER:
-            self._run(change.version, transaction)
+            self._runner.run(change.version, transaction)
             self.foreign_keys = statements.foreign_keys_after(transaction, self.foreign_keys)
             return
-        self._run(change.version, ("BEGIN", *transaction))
-        sets_version = statements.bumps_data_version_to(transaction[-1]) == change.version
-        if not sets_version or self._connection.changes() != 1:
-            raise ReplayFailed(
-                f"The transaction for data version {change.version} does not match the database "
-                "before it: its last statement must set this version in exactly one row. The "
-                "backup contains changes of different histories. Keep it as it is, and do not "
-                "start a node on a database made from it.",
-                good_version=change.version - 1,
-            )
-        self._run(change.version, ("COMMIT",))
-
-    def _run(self, version: int, batch: Sequence[str]) -> None:
-        # A backup may be hostile. Statements of the kinds that lightningd uses are harmless; for
-        # any other, SQLite asks the authorizer about each action.
-        plain = all(statement[:1] in _PLAIN_STARTS for statement in batch)
-        self._connection.authorizer = None if plain else _authorize
-        execute = self._execute
-        rest = iter(batch)
-        statement = ""
-        while True:
-            try:
-                for statement in rest:
-                    execute(statement)
-            except (UnicodeEncodeError, apsw.Error) as error:
-                self._run_mended(version, statement, error)
-            else:
-                return
-
-    def _run_mended(self, version: int, statement: str, error: Exception) -> None:
-        """Runs a statement in an equivalent form, if there is one."""
-        if isinstance(error, apsw.FullError | apsw.IOError):
-            raise StorageError(
-                f"Cannot write {self._path}: {error}. The unfinished database cannot be used; the "
-                "backup is unchanged."
-            ) from error
-        mended = statement
-        if isinstance(error, UnicodeEncodeError):
-            mended = statements.with_stray_bytes_as_hex(statement)
-        elif isinstance(error, apsw.SQLError):
-            mended = statements.mend(statement)
-        if mended == statement:
-            raise _failed(version, statement, _harmless(error)) from None
-        try:
-            self._execute(mended)
-        except (UnicodeEncodeError, apsw.Error) as still:
-            raise _failed(version, statement, _harmless(still)) from None
+        self._runner.run(change.version, ("BEGIN",))
+        self._runner.transaction(change)
+        self._runner.run(change.version, ("COMMIT",))
 
     def _load(self, change: Change) -> None:
         assert change.snapshot is not None
@@ -181,7 +121,7 @@ class Replica:
             os.close(fd)
         try:
             self._connection = self._connect()
-            self._execute = self._connection.cursor().execute
+            self._runner = StatementRunner(self._connection, self._path)
             self._connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
         except apsw.Error as error:
             raise ReplayFailed(
@@ -200,7 +140,7 @@ class Replica:
         """
         self._connection.authorizer = None
         try:
-            found = _data_version(self._connection)
+            found = data_version(self._connection)
             sound = is_sound(self._connection)
             faults = sum(1 for _ in self._connection.execute("PRAGMA foreign_key_check"))
         except apsw.Error as error:
@@ -279,7 +219,7 @@ def copy_database(source: str, path: str) -> int:
                 f"{source} is damaged: SQLite's integrity check failed, so a backup of it would be "
                 "useless. Check its disk for errors first."
             )
-        return _data_version(copy)
+        return data_version(copy)
     except apsw.NotADBError as error:
         raise NotFound(f"{source} is not a SQLite database ({error}).") from error
     except apsw.Error as error:
@@ -337,34 +277,11 @@ def is_sound(connection: apsw.Connection) -> bool:
     return connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]
 
 
-def _data_version(connection: apsw.Connection) -> int:
+def data_version(connection: apsw.Connection) -> int:
+    """The data version that a node's database names; 0 if it names none."""
     columns = connection.execute("SELECT name FROM pragma_table_info('vars')").fetchall()
     if ("intval",) not in columns:  # releases before 2019 had no such column
         return 0
     rows = connection.execute("SELECT intval FROM vars WHERE name = 'data_version'").fetchall()
     version = rows[0][0] if rows else 0
     return version if isinstance(version, int) else 0
-
-
-def _failed(version: int, statement: str, why: str) -> ReplayFailed:
-    return ReplayFailed(
-        f"The change for data version {version} cannot be replayed: its "
-        f"{statements.kind(statement)} {why}. The backup can be replayed up to version "
-        f"{version - 1}. Keep it as it is.",
-        good_version=version - 1,
-    )
-
-
-def _harmless(error: Exception) -> str:
-    """SQLite's message if it is about the schema only; otherwise the class of the error."""
-    constraint = _CONSTRAINT.fullmatch(str(error))
-    return f"fails ({type(error).__name__ if constraint is None else constraint[0]})"
-
-
-def _authorize(
-    action: int, name: str | None, _value: str | None, _database: str | None, _trigger: str | None
-) -> int:
-    """Permits everything except `PRAGMA`s that would change the process or other files."""
-    if action == apsw.SQLITE_PRAGMA and (name or "").lower() not in _PRAGMAS:
-        return apsw.SQLITE_DENY
-    return apsw.SQLITE_OK
