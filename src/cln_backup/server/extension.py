@@ -33,7 +33,7 @@ MAX_WAIT_S = 60.0
 _AFTER_BELL_S = 0.02
 """Delay of a notification: the writer is answered first, and a payment's changes come together."""
 
-_MAX_FIELDS_BYTES = 64
+_MAX_FIELDS_BYTES = 128
 """The longest packet that has only fixed fields."""
 
 

@@ -12,7 +12,10 @@ from cln_backup.wire.pieces import queue_snapshot
 from cln_backup.wire.plain_snapshot import pack_snapshot, send_snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cln_backup.backends.contract import Reader
+    from cln_backup.model.change import Change
     from cln_backup.wire.channel import Channel
 
 _CHANGED = "The backup changed since the stream was interrupted; start again."
@@ -21,15 +24,16 @@ _CHANGED = "The backup changed since the stream was interrupted; start again."
 def send_changes(
     channel: Channel, reader: Reader, start: wire.StreamStart, *, deflate: bool
 ) -> None:
-    """Sends the changes from a position on, then STREAM_END.
+    """Sends the changes from a place on, then STREAM_END.
 
     Raises:
         StorageError: the changes that the client has are not those of the backup.
+        Discontinuity: the client's position is not in the backup's history.
         BackupError: as `Reader.stream_changes` raises.
         OSError: the connection is lost.
     """
     skip, offset = start.skip, start.offset_bytes
-    for change in reader.stream_changes(start.version, head=start.head):
+    for change in _changes_from(reader, start):
         if skip:
             skip -= 1
             if change.version != start.version or (
@@ -49,6 +53,13 @@ def send_changes(
     if skip:
         raise StorageError(_CHANGED)
     channel.send(wire.STREAM_END)
+
+
+def _changes_from(reader: Reader, start: wire.StreamStart) -> Iterator[Change]:
+    if start.after is None:
+        return reader.stream_changes(start.version, head=start.head)
+    changes = reader.stream_changes(after=start.after, head=start.head)
+    return (change for change in changes if change.version >= start.version)
 
 
 def send_all_plain(channel: Channel, reader: Reader) -> None:

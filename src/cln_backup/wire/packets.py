@@ -50,7 +50,9 @@ PROTOCOL: Final = 1
 EXTENDED: Final = 2
 CAN_WAIT: Final = 1
 """Of `Standing.features`: the server answers WAIT."""
-FEATURES: Final = CAN_WAIT
+CAN_STREAM_AFTER: Final = 2
+"""Of `Standing.features`: the server accepts a position in STREAM."""
+FEATURES: Final = CAN_WAIT | CAN_STREAM_AFTER
 """The additions to the extension that this release supports."""
 MAX_PAYLOAD_BYTES: Final = 0xFFFF_FFFF
 MAX_CHANGE_BYTES: Final = 1 << 28
@@ -71,6 +73,7 @@ _APPEND = struct.Struct("!IB32s")
 _SNAPSHOT_BEGIN = struct.Struct("!IQ")
 _DROP = struct.Struct("!I32s")
 _STREAM = struct.Struct("!IIBQ32s")
+_AFTER = struct.Struct("!IQ32s")
 _REFUSED = struct.Struct("!BIQ")
 _WAIT = struct.Struct("!I")
 
@@ -86,6 +89,7 @@ assert APPEND_BYTES == 37
 assert _SNAPSHOT_BEGIN.size == 12
 assert _DROP.size == 36
 assert _STREAM.size == 49
+assert _AFTER.size == 44
 assert _REFUSED.size == 13
 
 _KINDS: Final = (None, Kind.TRANSACTION, Kind.SNAPSHOT, Kind.RIDER)
@@ -157,6 +161,8 @@ class StreamStart(NamedTuple):
         head: whether to include the last change.
         offset_bytes: how much the client has already of the snapshot that comes first.
         digest: of the last change that is skipped; zeros if none is.
+        after: send only changes after this position, of which all the above then speaks; the
+            server must support it (`CAN_STREAM_AFTER`).
     """
 
     version: int
@@ -164,6 +170,7 @@ class StreamStart(NamedTuple):
     head: bool
     offset_bytes: int
     digest: bytes
+    after: Position | None = None
 
 
 class Refusal(NamedTuple):
@@ -340,13 +347,22 @@ def unpack_claim(payload: bytes) -> str:
 
 def pack_stream_start(start: StreamStart) -> bytes:
     """STREAM: the place to start from, and whether to include the head."""
-    return _STREAM.pack(*start)
+    *fields, after = start
+    packed = _STREAM.pack(*fields)
+    if after is None:
+        return packed
+    return packed + _AFTER.pack(after.version, after.changes, after.digest or UNKNOWN)
 
 
 def unpack_stream_start(payload: bytes) -> StreamStart:
     """The place from which a client wants changes. Raises `BadPacket`."""
-    version, skip, head, offset, digest = _fields(_STREAM, payload, exact=True)
-    return StreamStart(version, skip, bool(head), offset, digest)
+    fields = payload[: _STREAM.size]
+    after = None
+    if len(payload) != _STREAM.size:  # a client of release 0.2 has no position
+        at, changes, history = _fields(_AFTER, payload[_STREAM.size :], exact=True)
+        after = Position(at, changes, None if history == UNKNOWN else history)
+    version, skip, head, offset, digest = _fields(_STREAM, fields, exact=True)
+    return StreamStart(version, skip, bool(head), offset, digest, after)
 
 
 def pack_wait(limit_s: float) -> bytes:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.socket.link import Link
     from cln_backup.backends.socket.session import Incoming, Session
+    from cln_backup.model.position import Position
 
     T = TypeVar("T")
 
@@ -44,22 +45,36 @@ class WireSnapshot:
 
 
 class Download:
-    """A stream of the extension; takes part in `Link.until` packet by packet."""
+    """A stream of the extension; takes part in `Link.until` packet by packet.
 
-    def __init__(self, link: Link, limit_s: float, start: int, *, head: bool) -> None:
+    It ends where the reader's view of the backup does, `until`, also if the connection is a new
+    one, which sees more.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        limit_s: float,
+        start: int,
+        *,
+        head: bool,
+        until: wire.Standing,
+        after: Position | None = None,
+    ) -> None:
         self._link = link
         self._limit_s = limit_s
-        self._next = wire.StreamStart(start, 0, head, 0, digests.NO_DIGEST)
+        self._next = wire.StreamStart(start, 0, head, 0, digests.NO_DIGEST, after)
         self._session: Session | None = None
         self._resumed = False
-        self._until: tuple[int, bytes] | None = None
+        self._sees_more = False
+        self._until = until
 
     def changes(self) -> Iterator[Change]:
         """The changes, up to the head that the backup had when the stream began."""
         while True:
             packet, payload = self._packet()
             if packet.type == wire.STREAM_END:
-                if self._resumed and self._next.head and not self._at_end():
+                if self._sees_more and not self._at_end():
                     raise StorageError(_CHANGED)
                 break
             if packet.type == wire.APPEND:
@@ -75,7 +90,7 @@ class Download:
                     pass
             else:
                 raise BadPacket(f"The server sent a packet of type {packet.type} among changes.")
-            if self._resumed and self._at_end():  # later changes are not part of this stream
+            if self._sees_more and self._at_end():  # later changes are not part of this stream
                 self._link.close()
                 break
         if self._session is not None:
@@ -87,13 +102,13 @@ class Download:
 
     def _attempt(self, session: Session) -> tuple[Incoming, bytes]:
         if session is not self._session:
-            stands = (session.standing.version, session.standing.digest)
-            if self._until is None:
-                self._until = stands
-            else:
-                self._resumed = True
-                if not self._next.head and stands != self._until:
-                    raise StorageError(_CHANGED)
+            stands, after = session.standing, self._next.after
+            self._sees_more = (stands.version, stands.digest) != self._end
+            at_end = after is not None and after.changes == self._until.position.changes
+            old = after is not None and not stands.features & wire.CAN_STREAM_AFTER
+            if old or (self._sees_more and (at_end or not self._next.head)):
+                raise StorageError(_CHANGED)
+            self._resumed = self._session is not None
             session.used_by = self
             session.request_stream(self._next)
             self._session = session
@@ -101,12 +116,16 @@ class Download:
         return packet, session.payload(packet, wire.MAX_CHANGE_BYTES + wire.APPEND_BYTES)
 
     def _at_end(self) -> bool:
-        return self._until == (self._next.version, self._next.digest)
+        return self._end == (self._next.version, self._next.digest)
+
+    @property
+    def _end(self) -> tuple[int, bytes]:
+        return self._until.version, self._until.digest
 
     def _advance(self, version: int, digest: bytes) -> None:
         again = version == self._next.version
         skip = self._next.skip + 1 if again else 1
-        self._next = wire.StreamStart(version, skip, self._next.head, 0, digest)
+        self._next = self._next._replace(version=version, skip=skip, offset_bytes=0, digest=digest)
 
     def _pieces(self, snapshot: Arriving) -> Iterator[bytes]:
         version = snapshot.version

@@ -140,11 +140,15 @@ class SocketReader(Reader):
         if after is None:
             yield from self._download(start, head=head)
             return
-        if not head and after == self.standing.position:
+        if after == self.standing.position and (not head or after.digest is not None):
             return
         if after.is_other_history(self.standing.position):
             raise position_is_gone(after)
         digest = self._heads.digest_at(after)
+        asks = self._known.features & wire.CAN_STREAM_AFTER
+        if asks and (digest is None or after.digest is not None):
+            yield from self._download(after.version, head=head, after=after)
+            return
         if digest is None:
             first = self._known.position.changes - self._known.version_count + 1
             found = numbered(self._download(0, head=head), first)
@@ -213,9 +217,13 @@ class SocketReader(Reader):
         if self._extended and standing.head is Kind.TRANSACTION:
             self._heads.remember(self.standing.position, standing.digest)
 
-    def _download(self, start: int, *, head: bool) -> Iterator[Change]:
-        kind = Download if self._extended else PlainDownload
-        return kind(self._link, self._deadline_s, start, head=head).changes()
+    def _download(
+        self, start: int, *, head: bool, after: Position | None = None
+    ) -> Iterator[Change]:
+        link, limit_s = self._link, self._deadline_s
+        if not self._extended:
+            return PlainDownload(link, limit_s, start, head=head).changes()
+        return Download(link, limit_s, start, head=head, until=self._known, after=after).changes()
 
     def prepare_compaction(self, fold: Callable[[Reader], Folded]) -> Ticket:  # noqa: ARG002
         """See `Reader.prepare_compaction`; the server does everything."""
