@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.opening import Opening
     from cln_backup.backends.place import Place
-    from cln_backup.backends.ticket import Folded, MoreNeeded, Statistics, Ticket
+    from cln_backup.backends.ticket import Folded, Generation, MoreNeeded, Statistics, Ticket
     from cln_backup.model.change import Change, Head
     from cln_backup.model.position import Position
 
@@ -88,6 +88,13 @@ class Backend(ABC):
     @abstractmethod
     def size_bytes(self) -> int:
         """The size of the backup on its storage; computed by this call."""
+
+    def generation(self) -> Generation | None:
+        """The current generation by its size; measured by this call.
+
+        `None` for a server's backup, which the server compacts by itself.
+        """
+        return None
 
     @property
     @abstractmethod

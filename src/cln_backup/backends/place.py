@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from cln_backup.backends.events import ignore
 from cln_backup.backends.ticket import MoreNeeded
@@ -26,6 +26,18 @@ if TYPE_CHECKING:
     from cln_backup.backends.ticket import Folded, Statistics
     from cln_backup.model.change import Change
     from cln_backup.model.position import Position
+
+
+class Keeps(NamedTuple):
+    """The replaced generations of a backup that stay.
+
+    Attributes:
+        generations: the minimum number of them.
+        days: the minimum time that each stays after it was replaced.
+    """
+
+    generations: int
+    days: int
 
 
 class Place(ABC):
@@ -53,6 +65,11 @@ class Place(ABC):
         `None` if there is none: for a server's backup, and for an encrypted one.
         """
         return self.storage_dir
+
+    @property
+    def keeps(self) -> Keeps:
+        """The replaced generations that a compaction leaves."""
+        return Keeps(0, 0)
 
     @abstractmethod
     def creating(

@@ -33,6 +33,22 @@ class Statistics(Sizes, total=False):
     would_be: Size
 
 
+class Generation(NamedTuple):
+    """The newest snapshot of a backup and the log after it, as they are on their storage.
+
+    Attributes:
+        base_bytes: of the snapshot that the history starts with; 0 without one.
+        log_bytes: of everything after it, which a compaction would fold.
+        log_changes: the number of changes in the log.
+        made_at: when the snapshot was made, in seconds since 1970; `None` if unknown.
+    """
+
+    base_bytes: int
+    log_bytes: int
+    log_changes: int
+    made_at: float | None = None
+
+
 class Folded(NamedTuple):
     """The replacement of all changes before the head.
 

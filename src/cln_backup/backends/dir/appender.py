@@ -17,6 +17,7 @@ from cln_backup.backends.dir.keys import NodeVeil
 from cln_backup.backends.dir.reader import PREPARED, Prepared
 from cln_backup.backends.dir.snapshots import NewSnapshot, last_seal
 from cln_backup.backends.dir.stock import (
+    generation_of,
     last_change_of,
     marks_of,
     size_of_files,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.dir.place import DirPlace
     from cln_backup.backends.events import OnEvent
     from cln_backup.backends.secrets import Secret
-    from cln_backup.backends.ticket import Statistics, Ticket
+    from cln_backup.backends.ticket import Generation, Statistics, Ticket
     from cln_backup.model.change import Change
 
 _DROP_BYTES = v2.FRAME_BYTES + v2.BODY_BYTES
@@ -124,6 +125,12 @@ class DirWriter(Writer):
         """See `Backend.size_bytes`."""
         assert self._writer is not None
         return size_of_files(self._store, self.place.at, self._writer.end)
+
+    def generation(self) -> Generation:
+        """See `Backend.generation`."""
+        assert self._writer is not None
+        count = self.standing.version_count
+        return generation_of(self._store, self._base, self._writer.end, count)
 
     @property
     def last_change(self) -> LastChange:

@@ -13,7 +13,7 @@ from cln_backup.backends.dir.reader import DirReader
 from cln_backup.backends.dir.url import parse_dir_url
 from cln_backup.backends.events import ignore
 from cln_backup.backends.paths import require_outside
-from cln_backup.backends.place import Place
+from cln_backup.backends.place import Keeps, Place
 from cln_backup.model.errors import Locked
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ class DirPlace(Place):
     def scratch_dir(self) -> str | None:
         """See `Place.scratch_dir`."""
         return None if is_encrypted(self.at) else self.at.path
+
+    @property
+    def keeps(self) -> Keeps:
+        """See `Place.keeps`."""
+        return Keeps(self.at.keep, self.at.keep_days)
 
     @contextlib.contextmanager
     def creating(

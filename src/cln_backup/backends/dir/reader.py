@@ -12,6 +12,7 @@ from cln_backup.backends.dir.history import History
 from cln_backup.backends.dir.keys import NodeVeil, key_slots
 from cln_backup.backends.dir.snapshots import NewSnapshot, StoredSnapshot, read_back
 from cln_backup.backends.dir.stock import (
+    generation_of,
     last_change_of,
     marks_of,
     size_of_files,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.dir.store import Store
     from cln_backup.backends.events import OnEvent
     from cln_backup.backends.secrets import Secret
-    from cln_backup.backends.ticket import Folded, Size
+    from cln_backup.backends.ticket import Folded, Generation, Size
     from cln_backup.model.change import Change
     from cln_backup.model.position import Position
     from cln_backup.storage.source import Source
@@ -104,6 +105,10 @@ class DirReader(Reader):
     def size_bytes(self) -> int:
         """See `Backend.size_bytes`."""
         return size_of_files(self.store, self.place.at, self._end)
+
+    def generation(self) -> Generation:
+        """See `Backend.generation`."""
+        return generation_of(self.store, self._base, self._end, self._standing.version_count)
 
     @property
     def last_change(self) -> LastChange:

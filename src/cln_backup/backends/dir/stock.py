@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends.contract import LastChange, Standing
-from cln_backup.backends.dir.store import segment_name
+from cln_backup.backends.dir.store import list_files, segment_name, snapshot_name
 from cln_backup.backends.dir.upkeep import expired
+from cln_backup.backends.ticket import Generation
 from cln_backup.model.change import Head
 from cln_backup.model.position import UNKNOWN, Position
 
@@ -73,6 +74,22 @@ def size_of_files(store: Store, at: DirUrl, end: LogEnd) -> int:
     """The size of all files of the backup, without expired ones."""
     gone = expired(store.objects, at.keep, at.keep_days)
     return store.size_bytes(end.segment, end.end_bytes, gone)
+
+
+def generation_of(store: Store, base: Base, end: LogEnd, version_count: int) -> Generation:
+    """The base, and the log from where it continues. Raises `StorageError`."""
+    state, objects = base.state, store.objects
+    found = objects.status(base.name)
+    first, listing = state.start.segment, list_files(objects)
+    names = [segment_name(number) for number in listing.segments if first <= number < end.segment]
+    names += [snapshot_name(*one) for one in listing.snapshots if one[0] >= first]
+    log_bytes = sum(map(store.object_bytes, names)) + end.end_bytes - state.start.offset_bytes
+    return Generation(
+        found.size_bytes if state.snapshot and found is not None else 0,
+        max(0, log_bytes),
+        version_count - state.changes,
+        None if found is None else found.stored_at,
+    )
 
 
 def torn_notice(end: LogEnd, version: int) -> str:

@@ -150,7 +150,7 @@ class Store:
             if name == segment_name(segment):
                 total += end_bytes
             elif not name.startswith(_SEGMENT) or name < segment_name(segment):
-                total += self._size_bytes(name)
+                total += self.object_bytes(name)
         return total
 
     def folded_bytes(self, base: str, segment: int, replacement: str) -> int:
@@ -165,9 +165,10 @@ class Store:
         gone += [
             snapshot_name(*found) for found in listing.snapshots if first <= found[0] < segment
         ]
-        return sum(map(self._size_bytes, gone)) - self._size_bytes(replacement)
+        return sum(map(self.object_bytes, gone)) - self.object_bytes(replacement)
 
-    def _size_bytes(self, name: str) -> int:
+    def object_bytes(self, name: str) -> int:
+        """The size of a file; 0 if it has just expired."""
         status = self.objects.status(name)
         return 0 if status is None else status.size_bytes  # 0: just expired
 

@@ -13,7 +13,7 @@ from cln_backup.backends.file.changes import changes
 from cln_backup.backends.file.ledger import ledger_of
 from cln_backup.backends.file.rewrite import Staged
 from cln_backup.backends.file.scan import scan
-from cln_backup.backends.file.stock import last_change_of, tell_of
+from cln_backup.backends.file.stock import generation_of, last_change_of, tell_of
 from cln_backup.backends.follows import SeenHeads, changes_after, numbered
 from cln_backup.backends.inventory import noted_node
 from cln_backup.backends.opening import Opening
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.events import OnEvent
     from cln_backup.backends.file.place import FilePlace
     from cln_backup.backends.file.scan import Layout
-    from cln_backup.backends.ticket import Folded, Size
+    from cln_backup.backends.ticket import Folded, Generation, Size
     from cln_backup.model.change import Change
     from cln_backup.model.position import Position
 
@@ -101,6 +101,10 @@ class FileReader(Reader):
     def size_bytes(self) -> int:
         """The file's length."""
         return fsio.size_bytes(self._fd)
+
+    def generation(self) -> Generation:
+        """See `Backend.generation`."""
+        return generation_of(self._fd, self._standing.version_count)
 
     @property
     def last_change(self) -> LastChange:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 from cln_backup.backends.contract import LastChange
 from cln_backup.backends.events import Event, Noticed
+from cln_backup.backends.ticket import Generation
+from cln_backup.formats import v1
+from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
     from cln_backup.backends.events import OnEvent
@@ -16,6 +19,18 @@ if TYPE_CHECKING:
 def last_change_of(fd: int, head: Entry | None) -> LastChange:
     """The file's modification time: format 1 has no times."""
     return LastChange(None if head is None else os.fstat(fd).st_mtime, by_file=True)
+
+
+def generation_of(fd: int, version_count: int) -> Generation:
+    """The first entry if it is a snapshot, and the rest of the file. Raises `StorageError`."""
+    size = fsio.size_bytes(fd) - v1.HEADER_BYTES
+    first = fsio.read_at(fd, v1.ENTRY_BYTES, v1.HEADER_BYTES, op="read backup")
+    if len(first) == v1.ENTRY_BYTES:
+        head = v1.unpack_entry_head(first)
+        if head.type == v1.SNAPSHOT:
+            base = v1.ENTRY_BYTES + head.length_bytes
+            return Generation(base, size - base, version_count - 1)
+    return Generation(0, size, version_count)
 
 
 def tell_of(layout: Layout, on_event: OnEvent) -> None:

@@ -18,7 +18,7 @@ from cln_backup.backends.file.end import FileEnd
 from cln_backup.backends.file.ledger import ledger_of
 from cln_backup.backends.file.rewrite import Staged
 from cln_backup.backends.file.scan import Entry, Layout, entries, scan
-from cln_backup.backends.file.stock import last_change_of, tell_of
+from cln_backup.backends.file.stock import generation_of, last_change_of, tell_of
 from cln_backup.backends.follows import check_follows, nothing_to_drop
 from cln_backup.backends.look import moved
 from cln_backup.backends.paths import require_backup_file
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.contract import LastChange, Standing
     from cln_backup.backends.events import OnEvent
     from cln_backup.backends.file.place import FilePlace
-    from cln_backup.backends.ticket import Statistics, Ticket
+    from cln_backup.backends.ticket import Generation, Statistics, Ticket
     from cln_backup.model.change import Change
 
 _SWAP_BYTES = 1 << 16
@@ -135,6 +135,10 @@ class FileWriter(Writer):
     def size_bytes(self) -> int:
         """The file's length."""
         return fsio.size_bytes(self._fd)
+
+    def generation(self) -> Generation:
+        """See `Backend.generation`."""
+        return generation_of(self._fd, self._ledger.version_count)
 
     @property
     def last_change(self) -> LastChange:
