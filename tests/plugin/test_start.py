@@ -62,7 +62,8 @@ class Node:
         self.url = url_in(self.place, kind)
         create_backend(self.url, None)
         append(self.url, changes)
-        (self.directory / "backup.lock").write_text(json.dumps({"backend_url": self.url}))
+        lock = {"backend_url": self.url, "on_gap": "halt"}
+        (self.directory / "backup.lock").write_text(json.dumps(lock))
         self.now = Storage(boot_id(), mount_identity(str(self.directory)))
         assert None not in self.now
         self.logged: list[str] = []
@@ -106,6 +107,7 @@ def test_row(
         as_rider,
         Head(_B, head, foreign_keys=head is not Kind.RIDER),
         Loss.POWER if lost else None,
+        heals=False,
     )
     decision = decide(facts)
     if decision in _HALTS:

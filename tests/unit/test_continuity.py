@@ -25,6 +25,7 @@ from tests.histories import transaction
 LOSSES = (None, *Loss)
 APPEND, DROP, GAP = Decision.APPEND, Decision.DROP_HEAD, Decision.GAP
 OLDER, FORWARD = Decision.OLDER, Decision.ROLL_FORWARD
+SNAPSHOT, NEW, OTHER = Decision.SNAPSHOT, Decision.NEW_DATABASE, Decision.OTHER_CONTENT
 B = 100
 
 # D - B, kind of the head -> on the same storage, on one that may have lost a commit
@@ -41,12 +42,15 @@ TABLE: dict[tuple[int, Kind], tuple[Decision, Decision]] = {
     (-3, Kind.TRANSACTION): (OLDER, OLDER),
     (-3, Kind.RIDER): (OLDER, OLDER),
     (-3, Kind.SNAPSHOT): (OLDER, OLDER),
-    (-B, Kind.TRANSACTION): (OLDER, OLDER),
-    (1, Kind.TRANSACTION): (GAP, GAP),
-    (1, Kind.RIDER): (GAP, GAP),
-    (1, Kind.SNAPSHOT): (GAP, GAP),
-    (2, Kind.TRANSACTION): (GAP, GAP),
-    (1000, Kind.SNAPSHOT): (GAP, GAP),
+    (1 - B, Kind.TRANSACTION): (OLDER, OLDER),
+    (-B, Kind.TRANSACTION): (NEW, NEW),
+    (-B, Kind.RIDER): (NEW, NEW),
+    (-B, Kind.SNAPSHOT): (NEW, NEW),
+    (1, Kind.TRANSACTION): (SNAPSHOT, SNAPSHOT),
+    (1, Kind.RIDER): (SNAPSHOT, SNAPSHOT),
+    (1, Kind.SNAPSHOT): (SNAPSHOT, SNAPSHOT),
+    (2, Kind.TRANSACTION): (SNAPSHOT, SNAPSHOT),
+    (1000, Kind.SNAPSHOT): (SNAPSHOT, SNAPSHOT),
 }
 
 
@@ -67,11 +71,21 @@ def test_first_call_of_a_process(
     on_same_storage, where_some_may_be_lost = decisions
     for loss in LOSSES:
         facts = Facts(call, rider, head, loss)
-        assert decide(facts) is (on_same_storage if loss is None else where_some_may_be_lost)
+        expected = on_same_storage if loss is None else where_some_may_be_lost
+        assert decide(facts) is expected
+        # on_gap
+        assert decide(facts._replace(heals=False)) is (GAP if expected is SNAPSHOT else expected)
+        # an alarm
+        alarmed = SNAPSHOT if expected is APPEND else expected
+        assert decide(facts._replace(alarm=True)) is alarmed
+        # a comparison, which is made only where the contents should be equal
+        if expected in (APPEND, DROP):
+            for alarm in (False, True):
+                assert decide(facts._replace(other_content=True, alarm=alarm)) is OTHER
         assert (facts.database_version, facts.backup_version) == (B + difference, B)
 
 
-@pytest.mark.parametrize(("stands_at", "decision"), [(0, APPEND), (1, GAP), (2, GAP), (1000, GAP)])
+@pytest.mark.parametrize(("stands_at", "decision"), [(0, APPEND), (1, SNAPSHOT), (1000, SNAPSHOT)])
 @pytest.mark.parametrize("rider", [False, True])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_first_call_on_an_empty_backup(
@@ -120,15 +134,24 @@ def test_a_head_is_dropped_only_where_exactly_one_change_is_in_doubt(
     found = decide(Facts(call, rider, head, loss))
     stands_at = database_version(call, rider=rider)
     assert (found is APPEND) == (stands_at == version)
-    assert (found is GAP) == (stands_at > version)
+    assert (found is SNAPSHOT) == (stands_at > version)
     if found is DROP:
         assert loss is None
         assert kind is Kind.TRANSACTION
         assert stands_at == version - 1
-    if found in (OLDER, FORWARD):
+    if found in (OLDER, FORWARD, NEW):
         assert stands_at < version
     if stands_at < version - 2:
-        assert found is OLDER
+        assert found is (OLDER if stands_at else NEW)
+    assert found not in (GAP, OTHER)
+
+
+@pytest.mark.parametrize("head", [1, 2])
+def test_new_node_that_died_before_its_first_commit_is_no_new_database(head: int) -> None:
+    """The database is empty, and so is the backup, once the head is dropped."""
+    facts = Facts(1, False, Head(head, Kind.TRANSACTION, foreign_keys=True), None)
+    assert decide(facts) is (DROP if head == 1 else NEW)
+    assert decide(facts._replace(loss=Loss.POWER)) is FORWARD
 
 
 def test_every_decision_has_one_action() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from cln_backup.model.errors import AlreadyExists, BadSettings
 from cln_backup.node.settings import (
+    OnGap,
     Settings,
     State,
     create_settings,
@@ -31,6 +32,16 @@ def test_settings_come_back(settings: Settings, tmp_path: Path) -> None:
 def test_lock_file_of_the_incumbent(tmp_path: Path) -> None:
     (tmp_path / "backup.lock").write_text('{"backend_url": "file:///a", "more": [1]}')
     assert read_settings(str(tmp_path)) == Settings("file:///a")
+
+
+def test_on_gap_is_snapshot_unless_it_says_halt(tmp_path: Path) -> None:
+    lock = tmp_path / "backup.lock"
+    for text, on_gap in (("", OnGap.SNAPSHOT), (', "on_gap": "halt"', OnGap.HALT)):
+        lock.write_text('{"backend_url": "file:///a"' + text + "}")
+        assert read_settings(str(tmp_path)) == Settings("file:///a", None, on_gap)
+    lock.write_text('{"backend_url": "file:///a", "on_gap": "no"}')
+    with pytest.raises(BadSettings, match='must be "snapshot" or "halt"'):
+        read_settings(str(tmp_path))
 
 
 def test_lock_file_is_never_overwritten(tmp_path: Path) -> None:
@@ -58,6 +69,10 @@ def test_missing_lock_file_is_what_the_incumbent_says_too(tmp_path: Path) -> Non
         '{"backend_url": 7}',
         '{"backend_url": null}',
         '{"backend_url": "file:///a", "wallet": 7}',
+        '{"backend_url": "file:///a", "on_gap": 7}',
+        '{"backend_url": "file:///a", "on_gap": null}',
+        '{"backend_url": "file:///a", "on_gap": ["halt"]}',
+        '{"backend_url": "file:///a", "on_gap": "stop"}',
         "[" * 30_000,
         "\xff\xfe",
     ],

@@ -16,8 +16,11 @@ class Decision(Enum):
 
     APPEND = "append"
     DROP_HEAD = "drop the head, then append"
+    SNAPSHOT = "append a snapshot, if the database descends from what the backup holds"
     GAP = "the backup is older than the database"
     OLDER = "the database is older than the backup"
+    NEW_DATABASE = "the database is empty, and the backup is not"
+    OTHER_CONTENT = "the versions are equal and the contents are not"
     ROLL_FORWARD = "the database may have lost changes with its storage; the backup has them"
 
 
@@ -72,12 +75,20 @@ class Facts(NamedTuple):
         rider: whether the call is made only of `PRAGMA` statements.
         head: the last change of the backup, `None` when it is empty.
         loss: why the database's storage may have lost a commit; `None` when it cannot have.
+        heals: whether a gap is to be closed by a snapshot (`on_gap` in `backup.lock`).
+        alarm: whether the backup is known not to lead to its own version, so that it needs a
+            snapshot even without a gap.
+        other_content: whether the database was compared with the backup at the database's version,
+            and differs.
     """
 
     call_version: int
     rider: bool
     head: Head | None
     loss: Loss | None
+    heals: bool = True
+    alarm: bool = False
+    other_content: bool = False
 
     @property
     def database_version(self) -> int:
@@ -106,9 +117,18 @@ def decide(facts: Facts) -> Decision:
     D = B-1   snapshot       OLDER          ROLL_FORWARD   a snapshot is taken after that commit
     D = B-2   any            OLDER          ROLL_FORWARD   SQLite's journal came back
     D < B-2   any            OLDER          OLDER          an old copy of the database
-    D > B     any or none    GAP            GAP            the node ran without its backup, or
+    D > B     any or none    SNAPSHOT       SNAPSHOT       the node ran without its backup, or
                                                            committed after its plugins had gone
     ========  =============  =============  =============  ========================================
+
+    Four facts change a row:
+
+    - D > B without `heals`: GAP.
+    - D = 0 in a row with OLDER: NEW_DATABASE, not an old copy of the database.
+    - D = B with an `alarm`: SNAPSHOT. DROP_HEAD stays; its action takes the snapshot afterwards.
+    - `other_content`, found by comparing the database with the backup at version D before an APPEND
+      or a DROP_HEAD: OTHER_CONTENT. One unseen transaction, after an answered one that was never
+      committed, leads to the same version with other content.
 
     *Same storage* is the same run of the machine and the same mount of the database's file system.
     If either is unknown, the storage may have lost a commit: rolling forward is correct in any
@@ -121,12 +141,14 @@ def decide(facts: Facts) -> Decision:
     negative.
     """
     behind = facts.backup_version - facts.database_version
-    if behind == 0:
-        return Decision.APPEND
     if behind < 0:
-        return Decision.GAP
+        return Decision.SNAPSHOT if facts.heals else Decision.GAP
+    if behind == 0:
+        if facts.other_content:
+            return Decision.OTHER_CONTENT
+        return Decision.SNAPSHOT if facts.alarm else Decision.APPEND
     if facts.loss is not None and behind <= 2:
         return Decision.ROLL_FORWARD
     if behind == 1 and facts.head is not None and facts.head.kind is Kind.TRANSACTION:
-        return Decision.DROP_HEAD
-    return Decision.OLDER
+        return Decision.OTHER_CONTENT if facts.other_content else Decision.DROP_HEAD
+    return Decision.OLDER if facts.database_version > 0 else Decision.NEW_DATABASE

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, NamedTuple
+from enum import Enum
+from typing import Any, NamedTuple, TypeVar
 
 from cln_backup.backends import SCHEMES, redacted, url_of
 from cln_backup.model.errors import BadSettings
@@ -17,11 +18,19 @@ from cln_backup.storage import fsio
 
 LOCK_NAME = "backup.lock"
 STATE_NAME = "backup.state"
+_Choice = TypeVar("_Choice", bound=Enum)
 _MAX_BYTES = 1 << 16
 _MEND = (
     "Correct it, or move it away: backup.lock can be rewritten from the backup's URL; without "
     "backup.state, the next start does not assume that a missing change was never committed."
 )
+
+
+class OnGap(Enum):
+    """What a start does when the backup is missing changes."""
+
+    SNAPSHOT = "snapshot"
+    HALT = "halt"
 
 
 class Settings(NamedTuple):
@@ -30,10 +39,12 @@ class Settings(NamedTuple):
     Attributes:
         backend_url: where the backup is.
         wallet: the database's path, if it is not `lightningd.sqlite3` in the directory.
+        on_gap: what a start does when the backup is missing changes.
     """
 
     backend_url: str
     wallet: str | None = None
+    on_gap: OnGap = OnGap.SNAPSHOT
 
 
 class State(NamedTuple):
@@ -77,7 +88,17 @@ def read_settings(directory: str) -> Settings:
     url, wallet = fields.get("backend_url"), fields.get("wallet")
     if not isinstance(url, str) or not isinstance(wallet, str | None) or not url or wallet == "":
         raise BadSettings(f'{path} must be of the form {{"backend_url": "file:///the/path"}}.')
-    return Settings(url, wallet)
+    return Settings(url, wallet, _choice(path, fields, "on_gap", OnGap.SNAPSHOT))
+
+
+def _choice(path: str, fields: dict[str, Any], name: str, default: _Choice) -> _Choice:
+    """The value of a field that allows a few words; the default if it is not there."""
+    allowed = type(default)
+    try:
+        return allowed(fields.get(name, default.value))
+    except ValueError:
+        words = " or ".join(json.dumps(choice.value) for choice in allowed)
+        raise BadSettings(f'"{name}" in {path} must be {words}.') from None
 
 
 def create_settings(directory: str, settings: Settings) -> None:

@@ -38,7 +38,7 @@ def start(
         BackupError: the node must not commit; the message says why and what to do.
     """
     settings = read_settings(directory)
-    node = look_at_node(directory, settings.wallet, log)
+    node = look_at_node(directory, settings, log)
     backend = open_as_writer(settings.backend_url, node.node_id, log, on_event)
     try:
         facts = gather_facts(change, node, backend, log)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,14 +22,23 @@ if TYPE_CHECKING:
     from cln_backup.plugin.start.facts import Node
 
 
+_BEFORE_RECOVER = "lightning.pre-recover.*"
+"""Where lightningd's command `recover` moves the files of the node that it replaces."""
+
+
 class Start(NamedTuple):
-    """The input of an action: the facts, and the objects that it acts on."""
+    """The input of an action: the facts, and the objects that it acts on.
+
+    Attributes:
+        differences: where database and backup differ, for a message; empty if nowhere.
+    """
 
     node: Node
     facts: Facts
     backend: Writer
     log: Callable[[str], None]
     patience: Patience
+    differences: str = ""
 
 
 def append(start: Start) -> None:
@@ -47,6 +58,11 @@ def drop_head(start: Start) -> None:
     _note_storage(start)
     backend.rewind(start.patience.bound_s())
     _switch_foreign_keys_on(start)
+
+
+def take_snapshot(start: Start) -> None:
+    """Closes a gap, or heals a backup that does not restore to its version."""
+    halt_out_of_date(start)
 
 
 def halt_out_of_date(start: Start) -> NoReturn:
@@ -81,12 +97,47 @@ def halt_older_database(start: Start) -> NoReturn:
     )
 
 
+def halt_new_database(start: Start) -> NoReturn:
+    """Halts a node that began with an empty database beside the backup of its own."""
+    directory = start.node.directory
+    moved = sorted(glob.glob(os.path.join(glob.escape(directory), _BEFORE_RECOVER)))
+    raise Discontinuity(
+        f"Core Lightning began with an empty database, but its backup is not empty: "
+        f"{_where(start)}. The backup is unchanged, and the node is halted before it stores "
+        "anything. "
+        + (f"lightningd's command recover moved earlier files to {moved[-1]}. " if moved else "")
+        + "If the database was lost or moved away, put it back, or restore it, before anything "
+        f"else: put this node's own hsm_secret into {directory} (where there is none, lightningd "
+        f"makes a new one: move that away, keep it); {_restore(start)}. While a backup can be "
+        "restored, do not use recover or emergency.recover: they close all channels. Only for "
+        f"a new node: move {directory}/backup.lock away, and make a new backup with "
+        "backup-cli init under another name"
+    )
+
+
+def halt_other_content(start: Start) -> NoReturn:
+    """Halts a node whose database and backup are at one version with different contents."""
+    raise Discontinuity(
+        "The database and the backup have the same version and different contents: "
+        f"{_where(start)}. They differ in {start.differences}. The database was changed while "
+        "this plugin was off (by lightningd without it, or by lightning-downgrade after a "
+        "crash), or was put there by hand. Both are unchanged, and the node is halted, because an "
+        "old state can lose its funds. If only this node and its tools wrote to this database, it "
+        "is the newer one: backup-cli snapshot --lightning-dir "
+        f"{quote(start.node.directory)} checks that nothing in it is older than in the backup, "
+        f"and appends it. If it is a copy that was put there by hand, {_restore(start)}"
+    )
+
+
 ACTIONS: dict[Decision, Callable[[Start], None]] = {
     Decision.APPEND: append,
     Decision.DROP_HEAD: drop_head,
+    Decision.SNAPSHOT: take_snapshot,
     Decision.GAP: halt_out_of_date,
     Decision.ROLL_FORWARD: halt_lost_commit,
     Decision.OLDER: halt_older_database,
+    Decision.NEW_DATABASE: halt_new_database,
+    Decision.OTHER_CONTENT: halt_other_content,
 }
 """The action of each decision. If it returns, the backup is ready for the first change."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cln_backup.model.change import Kind
 from cln_backup.model.continuity import Facts, Storage, possible_loss
 from cln_backup.node.outside import boot_id, database_in_use, database_path, lightningd_above
-from cln_backup.node.settings import State, read_state
+from cln_backup.node.settings import OnGap, State, read_state
 from cln_backup.storage.mount_identity import mount_identity
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.contract import Writer
     from cln_backup.model.change import Change
+    from cln_backup.node.settings import Settings
 
 
 class Node(NamedTuple):
@@ -28,6 +29,7 @@ class Node(NamedTuple):
         state: the state at the last answer, from `backup.state`.
         storage: the current storage of the database.
         node_id: its id, from its database; `None` if that has none yet.
+        heals: whether `backup.lock` permits to close a gap by a snapshot.
     """
 
     directory: str
@@ -36,16 +38,17 @@ class Node(NamedTuple):
     state: State
     storage: Storage
     node_id: str | None
+    heals: bool
 
 
-def look_at_node(directory: str, wallet: str | None, log: Callable[[str], None]) -> Node:
-    """Gathers facts about the node; `wallet` is the database's path in `backup.lock`.
+def look_at_node(directory: str, settings: Settings, log: Callable[[str], None]) -> Node:
+    """Gathers facts about the node; `settings` are those in `backup.lock`.
 
     Raises:
         BadSettings: `backup.state` cannot be understood.
         BackupError: the database cannot be read.
     """
-    named = database_path(directory, wallet)
+    named = database_path(directory, settings.wallet)
     database = database_in_use(lightningd_above(), named)
     wrong_lock = ""
     if database != named:
@@ -59,14 +62,16 @@ def look_at_node(directory: str, wallet: str | None, log: Callable[[str], None])
     # SQLite puts its journal beside the file itself, not beside a link to it.
     holder = os.path.dirname(os.path.realpath(database))
     storage = Storage(boot_id(), mount_identity(holder))
-    return Node(directory, database, wrong_lock, state, storage, _node_id_of(database))
+    heals = settings.on_gap is OnGap.SNAPSHOT
+    return Node(directory, database, wrong_lock, state, storage, _node_id_of(database), heals)
 
 
 def gather_facts(change: Change, node: Node, backend: Writer, log: Callable[[str], None]) -> Facts:
     """Gathers the facts that `decide` depends on."""
     log(f"Comparing backup version {backend.version} versus first write version {change.version}")
     loss = possible_loss(Storage(node.state.boot_id, node.state.mount), node.storage)
-    return Facts(change.version, change.kind is Kind.RIDER, backend.standing.head, loss)
+    rider = change.kind is Kind.RIDER
+    return Facts(change.version, rider, backend.standing.head, loss, node.heals)
 
 
 def _node_id_of(database: str) -> str | None:
