@@ -27,7 +27,7 @@ _MEND = (
 
 
 class OnGap(Enum):
-    """What a start does when the backup is missing changes."""
+    """How a start treats a backup that is missing changes."""
 
     SNAPSHOT = "snapshot"
     HALT = "halt"

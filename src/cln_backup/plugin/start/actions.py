@@ -107,7 +107,7 @@ def halt_new_database(start: Start) -> NoReturn:
         "anything. "
         + (f"lightningd's command recover moved earlier files to {moved[-1]}. " if moved else "")
         + "If the database was lost or moved away, put it back, or restore it, before anything "
-        f"else: put this node's own hsm_secret into {directory} (where there is none, lightningd "
+        f"else: put this node's own hsm_secret into {directory} (if there is none, lightningd "
         f"makes a new one: move that away, keep it); {_restore(start)}. While a backup can be "
         "restored, do not use recover or emergency.recover: they close all channels. Only for "
         f"a new node: move {directory}/backup.lock away, and make a new backup with "
