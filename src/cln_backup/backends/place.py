@@ -140,6 +140,26 @@ class Place(ABC):
                 raise
         return writer
 
+    def fence(
+        self,
+        node_id: str | None = None,
+        *,
+        secret: Secret | None = None,
+        on_event: OnEvent = ignore,
+    ) -> Writer:
+        """Opens the backup to write, so that no older writer can store anything more.
+
+        An older writer that this one cannot see, because its lock does not reach here, is refused
+        at its next change. That is durable when this returns. A `file:` backup has only its lock:
+        it keeps out the writers of this machine, and those of others as far as the file system
+        shares its locks. At a server the current writer loses its right for good.
+
+        Raises:
+            WriterConflict: a living process holds the lock, or wrote while this looked.
+            Discontinuity, NotFound, Damaged, Locked, BadUrl, StorageError: as `open_writer`.
+        """
+        return self.open_writer(node_id, secret=secret, on_event=on_event)
+
     @abstractmethod
     def _open_writer(
         self, secret: Secret | None, on_event: OnEvent, timeout_s: float | None

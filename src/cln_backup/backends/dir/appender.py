@@ -144,6 +144,18 @@ class DirWriter(Writer):
         key = self._store.master_key
         self._lock.claim(node_id, self.place.at.path, None if key is None else NodeVeil(key))
 
+    def claim_segment(self) -> None:
+        """Claims the next segment, which refuses an older writer; its name is durable then.
+
+        Raises:
+            WriterConflict: another writer stored something meanwhile; nothing of it was lost.
+            StorageError.
+        """
+        writer = self._require_writer()
+        with self._last_write:
+            writer.look(at_all_names=True)
+            self._prepare(writer, _DROP_BYTES)
+
     def store_change(self, change: Change, timeout_s: float | None = None) -> None:  # noqa: ARG002
         """See `Writer.store_change`. A snapshot is published in a file of its own first."""
         writer = self._require_writer()

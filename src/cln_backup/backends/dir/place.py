@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cln_backup.backends.dir.base import identity, is_encrypted, list_keys, take_inventory
 from cln_backup.backends.dir.create import build_inside, creating_backup
@@ -19,6 +19,7 @@ from cln_backup.model.errors import Locked
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cln_backup.backends.contract import Writer
     from cln_backup.backends.dir.appender import DirWriter
     from cln_backup.backends.events import OnEvent
     from cln_backup.backends.inventory import Inventory, Key
@@ -92,6 +93,22 @@ class DirPlace(Place):
         from cln_backup.backends.dir.appender import DirWriter
 
         return DirWriter(self, secret, on_event)
+
+    def fence(
+        self,
+        node_id: str | None = None,
+        *,
+        secret: Secret | None = None,
+        on_event: OnEvent = ignore,
+    ) -> Writer:
+        """See `Place.fence`: the next segment is claimed."""
+        writer = super().fence(node_id, secret=secret, on_event=on_event)
+        try:
+            cast("DirWriter", writer).claim_segment()
+        except BaseException:
+            writer.close()
+            raise
+        return writer
 
     def keys(self) -> list[Key]:
         """See `Place.keys`."""

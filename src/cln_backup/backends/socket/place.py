@@ -111,6 +111,17 @@ class SocketPlace(Place):
         assert isinstance(writer, SocketWriter)
         return writer
 
+    def fence(
+        self,
+        node_id: str | None = None,
+        *,
+        secret: Secret | None = None,
+        on_event: OnEvent = ignore,
+    ) -> SocketWriter:
+        """See `Place.fence`: as `backup-cli takeover`, and then this one is the writer."""
+        take_over(self.url)
+        return self.open_writer(node_id, secret=secret, on_event=on_event)
+
     def _open_writer(
         self,
         secret: Secret | None,  # noqa: ARG002
