@@ -105,6 +105,11 @@ def table(statement: str) -> str | None:
     return None if match is None else match[1]
 
 
+def tables_touched(statements: Sequence[str]) -> tuple[str, ...]:
+    """The tables that these statements name as touched, each once, in order."""
+    return tuple(dict.fromkeys(name for name in map(table, statements) if name is not None))
+
+
 def mend(statement: str) -> str:
     """Inserts the space that old releases left out between a number and `WHERE`.
 

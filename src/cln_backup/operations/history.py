@@ -119,12 +119,11 @@ def log(reader: Reader, start: int = 0, *, dropped: bool = False) -> Iterator[Lo
             assert change.snapshot is not None
             yield LogLine(change.version, kind, change.snapshot.size_bytes, 0, (), stored_at)
             continue
-        touched = map(statements.table, change.transaction)
         yield LogLine(
             change.version,
             kind,
             sum(len(text.encode("utf-8", "surrogateescape")) for text in change.transaction),
             len(change.transaction),
-            tuple(dict.fromkeys(name for name in touched if name is not None)),
+            statements.tables_touched(change.transaction),
             stored_at,
         )
