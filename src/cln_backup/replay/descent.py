@@ -65,7 +65,7 @@ class Behind(NamedTuple):
 
 
 def behind(replica: apsw.Connection, database: apsw.Connection) -> tuple[Behind, ...]:
-    """What is smaller in a database than in the replica; empty if it descends from that state.
+    """Finds what is smaller in a database than in the replica; nothing, if it descends from it.
 
     Compares each channel's commitments, HTLCs and revocations, the variables that count, and the
     newest of the rows that are only ever added. The two may have schemas of different releases.
