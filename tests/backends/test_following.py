@@ -9,67 +9,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_reader, open_writer
-from cln_backup.compaction.compact import compact
+from cln_backup.backends import create_backend, open_reader
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import Discontinuity
 from tests.backends.conformance import PLACES
-from tests.histories import OFF, ON, append, long_text, payment, payments, rider, started_node, told
+from tests.histories import append, payments, started_node, told
+from tests.random_node import RandomNode
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cln_backup.backends.contract import Reader, Writer
-    from cln_backup.model.change import Change
+    from cln_backup.backends.contract import Reader
     from cln_backup.model.position import Position
     from tests.histories import Told
 
 _STEPS = 40
-
-
-class _Node:
-    """The writer, and the history that it has written."""
-
-    def __init__(self, url: str, chance: random.Random, *, compacts: bool) -> None:
-        self._url = url
-        self._compacts = compacts
-        self._chance = chance
-        self.history: list[Told] = []
-        self._writer: Writer = open_writer(url)
-        self._texts = 0
-        for change in started_node():
-            self._add(change)
-
-    def _add(self, change: Change) -> None:
-        self._writer.add_change(change)
-        self.history += told([change])
-
-    def step(self) -> None:
-        """Does one thing that a node may do to its backup."""
-        head = self.history[-1]
-        action = self._chance.choices(
-            ("pay", "large", "rider", "drop", "restart", "compact"),
-            (8, 1, 3, 4, 1, int(self._compacts)),
-        )[0]
-        if action in ("pay", "large"):
-            self._texts += 1
-            text = long_text(self._texts, 90_000 if action == "large" else 40)
-            self._add(payment(head.version + 1, text))
-        elif action == "rider":
-            self._add(rider(head.version, self._chance.choice((OFF, ON))))
-        elif action == "drop" and head.kind is Kind.TRANSACTION and self._writer.standing.droppable:
-            self._writer.rewind()
-            self.history.pop()
-        elif action == "restart":
-            self.close()
-            self._writer = open_writer(self._url)
-        elif action == "compact":
-            self.close()
-            compact(self._url)
-            self._writer = open_writer(self._url)
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class _Follower:
@@ -122,7 +76,7 @@ def test_follower_has_the_history_of_the_node(kind: str, seed: int, tmp_path: Pa
     create_backend(url, None)
     chance = random.Random(seed)
     # In a file, a compaction changes the numbers of the changes.
-    node = _Node(url, chance, compacts=kind.startswith("dir"))
+    node = RandomNode(url, chance, compacts=kind.startswith("dir"))
     with open_reader(url) as reader:
         follower = _Follower(reader)
         for _ in range(_STEPS):
@@ -131,7 +85,7 @@ def test_follower_has_the_history_of_the_node(kind: str, seed: int, tmp_path: Pa
                 follower.look()
         follower.look()
         node.close()
-        expected = dict(enumerate(node.history, 1))
+        expected = dict(enumerate(told(node.history), 1))
         assert reader.standing.position.changes == len(expected)
         first = min(follower.found)
         if first > 1 and follower.found[first].kind is Kind.RIDER:

@@ -139,25 +139,7 @@ class Replica:
             ReplayFailed: it is damaged, or at a different version.
         """
         self._connection.authorizer = None
-        try:
-            found = data_version(self._connection)
-            sound = is_sound(self._connection)
-            faults = sum(1 for _ in self._connection.execute("PRAGMA foreign_key_check"))
-        except apsw.Error as error:
-            raise ReplayFailed(
-                f"SQLite cannot read the restored database ({type(error).__name__})."
-            ) from None
-        if found != self.applied:
-            raise ReplayFailed(
-                f"The restored database is at data version {found}, but the backup at "
-                f"{self.applied}. They do not match; do not start a node on it."
-            )
-        if not sound:
-            raise ReplayFailed(
-                f"Integrity check failed: SQLite found errors in the database at version {found}. "
-                "Do not start a node on it."
-            )
-        return faults
+        return check_database(self._connection, self.applied)
 
     def close(self) -> None:
         """Closes the file; everything is written, but nothing is synced."""
@@ -272,12 +254,36 @@ def node_id_of(path: str) -> str | None:
     return str(rows[0][0]).lower() if rows else None
 
 
+def check_database(connection: apsw.Connection, version: int) -> int:
+    """Checks a database that was built from a backup at `version`; see `Replica.check`."""
+    try:
+        found = data_version(connection)
+        sound = is_sound(connection)
+        faults = sum(1 for _ in connection.execute("PRAGMA foreign_key_check"))
+    except apsw.Error as error:
+        raise ReplayFailed(
+            f"SQLite cannot read the restored database ({type(error).__name__})."
+        ) from None
+    if found != version:
+        raise ReplayFailed(
+            f"The restored database is at data version {found}, but the backup at "
+            f"{version}. They do not match; do not start a node on it."
+        )
+    if not sound:
+        raise ReplayFailed(
+            f"Integrity check failed: SQLite found errors in the database at version {found}. "
+            "Do not start a node on it."
+        )
+    return faults
+
+
 def is_sound(connection: apsw.Connection) -> bool:
     """Whether SQLite's integrity check passes."""
     return connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]
 
 
 def data_version(connection: apsw.Connection) -> int:
+    """The data version of a node's database; 0 if it has none."""
     """The data version that a node's database names; 0 if it names none."""
     columns = connection.execute("SELECT name FROM pragma_table_info('vars')").fetchall()
     if ("intval",) not in columns:  # releases before 2019 had no such column
