@@ -137,6 +137,10 @@ def test_starting_touches_nothing(home: Home, tmp_path: Path) -> None:
     assert {option["name"] for option in manifest["options"]} == {
         "backup-destination",
         "backup-scratch-dir",
+        "backup-compact",
+        "backup-compact-ratio",
+        "backup-compact-max-changes",
+        "backup-compact-max-days",
     }
     assert {method["name"] for method in manifest["rpcmethods"]} == {
         "backup-status",

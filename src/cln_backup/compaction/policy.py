@@ -52,7 +52,7 @@ class Limits(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What the decision is based on.
+    """The basis of the decision.
 
     Attributes:
         generation: the current one.

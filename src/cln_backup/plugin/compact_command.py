@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 import select
+import time
 from typing import TYPE_CHECKING
 
 from cln_backup.backends.ticket import size_of
 from cln_backup.model.errors import BackupError
 from cln_backup.plugin import jsonrpc
+from cln_backup.plugin.manifest import SCRATCH_OPTION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import msgspec
 
     from cln_backup.backends.contract import Writer
     from cln_backup.backends.ticket import Statistics
     from cln_backup.compaction.compactor import Compactor
+    from cln_backup.compaction.policy import Past
     from cln_backup.plugin.replicator import Replicator
 
 
@@ -38,13 +41,18 @@ class CompactCommand:
         self._poll = poll
         self._compactor: Compactor | None = None
         self._request_id: bytes | None = None
+        self._runs_by_itself = False
         self._scratch_dir: str | None = None
+        self._failures = 0
+        self._failed_at = 0.0
+        self._refused_log_bytes = 0
         self.noted = False
 
-    def begin(self, scratch_dir: object) -> None:
+    def begin(self, options: Mapping[str, object]) -> None:
         """Takes the option `backup-scratch-dir`; removes the leftovers of killed compactions."""
         from cln_backup.storage import scratch
 
+        scratch_dir = options.get(SCRATCH_OPTION)
         self._scratch_dir = str(scratch_dir) if scratch_dir else None
         backend = self._replicator.backend
         beside = None if backend is None else backend.place.scratch_dir
@@ -62,64 +70,99 @@ class CompactCommand:
     def start(self, request_id: bytes, backend: Writer | None, params: msgspec.Raw) -> None:
         """Starts a compaction, or answers why it cannot.
 
-        `backend` is `None` while the node is not up. `params` are the request's.
+        One that runs by itself gets the request: its result is the answer. `backend` is `None`
+        while the node is not up. `params` are the request's.
         """
         try:
             force = jsonrpc.asks_for_force(params)
         except BackupError as error:
             jsonrpc.write(jsonrpc.error(request_id, str(error)))
             return
+        if backend is not None and self._runs_by_itself and not force:
+            self._request_id, self._runs_by_itself = request_id, False
+            return
         if backend is None or self._compactor is not None:
             why = "a compaction is running" if self._compactor else "the node is not up yet"
             jsonrpc.write(jsonrpc.error(request_id, f"Cannot compact now: {why}."))
             return
-        self._log("info", f"Starting compaction: stats={json.dumps({'before': size_of(backend)})}")
+        self._request_id = request_id
+        try:
+            self._start(backend, if_it_pays=not force)
+        except BackupError as error:
+            self._fail(error)
+
+    def start_by_itself(self, backend: Writer, reason: str) -> None:
+        """Starts a compaction that nobody has asked for. A failure is logged."""
+        try:
+            self._start(backend, if_it_pays=True, reason=reason)
+            self._runs_by_itself = self._compactor is not None
+        except BackupError as error:
+            self._fail(error)
+
+    def past(self) -> Past:
+        """The attempts since the last compaction, for the policy."""
+        from cln_backup.compaction.policy import Past
+
+        failed_ago_s = time.monotonic() - self._failed_at
+        return Past(self._failures, failed_ago_s, self._refused_log_bytes)
+
+    def _start(self, backend: Writer, *, if_it_pays: bool, reason: str = "") -> None:
+        why = f", because {reason}" if reason else ""
+        stats = json.dumps({"before": size_of(backend)})
+        self._log("info", f"Starting compaction{why}: stats={stats}")
         from cln_backup.compaction.compactor import Compactor
 
-        try:
-            # The network directory has the node's database, which is not encrypted either.
-            place = self._scratch_dir or (None if backend.place.scratch_dir else os.getcwd())
-            compactor = Compactor(backend, place, if_it_pays=not force)
-            if compactor.done is not None:
-                self._note(compactor.done)
-                jsonrpc.write(jsonrpc.answer(request_id, compactor.done))
-                return
-            self._compactor = compactor
-        except BackupError as error:
-            jsonrpc.write(jsonrpc.error(request_id, str(error)))
+        # The network directory has the node's database, which is not encrypted either.
+        place = self._scratch_dir or (None if backend.place.scratch_dir else os.getcwd())
+        compactor = Compactor(backend, place, if_it_pays=if_it_pays)
+        if compactor.done is not None:
+            self._succeed(compactor.done)
             return
-        self._request_id = request_id
-        self._poll.register(self._compactor.fileno(), select.POLLIN)
+        self._compactor = compactor
+        self._poll.register(compactor.fileno(), select.POLLIN)
 
     def go_on(self) -> None:
         """Handles a message of the child process; at the end, answers the request."""
         assert self._compactor is not None
-        answer = b""
-        fd = self._compactor.fileno()
         try:
             statistics = self._compactor.step()
-            if statistics is None:
-                return
-            self._note(statistics)
-            if self._request_id is not None:
-                answer = jsonrpc.answer(self._request_id, statistics)
         except BackupError as error:
-            self._log("warn", f"Compaction failed: {error}")
-            if self._request_id is not None:
-                answer = jsonrpc.error(self._request_id, str(error))
-        self._poll.unregister(fd)
-        self._compactor.close()
-        self._compactor = None
-        self._request_id = None
-        jsonrpc.write(answer)
+            self._end()
+            self._fail(error)
+        else:
+            if statistics is not None:
+                self._end()
+                self._succeed(statistics)
 
-    def _note(self, statistics: Statistics) -> None:
+    def _end(self) -> None:
+        if self._compactor is not None:
+            self._poll.unregister(self._compactor.fileno())
+            self._compactor.close()
+            self._compactor = None
+            self._runs_by_itself = False
+
+    def _succeed(self, statistics: Statistics) -> None:
         self._replicator.compacted()
         self.noted = True
+        self._failures = self._refused_log_bytes = 0
         done = "Compaction finished"
         if "would_be" in statistics:
             done = "Not compacted: it would not get smaller"
+            backend = self._replicator.backend
+            found = None if backend is None else backend.generation()
+            self._refused_log_bytes = 0 if found is None else found.log_bytes
         self._log("info", f"{done}: stats={json.dumps(statistics)}")
+        if self._request_id is not None:
+            jsonrpc.write(jsonrpc.answer(self._request_id, statistics))
+            self._request_id = None
+
+    def _fail(self, error: BackupError) -> None:
+        self._failures += 1
+        self._failed_at = time.monotonic()
+        self._log("warn", f"Compaction failed: {error}")
+        if self._request_id is not None:
+            jsonrpc.write(jsonrpc.error(self._request_id, str(error)))
+            self._request_id = None
 
     def write_notes(self) -> None:
         """Makes the replicator write its records, while the node does not wait."""
@@ -135,7 +178,4 @@ class CompactCommand:
 
     def close(self) -> None:
         """Aborts the compaction without waiting; the backup is unchanged."""
-        if self._compactor is not None:
-            self._poll.unregister(self._compactor.fileno())
-            self._compactor.close()
-            self._compactor = None
+        self._end()

@@ -11,14 +11,13 @@ import time
 from typing import TYPE_CHECKING
 
 from cln_backup.plugin import jsonrpc
-from cln_backup.plugin.manifest import OPTION, SCRATCH_OPTION
+from cln_backup.plugin.manifest import OPTION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from typing import NoReturn
 
     from cln_backup.node import rpc
-    from cln_backup.plugin.compact_command import CompactCommand
     from cln_backup.plugin.hook import Hook
     from cln_backup.plugin.jsonrpc import Message
     from cln_backup.plugin.patience import Patience
@@ -30,15 +29,18 @@ class InitCommand:
     def __init__(
         self,
         hook: Hook,
-        compaction: CompactCommand,
+        begins: Sequence[Callable[[Mapping[str, object]], None]],
         patience: Patience,
         log: Callable[[str, str], None],
         poll: select.poll,
         lightningd: int,
     ) -> None:
-        """Registers with `poll`, which reports when to call `go_on`; `lightningd`: its pid."""
+        """Registers with `poll`, which reports when to call `go_on`; `lightningd`: its pid.
+
+        `begins` are the starts of what runs from `init` on; they take the options.
+        """
         self._hook = hook
-        self._compaction = compaction
+        self._begins = begins
         self._patience = patience
         self._log = log
         self._poll = poll
@@ -64,7 +66,8 @@ class InitCommand:
         if init.configuration.startup and not self._hook.was_called:
             self._refuse_unprotected()
         jsonrpc.write(jsonrpc.answer(bytes(message.id), {}))
-        self._compaction.begin(init.options.get(SCRATCH_OPTION))
+        for begin in self._begins:
+            begin(init.options)
         from cln_backup.node import rpc  # imported late: lightningd waits for this program's start
 
         try:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 OPTION = "backup-destination"
 SCRATCH_OPTION = "backup-scratch-dir"
+COMPACT_OPTION = "backup-compact"
+RATIO_OPTION = "backup-compact-ratio"
+MAX_CHANGES_OPTION = "backup-compact-max-changes"
+MAX_DAYS_OPTION = "backup-compact-max-days"
 MANIFEST = {
     "dynamic": False,
     "nonnumericids": True,
@@ -19,6 +23,30 @@ MANIFEST = {
             "type": "string",
             "description": "Directory where a compaction builds its database. By default beside "
             "the backup; for an encrypted one, in the network directory.",
+        },
+        {
+            "name": COMPACT_OPTION,
+            "type": "string",
+            "default": "auto",
+            "description": "Whether the backup compacts by itself: auto or off.",
+        },
+        {
+            "name": RATIO_OPTION,
+            "type": "string",
+            "default": "1",
+            "description": "Compact when the log is so many times as large as the snapshot.",
+        },
+        {
+            "name": MAX_CHANGES_OPTION,
+            "type": "int",
+            "default": 500_000,
+            "description": "Compact when the log has so many changes, which a restore replays.",
+        },
+        {
+            "name": MAX_DAYS_OPTION,
+            "type": "int",
+            "default": 30,
+            "description": "Compact after so many days, if it frees enough space.",
         },
     ],
     "rpcmethods": [

@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from cln_backup.plugin.compact_command import CompactCommand
     from cln_backup.plugin.hook import Hook
     from cln_backup.plugin.replicator import Replicator
+    from cln_backup.plugin.self_compaction import SelfCompaction
 
 
-def status(replicator: Replicator, hook: Hook, compaction: CompactCommand) -> dict[str, object]:
+def status(
+    replicator: Replicator, hook: Hook, compaction: CompactCommand, by_itself: SelfCompaction
+) -> dict[str, object]:
     """The state of the backup, and how long the node waits for it."""
     backend = replicator.backend
     if backend is None:
@@ -29,6 +32,7 @@ def status(replicator: Replicator, hook: Hook, compaction: CompactCommand) -> di
         "last_change_age_s": replicator.last_change_age_s(),
         "last_compaction_at": replicator.last_compaction_at(),
         "compacting": compaction.is_under_way(),
+        **by_itself.status(),
         "answer_p50_us": None if times is None else times[0],
         "answer_p99_us": None if times is None else times[1],
         "release": __version__,

@@ -27,6 +27,7 @@ from cln_backup.plugin.hook import Hook
 from cln_backup.plugin.init_command import InitCommand
 from cln_backup.plugin.manifest import MANIFEST
 from cln_backup.plugin.replicator import Replicator
+from cln_backup.plugin.self_compaction import SelfCompaction
 from cln_backup.plugin.status_command import status
 
 if TYPE_CHECKING:
@@ -50,8 +51,10 @@ class Plugin:
         )
         self._hook = Hook(self._replicator, _log)
         self._compaction = CompactCommand(self._replicator, _log, self._poll)
+        self._by_itself = SelfCompaction(self._replicator, self._compaction, _log)
+        begins = (self._compaction.begin, self._by_itself.begin)
         self._init = InitCommand(
-            *(self._hook, self._compaction, self._replicator.patience),
+            *(self._hook, begins, self._replicator.patience),
             *(_log, self._poll, self._lightningd),
         )
         self._guard = guard.Keeper(mailbox, self._lightningd, MANIFEST, _log, self._poll)
@@ -75,6 +78,8 @@ class Plugin:
                         part.go_on()
                         break
             self._guard.ensure()
+            if self._leave_at is None:
+                self._by_itself.look()
             if self._leave_at is not None and (
                 time.monotonic() >= self._leave_at
                 or not other_plugins_live(self._lightningd, os.getpid())
@@ -84,7 +89,9 @@ class Plugin:
     def _timeout_ms(self) -> float | None:
         if self._leave_at is not None:
             return guard.SHUTDOWN_POLL_S * 1000
-        return _IDLE_MS if self._compaction.noted or self._guard.is_missing() else None
+        if self._compaction.noted or self._guard.is_missing():
+            return _IDLE_MS
+        return self._by_itself.timeout_ms()
 
     def _read(self) -> bool:
         """Reads once, and serves complete messages; `False` if lightningd has closed the pipe."""
@@ -123,7 +130,7 @@ class Plugin:
         elif method == "init":
             self._init.answer(message)
         elif method == "backup-status":
-            found = status(self._replicator, self._hook, self._compaction)
+            found = status(self._replicator, self._hook, self._compaction, self._by_itself)
             jsonrpc.write(jsonrpc.answer(request_id, found))
         elif method == "backup-compact":
             backend = None if self._leave_at is not None else self._replicator.backend

@@ -1,0 +1,91 @@
+"""The backup compacts by itself, beside a node that goes on writing."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cln_backup.compaction.policy import Limits
+from cln_backup.plugin.compaction_options import limits_of
+from tests.plugin.home import WAIT_S, Home
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+_OFTEN = ("--option", "backup-compact-max-changes=300")
+_BY_ITSELF = "Starting compaction, because the log has more changes than the policy allows"
+
+
+def test_busy_node_compacts_several_times(home: Home) -> None:
+    home.init()
+    node = home.start("--generate", "1500", "--rate", "500", "--hold", *_OFTEN)
+    home.wait_for_calls(1505)
+    status = _settled(home)
+    home.call("stop")
+    home.end(node)
+    assert home.log().count(_BY_ITSELF) > 0
+    assert home.log().count("Compaction finished") > 0
+    assert status["version_count"] < 1_000
+    assert status["last_compaction_at"] > 0
+    assert status["next_compaction"] is None
+    assert status["backupsize"] <= status["space_bound_bytes"]
+    home.require_same(home.database)
+
+
+def test_compaction_by_itself_can_be_switched_off(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.init()
+    off = ("--option", "backup-compact=off")
+    node = home.start("--generate", "500", "--hold", *_OFTEN, *off)
+    home.wait_for_calls(505)
+    status = home.call("backup-status")
+    home.call("stop")
+    home.end(node)
+    assert "Starting compaction" not in home.log()
+    assert status["version_count"] == 505
+    assert status["space_bound_bytes"] is None
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "used"),
+    [
+        ("backup-compact", "always", "auto"),
+        ("backup-compact-ratio", "much", "1"),
+        ("backup-compact-ratio", "0.01", "1"),
+        ("backup-compact-ratio", "nan", "1"),
+        ("backup-compact-max-changes", "-1", "500000"),
+        ("backup-compact-max-days", "0", "30"),
+    ],
+)
+def test_invalid_option_is_told_and_the_default_is_used(option: str, value: str, used: str) -> None:
+    warnings: list[str] = []
+    limits = limits_of({option: value}, lambda level, text: warnings.append(f"{level}: {text}"))
+    assert limits == Limits()
+    (warning,) = warnings
+    assert warning.startswith(f"warn: The option {option} is {value!r}; it must be ")
+    assert warning.endswith(f" {used} is used.")
+
+
+def test_options_are_taken() -> None:
+    given = {
+        "backup-compact": "auto",
+        "backup-compact-ratio": "2.5",
+        "backup-compact-max-changes": 1_000,
+        "backup-compact-max-days": 7,
+    }
+    warnings: list[str] = []
+    assert limits_of(given, lambda _level, text: warnings.append(text)) == Limits(2.5, 1_000, 7)
+    assert limits_of({"backup-compact": "off"}, lambda _level, text: warnings.append(text)) is None
+    assert warnings == []
+
+
+def _settled(home: Home) -> Any:
+    """The status when no compaction runs."""
+    deadline_s = time.monotonic() + WAIT_S
+    while (status := home.call("backup-status"))["compacting"]:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    return status
