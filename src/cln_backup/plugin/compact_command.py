@@ -92,7 +92,7 @@ class CompactCommand:
             self._fail(error)
 
     def start_by_itself(self, backend: Writer, reason: str) -> None:
-        """Starts a compaction that nobody has asked for. A failure is logged."""
+        """Starts a compaction without a request. A failure is logged."""
         try:
             self._start(backend, if_it_pays=True, reason=reason)
             self._runs_by_itself = self._compactor is not None
