@@ -7,13 +7,15 @@ system, in which the plugin last answered.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
 from cln_backup.backends import SCHEMES, redacted, url_of
-from cln_backup.model.errors import BadSettings
+from cln_backup.model.errors import BadSettings, StorageError
+from cln_backup.model.migration import RestorePoint
 from cln_backup.storage import fsio
 
 LOCK_NAME = "backup.lock"
@@ -54,11 +56,13 @@ class State(NamedTuple):
         boot_id: of the boot of the machine in which the last answer was given.
         last_compaction_at: seconds since 1970.
         mount: of the file system of the node's database at that time (`mount_identity`).
+        restore_point: the state before a migration that has not been seen to end.
     """
 
     boot_id: str | None = None
     last_compaction_at: float | None = None
     mount: str | None = None
+    restore_point: RestorePoint | None = None
 
 
 def read_settings(directory: str) -> Settings:
@@ -127,13 +131,32 @@ def read_state(directory: str) -> State:
         boot_id if isinstance(boot_id, str) else None,
         compaction if isinstance(compaction, int | float) else None,
         mount if isinstance(mount, str) else None,
+        _restore_point(fields.get("restore_point")),
     )
 
 
+def _restore_point(fields: object) -> RestorePoint | None:
+    if not isinstance(fields, dict):
+        return None
+    version, changes, at = (fields.get(name) for name in RestorePoint._fields)
+    if isinstance(version, int) and isinstance(changes, int) and isinstance(at, int | float):
+        return RestorePoint(version, changes, at)
+    return None
+
+
 def write_state(directory: str, state: State) -> None:
-    """Writes `backup.state`; durable when it returns. Raises `StorageError`."""
-    content = json.dumps(state._asdict()).encode() + b"\n"
-    fsio.write_file(os.path.join(directory, STATE_NAME), content, op="write backup.state")
+    """Writes `backup.state`; durable when it returns. Raises `StorageError`.
+
+    Fields that this release does not know stay as they are.
+    """
+    path = os.path.join(directory, STATE_NAME)
+    fields: dict[str, Any] = {}
+    with contextlib.suppress(StorageError, BadSettings, _BarePlace):  # none, or broken
+        fields = _read_object(path)
+    fields |= state._asdict()
+    if state.restore_point is not None:
+        fields["restore_point"] = state.restore_point._asdict()
+    fsio.write_file(path, json.dumps(fields).encode() + b"\n", op="write backup.state")
 
 
 def _read_object(path: str) -> dict[str, Any]:

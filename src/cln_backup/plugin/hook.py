@@ -49,6 +49,15 @@ class Hook:
         answer = {"result": "halt", "reason": self.halted}
         jsonrpc.write(jsonrpc.answer(bytes(message.id), answer))
 
+    def node_is_up(self) -> bool:
+        """Call it before `init` is answered; returns whether the node may continue."""
+        if self.halted is None:
+            try:
+                self._replicator.node_is_up()
+            except Exception as error:  # noqa: BLE001 - as in `answer`
+                self.halted = _reason(error)
+        return self.halted is None
+
     def settle(self) -> None:
         """Does the rest of a call after its answer. An error halts the node at the next call."""
         if self.halted is None:

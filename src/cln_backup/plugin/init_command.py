@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cln_backup.plugin import jsonrpc
 from cln_backup.plugin.manifest import OPTION
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from cln_backup.plugin.hook import Hook
     from cln_backup.plugin.jsonrpc import Message
     from cln_backup.plugin.patience import Patience
+
+
+_UNPROTECTED: Final = (
+    "This node is NOT protected, and is stopped: lightningd reports changes to plugins only if its "
+    "database is SQLite. With PostgreSQL, use its own replication, and remove this plugin from the "
+    "configuration."
+)
 
 
 class InitCommand:
@@ -64,7 +71,9 @@ class InitCommand:
             )
         rpc_path = os.path.join(init.configuration.lightning_dir, init.configuration.rpc_file)
         if init.configuration.startup and not self._hook.was_called:
-            self._refuse_unprotected()
+            self._stop_node(_UNPROTECTED)
+        if not self._hook.node_is_up():
+            self._stop_node(str(self._hook.halted))
         jsonrpc.write(jsonrpc.answer(bytes(message.id), {}))
         for begin in self._begins:
             begin(init.options)
@@ -78,14 +87,9 @@ class InitCommand:
             self._poll.register(self._rpc.fileno(), select.POLLIN)
         from cln_backup.compaction import compactor  # noqa: F401  # now, while the node waits for nothing
 
-    def _refuse_unprotected(self) -> NoReturn:
-        """Stops a node whose database lightningd does not report to plugins."""
-        self._log(
-            "error",
-            "This node is NOT protected, and is stopped: lightningd reports changes to plugins "
-            "only if its database is SQLite. With PostgreSQL, use its own replication, and remove "
-            "this plugin from the configuration.",
-        )
+    def _stop_node(self, why: str) -> NoReturn:
+        """Stops a node that must not continue; `init` stays unanswered."""
+        self._log("error", why)
         if os.environ.get("LIGHTNINGD_PLUGIN"):  # the parent is lightningd
             # While plugins start, lightningd does not accept `stop`; only a signal ends it at once.
             # It gets the time to log the reason.

@@ -11,6 +11,7 @@ from cln_backup.model.change import Change, Kind
 from cln_backup.model.continuity import database_version
 from cln_backup.model.errors import Discontinuity
 from cln_backup.node.settings import read_state, write_state
+from cln_backup.plugin.migration import MigrationWatch
 from cln_backup.plugin.patience import Patience
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Replicator:
         self._log = log
         self._on_event = on_event or (lambda event: log(event.text))
         self.backend: Writer | None = None
+        self._migration: MigrationWatch | None = None
         self._asked_at: float | None = None
         self._last_answer_at: float | None = None
         self._compacted_at: float | None = None
@@ -62,10 +64,23 @@ class Replicator:
             from cln_backup.plugin.start import start
 
             self.backend = start(self._directory, change, self._log, self._on_event, self.patience)
+            self._migration = MigrationWatch(self._directory, self.backend, self._log)
+        if self._migration is not None:  # only while the node starts
+            self._migration.before(transaction)
         try:
             self.backend.store_change(change, self.patience.bound_s())
         except Discontinuity as error:
             raise self._judged(error, change, self.backend.version) from None
+
+    def node_is_up(self) -> None:
+        """Call it before `init` is answered: from then on, the node's peers may see its state.
+
+        Raises:
+            StorageError, BadSettings: the node must not continue.
+        """
+        if self._migration is not None:
+            self._migration.node_is_up()
+            self._migration = None
 
     def settle(self) -> None:
         """Completes the bookkeeping of the last call; called after the answer.

@@ -1,0 +1,76 @@
+"""Migrations: recognizes changes of the database's schema in a node's history.
+
+The first start of a newer lightningd changes the schema, in one transaction or in several, and
+writes the schema's version at the very end. Every later start writes that version again, with its
+first change.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from cln_backup.model.change import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cln_backup.model.change import Change
+
+_ALTERS = re.compile(r"\s*(?:CREATE|ALTER|DROP)\b", re.IGNORECASE)
+_SETS_VERSION = re.compile(r"\s*UPDATE\s+version\s+SET\s+version\s*=", re.IGNORECASE)
+
+
+class RestorePoint(NamedTuple):
+    """The state of the database before a migration, to which an interrupted one is undone.
+
+    Attributes:
+        version: its data version.
+        changes: the number of changes in the backup.
+        at: when it was set, in seconds since 1970.
+    """
+
+    version: int
+    changes: int
+    at: float
+
+
+def alters_schema(transaction: Sequence[str]) -> bool:
+    """Whether a call changes the database's schema."""
+    return any(map(_ALTERS.match, transaction))
+
+
+def sets_schema_version(transaction: Sequence[str]) -> bool:
+    """Whether a call writes the version of the database's schema, at the end of all migrations."""
+    return any(map(_SETS_VERSION.match, transaction))
+
+
+class MigrationTracker:
+    """Follows the changes of a history, and knows whether a migration is under way.
+
+    The making of a new node's tables is not one: there is nothing to go back to. A snapshot ends
+    one: the changes between it and the migration are unknown.
+
+    Attributes:
+        open_at: the data version before the first change of the schema; `None` if no migration is
+            under way.
+        is_clear: whether the migration certainly begins there. It does not if a rider is its
+            first sign: the transaction before may have changed rows for it.
+    """
+
+    def __init__(self) -> None:
+        self.open_at: int | None = None
+        self.is_clear = True
+        self._version = 0
+        self._is_complete = False
+
+    def follow(self, change: Change) -> None:
+        """Takes the next change into account."""
+        transaction = change.transaction
+        if transaction is None or sets_schema_version(transaction):
+            self.open_at, self._is_complete = None, True
+        elif self.open_at is None and self._is_complete:
+            is_rider = change.kind is Kind.RIDER
+            if is_rider or alters_schema(transaction):
+                self.open_at, self.is_clear = self._version, not is_rider
+        self._version = change.version
