@@ -34,7 +34,7 @@ class Table(NamedTuple):
         order: an SQL expression that numbers the rows in the order of storage; `None` if there is
             none.
         is_ordered: whether that order belongs to the content: an `INTEGER PRIMARY KEY`, or a table
-            `WITHOUT ROWID`. Otherwise it is the order of insertion, which the content does not include.
+            `WITHOUT ROWID`. Otherwise it is the order of insertion, which does not.
     """
 
     name: str
@@ -68,8 +68,9 @@ def fetched(
 def schema_of(connection: apsw.Connection) -> list[SchemaRow]:
     """The schema, in the order of type and name.
 
-    The tables of `ANALYZE` are left out: they do not belong to the content. White space and the quotes of
-    identifiers are left out of the SQL: releases of SQLite differ in them when they rewrite it.
+    The tables of `ANALYZE` are left out: they do not belong to the content. White space and the
+    quotes of identifiers are left out of the SQL: releases of SQLite differ in them when they
+    rewrite it.
     """
     rows = fetched(connection, "SELECT type, name, tbl_name, sql FROM sqlite_schema")
     found = [
