@@ -7,6 +7,7 @@ import pytest
 
 from cln_backup.model.errors import AlreadyExists, BadSettings
 from cln_backup.node.settings import (
+    Alarm,
     OnGap,
     Settings,
     State,
@@ -87,10 +88,23 @@ def test_lock_file_that_cannot_be_understood(content: str, tmp_path: Path) -> No
 
 def test_state_comes_back(tmp_path: Path) -> None:
     assert read_state(str(tmp_path)) == State()
-    for state in (State("boot", 7.5), State(None, None), State("another", None, "mount 7")):
+    alarm = Alarm("replay", "The change for data version 7 cannot be replayed.", 8.5)
+    for state in (
+        State("boot", 7.5),
+        State(None, None),
+        State("another", None, "mount 7"),
+        State(replica_dir="/a/replica", alarm=alarm),
+    ):
         write_state(str(tmp_path), state)
         assert read_state(str(tmp_path)) == state
     assert [path.name for path in tmp_path.iterdir()] == ["backup.state"]
+
+
+def test_fields_of_a_later_release_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "backup.state").write_text('{"boot_id": "boot", "later": [1]}')
+    write_state(str(tmp_path), read_state(str(tmp_path))._replace(mount="mount 7"))
+    fields = json.loads((tmp_path / "backup.state").read_text())
+    assert (fields["boot_id"], fields["mount"], fields["later"]) == ("boot", "mount 7", [1])
 
 
 def test_state_of_another_shape(tmp_path: Path) -> None:

@@ -49,6 +49,20 @@ class Settings(NamedTuple):
     on_gap: OnGap = OnGap.SNAPSHOT
 
 
+class Alarm(NamedTuple):
+    """Something that the follower found wrong in the backup, for the next start to heal.
+
+    Attributes:
+        kind: what is wrong: "replay", "damaged", "integrity" or "content".
+        text: for the operator.
+        at: when it was found, in seconds since 1970.
+    """
+
+    kind: str
+    text: str
+    at: float
+
+
 class State(NamedTuple):
     """The contents of `backup.state`.
 
@@ -57,12 +71,16 @@ class State(NamedTuple):
         last_compaction_at: seconds since 1970.
         mount: of the file system of the node's database at that time (`mount_identity`).
         restore_point: the state before a migration that has not been seen to end.
+        replica_dir: where the follower keeps its replica; `None` if there is none.
+        alarm: what the follower found wrong, until a start has healed it.
     """
 
     boot_id: str | None = None
     last_compaction_at: float | None = None
     mount: str | None = None
     restore_point: RestorePoint | None = None
+    replica_dir: str | None = None
+    alarm: Alarm | None = None
 
 
 def read_settings(directory: str) -> Settings:
@@ -125,14 +143,20 @@ def read_state(directory: str) -> State:
     if fsio.kind_at(path, op="read settings") is None:
         return State()
     fields = _read_object(path)
-    boot_id, mount = fields.get("boot_id"), fields.get("mount")
     compaction = fields.get("last_compaction_at")
     return State(
-        boot_id if isinstance(boot_id, str) else None,
+        _text(fields, "boot_id"),
         compaction if isinstance(compaction, int | float) else None,
-        mount if isinstance(mount, str) else None,
+        _text(fields, "mount"),
         _restore_point(fields.get("restore_point")),
+        _text(fields, "replica_dir"),
+        _alarm(fields.get("alarm")),
     )
+
+
+def _text(fields: dict[str, Any], name: str) -> str | None:
+    text = fields.get(name)
+    return text if isinstance(text, str) else None
 
 
 def _restore_point(fields: object) -> RestorePoint | None:
@@ -141,6 +165,15 @@ def _restore_point(fields: object) -> RestorePoint | None:
     version, changes, at = (fields.get(name) for name in RestorePoint._fields)
     if isinstance(version, int) and isinstance(changes, int) and isinstance(at, int | float):
         return RestorePoint(version, changes, at)
+    return None
+
+
+def _alarm(fields: object) -> Alarm | None:
+    if not isinstance(fields, dict):
+        return None
+    kind, text, at = (fields.get(name) for name in Alarm._fields)
+    if isinstance(kind, str) and isinstance(text, str) and isinstance(at, int | float):
+        return Alarm(kind, text, at)
     return None
 
 
@@ -154,8 +187,8 @@ def write_state(directory: str, state: State) -> None:
     with contextlib.suppress(StorageError, BadSettings, _BarePlace):  # none, or broken
         fields = _read_object(path)
     fields |= state._asdict()
-    if state.restore_point is not None:
-        fields["restore_point"] = state.restore_point._asdict()
+    for name, value in (("restore_point", state.restore_point), ("alarm", state.alarm)):
+        fields[name] = None if value is None else value._asdict()
     fsio.write_file(path, json.dumps(fields).encode() + b"\n", op="write backup.state")
 
 

@@ -26,11 +26,7 @@ if TYPE_CHECKING:
 
 
 class CompactCommand:
-    """At most one compaction at a time; it advances with each message of its child process.
-
-    Attributes:
-        noted: whether the replicator has recorded it, but not yet written the record.
-    """
+    """At most one compaction at a time; it advances with each message of its child process."""
 
     def __init__(
         self, replicator: Replicator, log: Callable[[str, str], None], poll: select.poll
@@ -46,7 +42,6 @@ class CompactCommand:
         self._failures = 0
         self._failed_at = 0.0
         self._refused_log_bytes = 0
-        self.noted = False
 
     def begin(self, options: Mapping[str, object]) -> None:
         """Takes the option `backup-scratch-dir`; removes the leftovers of killed compactions."""
@@ -142,8 +137,7 @@ class CompactCommand:
             self._runs_by_itself = False
 
     def _succeed(self, statistics: Statistics) -> None:
-        self._replicator.compacted()
-        self.noted = True
+        self._replicator.note(last_compaction_at=time.time())
         self._failures = self._refused_log_bytes = 0
         done = "Compaction finished"
         if "would_be" in statistics:
@@ -163,14 +157,6 @@ class CompactCommand:
         if self._request_id is not None:
             jsonrpc.write(jsonrpc.error(self._request_id, str(error)))
             self._request_id = None
-
-    def write_notes(self) -> None:
-        """Makes the replicator write its records, while the node does not wait."""
-        self.noted = False
-        try:
-            self._replicator.write_notes()
-        except BackupError as error:
-            self._log("warn", str(error))
 
     def forget_request(self) -> None:
         """Drops the request without an answer: lightningd forgets it when it shuts down."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cln_backup.model.change import Change, Kind
 from cln_backup.model.continuity import database_version
 from cln_backup.model.errors import Discontinuity
-from cln_backup.node.settings import read_state, write_state
+from cln_backup.node.settings import Alarm, State, read_state, write_state
 from cln_backup.plugin.migration import MigrationWatch
 from cln_backup.plugin.patience import Patience
 
@@ -49,7 +49,7 @@ class Replicator:
         self._migration: MigrationWatch | None = None
         self._asked_at: float | None = None
         self._last_answer_at: float | None = None
-        self._compacted_at: float | None = None
+        self._notes: dict[str, Any] = {}
         self._answer_times_s: deque[float] = deque(maxlen=_REMEMBERED_ANSWERS)
 
     def db_write(self, version: int, transaction: Sequence[str]) -> None:
@@ -123,9 +123,13 @@ class Replicator:
             at = self.backend.last_change.at
         return None if at is None else max(0.0, time.time() - at)
 
-    def compacted(self) -> None:
-        """Records that a compaction has finished; `write_notes` makes that durable."""
-        self._compacted_at = time.time()
+    def note(self, **fields: float | str | Alarm | None) -> None:
+        """Records fields of `State`; `write_notes` makes them durable."""
+        self._notes |= fields
+
+    def has_notes(self) -> bool:
+        """Whether there are records to write."""
+        return bool(self._notes)
 
     def write_notes(self) -> None:
         """Writes the pending records to `backup.state`, while the node does not wait.
@@ -133,14 +137,13 @@ class Replicator:
         Raises:
             StorageError, BadSettings: the records are lost; the backup is not affected.
         """
-        if self._compacted_at is not None:
-            state = read_state(self._directory)
-            write_state(self._directory, state._replace(last_compaction_at=self._compacted_at))
-            self._compacted_at = None
+        if self._notes:
+            notes, self._notes = self._notes, {}
+            write_state(self._directory, read_state(self._directory)._replace(**notes))
 
-    def last_compaction_at(self) -> float | None:
-        """When the last compaction was finished, in seconds since 1970."""
-        return self._compacted_at or read_state(self._directory).last_compaction_at
+    def state(self) -> State:
+        """The node's state, with the pending records. Raises `BadSettings`."""
+        return read_state(self._directory)._replace(**self._notes)
 
     def close(self) -> None:
         """Closes the backup."""

@@ -82,7 +82,7 @@ class SelfCompaction:
     def _facts(self, backend: Writer) -> Facts | None:
         from cln_backup.compaction.facts import facts_of
 
-        return facts_of(backend, self._began_at, self._replicator.last_compaction_at())
+        return facts_of(backend, self._began_at, self._replicator.state().last_compaction_at)
 
     def _tell_once(self, text: str) -> None:
         if text != self._told:

@@ -30,7 +30,7 @@ def status(
         "version": backend.version,
         **size_of(backend),
         "last_change_age_s": replicator.last_change_age_s(),
-        "last_compaction_at": replicator.last_compaction_at(),
+        "last_compaction_at": replicator.state().last_compaction_at,
         "compacting": compaction.is_under_way(),
         **by_itself.status(),
         "answer_p50_us": None if times is None else times[0],

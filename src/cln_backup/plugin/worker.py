@@ -67,7 +67,7 @@ class Plugin:
         while True:
             events = self._poll.poll(self._timeout_ms())
             if not events:
-                self._compaction.write_notes()
+                self._write_notes()
             for fd, _ in events:
                 if fd == 0:
                     if not self._read():
@@ -89,7 +89,7 @@ class Plugin:
     def _timeout_ms(self) -> float | None:
         if self._leave_at is not None:
             return guard.SHUTDOWN_POLL_S * 1000
-        if self._compaction.noted or self._guard.is_missing():
+        if self._replicator.has_notes() or self._guard.is_missing():
             return _IDLE_MS
         return self._by_itself.timeout_ms()
 
@@ -102,6 +102,13 @@ class Plugin:
             self._reader.drop()
             self._hook.settle()
         return True
+
+    def _write_notes(self) -> None:
+        """Writes what was recorded, while the node does not wait."""
+        try:
+            self._replicator.write_notes()
+        except BackupError as error:
+            _log("warn", str(error))
 
     def _serve(self, text: bytes) -> None:
         message = jsonrpc.decode(text)
@@ -148,7 +155,7 @@ class Plugin:
         """
         try:
             self._guard.dismiss()
-            self._compaction.write_notes()
+            self._write_notes()
             self._compaction.close()
             until = time.monotonic() + guard.LEAVE_S
             while not guard.is_quiet(until) or self._reader.has_begun():
