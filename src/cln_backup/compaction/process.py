@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,19 +17,16 @@ from threading import get_native_id
 from typing import TYPE_CHECKING
 
 from cln_backup.compaction.messages import Compacted, More, NotWorthIt, Ready, Start
+from cln_backup.compaction.pace import PacedSnapshot
 from cln_backup.process.parent import Parent, serve
 from cln_backup.storage import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from concurrent.futures import Future
 
     from cln_backup.backends.contract import Reader
     from cln_backup.backends.ticket import Folded
-    from cln_backup.model.change import Change, Snapshot
-
-_PIECE_BYTES = 1 << 16
-_PAUSE = 4.0
+    from cln_backup.model.change import Change
 
 
 def _yield_to_others() -> None:
@@ -41,24 +37,6 @@ def _yield_to_others() -> None:
     """
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, get_native_id(), 19)
-
-
-class _PacedSnapshot:
-    """A snapshot in small pieces, with pauses that leave the disk to the node's writer."""
-
-    def __init__(self, snapshot: Snapshot, place: str) -> None:
-        self._snapshot = snapshot
-        self._place = place
-        self.size_bytes = snapshot.size_bytes
-
-    def chunks(self) -> Iterator[bytes]:
-        """The file's bytes in order; after each piece, a pause in proportion to its writing."""
-        for chunk in self._snapshot.chunks():
-            for start in range(0, len(chunk), _PIECE_BYTES):
-                scratch.require_room(self._place, op="compact")
-                given = time.monotonic()
-                yield chunk[start : start + _PIECE_BYTES]
-                time.sleep((time.monotonic() - given) * _PAUSE)
 
 
 def _run(start: Start, parent: Parent[More]) -> None:
@@ -119,7 +97,7 @@ def _paced(reader: Reader, folding: Future[Folded]) -> Folded:
     if base is not None:
         assert base.snapshot is not None
         assert storage_dir is not None
-        paced = _PacedSnapshot(base.snapshot, storage_dir)
+        paced = PacedSnapshot(base.snapshot, storage_dir)
         folded = folded._replace(base=replace(base, snapshot=paced))
     return folded
 

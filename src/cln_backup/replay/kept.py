@@ -406,6 +406,35 @@ class KeptReplica:
                     pragma = f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}"
                     self.connection.execute(pragma).fetchall()
 
+    def rebase(self, base: Position, reader: Reader) -> None:
+        """Keeps its place in a history whose changes up to `base` were replaced by a snapshot.
+
+        Only the caller knows that the writer has just taken over what `snapshot` gave, at the
+        position `base`, and that the reader's view is the compacted backup. A position with a
+        digest survives a compaction; any other is counted anew, unless the snapshot is not there.
+
+        Raises:
+            StorageError, Damaged.
+        """
+        self.without_head()
+        first = next(reader.stream_changes(), None)
+        if self._now.digest != UNKNOWN or first is None or first.snapshot is None:
+            return
+        standing = reader.standing
+        number = standing.position.changes - standing.version_count + 1
+        moved = self._now._replace(changes=self._now.changes - base.changes + number)
+        if first.version != base.version or moved.changes < number:
+            return
+        if moved.changes == number:
+            moved = moved._replace(mark=mark_of(first))
+        try:
+            self._runner.run(moved.version, ("BEGIN",))
+            self._now = moved
+            self._commit()
+        except apsw.Error as error:
+            self.without_head()
+            raise self._failed(error) from error
+
     def _failed(self, error: apsw.Error) -> StorageError:
         return StorageError(f"Cannot use the replica {self.path}: {error}. {_SAFE}")
 

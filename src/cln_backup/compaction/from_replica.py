@@ -1,0 +1,56 @@
+"""A compaction from a kept replica: without a replay, and without a second database."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cln_backup.backends.ticket import Folded
+from cln_backup.compaction.pace import PacedSnapshot
+from cln_backup.model.change import Kind
+from cln_backup.storage import scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cln_backup.backends.contract import Reader
+    from cln_backup.backends.ticket import Ticket
+    from cln_backup.replay.kept import KeptReplica
+
+
+def prepare(replica: KeptReplica, reader: Reader, pause: Callable[[float], None]) -> Ticket | None:
+    """Prepares a compaction of the reader's view, with the replica's own file as the snapshot.
+
+    The replica replays what it lacks, and is checked. Between the pieces of the snapshot `pause`
+    is called with a number of seconds; it may let the replica follow another reader.
+
+    Returns `None` if there is nothing that a replica could be for: the head is not a transaction,
+    which only a start and a migration make, or the storage compacts by itself.
+
+    Raises:
+        ReplayFailed: the backup does not replay, or the replica is not sound.
+        StorageError: the disk has no room, or failed; the backup is unchanged.
+        Damaged.
+    """
+    storage_dir, standing = reader.place.storage_dir, reader.standing
+    if storage_dir is None or standing.head is None or standing.head.kind is not Kind.TRANSACTION:
+        return None
+    replica.catch_up(reader)
+    replica.without_head()
+    position = replica.position
+    if position is None or position.changes != standing.position.changes - 1:
+        return None
+    replica.check()
+    with ExitStack() as work:
+
+        def fold(_reader: Reader) -> Folded:
+            base, foreign_keys = work.enter_context(replica.snapshot())
+            assert base is not None
+            assert base.snapshot is not None
+            size_bytes = base.snapshot.size_bytes
+            scratch.require_room(storage_dir, op="compact", needed_bytes=size_bytes)
+            paced = PacedSnapshot(base.snapshot, storage_dir, pause)
+            return Folded(replace(base, snapshot=paced), foreign_keys)
+
+        return reader.prepare_compaction(fold)

@@ -1,0 +1,38 @@
+"""Writes a snapshot beside a node's writer, which has priority."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from cln_backup.storage import scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cln_backup.model.change import Snapshot
+
+_PIECE_BYTES: Final = 1 << 16
+_PAUSE: Final = 4.0
+
+
+class PacedSnapshot:
+    """A snapshot in small pieces, with pauses that leave the disk to the node's writer."""
+
+    def __init__(
+        self, snapshot: Snapshot, place: str, pause: Callable[[float], None] = time.sleep
+    ) -> None:
+        """`place` is where it is written to; `pause` is called with the seconds of each pause."""
+        self._snapshot = snapshot
+        self._place = place
+        self._pause = pause
+        self.size_bytes = snapshot.size_bytes
+
+    def chunks(self) -> Iterator[bytes]:
+        """The file's bytes in order; after each piece, a pause in proportion to its writing."""
+        for chunk in self._snapshot.chunks():
+            for start in range(0, len(chunk), _PIECE_BYTES):
+                scratch.require_room(self._place, op="compact")
+                given = time.monotonic()
+                yield chunk[start : start + _PIECE_BYTES]
+                self._pause((time.monotonic() - given) * _PAUSE)
