@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_reader, open_writer, place_at
+from cln_backup.backends.dir.writer import SegmentWriter
 from cln_backup.model.errors import StorageError, WriterConflict
 from tests.format2.small import KINDS, url_of
 from tests.histories import append, payment, started_node, told, told_by
@@ -64,6 +65,30 @@ def test_writer_that_was_only_opened_stores_nothing_after_a_fence(url: str, tmp_
         with place_at(url).fence(), pytest.raises((WriterConflict, StorageError)):
             old.add_change(payment(4, "too late"))
     assert told_by(url) == told(started_node())
+
+
+def test_writer_that_stores_more_before_the_claim_is_fenced_after_it(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it stored, and may have answered, is in the history that the new writer opens."""
+    claim = SegmentWriter._claim
+    busy = iter([payment(5)])
+    with open_writer(url) as old:
+        old.add_change(payment(4))
+        _without_its_lock(tmp_path)
+
+        def late(writer: SegmentWriter, number: int, least_bytes: int) -> str:
+            for change in busy:
+                old.add_change(change)
+            return claim(writer, number, least_bytes)
+
+        monkeypatch.setattr(SegmentWriter, "_claim", late)
+        with place_at(url).fence() as fenced:
+            assert fenced.version == 5
+            with pytest.raises(WriterConflict, match="lost the right to write"):
+                old.add_change(payment(6, "too late"))
+            fenced.add_change(payment(6))
+    assert told_by(url) == told([*started_node(), payment(4), payment(5), payment(6)])
 
 
 @pytest.mark.parametrize("scheme", ["file", "dir"])

@@ -38,6 +38,7 @@ from cln_backup.cli.presentation import (
 )
 from cln_backup.cli.secrets import register, secret_of, with_secrets
 from cln_backup.cli.server import server, takeover, token
+from cln_backup.cli.standby import register as register_standby
 from cln_backup.compaction.compact import compact as compact_backup
 from cln_backup.model.continuity import STARTED_WELL
 from cln_backup.model.errors import BadUrl, Locked
@@ -426,6 +427,7 @@ def log(url: str, start: int, dropped: bool, *, as_json: bool, secret: Secret | 
 
 
 register(cli, _command)
+register_standby(_command)
 
 
 def main() -> None:

@@ -372,6 +372,14 @@ class KeptReplica:
             self.connection.execute("ROLLBACK")
         self._now = self._committed
 
+    def commit_head(self) -> None:
+        """Commits the open head: for a backup whose writer is this process, so it drops nothing.
+
+        Raises:
+            StorageError: the disk is full or failed.
+        """
+        self._commit()
+
     def check(self) -> int:
         """Checks the integrity of the database, and that it is at `version`.
 

@@ -243,14 +243,23 @@ def node_id_of(path: str) -> str | None:
     except apsw.Error:
         return None
     try:
-        columns = connection.execute("SELECT name FROM pragma_table_info('vars')").fetchall()
-        if ("blobval",) not in columns:
-            return None
-        rows = connection.execute("SELECT hex(blobval) FROM vars WHERE name = 'node_id'").fetchall()
+        return node_id_in(connection)
     except apsw.Error:
         return None
     finally:
         connection.close()
+
+
+def node_id_in(connection: apsw.Connection) -> str | None:
+    """The id of the node that an open database belongs to; `None` if it has none yet.
+
+    Raises:
+        apsw.Error: it cannot be read.
+    """
+    columns = connection.execute("SELECT name FROM pragma_table_info('vars')").fetchall()
+    if ("blobval",) not in columns:
+        return None
+    rows = connection.execute("SELECT hex(blobval) FROM vars WHERE name = 'node_id'").fetchall()
     return str(rows[0][0]).lower() if rows else None
 
 

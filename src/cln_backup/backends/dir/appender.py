@@ -148,12 +148,12 @@ class DirWriter(Writer):
         """Claims the next segment, which refuses an older writer; its name is durable then.
 
         Raises:
-            WriterConflict: another writer stored something meanwhile; nothing of it was lost.
+            WriterConflict: another writer stored more before the claim, which this one has not
+                read: open the backup again. That writer stores nothing more.
             StorageError.
         """
         writer = self._require_writer()
         with self._last_write:
-            writer.look(at_all_names=True)
             self._prepare(writer, _DROP_BYTES)
 
     def store_change(self, change: Change, timeout_s: float | None = None) -> None:  # noqa: ARG002

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, cast
+import time
+from typing import TYPE_CHECKING, Final, cast
 
 from cln_backup.backends.dir.base import identity, is_encrypted, list_keys, take_inventory
 from cln_backup.backends.dir.create import build_inside, creating_backup
@@ -14,7 +15,7 @@ from cln_backup.backends.dir.url import parse_dir_url
 from cln_backup.backends.events import ignore
 from cln_backup.backends.paths import require_outside
 from cln_backup.backends.place import Keeps, Place
-from cln_backup.model.errors import Locked
+from cln_backup.model.errors import Locked, WriterConflict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from cln_backup.backends.secrets import Secret
     from cln_backup.model.change import Change
     from cln_backup.model.position import Position
+
+_FENCE_TRIES: Final = 4
+_FENCE_PAUSE_S: Final = 0.1
 
 
 class DirPlace(Place):
@@ -101,13 +105,24 @@ class DirPlace(Place):
         secret: Secret | None = None,
         on_event: OnEvent = ignore,
     ) -> Writer:
-        """See `Place.fence`: the next segment is claimed."""
-        writer = super().fence(node_id, secret=secret, on_event=on_event)
-        try:
-            cast("DirWriter", writer).claim_segment()
-        except BaseException:
-            writer.close()
-            raise
+        """See `Place.fence`: the next segment is claimed.
+
+        An older writer that is busy may have stored more before the claim; then again, to read it.
+        """
+        for last in (False,) * _FENCE_TRIES + (True,):
+            writer = super().fence(node_id, secret=secret, on_event=on_event)
+            try:
+                cast("DirWriter", writer).claim_segment()
+            except WriterConflict:
+                writer.close()
+                if last:
+                    raise
+                time.sleep(_FENCE_PAUSE_S)
+            except BaseException:
+                writer.close()
+                raise
+            else:
+                break
         return writer
 
     def keys(self) -> list[Key]:
