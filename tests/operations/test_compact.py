@@ -314,6 +314,7 @@ def test_scratch_of_a_killed_compaction_does_not_stay_for_ever(url: str, tmp_pat
     with open_writer(url) as writer:
         for _ in range(3):
             compactor = Compactor(writer)
+            assert compactor._child is not None
             while not _left_behind(url) and compactor._child.is_running():
                 pass
             os.kill(compactor.pid, signal.SIGKILL)

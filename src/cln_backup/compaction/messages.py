@@ -1,10 +1,13 @@
-"""The messages between the two processes of a compaction."""
+"""The messages between the writer of a compaction and the process that prepares it.
+
+That is a child process of its own, or the follower, which has a replica at hand.
+"""
 
 from __future__ import annotations
 
 from cln_backup.backends.secrets import Secret
 from cln_backup.backends.ticket import Size, Statistics, Ticket
-from cln_backup.process.channel import Message
+from cln_backup.process.channel import Failed, Message
 
 
 class Start(Message):
@@ -42,3 +45,29 @@ class NotWorthIt(Message):
     """The staged replacement was removed: the backup would not get smaller."""
 
     would_be: Size
+
+
+class Compact(Message):
+    """The request to a follower, which prepares a compaction from its replica."""
+
+    if_it_pays: bool
+
+
+class Declined(Message):
+    """The answer of a follower that cannot prepare one now; the backup is unchanged."""
+
+
+class NotPrepared(Message):
+    """The error that ended the work of a follower, which goes on; the backup is unchanged."""
+
+    error: Failed
+
+
+class Settled(Message):
+    """The writer has decided: the follower need not copy more.
+
+    Attributes:
+        taken: whether the prepared compaction has replaced the backup.
+    """
+
+    taken: bool

@@ -419,7 +419,7 @@ class KeptReplica:
 
         Only the caller knows that the writer has just taken over what `snapshot` gave, at the
         position `base`, and that the reader's view is the compacted backup. A position with a
-        digest survives a compaction; any other is counted anew, unless the snapshot is not there.
+        digest survives a compaction; any other is counted again, unless the snapshot is not there.
 
         Raises:
             StorageError, Damaged.
