@@ -50,6 +50,11 @@ class Home:
         self.cli("init", "--lightning-dir", str(self.directory), *encrypt, *options, self.url)
         self.url = json.loads((self.directory / "backup.lock").read_text())["backend_url"]
 
+    def set_options(self, **fields: str) -> None:
+        """Writes options into `backup.lock`."""
+        lock = self.directory / "backup.lock"
+        lock.write_text(json.dumps(json.loads(lock.read_text()) | fields))
+
     def files(self) -> list[Path]:
         """All files of the backup, and all that the plugin keeps in the node's directory."""
         in_backup = self.backup.iterdir() if self.backup.is_dir() else [self.backup]

@@ -115,6 +115,7 @@ def test_changes_lost_with_the_power_are_not_dropped(
     newer = tmp_path / "newer.sqlite3"
     shutil.copyfile(home.database, newer)
     shutil.copyfile(older, home.database)
+    home.set_options(on_power_loss="halt")
     state = home.directory / "backup.state"
     state.write_text(json.dumps({"boot_id": "another boot", "last_compaction_at": None}))
     said = _refused(home, "lost its last changes with the power", "--first", "60")
@@ -158,6 +159,7 @@ def test_last_change_is_dropped_only_on_storage_that_has_lost_nothing(
         path.unlink()
     else:
         path.write_text(json.dumps(json.loads(noted) | change))
+    home.set_options(on_power_loss="halt")
     assert why in _refused(home, "lost its last changes with the power or the disk")
     _refused(home, "lost its last changes with the power")  # the question stays open
     path.write_bytes(noted)

@@ -62,7 +62,7 @@ class Node:
         self.url = url_in(self.place, kind)
         create_backend(self.url, None)
         append(self.url, changes)
-        lock = {"backend_url": self.url, "on_gap": "halt"}
+        lock = {"backend_url": self.url, "on_gap": "halt", "on_power_loss": "halt"}
         (self.directory / "backup.lock").write_text(json.dumps(lock))
         self.now = Storage(boot_id(), mount_identity(str(self.directory)))
         assert None not in self.now

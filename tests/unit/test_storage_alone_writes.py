@@ -39,6 +39,7 @@ ALLOWED = {
     ("process/channel.py", "os.writev"): "a pipe between two processes",
     ("process/parent.py", "os.open"): "/dev/null, in the place of the pipes at standard streams",
     ("replay/kept.py", "apsw.Connection"): "SQLite writes its databases itself",
+    ("replay/forward.py", "apsw.Connection"): "SQLite writes the node's database itself",
     ("replay/replica.py", "apsw.Connection"): "SQLite writes its databases itself",
     ("server/bells.py", "os.write"): "pipes that wake the connections that wait",
     ("server/listener.py", "os.write"): "a pipe that wakes the main loop",

@@ -179,8 +179,8 @@ def _is_sqlite(path: str) -> bool:
         os.close(fd)
 
 
-def wallet_in_configuration(directory: str) -> tuple[str, str] | None:
-    """The option `wallet` in lightningd's configuration files: the file, and the value.
+def option_in_configuration(directory: str, option: str) -> tuple[str, str] | None:
+    """An option in lightningd's configuration files: the file, and the value.
 
     Only the usual files are read; `None` if none of them sets it, or none can be read.
     """
@@ -195,13 +195,13 @@ def wallet_in_configuration(directory: str) -> tuple[str, str] | None:
                 os.close(fd)
             for line in text.decode("utf-8", "surrogateescape").splitlines():
                 name, equals, value = line.strip().partition("=")
-                if name.strip() == "wallet" and equals:
+                if name.strip() == option and equals:
                     return path, value.strip()
     return None
 
 
 def _require_same_wallet(directory: str, path: str) -> None:
-    found = wallet_in_configuration(directory)
+    found = option_in_configuration(directory, "wallet")
     if found is None:
         return
     file, value = found
@@ -269,7 +269,7 @@ def require_stopped(directory: str, database: str | None) -> None:
     rpc = os.path.join(directory, RPC_SOCKET_NAME)
     if _answers(rpc):
         raise NodeRunning(f"lightningd is running on {directory}: it answers on {rpc}. {advice}")
-    user = None if database is None else _process_with_open(os.path.realpath(database))
+    user = None if database is None else process_with_open(os.path.realpath(database))
     if user is not None:
         raise NodeRunning(f"Process {user} has {database} open. {advice}")
     above, network = os.path.split(directory)
@@ -283,7 +283,7 @@ def require_stopped(directory: str, database: str | None) -> None:
             )
 
 
-def _process_with_open(path: str) -> int | None:
+def process_with_open(path: str) -> int | None:
     """A process that has a file open, as far as this user may see."""
     for link in glob.iglob("/proc/[0-9]*/fd/*"):
         try:

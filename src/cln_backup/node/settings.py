@@ -35,6 +35,13 @@ class OnGap(Enum):
     HALT = "halt"
 
 
+class OnPowerLoss(Enum):
+    """How a start treats a database that may have lost changes with the power or its disk."""
+
+    ROLL_FORWARD = "rollforward"
+    HALT = "halt"
+
+
 class Settings(NamedTuple):
     """The contents of `backup.lock`.
 
@@ -42,11 +49,14 @@ class Settings(NamedTuple):
         backend_url: where the backup is.
         wallet: the database's path, if it is not `lightningd.sqlite3` in the directory.
         on_gap: what a start does when the backup is missing changes.
+        on_power_loss: what a start does when the database may have lost changes that the backup
+            has.
     """
 
     backend_url: str
     wallet: str | None = None
     on_gap: OnGap = OnGap.SNAPSHOT
+    on_power_loss: OnPowerLoss = OnPowerLoss.ROLL_FORWARD
 
 
 class Alarm(NamedTuple):
@@ -110,7 +120,12 @@ def read_settings(directory: str) -> Settings:
     url, wallet = fields.get("backend_url"), fields.get("wallet")
     if not isinstance(url, str) or not isinstance(wallet, str | None) or not url or wallet == "":
         raise BadSettings(f'{path} must be of the form {{"backend_url": "file:///the/path"}}.')
-    return Settings(url, wallet, _choice(path, fields, "on_gap", OnGap.SNAPSHOT))
+    return Settings(
+        url,
+        wallet,
+        _choice(path, fields, "on_gap", OnGap.SNAPSHOT),
+        _choice(path, fields, "on_power_loss", OnPowerLoss.ROLL_FORWARD),
+    )
 
 
 def _choice(path: str, fields: dict[str, Any], name: str, default: _Choice) -> _Choice:

@@ -20,6 +20,7 @@ from cln_backup import __version__
 from cln_backup.backends.events import Event, Noticed
 from cln_backup.model.errors import BackupError
 from cln_backup.node.outside import lightningd_above, other_plugins_live
+from cln_backup.node.rollforward_marker import MARKER_NAME
 from cln_backup.plugin import guard, jsonrpc
 from cln_backup.plugin.compact_command import CompactCommand
 from cln_backup.plugin.faults import fault
@@ -133,6 +134,10 @@ class Plugin:
         elif not request_id:
             return
         elif method == "getmanifest":
+            if os.path.lexists(MARKER_NAME):
+                from cln_backup.plugin.start.rollforward import await_asked
+
+                await_asked(os.getcwd())
             jsonrpc.write(jsonrpc.answer(request_id, MANIFEST))
         elif method == "init":
             self._init.answer(message)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Said = TypeVar("Said", bound="Message")
 
+_released: list[subprocess.Popen[bytes]] = []
+"""Processes that finish their work by themselves; they are reaped when another one is released."""
+
 _PIPE_BYTES: Final = 1 << 20
 _REAP_S: Final = 0.5
 """How long to wait for a process that has closed its pipes, and so is about to end."""
@@ -126,6 +129,8 @@ class Child(Generic[Said]):
         with contextlib.suppress(StorageError):
             self.send(Released())
         self.close()
+        _released[:] = [process for process in _released if process.poll() is None]
+        _released.append(self._process)
 
     def close(self) -> None:
         """Ends the process without waiting: it stops at once and removes its unfinished files."""

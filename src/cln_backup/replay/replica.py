@@ -129,6 +129,12 @@ class Replica:
             ) from None
         self.foreign_keys = True
 
+    @property
+    def connection(self) -> apsw.Connection:
+        """The connection, to look at the database between two changes. A snapshot replaces it."""
+        self._connection.authorizer = None
+        return self._connection
+
     def check(self) -> int:
         """Checks the integrity of the database, and that it is at the last change's version.
 
@@ -189,7 +195,7 @@ def copy_database(source: str, path: str) -> int:
     except apsw.Error as error:
         raise StorageError(f"Cannot open the database {source}: {_reason(error)}") from error
     try:
-        _require_lightningds(origin, source)
+        require_lightningds(origin, source)
         for pragma in ("journal_mode = OFF", "synchronous = OFF"):
             copy.execute(f"PRAGMA {pragma}").fetchall()
         with copy.backup("main", origin, "main") as backup:
@@ -211,8 +217,11 @@ def copy_database(source: str, path: str) -> int:
         origin.close()
 
 
-def _require_lightningds(connection: apsw.Connection, path: str) -> None:
-    """Makes sure that a database is lightningd's, of any release, or has no table yet."""
+def require_lightningds(connection: apsw.Connection, path: str) -> None:
+    """Makes sure that a database is lightningd's, of any release, or has no table yet.
+
+    Raises `NotFound`.
+    """
     rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
     tables = {name for (name,) in rows}
     bookkeepers = "chain_events" in tables and "outputs" not in tables

@@ -297,21 +297,25 @@ def keep(path: str, name: str, *, op: str) -> str:
                 number += 1
                 kept = f"{name}-{number}"
             except OSError:  # a file system without hard links
-                _copy_whole(path, kept)
+                copy(path, kept, op="keep a copy")
                 break
     sync_directory(os.path.dirname(name) or ".", op=op)
     return kept
 
 
-def _copy_whole(path: str, name: str) -> None:
-    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def copy(path: str, name: str, *, op: str) -> None:
+    """Copies a file to a new name. The contents are durable when it returns, the name is not.
+
+    Raises `AlreadyExists` if the name exists.
+    """
+    source = open_existing(path, writable=False, op=op)
     try:
-        target = create(name, op="keep a copy", like=path)
+        target = create(name, op=op, like=path)
         try:
             offset = 0
-            while chunk := os.pread(source, CHUNK_BYTES, offset):
-                offset = write_at(target, [chunk], offset, op="keep a copy")
-            sync(target, op="keep a copy")
+            while chunk := read_at(source, CHUNK_BYTES, offset, op=op):
+                offset = write_at(target, [chunk], offset, op=op)
+            sync(target, op=op)
         finally:
             os.close(target)
     finally:

@@ -22,7 +22,9 @@ from cln_backup.storage.os_errors import storage_errors
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_NAME: Final = re.compile(r"\.(?:compact|verify|copy|take-snapshot)-(.+)-([0-9]+)-[^-]+")
+_NAME: Final = re.compile(
+    r"\.(?:compact|verify|copy|take-snapshot|roll-forward)-(.+)-([0-9]+)-[^-]+"
+)
 _BEGINS_S: Final = 60.0
 """How long after its creation a directory may not be locked yet."""
 

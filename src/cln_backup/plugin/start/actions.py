@@ -11,6 +11,7 @@ from cln_backup.backends import redacted
 from cln_backup.model.change import FOREIGN_KEYS_ON, Change
 from cln_backup.model.continuity import STARTED_WELL, Decision, Facts
 from cln_backup.model.errors import Discontinuity
+from cln_backup.node.rollforward_marker import LOG_NAME, MARKER_NAME
 from cln_backup.node.settings import write_state
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Start(NamedTuple):
 def append(start: Start) -> None:
     """Does nothing: the first change follows the backup."""
     start.log(STARTED_WELL)
+    _conclude_roll_forward(start)
     _note_storage(start)
     _switch_foreign_keys_on(start)
 
@@ -77,14 +79,18 @@ def halt_out_of_date(start: Start) -> NoReturn:
     )
 
 
-def halt_lost_commit(start: Start) -> NoReturn:
-    """Halts a node whose storage may have undone its last commits."""
+def roll_forward(start: Start) -> NoReturn:
+    """Halts a node whose storage may have undone its last commits, and has them applied again."""
     assert start.facts.loss is not None
-    raise Discontinuity(
+    from cln_backup.plugin.start.rollforward import ask_and_halt
+
+    ask_and_halt(
+        start.node.directory,
+        start.node.database,
         "Core Lightning may have lost its last changes with the power or the disk: "
         f"{_where(start)}, and {start.facts.loss.value}. SQLite may have undone commits that the "
-        "node's peers know of, so the backup may have the only copy. It is safe to bring the "
-        f"database forward to the backup: {_restore(start)}"
+        "node's peers know of, so the backup may have the only copy",
+        _restore(start),
     )
 
 
@@ -134,12 +140,20 @@ ACTIONS: dict[Decision, Callable[[Start], None]] = {
     Decision.DROP_HEAD: drop_head,
     Decision.SNAPSHOT: take_snapshot,
     Decision.GAP: halt_out_of_date,
-    Decision.ROLL_FORWARD: halt_lost_commit,
+    Decision.ROLL_FORWARD: roll_forward,
     Decision.OLDER: halt_older_database,
     Decision.NEW_DATABASE: halt_new_database,
     Decision.OTHER_CONTENT: halt_other_content,
 }
 """The action of each decision. If it returns, the backup is ready for the first change."""
+
+
+def _conclude_roll_forward(start: Start) -> None:
+    directory = start.node.directory
+    if any(os.path.lexists(os.path.join(directory, name)) for name in (MARKER_NAME, LOG_NAME)):
+        from cln_backup.plugin.start.rollforward import conclude
+
+        conclude(directory, start.log)
 
 
 def _note_storage(start: Start) -> None:
