@@ -18,7 +18,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cln_backup.backends import create_backend, open_reader, open_writer, place_at
+from cln_backup.backends import create_backend, open_reader, open_writer, place_at, url_of
 from cln_backup.model.change import Change, Head, Kind
 from cln_backup.model.errors import (
     AlreadyExists,
@@ -305,6 +305,17 @@ class Conformance(RuleBasedStateMachine):
             self.oracle.rewind()
         with pytest.raises(Discontinuity):
             self.writer.rewind()
+
+    @precondition(lambda self: self.stages and self.staging is None)
+    @rule(version=st.integers(0, 30), snapshot=_SNAPSHOT)
+    def start_over(self, version: int, snapshot: SnapshotBytes) -> None:
+        earlier = self.oracle.told()
+        change = Change(version, snapshot, None)
+        kept = self.writer.start_over(change)
+        self.oracle = Oracle(change)
+        _, question_mark, query = self.url.partition("?")
+        with open_reader(url_of(kept) + question_mark + query) as reader:
+            assert told(reader.stream_changes()) == earlier
 
     @precondition(lambda self: self.staging is None)
     @rule()

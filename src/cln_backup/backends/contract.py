@@ -274,6 +274,22 @@ class Writer(Backend):
             StorageError: the head may or may not be there; this writer is finished.
         """
 
+    def start_over(self, change: Change, timeout_s: float | None = None) -> str:  # noqa: ARG002
+        """Starts the history over with a snapshot of any version, which becomes the whole backup.
+
+        For the way back from a migration that was interrupted; asked for by name only. The earlier
+        history is kept as a backup of its own, which no maintenance removes; returns where, for a
+        message. Atomic, and durable when it returns. No older writer can store anything after it.
+
+        Raises:
+            BadUrl: this storage cannot do it; nothing was changed.
+            StorageError: it is done or not; this writer is finished.
+        """
+        raise BadUrl(
+            "The history of this backup cannot be started over. Nothing was changed. Keep it, and "
+            "make a new backup under another name."
+        )
+
     @abstractmethod
     def take_over(
         self, ticket: Ticket | None, timeout_s: float | None = None

@@ -36,7 +36,7 @@ class MigrationWatch:
         """Call it before a call is stored; a restore point is then on stable storage.
 
         The restore point of an earlier start stays, unless the database is still, or again, before
-        it, or the backup is another one.
+        it, or the backup is a different one.
 
         Raises:
             StorageError, BadSettings: the restore point cannot be set; the node must not commit.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 from cln_backup.model.errors import AlreadyExists, StorageError
@@ -12,7 +13,7 @@ from cln_backup.storage import fsio, ownership
 from cln_backup.storage.os_errors import storage_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 def make(path: str, *, op: str) -> bool:
@@ -56,6 +57,39 @@ def remove_empty(path: str, *, op: str) -> None:
     """Removes an empty directory that this program made."""
     with storage_errors(op, path):
         os.rmdir(path)
+
+
+def keep_files(path: str, names: Iterable[str], name: str, *, op: str) -> str:
+    """Gives files of a directory second names in a new directory inside it, which it returns.
+
+    `name` is the new directory's, with a number appended if it exists. It has all the files when it
+    gets its name; durable when this returns. On a file system without hard links they are copies.
+    """
+    built = os.path.join(path, f"unfinished-{name}")
+    with storage_errors(op, built):
+        shutil.rmtree(built, ignore_errors=True)
+    make(built, op=op)
+    for file in names:
+        _keep_in(os.path.join(path, file), os.path.join(built, file), op=op)
+    fsio.sync_directory(built, op=op)
+    number, kept = 1, os.path.join(path, name)
+    with storage_errors(op, kept):
+        while os.path.lexists(kept):
+            number += 1
+            kept = os.path.join(path, f"{name}-{number}")
+        os.rename(built, kept)
+    fsio.sync_directory(path, op=op)
+    return kept
+
+
+def _keep_in(path: str, name: str, *, op: str) -> None:
+    with storage_errors(op, name):
+        try:
+            os.link(path, name)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            fsio.copy(path, name, op=op)
 
 
 def names(path: str, *, op: str) -> list[str]:

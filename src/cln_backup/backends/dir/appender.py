@@ -15,6 +15,7 @@ from cln_backup.backends.dir.dropped import set_aside
 from cln_backup.backends.dir.history import Base, History
 from cln_backup.backends.dir.keys import NodeVeil
 from cln_backup.backends.dir.reader import PREPARED, Prepared
+from cln_backup.backends.dir.restart import start_over
 from cln_backup.backends.dir.snapshots import NewSnapshot, last_seal
 from cln_backup.backends.dir.stock import (
     generation_of,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cln_backup.backends.contract import LastChange, Standing
+    from cln_backup.backends.dir.log import LogEnd
     from cln_backup.backends.dir.place import DirPlace
     from cln_backup.backends.events import OnEvent
     from cln_backup.backends.secrets import Secret
@@ -91,9 +93,13 @@ class DirWriter(Writer):
         _, end, self._tracker, _ = take_stock(self._store, self._base, alone=True)
         if end.torn_bytes:
             self._tell(Noticed.FOUND, torn_notice(end, self._tracker.version))
-        seal = last_seal(self._store, self._base.name)
-        self._writer = SegmentWriter(self._store, end, seal, (at.keep, at.keep_days))
+        self._writer = self._writer_from(end)
         self._find_head()
+
+    def _writer_from(self, end: LogEnd) -> SegmentWriter:
+        at, base = self.place.at, self._base
+        start = base.state.start.segment, last_seal(self._store, base.name)
+        return SegmentWriter(self._store, end, start, (at.keep, at.keep_days))
 
     def _find_head(self) -> None:
         """The head, from the tracker's records of the log, and from the base."""
@@ -317,6 +323,25 @@ class DirWriter(Writer):
             else:
                 remove_expired(*keep)
         return {"before": ticket.before, "after": size_of(self)}
+
+    def start_over(self, change: Change, timeout_s: float | None = None) -> str:  # noqa: ARG002
+        """See `Writer.start_over`. The earlier history is in a directory inside the backup."""
+        writer = self._require_writer()
+        with self._last_write:
+            writer.look(at_all_names=True)
+        self._lock.sign()
+        self._require_newest_base()
+        with self._last_write:
+            self._base, kept = start_over(self._store, self._base, writer, change)
+        with self._last_write, interruption.held():
+            writer.close()
+            _, end, self._tracker, _ = take_stock(self._store, self._base, alone=True)
+            self._writer = self._writer_from(end)
+            # Older releases expect that a log without segments is the first one.
+            self._prepare(self._writer, _DROP_BYTES)
+            self._writer.sync()
+        self._find_head()
+        return kept
 
     def _require_newest_base(self) -> None:
         """Another process's compaction does not change the log, but ours must not follow it."""

@@ -162,4 +162,4 @@ def _read(
     state = v2.unpack_base_state(header.state)
     if state.start.segment != segment:
         damaged(path, 0, 0, "its name and its header have different segment numbers")
-    return store, Base(generation, name, state)
+    return store, Base(generation, name, state, found.epoch)

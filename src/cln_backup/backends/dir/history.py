@@ -33,11 +33,16 @@ if TYPE_CHECKING:
 
 
 class Base(NamedTuple):
-    """A base that was read: the start of a generation of the history."""
+    """A base that was read: the start of a generation of the history.
+
+    Attributes:
+        epoch: of the writer that made it.
+    """
 
     generation: int
     name: str
     state: v2.BaseState
+    epoch: int = 0
 
     def marks(self) -> tuple[v2.Mark | None, v2.Mark | None]:
         """The last two changes that the base replaces."""

@@ -96,6 +96,9 @@ def _read(
     head, before = base.marks()
     in_base = Tracker(state.ordinal, head, before, may_rewind=head is not None)
     end, tracker = find_end(store, segments, in_base, alone=alone)
+    if not end.segment:  # the first writer, or the first one after the history was started over
+        last_number = max(end.last_number, state.start.segment - 1)
+        end = end._replace(epoch=base.epoch, last_number=last_number)
     return segments, end, tracker
 
 
@@ -108,6 +111,8 @@ def _lacks(store: Store, base: Base, listing: Listing, end: LogEnd, noted: int) 
     if noted > end.last_number and store.objects.status(segment_name(noted)) is None:
         return f"{store.log_path(noted)}, which its writer had started, is missing"
     for segment, at in listing.snapshots:
+        if segment < start.segment:  # of an earlier generation
+            continue
         begun = segment <= end.last_number
         there = end.end_bytes if segment == end.segment else v2.HEADER_BYTES if begun else 0
         if segment >= end.segment and at > there:

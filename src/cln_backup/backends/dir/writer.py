@@ -48,11 +48,15 @@ class SegmentWriter:
         schedule: when to `look`, before an append.
     """
 
-    def __init__(self, store: Store, end: LogEnd, seal: bytes, keep: tuple[int, int]) -> None:
-        """Starts after `end`; in an empty log, after the base with the given seal.
+    def __init__(
+        self, store: Store, end: LogEnd, base: tuple[int, bytes], keep: tuple[int, int]
+    ) -> None:
+        """Starts after `end`; in an empty log, after the base.
 
-        `keep` is the minimum number of replaced generations to keep, and for how many days.
+        Of the base, the number of the first segment that it needs, and its last seal. `keep` is the
+        minimum number of replaced generations to keep, and for how many days.
         """
+        self._first, seal = base
         self._store = store
         self._keep = keep
         self._begun = end if end.segment else end._replace(seal=seal)
@@ -173,6 +177,18 @@ class SegmentWriter:
             segment=number, end_bytes=v2.HEADER_BYTES, epoch=self.epoch, last_number=number
         )
 
+    def fence(self) -> None:
+        """Claims the next segment, in which nothing will be written, when this log has ended.
+
+        Any other writer is refused from then on; its name is durable when this returns.
+
+        Raises:
+            WriterConflict: another writer is active.
+        """
+        self.look(at_all_names=True)
+        self._claim(self.end.last_number + 1, dir_store.FIRST_SEGMENT_BYTES)
+        self._require_end(self.end)
+
     def _require_uncut(self) -> None:
         """Makes sure that no later writer has stored anything, without listing all names.
 
@@ -258,6 +274,11 @@ class SegmentWriter:
         self._digest.update(data)
         return v2.LogOffset(*start)
 
+    def sync(self) -> None:
+        """Makes the header of a segment that has no record yet durable."""
+        assert self._file is not None
+        fsio.sync(self._file.fd, op="sync segment header")
+
     def clear_up(self) -> None:
         """Trims the previous segments, and starts the preparation of the next one.
 
@@ -292,7 +313,8 @@ class SegmentWriter:
         numbers: Sequence[int] = (prev.segment,)
         if not prev.segment or begun > prev.segment + 1:
             listed = list_files(self._store.objects).segments
-            numbers = [number for number in listed if prev.segment <= number < begun]
+            first = prev.segment or self._first  # not those of an earlier generation
+            numbers = [number for number in listed if first <= number < begun]
         for number in numbers:
             path = self._store.log_path(number)
             fd = fsio.open_existing(path, writable=True, op="open segment")

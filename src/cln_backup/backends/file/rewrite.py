@@ -122,6 +122,27 @@ def repair(fd: int, path: str, layout: Layout) -> tuple[int, str]:
     return new_fd, kept
 
 
+def start_over(path: str, base: Change) -> tuple[int, str]:
+    """Replaces the file by one that holds only a snapshot; the original is kept.
+
+    Returns the new file's descriptor, and the name of the original. Durable when it returns.
+    """
+    new_fd, built = fsio.create_beside(path, "unfinished", op="create new backup", like=path)
+    try:
+        _write_blank_header(new_fd)
+        end = write_snapshot(new_fd, base, v1.HEADER_BYTES)
+        header = v1.Header(base.version, end, 0, v1.HEADER_BYTES, 1)
+        fsio.write_at(new_fd, [v1.pack_header(header)], 0, op="write header")
+        fsio.sync(new_fd, op="sync new backup")
+        kept = fsio.keep(path, f"{path}.before-undo", op="keep earlier history")
+        fsio.replace(built, path, op="publish new backup")
+    except BaseException:
+        os.close(new_fd)
+        fsio.remove(built, op="remove unfinished backup")
+        raise
+    return new_fd, kept
+
+
 def set_aside(fd: int, path: str, entry: Entry) -> str:
     """Copies an entry into a file of format 1 of its own; returns its name. Durable."""
     start = v1.HEADER_BYTES

@@ -91,11 +91,15 @@ class FileWriter(Writer):
             fsio.sync(self._fd, op="sync cut")
         return header
 
-    def _repair(self, layout: Layout) -> Layout:
-        fd, kept = file_rewrite.repair(self._fd, self._path, layout)
+    def _use(self, fd: int) -> None:
+        """Continues with the file that has replaced the backup."""
         self._lock.lock_too(fd, self._path)
         os.close(self._fd)
         self._fd = fd
+
+    def _repair(self, layout: Layout) -> Layout:
+        fd, kept = file_rewrite.repair(self._fd, self._path, layout)
+        self._use(fd)
         self._tell(
             Noticed.FOUND,
             f"The backup held changes that the node never committed ({layout.stale}), as the "
@@ -216,6 +220,19 @@ class FileWriter(Writer):
             fsio.sync(self._fd, op="sync cut")
             written.read_payload(self._fd, ledger.head)
         self._tell(Noticed.KEPT, f"The dropped change is kept as {kept}.")
+
+    def start_over(self, change: Change, timeout_s: float | None = None) -> str:  # noqa: ARG002
+        """See `Writer.start_over`. The earlier history becomes `PATH.before-undo`."""
+        self._require_writer(look=True)
+        self._lock.sign()
+        self.discard()  # a replacement has the old history
+        with self._last_write:
+            fd, kept = file_rewrite.start_over(self._path, change)
+            self._use(fd)
+            layout = scan(fd, self._path)
+            self._ledger, self._stored_ms = ledger_of(layout), None
+            self._written = FileEnd(self._path, fd, layout.header, layout.head)
+        return kept
 
     def take_over(
         self,
