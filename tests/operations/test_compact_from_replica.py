@@ -8,7 +8,7 @@ import pytest
 
 from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.backends.ticket import MoreNeeded
-from cln_backup.compaction.from_replica import prepare
+from cln_backup.compaction.from_replica import Prepared, prepare
 from cln_backup.model.errors import StorageError
 from cln_backup.operations.restore import restore
 from cln_backup.replay.kept import KeptReplica
@@ -33,7 +33,7 @@ from tests.histories import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from cln_backup.backends.contract import Reader, Writer
@@ -61,6 +61,14 @@ def replica(tmp_path: Path) -> Iterator[KeptReplica]:
 
 def _no_pause(_seconds: float) -> None:
     pass
+
+
+def _prepared(
+    replica: KeptReplica, reader: Reader, pause: Callable[[float], None] = _no_pause
+) -> Prepared:
+    prepared = prepare(replica, reader, pause)
+    assert prepared is not None
+    return prepared
 
 
 def _check(url: str, history: Sequence[Change], tmp_path: Path) -> None:
@@ -91,10 +99,7 @@ def test_replica_makes_the_base_and_goes_on(url: str, replica: KeptReplica, tmp_
         replica.catch_up(reader)
         for round_number in range(3):
             with open_reader(url) as own:
-                ticket = prepare(replica, own, _no_pause)
-                assert ticket is not None
-                base = replica.position
-                assert base is not None
+                ticket, base = _prepared(replica, own)
                 more = payments(writer.version + 1, writer.version + 20)
                 add_all(writer, more)  # the node goes on
                 history += more
@@ -127,16 +132,13 @@ def test_replica_follows_in_the_pauses(url: str, replica: KeptReplica, tmp_path:
             history.append(change)
             _follow(replica, reader)
 
-        ticket = prepare(replica, own, follow)
-        assert ticket is not None
+        ticket, base = _prepared(replica, own, follow)
         assert pauses > 0
-        base = replica.position
-        assert base is not None
         _taken_over(writer, own, ticket)
         reader.wait_for_more(0)
-        # While it was prepared, the replica went on: the base is an earlier position.
-        earlier = base._replace(version=58, changes=base.changes - (base.version - 58), digest=None)
-        replica.rebase(earlier, reader)
+        assert replica.position is not None
+        assert base.version == 58 < replica.position.version, "it went on meanwhile"
+        replica.rebase(base, reader)
         replica.is_new = False
         writer.add_change(change := payment(writer.version + 1))
         history.append(change)
@@ -151,8 +153,7 @@ def test_replica_that_misses_the_swap_starts_anew(url: str, tmp_path: Path) -> N
     append(url, HISTORY)
     replica = KeptReplica.open(str(tmp_path / "replica"))
     with open_writer(url) as writer, open_reader(url) as own:
-        ticket = prepare(replica, own, _no_pause)
-        assert ticket is not None
+        ticket, _ = _prepared(replica, own)
         _taken_over(writer, own, ticket)
         more = payments(60, 80)
         add_all(writer, more)
@@ -170,10 +171,7 @@ def test_replica_that_misses_the_swap_starts_anew(url: str, tmp_path: Path) -> N
 def test_a_position_of_something_else_is_not_taken_over(url: str, replica: KeptReplica) -> None:
     append(url, HISTORY)
     with open_writer(url) as writer, open_reader(url) as own:
-        ticket = prepare(replica, own, _no_pause)
-        assert ticket is not None
-        base = replica.position
-        assert base is not None
+        ticket, base = _prepared(replica, own)
         with open_reader(url) as reader:
             replica.rebase(base, reader)  # the backup has not been replaced
             assert replica.position == base
@@ -210,10 +208,7 @@ def test_foreign_keys_that_are_off_stay_off(url: str, replica: KeptReplica, tmp_
     append(url, history)
     with open_writer(url) as writer:
         with open_reader(url) as own:
-            ticket = prepare(replica, own, _no_pause)
-            assert ticket is not None
-            base = replica.position
-            assert base is not None
+            ticket, base = _prepared(replica, own)
             _taken_over(writer, own, ticket)
         with open_reader(url) as reader:
             replica.rebase(base, reader)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends.ticket import Folded
 from cln_backup.compaction.pace import PacedSnapshot
@@ -16,10 +16,25 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.contract import Reader
     from cln_backup.backends.ticket import Ticket
+    from cln_backup.model.position import Position
     from cln_backup.replay.kept import KeptReplica
 
 
-def prepare(replica: KeptReplica, reader: Reader, pause: Callable[[float], None]) -> Ticket | None:
+class Prepared(NamedTuple):
+    """A compaction that was prepared from a replica.
+
+    Attributes:
+        ticket: for the writer.
+        base: the position of the snapshot, as it was before the compaction.
+    """
+
+    ticket: Ticket
+    base: Position
+
+
+def prepare(
+    replica: KeptReplica, reader: Reader, pause: Callable[[float], None]
+) -> Prepared | None:
     """Prepares a compaction of the reader's view, with the replica's own file as the snapshot.
 
     The replica replays what it lacks, and is checked. Between the pieces of the snapshot `pause`
@@ -53,4 +68,4 @@ def prepare(replica: KeptReplica, reader: Reader, pause: Callable[[float], None]
             paced = PacedSnapshot(base.snapshot, storage_dir, pause)
             return Folded(replace(base, snapshot=paced), foreign_keys)
 
-        return reader.prepare_compaction(fold)
+        return Prepared(reader.prepare_compaction(fold), position)
