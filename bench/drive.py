@@ -62,10 +62,21 @@ class Program:
         self.send(json.dumps(init).encode() + b"\n\n")
         self.wait_for(b'"id":"cln:init#0"')
 
-    def wait_for(self, sign: bytes) -> bytes:
-        """Reads until the sign has come."""
+    def ask(self, method: str) -> dict[str, Any]:
+        """Calls one of the plugin's commands; returns its result."""
+        request = {"jsonrpc": "2.0", "id": method, "method": method, "params": {}}
+        self.send(json.dumps(request).encode() + b"\n\n")
+        said = self.wait_for(f'"id":"{method}"'.encode(), whole=True)
+        for text in said.split(b"\n\n"):
+            if f'"id":"{method}"'.encode() in text:
+                result: dict[str, Any] = json.loads(text)["result"]
+                return result
+        raise AssertionError(said)
+
+    def wait_for(self, sign: bytes, *, whole: bool = False) -> bytes:
+        """Reads until the sign has come; with `whole`, up to the end of a message."""
         said = b""
-        while sign not in said:
+        while sign not in said or (whole and not said.endswith(b"\n\n")):
             data = os.read(self._out, 1 << 16)
             assert data, "the program has ended"
             said += data
@@ -78,6 +89,15 @@ class Program:
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
+
+
+def children(pid: int) -> list[int]:
+    """The process ids of a process's children."""
+    found: list[int] = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+            found += map(int, file.read().split())
+    return found
 
 
 def processor_time_s(pid: int) -> float:

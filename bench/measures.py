@@ -28,11 +28,13 @@ class Row(NamedTuple):
     to_reach: str = ""
 
 
-def _quantile_us(times_s: list[float], share: float) -> int:
+def quantile_us(times_s: list[float], share: float) -> int:
+    """A quantile of some times, in microseconds."""
     return round(sorted(times_s)[int((len(times_s) - 1) * share)] * 1e6)
 
 
-def _ratio(value: float) -> str:
+def ratio(value: float) -> str:
+    """A ratio, for the table."""
     return f"{value:.2f}×"
 
 
@@ -59,11 +61,11 @@ def answer_time(directory: str, capture: str) -> Iterator[Row]:
     floor.close()
     plugin.close()
     for name, share in (("p50", 0.5), ("p99", 0.99)):
-        ours, least = _quantile_us(plugin_s, share), _quantile_us(floor_s, share)
+        ours, least = quantile_us(plugin_s, share), quantile_us(floor_s, share)
         yield Row(f"db_write {name}: floor", f"{least} µs")
         yield Row(f"db_write {name}: plugin, file:", f"{ours} µs")
         to_reach = "≤ 2×" if name == "p50" else ""
-        yield Row(f"db_write {name}: plugin / floor", _ratio(ours / least), to_reach)
+        yield Row(f"db_write {name}: plugin / floor", ratio(ours / least), to_reach)
 
 
 def first_answer(directory: str, capture: str) -> Iterator[Row]:
@@ -108,8 +110,8 @@ def restore_speed(directory: str, capture: str) -> Iterator[Row]:
     yield Row("restore: backup-cli, the whole command", f"{count / ours_s:.0f} /s")
     yield Row("plain replay, a transaction a change", f"{count / each_s:.0f} /s")
     yield Row("plain replay, all in one transaction", f"{count / once_s:.0f} /s")
-    yield Row("restore / plain replay", _ratio(each_s / ours_s), "≥ 2.5×")
-    yield Row("restore / plain replay in one transaction", _ratio(once_s / ours_s))
+    yield Row("restore / plain replay", ratio(each_s / ours_s), "≥ 2.5×")
+    yield Row("restore / plain replay in one transaction", ratio(once_s / ours_s))
 
 
 def _plain_replay(path: str, recorded: list[dict[str, object]], isolation: str | None) -> float:
@@ -209,17 +211,17 @@ def answers_during_compaction(directory: str, _capture: str) -> Iterator[Row]:
             assert b'"error"' not in plugin.said, plugin.said
             break
     plugin.close()
-    p99_s = _quantile_us(usual, 0.99) / 1e6
+    p99_s = quantile_us(usual, 0.99) / 1e6
     for name, times_s in (("before", usual), ("during", during)):
         slow = sum(time_s > 3 * p99_s for time_s in times_s)
         ours = f"db_write {name} compaction"
-        yield Row(f"{ours}, p50 of {len(times_s)}", f"{_quantile_us(times_s, 0.5)} µs")
-        yield Row(f"{ours}, p99", f"{_quantile_us(times_s, 0.99)} µs")
-        yield Row(f"{ours}, slowest", f"{_quantile_us(times_s, 1.0)} µs")
+        yield Row(f"{ours}, p50 of {len(times_s)}", f"{quantile_us(times_s, 0.5)} µs")
+        yield Row(f"{ours}, p99", f"{quantile_us(times_s, 0.99)} µs")
+        yield Row(f"{ours}, slowest", f"{quantile_us(times_s, 1.0)} µs")
         yield Row(f"{ours}, share over 3× the p99 before", f"{slow / len(times_s):.2%}")
-    yield Row("slowest before / p99 before", _ratio(max(usual) / p99_s))
-    yield Row("slowest during / p99 before", _ratio(max(during) / p99_s), "≤ 3×")
-    yield Row("slowest during / slowest before", _ratio(max(during) / max(usual)))
+    yield Row("slowest before / p99 before", ratio(max(usual) / p99_s))
+    yield Row("slowest during / p99 before", ratio(max(during) / p99_s), "≤ 3×")
+    yield Row("slowest during / slowest before", ratio(max(during) / max(usual)))
     shutil.rmtree(home)
 
 
