@@ -97,6 +97,12 @@ class Counts:
         """Whether no difference was found."""
         return not (self.differ or self.missing or self.extra)
 
+    def add(self, more: Counts) -> None:
+        """Adds the differences of another part of the same table."""
+        self.differ += more.differ
+        self.missing += more.missing
+        self.extra += more.extra
+
     def count(
         self,
         replica: Iterator[tuple[bytes, bytes]],
@@ -275,7 +281,7 @@ def _difference(
     """Compares the rows of a table; what differs, if something does."""
     if _are_equal(rows_of(replica, ours), rows_of(database, theirs), until):
         return None
-    return _counted(replica, database, ours, theirs, until)
+    return _counted(replica, database, ours, until)
 
 
 def _are_equal(ours: Generator[bytes], theirs: Generator[bytes], until: float | None) -> bool:
@@ -299,15 +305,11 @@ def _look_at(until: float | None) -> None:
 
 
 def _counted(
-    replica: apsw.Connection,
-    database: apsw.Connection,
-    ours: Table,
-    theirs: Table,
-    until: float | None,
+    replica: apsw.Connection, database: apsw.Connection, table: Table, until: float | None
 ) -> str | None:
     """How many rows of a table differ; `None` if only their order does."""
     counts = Counts()
-    steps = counts.count(hashed_in_key_order(replica, ours), hashed_in_key_order(database, theirs))
+    steps = counts.count(hashed_in_key_order(replica, table), hashed_in_key_order(database, table))
     for number, _ in enumerate(steps):
         if number % _LOOK_EVERY_ROWS == 0:
             try:

@@ -30,7 +30,7 @@ class Table(NamedTuple):
     Attributes:
         name: of the table.
         columns: without generated ones, in order.
-        key: the columns of the primary key, in its order; empty if there is none.
+        key: the columns of the primary key, or else of a unique constraint; empty if there is none.
         order: an SQL expression that numbers the rows in the order of storage; `None` if there is
             none.
         is_ordered: whether that order belongs to the content: an `INTEGER PRIMARY KEY`, or a table
@@ -111,11 +111,17 @@ def _table(connection: apsw.Connection, name: str, *, is_keyed: bool) -> Table:
     )
     if is_keyed:
         return Table(name, columns, key, ", ".join(map(quoted, key)), is_ordered=True)
-    with_index = fetched(
-        connection, "SELECT 1 FROM pragma_index_list(?) WHERE origin = 'pk'", (name,)
+    indexes = fetched(
+        connection,
+        "SELECT name, origin FROM pragma_index_list(?) WHERE origin IN ('pk', 'u') "
+        "ORDER BY origin, seq DESC",
+        (name,),
     )
-    if key and not with_index:  # another name of the rowid
+    if key and "pk" not in (origin for _, origin in indexes):  # another name of the rowid
         return Table(name, columns, key, quoted(key[0]), is_ordered=True)
+    if indexes and not key:
+        query = "SELECT name FROM pragma_index_info(?) ORDER BY seqno"
+        key = tuple(column for (column,) in fetched(connection, query, (indexes[0][0],)))
     taken = {column.lower() for column in columns}
     free = [rowid for rowid in _ROWID_NAMES if rowid not in taken]
     return Table(name, columns, key, free[0] if free else None, is_ordered=False)
@@ -138,7 +144,7 @@ def rows_of(
             yield encode(row)
             number += 1
     except UnicodeDecodeError:
-        rest = f"SELECT {_typed(table.columns)} {source} LIMIT -1 OFFSET {number}"
+        rest = f"SELECT {typed_columns(table.columns)} {source} LIMIT -1 OFFSET {number}"
         for typed in connection.execute(rest, tuple(values)):
             yield encode_typed(typed)
 
@@ -156,13 +162,14 @@ def typed_rows(
     Raises `apsw.Error`.
     """
     rows = connection.execute(
-        f"SELECT {quoted(key)}, {_typed(columns)} FROM main.{quoted(table)} {rest}", tuple(values)
+        f"SELECT {quoted(key)}, {typed_columns(columns)} FROM main.{quoted(table)} {rest}",
+        tuple(values),
     )
     for value, *typed in rows:
         yield value, encode_typed(typed)
 
 
-def _typed(columns: Iterable[str]) -> str:
+def typed_columns(columns: Iterable[str]) -> str:
     """For each column its storage class, and its value with text as bytes."""
     return ", ".join(
         f"typeof({name}), CASE typeof({name}) WHEN 'text' THEN CAST({name} AS BLOB) ELSE {name} END"
@@ -189,7 +196,7 @@ def _text(content: bytes) -> msgspec.Raw:
 def hashed_in_key_order(connection: apsw.Connection, table: Table) -> Iterator[tuple[bytes, bytes]]:
     """The key and the SHA-256 of each row, in an order that depends on the content only.
 
-    The key is encoded as a row; without a primary key it is the whole row. SQLite sorts, with
+    The key is encoded as a row; without one it is the whole row. SQLite sorts, with
     bounded memory and a temporary file if need be. Raises `apsw.Error`.
     """
     key = table.key or table.columns
@@ -199,7 +206,8 @@ def hashed_in_key_order(connection: apsw.Connection, table: Table) -> Iterator[t
     )
     return iter(
         connection.execute(
-            f"SELECT cln_backup_key({_typed(key)}) AS k, cln_backup_row({_typed(table.columns)}) "
-            f"AS r FROM main.{quoted(table.name)} ORDER BY k, r"
+            f"SELECT cln_backup_key({typed_columns(key)}) AS k, "
+            f"cln_backup_row({typed_columns(table.columns)}) AS r "
+            f"FROM main.{quoted(table.name)} ORDER BY k, r"
         )
     )
