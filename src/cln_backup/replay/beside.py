@@ -130,7 +130,7 @@ class Beside:
 
     @property
     def result(self) -> Comparison:
-        """What was found until now; `left` has the tables that could not be compared."""
+        """The differences found until now; `left` has the tables that could not be compared."""
         return Comparison(tuple(self._differences), tuple(self._compared), tuple(self._left))
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from hashlib import sha256
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import apsw
@@ -233,12 +233,16 @@ class ByOrder(Way):
     def _compare(self, piece: Piece, replica: apsw.Connection) -> Counts:
         counts = Counts()
         rows = self._rows(replica, self._place, *self._rest("replica"))
-        for number, row in enumerate(islice(rows, len(piece.rows) + piece.is_last)):
-            if number == len(piece.rows):
+        # One row more than the last piece of the node's table has.
+        ours = list(islice(rows, len(piece.rows) + piece.is_last))
+        for our, their in zip_longest(ours, piece.rows):
+            if our is None:
+                counts.extra += 1
+            elif their is None:
                 counts.missing += 1
             else:
-                counts.differ += row.digest != piece.rows[number].digest
-                self._found = row.place
+                counts.differ += our.digest != their.digest
+        self._found = ours[-1].place if ours else ()
         return counts
 
     def advance(self, piece: Piece) -> None:
