@@ -138,6 +138,12 @@ def error(request_id: bytes, message: str) -> bytes:
     return b'{"jsonrpc":"2.0","id":%b,"error":%b}\n\n' % (request_id, msgspec.json.encode(fields))
 
 
+def notification(topic: str, params: object) -> bytes:
+    """An encoded notification, which lightningd passes on to the plugins that subscribe to it."""
+    fields = {"jsonrpc": "2.0", "method": topic, "params": params}
+    return msgspec.json.encode(fields) + _END
+
+
 def log(level: str, message: str) -> bytes:
     r"""A line for lightningd's log; `level` is `debug`, `info`, `warn` or `error`.
 

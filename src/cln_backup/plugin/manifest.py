@@ -8,6 +8,9 @@ COMPACT_OPTION = "backup-compact"
 RATIO_OPTION = "backup-compact-ratio"
 MAX_CHANGES_OPTION = "backup-compact-max-changes"
 MAX_DAYS_OPTION = "backup-compact-max-days"
+FOLLOWER_OPTION = "backup-follower"
+REPLICA_OPTION = "backup-replica-dir"
+ALARM_TOPIC = "backup_alarm"
 MANIFEST = {
     "dynamic": False,
     "nonnumericids": True,
@@ -48,6 +51,18 @@ MANIFEST = {
             "default": 30,
             "description": "Compact after so many days, if it frees enough space.",
         },
+        {
+            "name": FOLLOWER_OPTION,
+            "type": "string",
+            "default": "on",
+            "description": "Whether a process beside the node replays the backup: on or off.",
+        },
+        {
+            "name": REPLICA_OPTION,
+            "type": "string",
+            "description": "Directory of the follower's replica, which is as large as the "
+            "database. By default backup.replica in the network directory.",
+        },
     ],
     "rpcmethods": [
         {
@@ -62,5 +77,6 @@ MANIFEST = {
         },
     ],
     "subscriptions": ["shutdown"],
+    "notifications": [{"method": ALARM_TOPIC}],
     "hooks": [{"name": "db_write"}],
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cln_backup.model.change import Change, Kind
 from cln_backup.model.continuity import database_version
@@ -21,6 +21,20 @@ if TYPE_CHECKING:
     from cln_backup.backends.events import OnEvent
 
 _REMEMBERED_ANSWERS = 10_000
+
+
+class Proof(NamedTuple):
+    """What the follower has proven.
+
+    Attributes:
+        version: the data version up to which it has replayed the backup; 0 if none.
+        at: when that was found, in seconds since 1970.
+        lag_s: the age of the oldest change that it has not replayed; 0 if there is none.
+    """
+
+    version: int
+    at: float | None
+    lag_s: float
 
 
 class Replicator:
@@ -49,6 +63,8 @@ class Replicator:
         self._migration: MigrationWatch | None = None
         self._asked_at: float | None = None
         self._last_answer_at: float | None = None
+        self._proven: tuple[int, float | None] = (0, None)
+        self._unproven_since: float | None = None
         self._notes: dict[str, Any] = {}
         self._answer_times_s: deque[float] = deque(maxlen=_REMEMBERED_ANSWERS)
 
@@ -93,6 +109,8 @@ class Replicator:
         self._answer_times_s.append(time.perf_counter() - self._asked_at)
         self._asked_at = None
         self._last_answer_at = time.time()
+        if self._unproven_since is None:
+            self._unproven_since = self._last_answer_at
         self.backend.settle()
 
     def _judged(self, error: Discontinuity, change: Change, backup_version: int) -> Discontinuity:
@@ -122,6 +140,21 @@ class Replicator:
         if at is None and self.backend is not None:
             at = self.backend.last_change.at
         return None if at is None else max(0.0, time.time() - at)
+
+    def proven(self, version: int, at: float | None, looked_at: float | None) -> None:
+        """Records a proof of the follower, which has everything stored before `looked_at`."""
+        self._proven = version, at
+        if self.backend is not None and version == self.backend.version:
+            self._unproven_since = None
+        elif looked_at is not None:
+            self._unproven_since = max(self._unproven_since or looked_at, looked_at)
+
+    def proof(self) -> Proof:
+        """The follower's last proof, and its lag."""
+        lag_s = 0.0
+        if self.backend is not None and self._proven[0] != self.backend.version:
+            lag_s = max(0.0, time.time() - (self._unproven_since or self._proven[1] or 0.0))
+        return Proof(*self._proven, lag_s)
 
     def note(self, **fields: float | str | Alarm | None) -> None:
         """Records fields of `State`; `write_notes` makes them durable."""

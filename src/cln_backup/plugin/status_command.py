@@ -10,13 +10,18 @@ from cln_backup.backends.ticket import size_of
 
 if TYPE_CHECKING:
     from cln_backup.plugin.compact_command import CompactCommand
+    from cln_backup.plugin.following import Following
     from cln_backup.plugin.hook import Hook
     from cln_backup.plugin.replicator import Replicator
     from cln_backup.plugin.self_compaction import SelfCompaction
 
 
 def status(
-    replicator: Replicator, hook: Hook, compaction: CompactCommand, by_itself: SelfCompaction
+    replicator: Replicator,
+    hook: Hook,
+    compaction: CompactCommand,
+    by_itself: SelfCompaction,
+    following: Following,
 ) -> dict[str, object]:
     """The state of the backup, and how long the node waits for it."""
     backend = replicator.backend
@@ -33,6 +38,7 @@ def status(
         "last_compaction_at": replicator.state().last_compaction_at,
         "compacting": compaction.is_under_way(),
         **by_itself.status(),
+        **following.status(),
         "answer_p50_us": None if times is None else times[0],
         "answer_p99_us": None if times is None else times[1],
         "release": __version__,

@@ -24,6 +24,7 @@ from cln_backup.node.rollforward_marker import MARKER_NAME
 from cln_backup.plugin import guard, jsonrpc
 from cln_backup.plugin.compact_command import CompactCommand
 from cln_backup.plugin.faults import fault
+from cln_backup.plugin.following import Following
 from cln_backup.plugin.hook import Hook
 from cln_backup.plugin.init_command import InitCommand
 from cln_backup.plugin.manifest import MANIFEST
@@ -53,7 +54,8 @@ class Plugin:
         self._hook = Hook(self._replicator, _log)
         self._compaction = CompactCommand(self._replicator, _log, self._poll)
         self._by_itself = SelfCompaction(self._replicator, self._compaction, _log)
-        begins = (self._compaction.begin, self._by_itself.begin)
+        self._following = Following(self._replicator, _log, self._poll)
+        begins = (self._compaction.begin, self._by_itself.begin, self._following.begin)
         self._init = InitCommand(
             *(self._hook, begins, self._replicator.patience),
             *(_log, self._poll, self._lightningd),
@@ -74,13 +76,14 @@ class Plugin:
                     if not self._read():
                         return
                     continue
-                for part in (self._guard, self._init, self._compaction):
+                for part in (self._guard, self._init, self._compaction, self._following):
                     if part.is_at(fd):
                         part.go_on()
                         break
             self._guard.ensure()
             if self._leave_at is None:
                 self._by_itself.look()
+                self._following.ensure()
             if self._leave_at is not None and (
                 time.monotonic() >= self._leave_at
                 or not other_plugins_live(self._lightningd, os.getpid())
@@ -92,7 +95,7 @@ class Plugin:
             return guard.SHUTDOWN_POLL_S * 1000
         if self._replicator.has_notes() or self._guard.is_missing():
             return _IDLE_MS
-        return self._by_itself.timeout_ms()
+        return _sooner(self._by_itself.timeout_ms(), self._following.timeout_ms())
 
     def _read(self) -> bool:
         """Reads once, and serves complete messages; `False` if lightningd has closed the pipe."""
@@ -142,7 +145,8 @@ class Plugin:
         elif method == "init":
             self._init.answer(message)
         elif method == "backup-status":
-            found = status(self._replicator, self._hook, self._compaction, self._by_itself)
+            parts = (self._compaction, self._by_itself, self._following)
+            found = status(self._replicator, self._hook, *parts)
             jsonrpc.write(jsonrpc.answer(request_id, found))
         elif method == "backup-compact":
             backend = None if self._leave_at is not None else self._replicator.backend
@@ -162,6 +166,7 @@ class Plugin:
             self._guard.dismiss()
             self._write_notes()
             self._compaction.close()
+            self._following.close()
             until = time.monotonic() + guard.LEAVE_S
             while not guard.is_quiet(until) or self._reader.has_begun():
                 if not self._read():
@@ -173,6 +178,10 @@ class Plugin:
         finally:
             guard.end_pipe()
             os._exit(0)
+
+
+def _sooner(*timeouts_ms: float | None) -> float | None:
+    return min((timeout for timeout in timeouts_ms if timeout is not None), default=None)
 
 
 def _log(level: str, message: str) -> None:

@@ -53,7 +53,7 @@ class Child(Generic[Said]):
         """Starts `python -m module`, which calls `parent.serve`, and sends it `start`.
 
         `work` completes "The process that …" in messages to the operator. With `lowest_priority`
-        it runs only when the processor would be idle.
+        it runs only when processor and disk would be idle (`priority`).
 
         Raises:
             StorageError: it cannot be started.

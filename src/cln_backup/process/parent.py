@@ -7,12 +7,13 @@ import logging
 import os
 import select
 import signal
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Lock, Thread, current_thread, main_thread
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from cln_backup.model.errors import BackupError, Interrupted
 from cln_backup.process.channel import Inbox, Log, Released, YieldToAll, failure, send
+from cln_backup.process.priority import yield_to_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,6 @@ Asked = TypeVar("Asked", bound="Message")
 Start = TypeVar("Start", bound="Message")
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_LOWEST: Final = 19
 _STOPPED: Final = "The work was stopped; the backup is unchanged."
 
 
@@ -63,6 +63,13 @@ class Parent(Generic[Asked]):
     def next(self) -> Asked | None:
         """Waits for the parent's next request; `None` if there are no more."""
         return self._asked.get()
+
+    def next_within(self, timeout_s: float) -> Asked | None:
+        """The parent's next request; `None` if there is none within that time."""
+        try:
+            return self._asked.get(timeout=timeout_s)
+        except Empty:
+            return None
 
     def lives(self) -> bool:
         """Whether the parent is alive and listens, at this moment."""
@@ -125,7 +132,7 @@ def serve(
         starting = Inbox(inbox_fd, (YieldToAll, start))
         if isinstance(first := starting.receive(), YieldToAll):
             # Not before: on a busy machine, the imports alone would take very long.
-            os.nice(_LOWEST)
+            yield_to_all()
             first = starting.receive()
     except EOFError:
         return

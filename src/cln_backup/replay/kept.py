@@ -25,7 +25,7 @@ from cln_backup.model.position import EMPTY, UNKNOWN, Position
 from cln_backup.replay import kept_file
 from cln_backup.replay.note import NOTE_NAME, Note, NoteFile, read_note
 from cln_backup.replay.reached import Reached, mark_of, stored
-from cln_backup.replay.replica import check_database, data_version, is_sound
+from cln_backup.replay.replica import data_version, is_sound
 from cln_backup.replay.statement_runner import StatementRunner
 from cln_backup.storage import directories, fsio
 
@@ -43,6 +43,7 @@ _BATCH_CHARACTERS: Final = 1 << 20
 _WAL_BYTES: Final = 1 << 22
 _WAL_PAGES: Final = 1000
 _CLOSED: Final = -1
+_STEPS: Final = 1_000_000
 _SAFE: Final = "The replica continues where it was; the backup is not affected."
 
 
@@ -387,9 +388,27 @@ class KeptReplica:
 
         Raises:
             ReplayFailed: it is damaged, or at a different version.
+            StorageError: it cannot be read.
         """
-        self.connection.authorizer = None
-        return check_database(self.connection, self.version)
+        connection = self.connection
+        connection.authorizer = None
+        connection.set_progress_handler(_go_on, _STEPS)  # a signal can end it
+        faults = 0
+        try:
+            sound = is_sound(connection) and data_version(connection) == self.version
+            if sound:
+                faults = sum(1 for _ in connection.execute("PRAGMA foreign_key_check"))
+        except (apsw.CorruptError, apsw.NotADBError):
+            sound = False
+        except apsw.Error as error:
+            raise self._failed(error) from error
+        finally:
+            connection.set_progress_handler(None)
+        if not sound:
+            raise ReplayFailed(
+                f"Integrity check failed: SQLite found errors in the replica at {self.version}."
+            )
+        return faults
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Folded]:
@@ -451,6 +470,11 @@ class KeptReplica:
         self._disconnect()
         self._note.close()
         os.close(self._lock_fd)
+
+
+def _go_on() -> bool:
+    """Called between the steps of a long statement, where Python runs handlers of signals."""
+    return False
 
 
 def remove_replica(directory: str) -> None:

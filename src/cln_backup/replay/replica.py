@@ -145,7 +145,25 @@ class Replica:
             ReplayFailed: it is damaged, or at a different version.
         """
         self._connection.authorizer = None
-        return check_database(self._connection, self.applied)
+        try:
+            found = data_version(self._connection)
+            sound = is_sound(self._connection)
+            faults = sum(1 for _ in self._connection.execute("PRAGMA foreign_key_check"))
+        except apsw.Error as error:
+            raise ReplayFailed(
+                f"SQLite cannot read the restored database ({type(error).__name__})."
+            ) from None
+        if found != self.applied:
+            raise ReplayFailed(
+                f"The restored database is at data version {found}, but the backup at "
+                f"{self.applied}. They do not match; do not start a node on it."
+            )
+        if not sound:
+            raise ReplayFailed(
+                f"Integrity check failed: SQLite found errors in the database at version {found}. "
+                "Do not start a node on it."
+            )
+        return faults
 
     def close(self) -> None:
         """Closes the file; everything is written, but nothing is synced."""
@@ -270,29 +288,6 @@ def node_id_in(connection: apsw.Connection) -> str | None:
         return None
     rows = connection.execute("SELECT hex(blobval) FROM vars WHERE name = 'node_id'").fetchall()
     return str(rows[0][0]).lower() if rows else None
-
-
-def check_database(connection: apsw.Connection, version: int) -> int:
-    """Checks a database that was built from a backup at `version`; see `Replica.check`."""
-    try:
-        found = data_version(connection)
-        sound = is_sound(connection)
-        faults = sum(1 for _ in connection.execute("PRAGMA foreign_key_check"))
-    except apsw.Error as error:
-        raise ReplayFailed(
-            f"SQLite cannot read the restored database ({type(error).__name__})."
-        ) from None
-    if found != version:
-        raise ReplayFailed(
-            f"The restored database is at data version {found}, but the backup at "
-            f"{version}. They do not match; do not start a node on it."
-        )
-    if not sound:
-        raise ReplayFailed(
-            f"Integrity check failed: SQLite found errors in the database at version {found}. "
-            "Do not start a node on it."
-        )
-    return faults
 
 
 def is_sound(connection: apsw.Connection) -> bool:

@@ -1,0 +1,84 @@
+"""The messages between the follower and the process that started it.
+
+A request has the name of its backup. A new kind of request is a `Message` in `ASKS`, and is
+handled in `process`; its answer is one in `SAYS`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple, TypeAlias
+
+from cln_backup.backends.opening import Opening  # noqa: TC001 - a message has it as a type
+from cln_backup.process.channel import Message
+
+
+class Backup(NamedTuple):
+    """A backup to follow.
+
+    Attributes:
+        name: the parent's name for it, in all messages.
+        opening: how to open it.
+        directory: of its replica.
+    """
+
+    name: str
+    opening: Opening
+    directory: str
+
+
+class Start(Message):
+    """What to follow.
+
+    Attributes:
+        obsolete: directories of former replicas, which are removed first. With no backup, the
+            process ends after that.
+    """
+
+    backups: list[Backup]
+    obsolete: list[str]
+
+
+class Progress(Message):
+    """The state of a backup's proof; sent at most once a second, and only when it has changed.
+
+    Attributes:
+        proven_version: the data version up to which the backup was replayed, its head included.
+        proven_at: when that was found, in seconds since 1970; `None` if never.
+        looked_at: everything that was stored before this time was replayed.
+        trouble: why the follower cannot continue at the moment; it tries again.
+        checked_at: when SQLite's integrity check last passed.
+        foreign_key_faults: rows that violated a foreign key then; they are the node's own.
+    """
+
+    name: str
+    proven_version: int
+    proven_at: float | None
+    looked_at: float | None
+    trouble: str | None = None
+    checked_at: float | None = None
+    foreign_key_faults: int = 0
+
+
+class Alarm(Message):
+    """Something is wrong in a backup; sent once.
+
+    Attributes:
+        kind: "replay" (a change does not replay, or does not lead to the next version), "damaged"
+            (its bytes are invalid), or "integrity" (SQLite finds errors in what it makes).
+    """
+
+    name: str
+    kind: str
+    text: str
+
+
+class Removed(Message):
+    """The replica in an obsolete directory was removed."""
+
+    directory: str
+
+
+Said: TypeAlias = Progress | Alarm | Removed
+SAYS: Final = (Progress, Alarm, Removed)
+Asked: TypeAlias = Message
+ASKS: Final[tuple[type[Message], ...]] = ()

@@ -1,0 +1,263 @@
+"""The follower from the plugin's side: started after `init`, watched, and never waited for."""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import time
+from typing import TYPE_CHECKING, Final
+
+from cln_backup.model.errors import BackupError
+from cln_backup.node.settings import Alarm
+from cln_backup.plugin import jsonrpc
+from cln_backup.plugin.manifest import ALARM_TOPIC, FOLLOWER_OPTION, REPLICA_OPTION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cln_backup.backends.contract import Writer
+    from cln_backup.follower.messages import Progress, Said
+    from cln_backup.plugin.replicator import Replicator
+    from cln_backup.process.channel import Message
+    from cln_backup.process.child import Child
+
+REPLICA_NAME: Final = "backup.replica"
+_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 300.0
+_LONG_LIFE_S: Final = 600.0
+
+
+class Following:
+    """The follower of the node's backup, as a child process that is started again if it ends.
+
+    Attributes:
+        alarm: what it found wrong in the backup.
+        replica_dir: where the replica is; `None` if nothing follows.
+    """
+
+    def __init__(
+        self, replicator: Replicator, log: Callable[[str, str], None], poll: select.poll
+    ) -> None:
+        """Registers with `poll`, which reports when to call `go_on`."""
+        self._replicator = replicator
+        self._log = log
+        self._poll = poll
+        self._child: Child[Said] | None = None
+        self._obsolete: list[str] = []
+        self._start_at = math.inf
+        self._started_at = 0.0
+        self._pause_s = _PAUSE_S
+        self._progress: Progress | None = None
+        self._state = "off"
+        self.alarm: Alarm | None = None
+        self.replica_dir: str | None = None
+
+    def begin(self, options: Mapping[str, object]) -> None:
+        """Takes the options, after `init`, and starts the follower; removes a former replica."""
+        backend = self._replicator.backend
+        if backend is None:
+            return
+        state = self._replicator.state()
+        directory = self._chosen(options, backend)
+        if state.replica_dir not in (None, directory):
+            self._obsolete = [state.replica_dir or ""]
+        self.alarm = state.alarm
+        if self.alarm is not None:
+            self._log("error", f"The backup still has a fault: {self.alarm.text}")
+        self.replica_dir = directory
+        if directory is not None:
+            from cln_backup.replay.note import read_note
+
+            self._state = "starting"
+            if directory != state.replica_dir:
+                self._replicator.note(replica_dir=directory)
+            noted = read_note(directory)
+            if noted is not None:
+                self._replicator.proven(noted.proven_version, noted.proven_at, noted.proven_at)
+        elif not self._obsolete:
+            return
+        self._start_at = time.monotonic()
+        self.ensure()
+
+    def _chosen(self, options: Mapping[str, object], backend: Writer) -> str | None:
+        """The replica's directory; `None` if there shall be none."""
+        wanted = str(options.get(FOLLOWER_OPTION) or "on")
+        if wanted == "off":
+            return None
+        if wanted != "on":
+            self._log("warn", f"{FOLLOWER_OPTION} must be on or off, not {wanted!r}: it is on.")
+        directory = os.path.abspath(str(options.get(REPLICA_OPTION) or REPLICA_NAME))
+        place = backend.place
+        is_encrypted = place.storage_dir is not None and place.scratch_dir is None
+        if is_encrypted and _lies_with(directory, str(place.storage_dir)):
+            self._log(
+                "warn",
+                f"The backup is not followed: its replica, which is not encrypted, would be on "
+                f"the disk of the encrypted backup ({directory}). Name another directory with "
+                f"{REPLICA_OPTION}.",
+            )
+            return None
+        return directory
+
+    def timeout_ms(self) -> float | None:
+        """The time until `ensure` has something to do; `None` if it has nothing."""
+        if self._start_at == math.inf:
+            return None
+        return max(0.0, self._start_at - time.monotonic()) * 1000
+
+    def ensure(self) -> None:
+        """Starts the follower if it is time to."""
+        if time.monotonic() < self._start_at:
+            return
+        self._start_at = math.inf
+        backend = self._replicator.backend
+        assert backend is not None
+        from cln_backup.backends.opening import Opening
+        from cln_backup.follower.messages import SAYS, Backup, Start
+        from cln_backup.process.child import Child
+
+        backups = []
+        if self.replica_dir is not None:
+            backups = [Backup("", Opening(backend.place.url), self.replica_dir)]
+        try:
+            self._child = Child(
+                "cln_backup.follower.process",
+                Start(backups, self._obsolete),
+                SAYS,
+                work="follows the backup",
+                lowest_priority=True,
+            )
+        except BackupError as error:
+            self._rest(error)
+            return
+        self._started_at = time.monotonic()
+        self._poll.register(self._child.fileno(), select.POLLIN)
+
+    def is_at(self, fd: int) -> bool:
+        """Whether this descriptor of `poll` is the follower's."""
+        return self._child is not None and fd == self._child.fileno()
+
+    def go_on(self) -> None:
+        """Handles a message of the follower, or its end."""
+        assert self._child is not None
+        try:
+            said = self._child.step()
+        except BackupError as error:
+            self._end()
+            if self.replica_dir is not None or self._obsolete:
+                self._rest(error)
+            return
+        if said is not None:
+            self._take(said)
+
+    def ask(self, request: Message) -> bool:
+        """Sends the follower a request; `False` if it does not run."""
+        if self._child is None:
+            return False
+        try:
+            self._child.send(request)
+        except BackupError:  # it has ended; `go_on` will hear of it
+            return False
+        return True
+
+    def _take(self, said: Said) -> None:
+        from cln_backup.follower import messages
+
+        if isinstance(said, messages.Progress):
+            self._state = "following" if said.trouble is None else f"waiting: {said.trouble}"
+            if said.trouble is not None and (
+                self._progress is None or said.trouble != self._progress.trouble
+            ):
+                self._log("warn", f"The follower waits, and tries again: {said.trouble}")
+            self._progress = said
+            self._replicator.proven(said.proven_version, said.proven_at, said.looked_at)
+            self._calm(said)
+        elif isinstance(said, messages.Alarm):
+            self.raise_alarm(said.kind, said.text)
+        else:
+            self._obsolete.remove(said.directory)
+            if self.replica_dir is None:
+                self._replicator.note(replica_dir=None)
+
+    def raise_alarm(self, kind: str, text: str) -> None:
+        """Tells the operator and other plugins, once, and remembers it for the next start."""
+        if self.alarm is not None and (self.alarm.kind, self.alarm.text) == (kind, text):
+            return
+        self.alarm = Alarm(kind, text, time.time())
+        self._replicator.note(alarm=self.alarm)
+        self._log(
+            "error",
+            f"The backup has a fault: {text} Each change is still stored. Start the node again: "
+            "its start makes a fresh snapshot and keeps the earlier history.",
+        )
+        jsonrpc.write(jsonrpc.notification(ALARM_TOPIC, self.alarm._asdict()))
+
+    def _calm(self, progress: Progress) -> None:
+        """Ends an alarm that the follower itself has found to be over."""
+        proofs = {
+            "replay": progress.proven_at,
+            "damaged": progress.proven_at,
+            "integrity": progress.checked_at,
+        }
+        alarm = self.alarm
+        if alarm is not None and (proofs.get(alarm.kind) or 0.0) > alarm.at:
+            self.alarm = None
+            self._replicator.note(alarm=None)
+            self._log("info", "The backup replays again; its fault is over.")
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._poll.unregister(self._child.fileno())
+            self._child.close()
+            self._child = None
+
+    def _rest(self, error: BackupError) -> None:
+        """Starts the follower again after a pause, which grows."""
+        if time.monotonic() - self._started_at > _LONG_LIFE_S:
+            self._pause_s = _PAUSE_S
+        self._state = f"waiting: {error}"
+        self._log("warn", f"{error} It starts again in {self._pause_s:.0f} s.")
+        self._start_at = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+    def status(self) -> dict[str, object]:
+        """The fields of `backup-status`."""
+        progress = self._progress
+        proof = self._replicator.proof() if self.replica_dir is not None else None
+        return {
+            "follower": self._state,
+            "replica_dir": self.replica_dir,
+            "proven_version": proof and proof.version,
+            "proven_at": proof and proof.at,
+            "proof_lag_s": proof and proof.lag_s,
+            "replica_checked_at": progress and progress.checked_at,
+            "foreign_key_faults": progress and progress.foreign_key_faults,
+            "alarm": self.alarm and self.alarm._asdict(),
+        }
+
+    def close(self) -> None:
+        """Ends the follower without waiting for it."""
+        self._start_at = math.inf
+        self._end()
+
+
+def _lies_with(directory: str, storage_dir: str) -> bool:
+    """Whether a directory is in another one, or on its disk and not on the node's."""
+    inside = os.path.realpath(directory)
+    while True:
+        try:
+            disk = os.stat(inside).st_dev
+            break
+        except OSError:
+            inside = os.path.dirname(inside)
+    try:
+        other, ours = os.stat(storage_dir).st_dev, os.stat(os.getcwd()).st_dev
+    except OSError:
+        return False
+    return disk == other != ours or _is_in(os.path.realpath(directory), storage_dir)
+
+
+def _is_in(directory: str, other: str) -> bool:
+    other = os.path.realpath(other)
+    return os.path.commonpath((directory, other)) == other
