@@ -9,7 +9,8 @@ import pytest
 
 from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.model.errors import ReplayFailed, WriterConflict
-from cln_backup.replay.kept import KeptReplica, remove_replica
+from cln_backup.replay.kept import KeptReplica
+from cln_backup.replay.kept_directory import remove_replica
 from cln_backup.replay.note import NOTE_NAME, read_note
 from tests.backends.conformance import PLACES
 from tests.histories import (

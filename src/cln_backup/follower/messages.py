@@ -27,7 +27,7 @@ class Backup(NamedTuple):
 
 
 class Start(Message):
-    """What to follow.
+    """The backups to follow.
 
     Attributes:
         obsolete: directories of former replicas, which are removed first. With no backup, the

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def _run(start: Start, parent: Parent[Asked]) -> None:
     """Follows the backups until the parent ends."""
     from cln_backup.follower.followed import FollowedBackup
-    from cln_backup.replay.kept import remove_replica
+    from cln_backup.replay.kept_directory import remove_replica
 
     for directory in start.obsolete:
         remove_replica(directory)

@@ -19,7 +19,8 @@ from cln_backup.node.settings import LOCK_NAME, Settings, create_settings, read_
 from cln_backup.operations.restore import target_path
 from cln_backup.operations.standby import replica_in
 from cln_backup.replay.hand_over import hand_over
-from cln_backup.replay.kept import KeptReplica, remove_replica
+from cln_backup.replay.kept import KeptReplica
+from cln_backup.replay.kept_directory import remove_replica
 from cln_backup.replay.replica import node_id_in
 from cln_backup.storage import fsio, interruption, ownership
 

@@ -90,7 +90,7 @@ class Following:
         directory = os.path.abspath(str(options.get(REPLICA_OPTION) or REPLICA_NAME))
         place = backend.place
         is_encrypted = place.storage_dir is not None and place.scratch_dir is None
-        if is_encrypted and _lies_with(directory, str(place.storage_dir)):
+        if is_encrypted and _is_with(directory, str(place.storage_dir)):
             self._log(
                 "warn",
                 f"The backup is not followed: its replica, which is not encrypted, would be on "
@@ -242,7 +242,7 @@ class Following:
         self._end()
 
 
-def _lies_with(directory: str, storage_dir: str) -> bool:
+def _is_with(directory: str, storage_dir: str) -> bool:
     """Whether a directory is in another one, or on its disk and not on the node's."""
     inside = os.path.realpath(directory)
     while True:

@@ -24,7 +24,7 @@ _REMEMBERED_ANSWERS = 10_000
 
 
 class Proof(NamedTuple):
-    """What the follower has proven.
+    """The follower's proof of the backup.
 
     Attributes:
         version: the data version up to which it has replayed the backup; 0 if none.

@@ -10,7 +10,6 @@ uses neither. Killed, or after a loss of power, the replica is at one of its pos
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from typing import TYPE_CHECKING, Final
@@ -20,14 +19,15 @@ import apsw
 from cln_backup.backends.follows import position_is_gone
 from cln_backup.backends.ticket import Folded
 from cln_backup.model.change import Change, Kind
-from cln_backup.model.errors import Discontinuity, ReplayFailed, StorageError, WriterConflict
+from cln_backup.model.errors import Discontinuity, ReplayFailed, StorageError
 from cln_backup.model.position import EMPTY, UNKNOWN, Position
 from cln_backup.replay import kept_file
-from cln_backup.replay.note import NOTE_NAME, Note, NoteFile, read_note
+from cln_backup.replay.kept_directory import DATABASE_NAME, SUFFIXES, is_same, lock
+from cln_backup.replay.note import Note, NoteFile, read_note
 from cln_backup.replay.reached import Reached, mark_of, stored
 from cln_backup.replay.replica import data_version, is_sound
 from cln_backup.replay.statement_runner import StatementRunner
-from cln_backup.storage import directories, fsio
+from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.contract import Reader, Standing
 
-DATABASE_NAME: Final = "replica.sqlite3"
-_SUFFIXES: Final = ("", "-wal", "-shm", "-journal", ".unfinished")
 _BATCH_CHANGES: Final = 100
 _BATCH_CHARACTERS: Final = 1 << 20
 _WAL_BYTES: Final = 1 << 22
@@ -53,8 +51,8 @@ class KeptReplica:
     Attributes:
         directory: it has `replica.sqlite3`, and `position.json` (`note`).
         path: of the database.
-        connection: to the database; a snapshot and a start anew replace it.
-        is_new: whether it was started anew by this object: then all of it was replayed here.
+        connection: to the database; a snapshot and `start_anew` replace it.
+        is_new: whether it started from nothing: then this object has replayed all of it.
     """
 
     connection: apsw.Connection
@@ -68,7 +66,7 @@ class KeptReplica:
         self._head: tuple[Position, int] | None = None
         self._is_verified = False
         self._inode = _CLOSED
-        self._lock_fd = _locked(directory)
+        self._lock_fd = lock(directory)
         try:
             noted = read_note(directory)
             self._proof = (0, None) if noted is None else (noted.proven_version, noted.proven_at)
@@ -171,8 +169,8 @@ class KeptReplica:
     def start_anew(self) -> None:
         """Begins again with an empty database. Raises `StorageError`."""
         self._disconnect()
-        if not _is_same(self._lock_fd, self.directory):
-            lock_fd = _locked(self.directory)
+        if not is_same(self._lock_fd, self.directory):
+            lock_fd = lock(self.directory)
             os.close(self._lock_fd)
             self._lock_fd = lock_fd
             note = NoteFile(self.directory)
@@ -189,24 +187,24 @@ class KeptReplica:
         self._head, self.is_new = None, True
 
     def _remove_files(self) -> None:
-        for suffix in _SUFFIXES:
+        for suffix in SUFFIXES:
             fsio.remove(self.path + suffix, op="remove replica")
 
     def is_in_place(self) -> bool:
-        """Whether the file is still where it was; somebody may have deleted it."""
+        """Whether the file is still where it was; a user may have deleted it."""
         try:
             inode = os.stat(self.path).st_ino
         except OSError:
             return False
-        return inode == self._inode and _is_same(self._lock_fd, self.directory)
+        return inode == self._inode and is_same(self._lock_fd, self.directory)
 
     def catch_up(
         self, reader: Reader, *, to: int | None = None, until: float | None = None
     ) -> bool:
         """Replays what the reader's view has and the replica lacks; the head stays open.
 
-        If its position is no longer in the history, its file was deleted, or its own disk has
-        damaged it, it is started anew from the start of the history.
+        It starts again from the start of the history if its position is no longer there, its file
+        was deleted, or its own disk has damaged it.
 
         Args:
             reader: of the backup.
@@ -412,7 +410,7 @@ class KeptReplica:
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Folded]:
-        """What is committed, as the snapshot of a compaction; first rolls the open head back.
+        """The committed state as the snapshot of a compaction; first rolls the open head back.
 
         Its bytes can be read until the end of the block, also while `catch_up` continues, whose
         changes stay in the WAL until then. Raises `StorageError`.
@@ -475,50 +473,3 @@ class KeptReplica:
 def _go_on() -> bool:
     """Called between the steps of a long statement, where Python runs handlers of signals."""
     return False
-
-
-def remove_replica(directory: str) -> None:
-    """Removes a replica that no process has open, and its directory if nothing else is in it.
-
-    It is not an error if there is none.
-
-    Raises:
-        WriterConflict: a process has it open.
-        StorageError.
-    """
-    if fsio.kind_at(directory, op="remove replica") != "directory":
-        return
-    fd = _locked(directory)
-    try:
-        for suffix in _SUFFIXES:
-            fsio.remove(os.path.join(directory, DATABASE_NAME + suffix), op="remove replica")
-        fsio.remove(os.path.join(directory, NOTE_NAME), op="remove replica")
-        if not directories.names(directory, op="remove replica"):
-            directories.remove_empty(directory, op="remove replica")
-    finally:
-        os.close(fd)
-
-
-def _locked(directory: str) -> int:
-    """Makes the directory if necessary, and locks it; returns its descriptor."""
-    directories.make(directory, op="make replica")
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise StorageError(f"Cannot open {directory}: {error.strerror}. {_SAFE}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise WriterConflict(f"Another process has the replica in {directory} open.") from None
-    except OSError:  # a file system without locks: SQLite's own would fail there too
-        pass
-    return fd
-
-
-def _is_same(fd: int, path: str) -> bool:
-    try:
-        ours, there = os.fstat(fd), os.stat(path)
-    except OSError:
-        return False
-    return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)

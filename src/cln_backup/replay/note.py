@@ -22,7 +22,7 @@ _BYTES: Final = 512
 
 
 class Note(NamedTuple):
-    """What is known of a replica without opening it.
+    """The state of a replica, as far as it is known without opening it.
 
     Attributes:
         position: of what is committed.
