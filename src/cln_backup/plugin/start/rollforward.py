@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cln_backup.process.child import Child
 
 _NODE_ENDS_S: Final = 600.0
-_PREVIOUS_ENDS_S: Final = 5.0
+_PREVIOUS_ENDS_S: Final = 2.0
 _AWAITED_S: Final = 90.0
 """lightningd gives its plugins 120 s to say what they are."""
 
