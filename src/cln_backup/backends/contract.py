@@ -274,6 +274,11 @@ class Writer(Backend):
             StorageError: the head may or may not be there; this writer is finished.
         """
 
+    @property
+    def can_start_over(self) -> bool:
+        """Whether the storage supports `start_over`."""
+        return False
+
     def start_over(self, change: Change, timeout_s: float | None = None) -> str:  # noqa: ARG002
         """Starts the history over with a snapshot of any version, which becomes the whole backup.
 

@@ -13,7 +13,7 @@ import click
 from cln_backup import __version__
 from cln_backup.backends import place_at, redacted, url_of
 from cln_backup.backends.ticket import size_of
-from cln_backup.cli import rollforward
+from cln_backup.cli import rollforward, undo_migration
 from cln_backup.cli.after_init import show_next_steps, warn_of_disk
 from cln_backup.cli.boundary import speak, told
 from cln_backup.cli.entry import stop_by
@@ -428,6 +428,7 @@ def log(url: str, start: int, dropped: bool, *, as_json: bool, secret: Secret | 
 
 
 rollforward.register(_command)
+undo_migration.register(_command)
 register(cli, _command)
 register_standby(_command)
 

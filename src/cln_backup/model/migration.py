@@ -28,11 +28,13 @@ class RestorePoint(NamedTuple):
         version: its data version.
         changes: the number of changes in the backup.
         at: when it was set, in seconds since 1970.
+        undo_from: data version of the database that an unfinished undo found; `None` if none began.
     """
 
     version: int
     changes: int
     at: float
+    undo_from: int | None = None
 
 
 def alters_schema(transaction: Sequence[str]) -> bool:

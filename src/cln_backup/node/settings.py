@@ -177,9 +177,9 @@ def _text(fields: dict[str, Any], name: str) -> str | None:
 def _restore_point(fields: object) -> RestorePoint | None:
     if not isinstance(fields, dict):
         return None
-    version, changes, at = (fields.get(name) for name in RestorePoint._fields)
+    version, changes, at, undo_from = (fields.get(name) for name in RestorePoint._fields)
     if isinstance(version, int) and isinstance(changes, int) and isinstance(at, int | float):
-        return RestorePoint(version, changes, at)
+        return RestorePoint(version, changes, at, undo_from if isinstance(undo_from, int) else None)
     return None
 
 

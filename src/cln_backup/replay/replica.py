@@ -259,6 +259,22 @@ def _reason(error: apsw.Error) -> str:
     return f"{_REASONS.get(type(error), 'SQLite reports')} ({code})"
 
 
+def version_of(path: str) -> int:
+    """The data version of a node's database; a journal beside it is applied first.
+
+    Raises:
+        StorageError: it is damaged, or locked by another program.
+    """
+    try:
+        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            return data_version(connection)
+        finally:
+            connection.close()
+    except apsw.Error as error:
+        raise StorageError(f"Cannot read the database {path}: {_reason(error)}") from error
+
+
 def node_id_of(path: str) -> str | None:
     """The id of the node that the database belongs to; `None` if it has none yet or is locked.
 

@@ -82,6 +82,17 @@ def keep_files(path: str, names: Iterable[str], name: str, *, op: str) -> str:
     return kept
 
 
+def move_in(path: str, directory: str, *, op: str) -> None:
+    """Moves a file into a directory of the same file system, where its name is free. Durable."""
+    target = os.path.join(directory, os.path.basename(path))
+    with storage_errors(op, path):
+        if os.path.lexists(target):
+            raise AlreadyExists(f"{target} exists; it was not changed.")
+        os.rename(path, target)
+    fsio.sync_directory(directory, op=op)
+    fsio.sync_directory(os.path.dirname(path) or ".", op=op)
+
+
 def _keep_in(path: str, name: str, *, op: str) -> None:
     with storage_errors(op, name):
         try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _NAME: Final = re.compile(
-    r"\.(?:compact|verify|copy|take-snapshot|roll-forward)-(.+)-([0-9]+)-[^-]+"
+    r"\.(?:compact|verify|copy|take-snapshot|roll-forward|undo)-(.+)-([0-9]+)-[^-]+"
 )
 _BEGINS_S: Final = 60.0
 """How long after its creation a directory may not be locked yet."""

@@ -324,6 +324,11 @@ class DirWriter(Writer):
                 remove_expired(*keep)
         return {"before": ticket.before, "after": size_of(self)}
 
+    @property
+    def can_start_over(self) -> bool:
+        """See `Writer.can_start_over`."""
+        return True
+
     def start_over(self, change: Change, timeout_s: float | None = None) -> str:  # noqa: ARG002
         """See `Writer.start_over`. The earlier history is in a directory inside the backup."""
         writer = self._require_writer()

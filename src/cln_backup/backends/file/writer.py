@@ -221,6 +221,11 @@ class FileWriter(Writer):
             written.read_payload(self._fd, ledger.head)
         self._tell(Noticed.KEPT, f"The dropped change is kept as {kept}.")
 
+    @property
+    def can_start_over(self) -> bool:
+        """See `Writer.can_start_over`."""
+        return True
+
     def start_over(self, change: Change, timeout_s: float | None = None) -> str:  # noqa: ARG002
         """See `Writer.start_over`. The earlier history becomes `PATH.before-undo`."""
         self._require_writer(look=True)
