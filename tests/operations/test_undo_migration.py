@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_reader, open_writer, url_of
+from cln_backup.compaction.compact import compact, require_no_migration
+from cln_backup.compaction.compactor import Compactor
 from cln_backup.model.change import Change, Kind
 from cln_backup.model.errors import (
     BackupError,
     BadUrl,
     Discontinuity,
+    MigrationOpen,
     NodeRunning,
     NotFound,
     WriterConflict,
@@ -322,6 +325,49 @@ def test_a_server_that_cannot(tmp_path: Path) -> None:
     node = Node(tmp_path, url, BEFORE)
     node.starts(MIGRATION[:3], committed=3)
     _require_refused(node, BadUrl, "steps by hand")
+
+
+# Compactions
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_compaction_leaves_the_way_back(node: Node, cut: int) -> None:
+    """Until the schema's version is written; the first change alone does not end the way back."""
+    node.starts(MIGRATION[:cut], committed=cut)
+    before = told_by(node.url)
+    if cut in (2, 3, 4):
+        with pytest.raises(MigrationOpen) as caught:
+            compact(node.url, if_it_pays=True)
+        assert caught.value.version == 8
+        assert told_by(node.url) == before
+    else:
+        compact(node.url, if_it_pays=True)
+    if cut < 5:
+        node.undo()
+        node.require_undone()
+
+
+def test_a_compaction_by_force_folds_it(node: Node) -> None:
+    node.starts(MIGRATION[:3], committed=3)
+    compact(node.url)
+    _require_refused(node, NotFound, "does not go back to data version 8")
+
+
+def _finish(compactor: Compactor) -> None:
+    while compactor.step() is None:
+        pass
+
+
+def test_a_compaction_beside_a_node_leaves_the_way_back(node: Node) -> None:
+    append(node.url, MIGRATION[:4])
+    with open_writer(node.url) as writer:
+        compactor = Compactor(writer, if_it_pays=True)
+        with pytest.raises(MigrationOpen):
+            _finish(compactor)
+        compactor.close()
+        compactor.wait()
+    with open_reader(node.url) as reader, pytest.raises(MigrationOpen):
+        require_no_migration(reader)
 
 
 # Killed at each step

@@ -356,7 +356,12 @@ def verify(
 
 
 @_command("backup-cli compact file:///mnt/backup/node.bkp")
-@click.option("--force", is_flag=True, help="Compact it even if it does not get smaller.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Compact it even if it does not get smaller, or if a migration is not finished, which "
+    "cannot be undone then.",
+)
 @_scratch_dir
 @_url
 def compact(

@@ -10,6 +10,8 @@ from cln_backup.backends import place_at
 from cln_backup.backends.events import ignore
 from cln_backup.backends.ticket import Folded
 from cln_backup.model.change import Change, Kind
+from cln_backup.model.errors import MigrationOpen
+from cln_backup.model.migration import MigrationTracker
 from cln_backup.replay.ahead import read_ahead
 from cln_backup.replay.replica import DatabaseFile, replay
 from cln_backup.storage import scratch
@@ -37,9 +39,11 @@ def compact(
     A server compacts by itself, even while a node writes. The history is replayed in
     `scratch_dir`; the default is as for `verify`. The compacted backup is on stable storage, and
     has replaced the old one, when this returns; with `if_it_pays`, only if it is worth it
-    (`Ticket.pays`), otherwise the backup is unchanged.
+    (`Ticket.pays`) and would not fold the state before a migration that is not finished; otherwise
+    the backup is unchanged.
 
     Raises:
+        MigrationOpen: see above.
         WriterConflict: a node writes to it; let its plugin do it (`lightning-cli backup-compact`).
         NotFound, Damaged, ReplayFailed, StorageError: the backup is unchanged.
     """
@@ -49,7 +53,7 @@ def compact(
         def fold_here(reader: Reader) -> Folded:
             beside = scratch.place(scratch_dir, place.scratch_dir)
             directory = work.enter_context(scratch.directory(beside, op="compact"))
-            return fold(reader, directory, progress)
+            return fold(reader, directory, progress, keep_migration=if_it_pays)
 
         return place.compact(fold_here, if_it_pays=if_it_pays, secret=secret, on_event=on_event)
 
@@ -60,10 +64,12 @@ def fold(
     progress: Callable[[Change], None] | None = None,
     *,
     alone: bool = False,
+    keep_migration: bool = False,
 ) -> Folded:
     """Makes one snapshot of everything before the head: a checked database in the directory.
 
     Raises:
+        MigrationOpen: with `keep_migration`, if the state before a migration would be folded.
         Damaged, ReplayFailed, StorageError: the directory can be removed.
     """
     head, storage_dir = reader.standing.head, reader.place.storage_dir
@@ -71,10 +77,14 @@ def fold(
     assert storage_dir is not None
     path = os.path.join(directory, "replica.sqlite3")
     with_head = head.kind is Kind.SNAPSHOT
+    tracker = MigrationTracker()
     reading = nullcontext(reader.stream_changes(head=with_head))
     with reading if alone else read_ahead(reader, head=with_head) as changes:
-        replica = replay(_with_room(changes, directory), path, progress)
+        followed = _with_room(_followed(changes, tracker), directory)
+        replica = replay(followed, path, progress)
     try:
+        if keep_migration:
+            _require_kept(tracker, reader, replica.applied)
         replica.check()
     finally:
         replica.close()
@@ -84,6 +94,41 @@ def fold(
     scratch.require_room(storage_dir, op="compact", needed_bytes=snapshot.size_bytes)
     base = Change(replica.applied, snapshot, None, replica.stored_ms)
     return Folded(base, replica.foreign_keys)
+
+
+def require_no_migration(reader: Reader) -> None:
+    """Makes sure that a compaction would not fold the state before a migration.
+
+    Reads the whole history, for a compaction that does not replay it. Raises `MigrationOpen`.
+    """
+    tracker, folded = MigrationTracker(), 0
+    for change in reader.stream_changes(head=False):
+        tracker.follow(change)
+        folded = change.version
+    _require_kept(tracker, reader, folded)
+
+
+def _require_kept(tracker: MigrationTracker, reader: Reader, folded: int) -> None:
+    """`folded` is the version of a new base; `tracker` has followed all changes up to it."""
+    if tracker.open_at is None or tracker.open_at == folded:
+        return
+    for change in reader.stream_changes(folded):
+        if change.version > folded or change.snapshot is not None:
+            tracker.follow(change)  # the head may end the migration
+    if tracker.open_at is not None:
+        raise MigrationOpen(
+            f"Not compacted: a migration of the database that began after data version "
+            f"{tracker.open_at} is not finished, and a compaction would fold the way back. The "
+            "backup is unchanged. Start the node, so that the migration is completed; or undo it: "
+            "backup-cli undo-migration.",
+            version=tracker.open_at,
+        )
+
+
+def _followed(changes: Iterator[Change], tracker: MigrationTracker) -> Iterator[Change]:
+    for change in changes:
+        tracker.follow(change)
+        yield change
 
 
 def _with_room(changes: Iterator[Change], place: str) -> Iterator[Change]:

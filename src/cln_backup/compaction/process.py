@@ -65,7 +65,10 @@ def _work(
             directory = work.enter_context(scratch.directory(place, op="compact"))
             used.append(directory)
             # The other processors are for the node.
-            folding = low_priority.submit(fold, reader, directory, go_on, alone=True)
+            keep = start.if_it_pays
+            folding = low_priority.submit(
+                fold, reader, directory, go_on, alone=True, keep_migration=keep
+            )
             return _paced(reader, folding)
 
         ticket = reader.prepare_compaction(fold_here)

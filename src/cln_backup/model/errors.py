@@ -17,6 +17,7 @@
     ├── BadPacket         14   the other side of a connection sent an invalid packet
     ├── AccessDenied      16   a server and its client do not trust each other
     ├── Locked            17   the backup is encrypted, and was not unlocked
+    ├── MigrationOpen     21  a migration of the database is not finished
     ├── OutputLost        18   the command succeeded, but its output could not be written
     ├── BrokenInstallation 19  a part of this program is missing
     └── Interrupted      130   stopped by the operator
@@ -167,6 +168,20 @@ class Locked(BackupError):
     """The backup is encrypted and was not unlocked; nothing in it was read or changed."""
 
     exit_code = 17
+
+
+class MigrationOpen(BackupError):
+    """A migration of the database is not finished; a compaction would fold the way back.
+
+    Attributes:
+        version: the data version before it.
+    """
+
+    exit_code = 21
+
+    def __init__(self, message: str, *, version: int = 0) -> None:
+        super().__init__(message)
+        self.version = version
 
 
 class OutputLost(BackupError):

@@ -210,7 +210,7 @@ class _Work:
 
 
 class _Seen:
-    """What a history tells about a migration: one pass over all changes."""
+    """The facts in a history about a migration, from one pass over all changes."""
 
     def __init__(self, reader: Reader, point: RestorePoint | None) -> None:
         """Raises `Discontinuity`, `NotFound`: there is no point that is safe to go back to."""
@@ -232,7 +232,13 @@ class _Seen:
                 after_version = 0
             elif after_version is not None:
                 after_version += 1
-        if point is not None and is_known and changed_since:
+        if point is not None and not is_known:
+            raise NotFound(
+                f"The backup does not go back to data version {point.version}, before the "
+                "migration: a compaction has folded it, or this is a different backup. Nothing was "
+                "changed."
+            )
+        if point is not None and changed_since:
             if snapshots_since:
                 raise _unclear("the node ran without its backup since, and a snapshot was taken")
             if (after_version or 0) > MAX_CHANGES_OF_A_START:
