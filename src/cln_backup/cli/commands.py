@@ -205,13 +205,21 @@ def init(
 
 @_command("backup-cli snapshot --lightning-dir ~/.lightning/bitcoin")
 @click.option("--lightning-dir", type=_directory, required=True, help="As for init.")
-def snapshot(lightning_dir: str, *, as_json: bool, secret: Secret | None) -> Fields:
+@click.option(
+    "--unproven",
+    is_flag=True,
+    help="Append it even if parts of the database are older than in the backup, or the backup "
+    "cannot be replayed. A node that starts on an old state of its database loses funds: use this "
+    "only if you know that the node's last state is in this very database.",
+)
+def snapshot(lightning_dir: str, *, unproven: bool, as_json: bool, secret: Secret | None) -> Fields:
     """Bring a backup that is out of date up to the node, with a fresh snapshot.
 
-    The node must be stopped. Nothing is removed from the backup.
+    The node must be stopped. Nothing is removed from the backup. The backup is replayed to prove
+    that no part of the database is older.
     """
     with working("Taking a snapshot of the database", as_json=as_json):
-        done = take_snapshot(lightning_dir, secret=secret, on_event=tell)
+        done = take_snapshot(lightning_dir, secret=secret, on_event=tell, unproven=unproven)
     if not as_json:
         click.echo(
             f"The backup is at data version {done.version} now ({size(done.snapshot_bytes)} "

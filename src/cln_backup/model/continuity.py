@@ -24,6 +24,10 @@ class Decision(Enum):
     ROLL_FORWARD = "the database may have lost changes with its storage; the backup has them"
 
 
+EXPECT_EQUAL = frozenset((Decision.APPEND, Decision.DROP_HEAD))
+"""Before these the database and the backup, at the database's version, are to be compared."""
+
+
 class Storage(NamedTuple):
     """The storage of the node's database, by names that change when it may have lost data.
 

@@ -12,8 +12,10 @@ import sys
 from typing import NamedTuple
 
 from cln_backup.backends import redacted
+from cln_backup.model.continuity import Storage
 from cln_backup.model.errors import BadSettings, NodeRunning, NotFound, StorageError
 from cln_backup.storage import directories, fsio
+from cln_backup.storage.mount_identity import mount_identity
 
 RPC_SOCKET_NAME = "lightning-rpc"
 DATABASE_NAME = "lightningd.sqlite3"
@@ -50,6 +52,12 @@ def boot_id() -> str | None:
         except (OSError, subprocess.CalledProcessError):
             return None
         return asked.stdout.strip() or None
+
+
+def storage_of(database: str) -> Storage:
+    """The current storage of the node's database."""
+    # SQLite puts its journal beside the file itself, not beside a link to it.
+    return Storage(boot_id(), mount_identity(os.path.dirname(os.path.realpath(database))))
 
 
 class _Process(NamedTuple):

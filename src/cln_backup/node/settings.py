@@ -72,6 +72,11 @@ class Alarm(NamedTuple):
     text: str
     at: float
 
+    @property
+    def needs_snapshot(self) -> bool:
+        """Whether a snapshot heals it: damaged bytes stay, and contents are compared again."""
+        return self.kind in ("replay", "integrity")
+
 
 class State(NamedTuple):
     """The contents of `backup.state`.

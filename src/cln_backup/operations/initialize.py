@@ -5,16 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import place_at, redacted
 from cln_backup.backends.events import ignore
 from cln_backup.model.change import Change
+from cln_backup.model.continuity import Storage, possible_loss
 from cln_backup.model.errors import AlreadyExists, Discontinuity, NotFound, StorageError
-from cln_backup.node.outside import find_database, require_stopped
-from cln_backup.node.settings import LOCK_NAME, Settings, create_settings, read_settings
+from cln_backup.node.outside import find_database, require_stopped, storage_of
+from cln_backup.node.settings import (
+    LOCK_NAME,
+    Settings,
+    create_settings,
+    read_settings,
+    read_state,
+    write_state,
+)
 from cln_backup.operations.keyring import add_key, encrypted, secrets_at_init
+from cln_backup.operations.proven import proven_copy, require_newer
 from cln_backup.replay.replica import DatabaseFile, copy_database, node_id_of
 from cln_backup.storage import interruption, ownership, scratch
 from cln_backup.storage.file_system import lacks
@@ -140,15 +149,23 @@ def _only_on_server(url: str, error: StorageError) -> StorageError:
 
 
 def take_snapshot(
-    directory: str, *, secret: Secret | None = None, on_event: OnEvent = ignore
+    directory: str,
+    *,
+    secret: Secret | None = None,
+    on_event: OnEvent = ignore,
+    unproven: bool = False,
 ) -> Appended:
     """Appends a snapshot of the node's database to its backup, which is out of date.
 
-    Nothing in the backup is removed. The snapshot is on stable storage when this returns.
+    Nothing in the backup is removed. The snapshot is on stable storage when this returns. It is
+    appended only if the database is proven to descend from what the backup holds (`proven_copy`),
+    or with `unproven`.
 
     Raises:
         NodeRunning: lightningd is running on the directory.
-        Discontinuity: the database is older than the backup, so the backup must be kept.
+        Discontinuity: the database is older than the backup, or parts of it are, so the backup must
+            be kept.
+        ReplayFailed: the backup does not replay, so that nothing can be proven.
         BadSettings, NotFound, WriterConflict, Damaged, StorageError: the backup is unchanged.
     """
     settings = read_settings(directory)
@@ -157,26 +174,46 @@ def take_snapshot(
     if database is None:
         raise NotFound(f"There is no database in {directory} to take a snapshot of.")
     place, node_id = place_at(settings.backend_url), node_id_of(database)
-    with (
-        interruption.deferred(),
-        place.open_writer(node_id, secret=secret, on_event=on_event) as backend,
-        _snapshot_of(database) as change,
-    ):
-        if change.version < backend.version:
+    with interruption.deferred(), ExitStack() as work:
+        if unproven:
+            change, proven_at = work.enter_context(_snapshot_of(database)), None
+        else:
+            # Closed again: the community's server has one client at a time.
+            place.open_writer(node_id, secret=secret, on_event=on_event).close()
+            state = read_state(directory)
+            loss = possible_loss(Storage(state.boot_id, state.mount), storage_of(database))
+            with place.open_reader(secret=secret) as reader:
+                copy = work.enter_context(
+                    proven_copy(
+                        reader,
+                        database,
+                        state.replica_dir,
+                        head_in_doubt=loss is None,
+                        alarmed=state.alarm is not None and state.alarm.needs_snapshot,
+                    )
+                )
+                proven_at = reader.standing.position
+            change = Change(copy.version, DatabaseFile(copy.path), None)
+        backend = work.enter_context(place.open_writer(node_id, secret=secret, on_event=on_event))
+        require_newer(change.version, backend.version)
+        if proven_at not in (None, backend.standing.position):
             raise Discontinuity(
-                f"The backup is newer than the database and must be kept: the database is at data "
-                f"version {change.version}, the backup at {backend.version}. A node that starts on "
-                "the older database can lose its funds. If the node was only killed, start it: the "
-                "plugin handles one change that was not committed. Otherwise restore from the "
-                "backup: backup-cli restore"
+                "Another process changed the backup meanwhile. Nothing was stored; try again."
             )
         before = backend.version
         backend.add_change(change)
         interruption.finished()
+        _clear_alarm(directory)
         assert change.snapshot is not None
         same_disk = _same_disk(place, database)
         size = change.snapshot.size_bytes
         return Appended(database, change.version, size, same_disk, before)
+
+
+def _clear_alarm(directory: str) -> None:
+    state = read_state(directory)
+    if state.alarm is not None:
+        write_state(directory, state._replace(alarm=None))
 
 
 def _refuse_existing(place: Place, secret: Secret | None) -> None:

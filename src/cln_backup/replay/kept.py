@@ -204,7 +204,8 @@ class KeptReplica:
         """Replays what the reader's view has and the replica lacks; the head stays open.
 
         It starts again from the start of the history if its position is no longer there, its file
-        was deleted, or its own disk has damaged it.
+        was deleted, or its own disk has damaged it. If the changes do not replay, it continues at
+        the next snapshot, which has healed the backup.
 
         Args:
             reader: of the backup.
@@ -248,7 +249,29 @@ class KeptReplica:
             if self._inode == _CLOSED:
                 raise
             # Again, one by one, to keep everything before the change that fails.
-            return self._replay(reader, to, until, 1)
+            try:
+                return self._replay(reader, to, until, 1)
+            except ReplayFailed:
+                if not self._skips_to_snapshot(reader, to):
+                    raise
+            return self._follow(reader, to, until)
+
+    def _skips_to_snapshot(self, reader: Reader, to: int | None) -> bool:
+        """Loads the next snapshot, which has healed a backup that does not replay up to there."""
+        if self._inode == _CLOSED:
+            return False
+        standing, number = reader.standing, self._now.changes
+        if self.position is None:
+            number = standing.position.changes - standing.version_count
+        for change in reader.stream_changes(after=self.position):
+            number += 1
+            if to is not None and change.version > to:
+                break
+            if change.snapshot is not None:
+                self._now = Reached(change.version, number - 1)
+                self._load(change)
+                return True
+        return False
 
     def _replay(
         self, reader: Reader, to: int | None, until: float | None, batch_changes: int

@@ -175,19 +175,31 @@ def replay(
 ) -> Replica:
     """Builds a replica at `path` from the changes, calling `progress` after each.
 
+    Where the changes do not replay, it continues at the next snapshot: a start or an operator has
+    healed the backup with it.
+
     Raises:
         ReplayFailed, Damaged, StorageError: the caller must remove the file at `path`.
     """
     replica = Replica(path)
     good = 0
+    failed: ReplayFailed | None = None
     try:
         for change in changes:
             if interruption.state.pending:
                 interruption.check()
-            replica.apply(change)
+            if failed is None or change.snapshot is not None:
+                try:
+                    replica.apply(change)
+                except ReplayFailed as error:
+                    failed = failed or error
+                    continue
+                failed = None
             good = change.version
             if progress is not None:
                 progress(change)
+        if failed is not None:
+            raise failed
     except Damaged as error:
         error.good_up_to(good)
         replica.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cln_backup.model.continuity import decide
+from cln_backup.model.continuity import EXPECT_EQUAL, decide
 from cln_backup.node.settings import read_settings
 from cln_backup.plugin.start.actions import ACTIONS, Start
 from cln_backup.plugin.start.facts import gather_facts, look_at_node
@@ -42,8 +42,16 @@ def start(
     backend = open_as_writer(settings.backend_url, node.node_id, log, on_event)
     try:
         facts = gather_facts(change, node, backend, log)
+        differences = ""
+        if decide(facts) in EXPECT_EQUAL:
+            from cln_backup.plugin.start.comparing import compare_before_answer
+
+            differences, found = compare_before_answer(node, facts, backend.place, log)
+            facts = facts._replace(
+                other_content=bool(differences), alarm=facts.alarm or bool(found)
+            )
         act = ACTIONS[decide(facts)]
-        act(Start(node, facts, backend, log, patience))
+        act(Start(node, facts, backend, log, patience, differences))
     except BaseException:
         backend.close()
         raise

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from cln_backup.backends import redacted
 from cln_backup.model.change import FOREIGN_KEYS_ON, Change
 from cln_backup.model.continuity import STARTED_WELL, Decision, Facts
-from cln_backup.model.errors import Discontinuity
+from cln_backup.model.errors import BackupError, Discontinuity
 from cln_backup.node.rollforward_marker import LOG_NAME, MARKER_NAME
-from cln_backup.node.settings import write_state
+from cln_backup.node.settings import read_state, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,12 +59,47 @@ def drop_head(start: Start) -> None:
     )
     _note_storage(start)
     backend.rewind(start.patience.bound_s())
-    _switch_foreign_keys_on(start)
+    if start.facts.alarm:
+        _heal(start, head_in_doubt=False)
+    else:
+        _switch_foreign_keys_on(start)
 
 
 def take_snapshot(start: Start) -> None:
-    """Closes a gap, or heals a backup that does not restore to its version."""
-    halt_out_of_date(start)
+    """Closes a gap, or heals a backup that does not restore to its version, with a snapshot."""
+    # An answered change that was never committed makes no difference: the snapshot replaces it.
+    # After a loss of the storage, it may have been committed.
+    _heal(start, head_in_doubt=start.facts.loss is None)
+    _note_storage(start)
+    start.log(STARTED_WELL)
+
+
+def _heal(start: Start, *, head_in_doubt: bool) -> None:
+    from cln_backup.plugin.start.healing import append_snapshot
+
+    where, node = _where(start), start.node
+    gap = start.facts.database_version > start.backend.version
+    what = "Backup is out of date" if gap else "The backup cannot be restored to its last version"
+    try:
+        size_bytes = append_snapshot(start, head_in_doubt=head_in_doubt)
+    except Discontinuity as error:
+        raise Discontinuity(
+            f"{what}: {where}. {error}. Nothing was stored, and the earlier changes are safe in "
+            f"the backup. Do not run this node without the plugin: {_restore(start)}"
+        ) from None
+    except BackupError as error:
+        raise Discontinuity(
+            f"{what}: {where}, and the start could not append a snapshot: {error} The database is "
+            "safe; the node is halted until the backup is up to date. Run: "
+            f"backup-cli snapshot --lightning-dir {quote(node.directory)}{_but_first(start)}"
+        ) from None
+    start.log(
+        f"Backup healed by a snapshot: it was {'missing changes' if gap else 'not restorable'} "
+        f"({where}), and a snapshot of the database ({size_bytes} bytes) is appended; the earlier "
+        "history is kept"
+    )
+    if node.state.alarm is not None:
+        write_state(node.directory, read_state(node.directory)._replace(alarm=None))
 
 
 def halt_out_of_date(start: Start) -> NoReturn:
@@ -74,8 +109,7 @@ def halt_out_of_date(start: Start) -> NoReturn:
         f"Backup is out of date: {_where(start)}. The node ran without its backup, or made a last "
         "commit while it shut down. The database is the newer one and is safe; the node is "
         "halted until the backup is up to date. Run: "
-        f"backup-cli snapshot --lightning-dir {quote(node.directory)}"
-        + (f". But first: {node.wrong_lock}" if node.wrong_lock else "")
+        f"backup-cli snapshot --lightning-dir {quote(node.directory)}{_but_first(start)}"
     )
 
 
@@ -163,7 +197,8 @@ def _note_storage(start: Start) -> None:
     """
     node = start.node
     if node.storage != (node.state.boot_id, node.state.mount):
-        write_state(node.directory, node.state._replace(**node.storage._asdict()))
+        state = read_state(node.directory)
+        write_state(node.directory, state._replace(**node.storage._asdict()))
 
 
 def _switch_foreign_keys_on(start: Start) -> None:
@@ -176,6 +211,11 @@ def _switch_foreign_keys_on(start: Start) -> None:
     if head is not None and not head.foreign_keys:
         change = Change(start.facts.database_version, None, [FOREIGN_KEYS_ON])
         backend.add_change(change, start.patience.bound_s())
+
+
+def _but_first(start: Start) -> str:
+    wrong = start.node.wrong_lock
+    return f". But first: {wrong}" if wrong else ""
 
 
 def _where(start: Start) -> str:

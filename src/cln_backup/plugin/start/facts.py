@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.model.change import Kind
 from cln_backup.model.continuity import Facts, Storage, possible_loss
-from cln_backup.node.outside import boot_id, database_in_use, database_path, lightningd_above
+from cln_backup.node.outside import database_in_use, database_path, lightningd_above, storage_of
 from cln_backup.node.settings import OnGap, State, read_state
-from cln_backup.storage.mount_identity import mount_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,9 +58,7 @@ def look_at_node(directory: str, settings: Settings, log: Callable[[str], None])
         )
         log(wrong_lock)
     state = read_state(directory)
-    # SQLite puts its journal beside the file itself, not beside a link to it.
-    holder = os.path.dirname(os.path.realpath(database))
-    storage = Storage(boot_id(), mount_identity(holder))
+    storage = storage_of(database)
     heals = settings.on_gap is OnGap.SNAPSHOT
     return Node(directory, database, wrong_lock, state, storage, _node_id_of(database), heals)
 
@@ -71,7 +68,8 @@ def gather_facts(change: Change, node: Node, backend: Writer, log: Callable[[str
     log(f"Comparing backup version {backend.version} versus first write version {change.version}")
     loss = possible_loss(Storage(node.state.boot_id, node.state.mount), node.storage)
     rider = change.kind is Kind.RIDER
-    return Facts(change.version, rider, backend.standing.head, loss, node.heals)
+    alarm = node.state.alarm is not None and node.state.alarm.needs_snapshot
+    return Facts(change.version, rider, backend.standing.head, loss, node.heals, alarm)
 
 
 def _node_id_of(database: str) -> str | None:
