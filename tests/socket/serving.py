@@ -74,8 +74,11 @@ def _free_port(host: str) -> int:
 class ServerProcess:
     """`backup-cli server` as a process, which can be killed and started again at its port."""
 
-    def __init__(self, *arguments: str, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._arguments = arguments
+    def __init__(
+        self, *arguments: str, host: str = "127.0.0.1", port: int = 0, follows: bool = False
+    ) -> None:
+        """Only if it `follows` its backups does it keep replicas of them."""
+        self._arguments = arguments if follows else ("--replica-dir", "off", *arguments)
         self._host = host
         self.port = port or _free_port(host)
         self.said: list[str] = []
@@ -127,8 +130,10 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def server_process(*arguments: str, host: str = "127.0.0.1") -> Iterator[ServerProcess]:
-    server = ServerProcess(*arguments, host=host)
+def server_process(
+    *arguments: str, host: str = "127.0.0.1", follows: bool = False
+) -> Iterator[ServerProcess]:
+    server = ServerProcess(*arguments, host=host, follows=follows)
     try:
         yield server
     finally:

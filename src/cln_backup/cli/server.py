@@ -11,8 +11,11 @@ from cln_backup.backends import redacted
 from cln_backup.backends.socket.token_file import create_token
 from cln_backup.cli.boundary import told
 from cln_backup.cli.parameters import Command
+from cln_backup.compaction.policy import Limits
 from cln_backup.server.admission import MAX_CONNECTIONS
 from cln_backup.server.logs import LEVELS, MODES
+
+LIMITS = Limits()
 
 
 @click.command(
@@ -43,6 +46,44 @@ from cln_backup.server.logs import LEVELS, MODES
     help="Accept connections from other machines without TLS or without tokens.",
 )
 @click.option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there.")
+@click.option(
+    "--replica-dir",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Where to keep the replicas that prove the backups; off for none. By default one beside "
+    "each backup that is not encrypted.",
+)
+@click.option(
+    "--compact",
+    type=click.Choice(("auto", "off")),
+    default="auto",
+    show_default=True,
+    help="Whether the backups compact by themselves.",
+)
+@click.option(
+    "--compact-ratio",
+    type=click.FloatRange(min=0.1),
+    default=LIMITS.ratio,
+    show_default=True,
+    metavar="N",
+    help="Compact when the log is so many times as large as the snapshot.",
+)
+@click.option(
+    "--compact-max-changes",
+    type=click.IntRange(min=100),
+    default=LIMITS.max_changes,
+    show_default=True,
+    metavar="N",
+    help="Compact when the log has so many changes, which a restore replays.",
+)
+@click.option(
+    "--compact-max-days",
+    type=click.FloatRange(min=1),
+    default=LIMITS.max_days,
+    show_default=True,
+    metavar="N",
+    help="Compact after so many days, if it frees enough space.",
+)
 @click.option(
     "--max-connections",
     type=click.IntRange(min=4),

@@ -8,10 +8,13 @@ import signal
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import redacted, url_of
+from cln_backup.compaction.policy import Limits
 from cln_backup.model.errors import BackupError, BadSettings, BadUrl, NotFound
 from cln_backup.server import certificate, listener, logs, systemd
 from cln_backup.server.admission import MAX_CONNECTIONS
+from cln_backup.server.following import OFF, Following
 from cln_backup.server.nodes import of_this_machine, open_nodes, read_nodes, renew, say_not_found
+from cln_backup.server.self_compaction import SelfCompaction
 from cln_backup.server.served import Served
 from cln_backup.wire.address import Address, BadAddress, parse_address
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _log = logging.getLogger("cln_backup.server")
+
+AUTO = "auto"
 
 _LEAVE_S = 30
 """The maximum time for a stop; after it, the system ends the process."""
@@ -35,6 +40,11 @@ class Options(NamedTuple):
     tls_dir: str | None = None
     insecure: bool = False
     metrics: str | None = None
+    replica_dir: str | None = None
+    compact: str = AUTO
+    compact_ratio: float = Limits().ratio
+    compact_max_changes: int = Limits().max_changes
+    compact_max_days: float = Limits().max_days
     max_connections: int = MAX_CONNECTIONS
     log_mode: str = "plain"
     log_level: str = "info"
@@ -88,9 +98,29 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
         # The phrase of the community's server, for which scripts wait.
         _log.info("Waiting for connection on %s", Address(*sock.getsockname()[:2]))
     systemd.notify("READY=1")
-    server.run()
+    beside = _beside(nodes, options)
+    for part in beside:
+        part.start()
+    try:
+        server.run()
+    finally:
+        for part in beside:
+            part.stop()
     systemd.notify("STOPPING=1")
     _log.info("Stopped")
+
+
+def _beside(nodes: dict[str, Served], options: Options) -> list[Following | SelfCompaction]:
+    """The parts of the server that work beside its connections."""
+    found: list[Following | SelfCompaction] = []
+    if options.replica_dir != OFF:
+        found.append(Following(nodes, options.replica_dir))
+    if options.compact == AUTO:
+        limits = Limits(
+            options.compact_ratio, options.compact_max_changes, options.compact_max_days
+        )
+        found.append(SelfCompaction(nodes, limits))
+    return found
 
 
 def _address(text: str) -> Address:

@@ -46,6 +46,12 @@ class _Figures:
                 ("changes", "Number of changes in the backup"),
                 ("node_connections", "Open connections of the node"),
                 ("writer_connected", "Whether a writer is connected"),
+                ("proven_version", "Data version up to which the backup was replayed"),
+                ("proven_timestamp_seconds", "When that was found, since 1970"),
+                ("proof_lag_seconds", "For how long a change has not been replayed yet"),
+                ("integrity_timestamp_seconds", "When the replica was last checked, since 1970"),
+                ("space_bound_bytes", "Most that the backup uses if its compactions succeed"),
+                ("alarm", "Whether the backup does not replay, or is damaged"),
             )
         }
         counters = {
@@ -54,6 +60,7 @@ class _Figures:
                 ("stored_changes", "Changes stored since the start"),
                 ("received_bytes", "Bytes received since the start, of closed connections"),
                 ("compactions", "Compactions finished since the start"),
+                ("self_compactions", "Of those, compactions by itself"),
                 ("refusals", "Requests refused since the start"),
             )
         }
@@ -62,9 +69,23 @@ class _Figures:
             counters["stored_changes"].add_metric([name], figures.changes)
             counters["received_bytes"].add_metric([name], figures.received_bytes)
             counters["compactions"].add_metric([name], figures.compactions)
+            counters["self_compactions"].add_metric([name], figures.self_compactions)
             counters["refusals"].add_metric([name], figures.refusals)
             gauges["node_connections"].add_metric([name], node.connections())
             gauges["writer_connected"].add_metric([name], node.writer_peer() is not None)
+            proof, progress = node.proof, node.proof.progress
+            if progress is not None:
+                gauges["proven_version"].add_metric([name], progress.proven_version)
+                gauges["proof_lag_seconds"].add_metric([name], proof.lag_s())
+                for gauge, at in (
+                    ("proven_timestamp_seconds", progress.proven_at),
+                    ("integrity_timestamp_seconds", progress.checked_at),
+                ):
+                    if at is not None:
+                        gauges[gauge].add_metric([name], at)
+            gauges["alarm"].add_metric([name], proof.alarm is not None)
+            if node.space_bound_bytes is not None:
+                gauges["space_bound_bytes"].add_metric([name], node.space_bound_bytes)
             last = node.last
             if last is None:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from cln_backup.model.errors import WriterConflict
@@ -42,7 +43,12 @@ class Right:
         self.holder: Client | None = None
         self.epoch = 0
         self._session = ""
+        self._began_at = 0.0
         self._changed = changed
+
+    def held_s(self) -> float:
+        """For how long the holder's session has had the right, with gaps; 0 without a holder."""
+        return 0.0 if self.holder is None else time.monotonic() - self._began_at
 
     def make_free(self, session: str, *, resume: bool) -> None:
         """Makes sure that no connection has the right, so that a session may `take` it.
@@ -102,6 +108,7 @@ class Right:
 
     def _begin(self, session: str) -> None:
         self._session = session
+        self._began_at = time.monotonic()
         self.epoch += 1
 
     def _evict(self, holder: Client) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import select
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from cln_backup.backends import create_backend, place_at, redacted
 from cln_backup.backends.ticket import size_of
 from cln_backup.compaction.compactor import Compactor
+from cln_backup.compaction.facts import facts_of
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import (
     AlreadyExists,
@@ -20,6 +22,8 @@ from cln_backup.model.errors import (
     WriterConflict,
 )
 from cln_backup.server.bells import Bells
+from cln_backup.server.counters import Counters
+from cln_backup.server.proof import Proof
 from cln_backup.server.right import Right
 from cln_backup.server.standing import head_digest, standing_of
 from cln_backup.storage import scratch
@@ -27,7 +31,9 @@ from cln_backup.storage import scratch
 if TYPE_CHECKING:
     from cln_backup.backends.contract import Reader, Writer
     from cln_backup.backends.events import Event
+    from cln_backup.backends.place import Keeps
     from cln_backup.backends.ticket import Statistics
+    from cln_backup.compaction.policy import Facts
     from cln_backup.model.change import Change
     from cln_backup.server.right import Client
     from cln_backup.wire import packets as wire
@@ -38,16 +44,6 @@ MAX_NODE_CONNECTIONS = 32
 """The maximum number of connections per node; it has one, and a second for a compaction."""
 
 _compacting_now = threading.BoundedSemaphore(2)
-
-
-class Counters:
-    """Counters of one backup since the server was started."""
-
-    def __init__(self) -> None:
-        self.changes = 0
-        self.received_bytes = 0
-        self.compactions = 0
-        self.refusals = 0
 
 
 class Served:
@@ -62,7 +58,11 @@ class Served:
         self.token_hash = token_hash
         self.counters = Counters()
         self.bells = Bells()
+        self.proof = Proof()
         self.last: wire.Standing | None = None
+        self.space_bound_bytes: int | None = None
+        self._began_at = time.time()
+        self._compacted_at: float | None = None
         self._changed = threading.Condition(threading.RLock())
         self._clients_lock = threading.Lock()
         self._backend: Writer | None = None
@@ -89,10 +89,11 @@ class Served:
         return self._backend
 
     def _say_event(self, event: Event) -> None:
-        self._say(event.text)
+        self.say(logging.WARNING, event.text)
 
-    def _say(self, text: str) -> None:
-        _log.warning("%s%s", f"{self.name}: " if self.name else "", text)
+    def say(self, level: int, text: str) -> None:
+        """Logs a line about this backup."""
+        _log.log(level, "%s%s", f"{self.name}: " if self.name else "", text)
 
     def _stand(self, backend: Writer) -> wire.Standing:
         if self._digest is None:
@@ -171,7 +172,7 @@ class Served:
                 backend = self._opened()
             except NotFound:
                 create_backend(self.url, base)
-                self._say(f"a new backup was made at {redacted(self.url)}")
+                self.say(logging.WARNING, f"a new backup was made at {redacted(self.url)}")
                 return self._stand(self._opened())
             if backend.standing.version_count:
                 raise AlreadyExists("The backup already has changes in it; it was not changed.")
@@ -305,6 +306,21 @@ class Served:
         if not refused:
             self._shut()
 
+    def facts(self) -> Facts | None:
+        """The facts for the policy of compactions; `None` if the backup is not open, or is busy.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        with self._changed:
+            if self._backend is None or self._compacting:
+                return None
+            return facts_of(self._backend, self._began_at, self._compacted_at)
+
+    def keeps(self) -> Keeps:
+        """The older generations that the URL keeps."""
+        return place_at(self.url).keeps
+
     def compact(self) -> Statistics:
         """Compacts the backup while it can be written to.
 
@@ -323,6 +339,8 @@ class Served:
                 statistics = self._compact()
         finally:
             self._compacting = False
+        if "would_be" not in statistics:
+            self._compacted_at = time.time()
         self.counters.compactions += 1
         return statistics
 
@@ -347,6 +365,10 @@ class Served:
         finally:
             compactor.close()
             compactor.wait()
+
+    def writer_since_s(self) -> float:
+        """For how long the current session has had the right to write; 0 without a writer."""
+        return self._right.held_s()
 
     def writer_peer(self) -> str | None:
         """The address of the current writer."""

@@ -1,0 +1,61 @@
+"""The proof of a backup on a server: how far it was replayed, and the faults that it has."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from cln_backup.follower.messages import Alarm, Progress
+
+_MAX_SAMPLES: Final = 1024
+
+
+class Proof:
+    """The proof of one backup, as its follower tells it.
+
+    Attributes:
+        progress: the last report of the follower; `None` before the first one.
+        alarm: the fault of the backup; `None` if no fault is known.
+    """
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+        self.alarm: str | None = None
+        self._alarm_at = 0.0
+        self._heads: list[tuple[float, int]] = []
+
+    def take(self, progress: Progress) -> None:
+        """Takes a report over. A replay up to the head after an alarm ends that."""
+        self.progress = progress
+        proven_at = progress.proven_at
+        if self.alarm is not None and proven_at is not None and proven_at > self._alarm_at:
+            self.alarm = None
+
+    def raise_alarm(self, alarm: Alarm) -> None:
+        """Keeps an alarm until it has ended."""
+        self.alarm, self._alarm_at = alarm.text, time.time()
+
+    def look_at(self, head_version: int) -> None:
+        """Notes the version of the head, for `lag_s`; call it about once a second."""
+        heads = self._heads
+        if heads and heads[-1][1] > head_version:
+            heads.clear()  # the head was dropped
+        if not heads or heads[-1][1] < head_version:
+            heads.append((time.monotonic(), head_version))
+        while len(heads) > 1 and heads[0][1] <= self.version:
+            del heads[0]
+        if len(heads) > _MAX_SAMPLES:
+            del heads[1:-1:2]
+
+    @property
+    def version(self) -> int:
+        """The data version up to which the backup is proven; 0 if it is not."""
+        return 0 if self.progress is None else self.progress.proven_version
+
+    def lag_s(self) -> float:
+        """For how long there has been a change that is not proven yet; 0 if there is none."""
+        for at, head_version in list(self._heads):
+            if head_version > self.version:
+                return time.monotonic() - at
+        return 0.0

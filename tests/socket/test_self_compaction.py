@@ -1,0 +1,121 @@
+"""A server that compacts its backups by itself."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cln_backup.backends import create_backend, open_reader, open_writer
+from cln_backup.compaction.policy import Limits
+from cln_backup.server.self_compaction import SETTLED_S, SelfCompaction
+from tests.histories import (
+    append,
+    assert_same_database,
+    build_database,
+    started_node,
+    transaction,
+    wearing_payments,
+)
+from tests.socket.serving import server_here
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from cln_backup.server.served import Served
+
+_LIMITS = Limits(max_changes=100)
+_VERSION_IS_SET = "UPDATE version SET version=240"
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Served, str]]:
+    """A node with a log that is due, and its URL at the server."""
+    here = f"dir://{tmp_path}/node"
+    create_backend(here, None)
+    append(here, [*started_node(), *wearing_payments(4, 150)])
+    with server_here() as server:
+        there = server.add(here)
+        (node,) = server.nodes.values()
+        node.open()
+        yield node, there
+
+
+def _changes(url: str) -> int:
+    with open_reader(url) as reader:
+        return reader.standing.version_count
+
+
+def test_compacts_when_the_policy_says_so(
+    served: tuple[Served, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node, url = served
+    caplog.set_level(logging.INFO, "cln_backup.server")
+    by_itself = SelfCompaction({"": node}, _LIMITS, settled_s=0)
+    with open_writer(url) as writer:
+        before = node.standing()
+        by_itself.look(node)
+        assert node.counters.compactions == node.counters.self_compactions == 1
+        assert writer.standing.position.digest == before.position.digest
+        writer.add_change(wearing_payments(150, 151)[0])
+        by_itself.look(node)
+        assert node.counters.self_compactions == 1
+    assert _changes(url) == 3
+    assert "Compacting, because the log has more changes than the policy allows" in caplog.text
+    assert node.space_bound_bytes is not None
+    from cln_backup.operations.restore import restore
+
+    with open_reader(url) as reader:
+        restored = restore(reader, str(tmp_path / "restored.sqlite3"))
+    history = [*started_node(), *wearing_payments(4, 151)]
+    assert_same_database(restored.path, build_database(tmp_path / "expected.sqlite3", history))
+
+
+def test_waits_until_the_node_is_up(served: tuple[Served, str]) -> None:
+    """A start may be a migration, whose restore point a compaction would fold."""
+    node, url = served
+    SelfCompaction({"": node}, _LIMITS).look(node)
+    assert SETTLED_S > 120
+    with open_writer(url):
+        SelfCompaction({"": node}, _LIMITS).look(node)
+        assert _changes(url) > 100
+        SelfCompaction({"": node}, _LIMITS, settled_s=0).look(node)
+    assert _changes(url) == 2
+
+
+def test_history_that_ends_within_a_migration_is_left_alone(
+    served: tuple[Served, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    node, url = served
+    by_itself = SelfCompaction({"": node}, _LIMITS, settled_s=0)
+    with open_writer(url) as writer:
+        writer.add_change(transaction(150, "CREATE TABLE version (version INTEGER)"))
+        writer.add_change(transaction(151, _VERSION_IS_SET))
+        writer.add_change(transaction(152, "ALTER TABLE peers ADD feature_bits BLOB"))
+        writer.add_change(transaction(153))
+        count = _changes(url)
+        by_itself.look(node)
+        assert _changes(url) == count
+        assert "a migration of the database that began after data version 151" in caplog.text
+        # A failure is tried again after a pause, and asking for it is something else.
+        by_itself.look(node)
+        assert caplog.text.count("a migration of the database") == 1
+        writer.add_change(transaction(154, _VERSION_IS_SET))
+        writer.add_change(transaction(155))
+        SelfCompaction({"": node}, _LIMITS, settled_s=0).look(node)
+        assert _changes(url) == 2
+
+
+def test_thread_looks_at_every_node_and_ends(served: tuple[Served, str]) -> None:
+    node, url = served
+    by_itself = SelfCompaction({"": node}, _LIMITS, look_s=0.01, settled_s=0)
+    with open_writer(url):
+        by_itself.start()
+        while not node.counters.self_compactions:
+            by_itself._thread.join(0.05)
+            assert by_itself._thread.is_alive()
+        by_itself.stop()
+        by_itself._thread.join()
+    assert _changes(url) == 2
