@@ -22,11 +22,10 @@ from cln_backup.model.change import Change, Kind
 from cln_backup.model.errors import Discontinuity, ReplayFailed, StorageError
 from cln_backup.model.position import EMPTY, UNKNOWN, Position
 from cln_backup.replay import kept_file
-from cln_backup.replay.kept_directory import DATABASE_NAME, SUFFIXES, is_same, lock
+from cln_backup.replay.kept_database import KeptDatabase
+from cln_backup.replay.kept_directory import DATABASE_NAME, is_same, lock
 from cln_backup.replay.note import Note, NoteFile, read_note
 from cln_backup.replay.reached import Reached, mark_of, stored
-from cln_backup.replay.replica import data_version, is_sound
-from cln_backup.replay.statement_runner import StatementRunner
 from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
@@ -38,11 +37,6 @@ if TYPE_CHECKING:
 
 _BATCH_CHANGES: Final = 100
 _BATCH_CHARACTERS: Final = 1 << 20
-_WAL_BYTES: Final = 1 << 22
-_WAL_PAGES: Final = 1000
-_CLOSED: Final = -1
-_STEPS: Final = 1_000_000
-_SAFE: Final = "The replica continues where it was; the backup is not affected."
 
 
 class KeptReplica:
@@ -51,11 +45,8 @@ class KeptReplica:
     Attributes:
         directory: it has `replica.sqlite3`, and `position.json` (`note`).
         path: of the database.
-        connection: to the database; a snapshot and `start_anew` replace it.
         is_new: whether it started from nothing: then this object has replayed all of it.
     """
-
-    connection: apsw.Connection
 
     def __init__(self, directory: str) -> None:
         """See `open`."""
@@ -65,7 +56,7 @@ class KeptReplica:
         self._committed = self._now = Reached()
         self._head: tuple[Position, int] | None = None
         self._is_verified = False
-        self._inode = _CLOSED
+        self._database = KeptDatabase(self.path)
         self._lock_fd = lock(directory)
         try:
             noted = read_note(directory)
@@ -94,6 +85,11 @@ class KeptReplica:
         return cls(directory)
 
     @property
+    def connection(self) -> apsw.Connection:
+        """The connection to the database; a snapshot and `start_anew` replace it."""
+        return self._database.connection
+
+    @property
     def position(self) -> Position | None:
         """The position of what is committed, which no start drops; `None` if nothing is.
 
@@ -120,15 +116,10 @@ class KeptReplica:
         """Opens the file that is there; `False` if it is not a usable replica."""
         if fsio.kind_at(self.path, op="open replica") != "file":
             return False
-        try:
-            self._connect()
-            user_version = self._pragma("user_version")
-            mark = self._pragma("application_id")
-            version = data_version(self.connection)
-        except (apsw.NotADBError, apsw.CorruptError, apsw.SQLError):
+        found = self._database.open()
+        if found is None:
             return False
-        except apsw.Error as error:
-            raise self._failed(error) from error
+        version, user_version, mark = found
         reached = stored(version, user_version, mark, noted and noted.position.changes)
         if noted is not None:
             reached = reached.knowing(noted.position)
@@ -139,36 +130,9 @@ class KeptReplica:
             self.connection.execute("PRAGMA foreign_keys = OFF")
         return reached.changes > 0
 
-    def _pragma(self, name: str) -> int:
-        found = self.connection.execute(f"PRAGMA {name}").fetchall()[0][0]
-        assert isinstance(found, int)
-        return found
-
-    def _connect(self) -> None:
-        self.connection = apsw.Connection(
-            self.path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=0
-        )
-        self._inode = os.stat(self.path).st_ino
-        self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # it would take long
-        for pragma in (
-            "locking_mode = EXCLUSIVE",  # first: then a WAL needs no shared memory file
-            "journal_mode = WAL",
-            "synchronous = NORMAL",
-            f"wal_autocheckpoint = {_WAL_PAGES}",
-            f"journal_size_limit = {_WAL_BYTES}",
-            "foreign_keys = ON",
-        ):
-            self.connection.execute(f"PRAGMA {pragma}").fetchall()
-        self._runner = StatementRunner(self.connection, self.path, _SAFE)
-
-    def _disconnect(self) -> None:
-        if self._inode != _CLOSED:
-            self._inode = _CLOSED
-            self.connection.close()
-
     def start_anew(self) -> None:
         """Begins again with an empty database. Raises `StorageError`."""
-        self._disconnect()
+        self._database.close()
         if not is_same(self._lock_fd, self.directory):
             lock_fd = lock(self.directory)
             os.close(self._lock_fd)
@@ -177,26 +141,9 @@ class KeptReplica:
             self._note.close()
             self._note = note
         self._note.write(None)
-        self._remove_files()
-        os.close(fsio.create(self.path, op="create replica"))
-        try:
-            self._connect()
-        except apsw.Error as error:
-            raise self._failed(error) from error
+        self._database.create()
         self._committed = self._now = Reached()
         self._head, self.is_new = None, True
-
-    def _remove_files(self) -> None:
-        for suffix in SUFFIXES:
-            fsio.remove(self.path + suffix, op="remove replica")
-
-    def is_in_place(self) -> bool:
-        """Whether the file is still where it was; a user may have deleted it."""
-        try:
-            inode = os.stat(self.path).st_ino
-        except OSError:
-            return False
-        return inode == self._inode and is_same(self._lock_fd, self.directory)
 
     def catch_up(
         self, reader: Reader, *, to: int | None = None, until: float | None = None
@@ -226,27 +173,29 @@ class KeptReplica:
         else:
             self.start_anew()
         try:
-            done = self._follow(reader, to, until)
-        except Discontinuity:
-            self.start_anew()
-            done = self._follow(reader, to, until)
-        except ReplayFailed:
-            if self._inode == _CLOSED or is_sound(self.connection):
-                raise
-            self.start_anew()
-            done = self._follow(reader, to, until)
-        if done and to is None:
-            self._proof = self.version, time.time()
-        position = self.position
-        if position is not None:
-            self._note.write(Note(position, self._committed.stored_ms, *self._proof))
+            try:
+                done = self._follow(reader, to, until)
+            except Discontinuity:
+                self.start_anew()
+                done = self._follow(reader, to, until)
+            except ReplayFailed:
+                if not self._database.is_open or self._database.is_sound():
+                    raise
+                self.start_anew()
+                done = self._follow(reader, to, until)
+            if done and to is None:
+                self._proof = self.version, time.time()
+        finally:
+            if (position := self.position) is not None:
+                with contextlib.suppress(StorageError):
+                    self._note.write(Note(position, self._committed.stored_ms, *self._proof))
         return done
 
     def _follow(self, reader: Reader, to: int | None, until: float | None) -> bool:
         try:
             return self._replay(reader, to, until, _BATCH_CHANGES)
         except ReplayFailed:
-            if self._inode == _CLOSED:
+            if not self._database.is_open:
                 raise
             # Again, one by one, to keep everything before the change that fails.
             try:
@@ -300,7 +249,7 @@ class KeptReplica:
             self._commit()
         except apsw.Error as error:
             self.without_head()
-            raise self._failed(error) from error
+            raise self._database.failed(error) from error
         except BaseException:
             self.without_head()
             raise
@@ -341,30 +290,26 @@ class KeptReplica:
             self._load(change)
             return
         if change.kind is Kind.RIDER:
-            self._runner.run(version, transaction)
+            self._database.runner.run(version, transaction)
         if not self.connection.in_transaction:
-            self._runner.run(version, ("BEGIN",))
+            self._database.runner.run(version, ("BEGIN",))
         if change.kind is Kind.TRANSACTION:
-            self._runner.transaction(change)
+            self._database.runner.transaction(change)
         self._now = self._now.after(change)
 
     def _load(self, change: Change) -> None:
         before = self._now
-        self._disconnect()  # first: then never more than one database is on the disk
-        self._remove_files()
+        self._database.remove()  # first: then never more than one database is on the disk
         self._committed = self._now = Reached()
         reached = kept_file.load(change, self.path, before)
-        try:
-            self._connect()
-            found = data_version(self.connection)
-        except (apsw.NotADBError, apsw.CorruptError, apsw.SQLError) as error:
+        found = self._database.open()
+        if found is None:
             raise ReplayFailed(
-                f"The snapshot at data version {change.version} is not a SQLite database ({error})."
-            ) from None
-        if found != change.version:
-            raise ReplayFailed(
-                f"The snapshot for data version {change.version} is of a database at {found}."
+                f"The snapshot at data version {change.version} is not a usable SQLite database."
             )
+        if found.version != change.version:
+            at = found.version
+            raise ReplayFailed(f"The snapshot for data version {change.version} is at {at}.")
         self._committed = self._now = reached
 
     def _learn_digest(self, standing: Standing) -> None:
@@ -380,17 +325,21 @@ class KeptReplica:
         self._now = now
 
     def _commit(self) -> None:
-        if self._inode == _CLOSED or not self.connection.in_transaction:
+        if not self._database.is_open or not self.connection.in_transaction:
             return
         self.connection.authorizer = None
         self.connection.execute(f"PRAGMA user_version = {self._now.user_version}")
         self.connection.execute(f"PRAGMA application_id = {self._now.mark}")
-        self._runner.run(self._now.version, ("COMMIT",))
+        self._database.runner.run(self._now.version, ("COMMIT",))
         self._committed = self._now
+
+    def is_in_place(self) -> bool:
+        """Whether the file is still where it was; a user may have deleted it."""
+        return self._database.is_in_place() and is_same(self._lock_fd, self.directory)
 
     def without_head(self) -> None:
         """Rolls the open head back: `connection` then sees what is committed."""
-        if self._inode != _CLOSED and self.connection.in_transaction:
+        if self._database.is_open and self.connection.in_transaction:
             self.connection.execute("ROLLBACK")
         self._now = self._committed
 
@@ -411,25 +360,7 @@ class KeptReplica:
             ReplayFailed: it is damaged, or at a different version.
             StorageError: it cannot be read.
         """
-        connection = self.connection
-        connection.authorizer = None
-        connection.set_progress_handler(_go_on, _STEPS)  # a signal can end it
-        faults = 0
-        try:
-            sound = is_sound(connection) and data_version(connection) == self.version
-            if sound:
-                faults = sum(1 for _ in connection.execute("PRAGMA foreign_key_check"))
-        except (apsw.CorruptError, apsw.NotADBError):
-            sound = False
-        except apsw.Error as error:
-            raise self._failed(error) from error
-        finally:
-            connection.set_progress_handler(None)
-        if not sound:
-            raise ReplayFailed(
-                f"Integrity check failed: SQLite found errors in the replica at {self.version}."
-            )
-        return faults
+        return self._database.check(self.version)
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Folded]:
@@ -439,20 +370,10 @@ class KeptReplica:
         changes stay in the WAL until then. Raises `StorageError`.
         """
         self.without_head()
-        try:
-            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            self.connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
-        except apsw.Error as error:
-            raise self._failed(error) from error
         reached = self._committed
-        with kept_file.CommittedFile(self.path) as file:
-            try:
-                base = Change(reached.version, file, None, reached.stored_ms)
-                yield Folded(base, reached.foreign_keys)
-            finally:
-                if self._inode != _CLOSED:
-                    pragma = f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}"
-                    self.connection.execute(pragma).fetchall()
+        with self._database.frozen() as file:
+            base = Change(reached.version, file, None, reached.stored_ms)
+            yield Folded(base, reached.foreign_keys)
 
     def rebase(self, base: Position, reader: Reader) -> None:
         """Keeps its place in a history whose changes up to `base` were replaced by a snapshot.
@@ -476,23 +397,15 @@ class KeptReplica:
         if moved.changes == number:
             moved = moved._replace(mark=mark_of(first))
         try:
-            self._runner.run(moved.version, ("BEGIN",))
+            self._database.runner.run(moved.version, ("BEGIN",))
             self._now = moved
             self._commit()
         except apsw.Error as error:
             self.without_head()
-            raise self._failed(error) from error
-
-    def _failed(self, error: apsw.Error) -> StorageError:
-        return StorageError(f"Cannot use the replica {self.path}: {error}. {_SAFE}")
+            raise self._database.failed(error) from error
 
     def close(self) -> None:
         """Closes the replica, at what is committed. Takes milliseconds; nothing is synced."""
-        self._disconnect()
+        self._database.close()
         self._note.close()
         os.close(self._lock_fd)
-
-
-def _go_on() -> bool:
-    """Called between the steps of a long statement, where Python runs handlers of signals."""
-    return False

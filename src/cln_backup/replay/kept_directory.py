@@ -8,7 +8,7 @@ from typing import Final
 
 from cln_backup.model.errors import StorageError, WriterConflict
 from cln_backup.replay.note import NOTE_NAME
-from cln_backup.storage import directories, fsio
+from cln_backup.storage import directories, fsio, scratch
 
 DATABASE_NAME: Final = "replica.sqlite3"
 SUFFIXES: Final = ("", "-wal", "-shm", "-journal", ".unfinished")
@@ -29,12 +29,19 @@ def remove_replica(directory: str) -> None:
     fd = lock(directory)
     try:
         for suffix in SUFFIXES:
-            fsio.remove(os.path.join(directory, DATABASE_NAME + suffix), op="remove replica")
+            remove_in_steps(os.path.join(directory, DATABASE_NAME + suffix))
         fsio.remove(os.path.join(directory, NOTE_NAME), op="remove replica")
         if not directories.names(directory, op="remove replica"):
             directories.remove_empty(directory, op="remove replica")
     finally:
         os.close(fd)
+
+
+def remove_in_steps(path: str) -> None:
+    """Removes a file, if it is there, so that no sync on its disk waits for it."""
+    if fsio.kind_at(path, op="remove replica") == "file":
+        scratch.empty_file(path, op="remove replica")
+    fsio.remove(path, op="remove replica")
 
 
 def lock(directory: str) -> int:
