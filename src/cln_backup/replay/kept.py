@@ -207,7 +207,7 @@ class KeptReplica:
 
     def _skips_to_snapshot(self, reader: Reader, to: int | None) -> bool:
         """Loads the next snapshot, which has healed a backup that does not replay up to there."""
-        if self._inode == _CLOSED:
+        if not self._database.is_open:
             return False
         standing, number = reader.standing, self._now.changes
         if self.position is None:
