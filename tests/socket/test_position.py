@@ -15,6 +15,7 @@ from cln_backup.formats import digests
 from cln_backup.model.change import Change
 from cln_backup.model.errors import BadPacket, Discontinuity
 from cln_backup.model.position import Position
+from cln_backup.replay.kept import KeptReplica
 from cln_backup.wire import packets as wire
 from tests.histories import append, payment, started_node, wearing_payments
 from tests.socket.serving import server_here
@@ -211,3 +212,27 @@ def test_stream_packet_round_trip() -> None:
         for wrong in (packed[:-1], packed + b"\0", packed[:50]):
             with pytest.raises(BadPacket):
                 wire.unpack_stream_start(wrong)
+
+
+@pytest.mark.parametrize("scheme", ["dir", "file"])
+def test_replica_continues_over_a_server_after_a_restart(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sent little more than what it lacks, whichever format the server has."""
+    with _ten_payments(tmp_path, scheme) as (_, there):
+        directory = str(tmp_path / "replica")
+        with (
+            contextlib.closing(KeptReplica.open(directory)) as replica,
+            open_reader(there) as reader,
+        ):
+            assert replica.catch_up(reader)
+        append(there, [payment(14), payment(15)])
+        with (
+            contextlib.closing(KeptReplica.open(directory)) as replica,
+            open_reader(there) as reader,
+            _streams_asked(monkeypatch) as asked,
+        ):
+            assert replica.catch_up(reader)
+            assert replica.version == 15
+            assert not replica.is_new
+        assert [start.after is None for start in asked] == [False] * len(asked)
