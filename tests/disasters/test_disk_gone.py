@@ -51,7 +51,11 @@ class Disk:
         os.close(fd)
 
     def unmount(self) -> None:
-        subprocess.run(["umount", self.place], check=True)
+        """Waits for processes of the plugin that are about to end."""
+        deadline_s = time.monotonic() + WAIT_S
+        while (done := subprocess.run(["umount", self.place], check=False)).returncode:
+            assert time.monotonic() < deadline_s, done
+            time.sleep(0.05)
 
 
 @pytest.fixture

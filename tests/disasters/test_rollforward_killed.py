@@ -13,6 +13,8 @@ from cln_backup.operations.rollforward import roll_forward
 from simulator.content import differences
 from tests import programs
 from tests.disasters.power_loss import copies, lose_power
+from tests.histories import payment, started_node, transaction
+from tests.operations.test_rollforward import Stopped
 from tests.plugin.home import Home
 from tests.soak import SOAK
 
@@ -79,3 +81,18 @@ def test_killed_at_each_step_and_done_again(tries: Tries, kind: str) -> None:
     said = " ".join(labels)
     assert "SQLite" in said
     assert "keep a copy" in said
+
+
+def test_killed_in_a_large_change_and_done_again(memory_path: Path) -> None:
+    """SQLite writes to the database long before the commit, when its cache is full."""
+    rows = 100_000 if SOAK else 10_000
+    insert = "INSERT INTO payments (version, description) VALUES"
+    large = [f"{insert} ({10 + number}, '{number:0500}')" for number in range(rows)]
+    changes = [*started_node(), payment(4), transaction(5, *large)]
+    node = Stopped(memory_path, changes, len(changes) - 1)
+    arguments = ("tests.disasters.rollforward_victim", node.directory)
+    with programs.start(*arguments, 400, stdout=subprocess.PIPE, text=True) as victim:
+        assert victim.communicate()[0].startswith("SQLite writes")
+    assert (node.directory / "lightningd.sqlite3-journal").stat().st_size > 512
+    assert roll_forward(str(node.directory)).version_before == 4
+    node.require_same()

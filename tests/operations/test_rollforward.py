@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend
+from cln_backup.backends import create_backend, open_reader
 from cln_backup.model.errors import Discontinuity, NodeRunning, StorageError
 from cln_backup.node.rollforward_marker import Marker, read_marker, write_marker
+from cln_backup.node.settings import State, write_state
 from cln_backup.operations.rollforward import RolledForward, complete, roll_forward
+from cln_backup.replay.kept import KeptReplica
 from simulator.content import differences
 from tests import programs
 from tests.histories import (
@@ -168,6 +170,23 @@ def test_database_with_other_content_is_refused(missing: int, tmp_path: Path) ->
     assert "'other'" not in said
     assert node.database.read_bytes() == before
     assert node.names() == _WHOLE
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_kept_replica_is_compared_with_and_cannot_refuse_alone(sound: bool, tmp_path: Path) -> None:
+    node = Stopped(tmp_path, _CHANGES, len(_CHANGES) - 2)
+    kept = KeptReplica.open(str(node.directory / "backup.replica"))
+    with open_reader(node.url) as reader:
+        kept.catch_up(reader, to=9)
+    if not sound:
+        kept.without_head()
+        kept.connection.execute("DELETE FROM payments WHERE version = 6")
+    kept.close()
+    write_state(str(node.directory), State(replica_dir=kept.directory))
+    replayed: list[int] = []
+    roll_forward(str(node.directory), progress=lambda change: replayed.append(change.version))
+    assert bool(replayed) is not sound
+    node.require_same()
 
 
 def test_version_before_the_history_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ killed, the next process continues: see `operations.rollforward`.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import Final
 
@@ -92,6 +93,24 @@ def last_log_line(directory: str) -> str | None:
         os.close(fd)
     lines = text.decode("utf-8", "replace").splitlines()
     return lines[-1] if lines else None
+
+
+def is_at_work(directory: str) -> bool:
+    """Whether a process that the plugin started waits for the node's end, or rolls forward."""
+    try:
+        fd = os.open(os.path.join(directory, LOG_NAME), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    else:
+        return False
+    finally:
+        os.close(fd)
 
 
 def remove_log(directory: str) -> None:

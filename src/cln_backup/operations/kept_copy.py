@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.model.errors import StorageError
@@ -80,6 +81,16 @@ def remove(place: str, database: str) -> None:
     for path in (name, *(name + journal for journal in JOURNALS)):
         fsio.remove(path, op=_OP)
     directories.remove_empty(place, op=_OP)
+
+
+def remove_earlier(place: str, database: str) -> None:
+    """Removes the copies of earlier roll forwards: the node has run well since, up to this one."""
+    name = re.compile(re.escape(os.path.basename(database)) + r"\.before-rollforward-\d+(-\d+)?")
+    directory, newest = os.path.split(place)
+    with contextlib.suppress(StorageError):
+        for found in directories.names(directory, op=_OP):
+            if found != newest and name.fullmatch(found):
+                remove(os.path.join(directory, found), database)
 
 
 def _files(database: str) -> Iterator[str]:

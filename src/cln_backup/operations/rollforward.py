@@ -20,10 +20,24 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import place_at, redacted
 from cln_backup.backends.events import ignore
-from cln_backup.model.errors import BackupError, Discontinuity, NotFound, ReplayFailed, StorageError
+from cln_backup.model.errors import (
+    BackupError,
+    Discontinuity,
+    NodeRunning,
+    NotFound,
+    ReplayFailed,
+    StorageError,
+)
 from cln_backup.node.outside import find_database, process_with_open, require_stopped
 from cln_backup.node.pid_file import nodes_kept_out, pid_file_of
-from cln_backup.node.rollforward_marker import Marker, read_marker, remove_marker, write_marker
+from cln_backup.node.rollforward_marker import (
+    LOG_NAME,
+    Marker,
+    is_at_work,
+    read_marker,
+    remove_marker,
+    write_marker,
+)
 from cln_backup.node.settings import read_settings, read_state
 from cln_backup.operations import kept_copy
 from cln_backup.operations.proof import Passing, Proof, kept_replica, replica_of
@@ -86,16 +100,18 @@ def roll_forward(
     """
     settings = read_settings(directory)
     marker = read_marker(directory)
-    database = find_database(directory, settings.wallet)
-    if marker is None and database is None:
-        raise NotFound(f"There is no database in {directory} to roll forward.")
-    require_stopped(directory, database)
+    asked = marker is not None
     if marker is None:
-        assert database is not None
+        database = find_database(directory, settings.wallet)
+        if database is None:
+            raise NotFound(f"There is no database in {directory} to roll forward.")
         marker = Marker(os.path.abspath(database), pid_file_of(directory))
-        asked = False
-    else:
-        asked = True
+    if is_at_work(directory):
+        raise NodeRunning(
+            f"A process is about to roll this database forward; {directory}/{LOG_NAME} will say "
+            "what it did. Nothing was touched. Wait for it."
+        )
+    require_stopped(directory, marker.database)
     with nodes_kept_out(marker.pid_file):
         work = _Work(directory, settings.backend_url, marker, progress, scratch_dir, asked=asked)
         return work.run(secret, on_event)
@@ -171,6 +187,8 @@ class _Work:
                 raise
             remove_marker(self._directory)
             interruption.finished()
+            if found.kept is not None:
+                kept_copy.remove_earlier(found.kept, self._database)
             return found
 
     @contextlib.contextmanager
@@ -198,44 +216,54 @@ class _Work:
         return RolledForward(self._marker.database, before, reader.version, count, kept)
 
     def _apply(self, database: ForwardDatabase, before: int, reader: Reader) -> int:
+        """Applies the changes if the result is the backup's database; returns their number."""
+        older = reader.version - before > MAY_BE_LOST
+        kept = None if older else read_state(self._directory).replica_dir
+        with scratch.directory(self._scratch_dir, op="roll forward") as directory:
+            if kept is not None:
+                # If something is wrong, it may also be this replica: then a fresh one decides.
+                with (
+                    contextlib.suppress(Discontinuity, ReplayFailed),
+                    kept_replica(reader, kept) as replica,
+                ):
+                    if replica is not None:
+                        return self._apply_like(database, before, reader, replica, directory)
+            refuse = functools.partial(self._refuse, reader)
+            passing = Passing(before, database.connection, refuse) if older else None
+            with replica_of(reader, directory, passing=passing, progress=self._progress) as replica:
+                return self._apply_like(database, before, reader, replica, directory)
+
+    def _apply_like(
+        self,
+        database: ForwardDatabase,
+        before: int,
+        reader: Reader,
+        replica: apsw.Connection,
+        directory: str,
+    ) -> int:
         head = reader.standing.head
         assert head is not None
         plan = plan_for(changes_after(reader, before), foreign_keys_at_end=head.foreign_keys)
-        node_id = database.node_id
-        older = reader.version - before > MAY_BE_LOST
-        refuse = functools.partial(self._refuse, reader)
-        with (
-            scratch.directory(self._scratch_dir, op="roll forward") as directory,
-            contextlib.ExitStack() as opened,
-        ):
-            replica = None
-            kept = read_state(self._directory).replica_dir
-            if kept is not None and not older:
-                replica = opened.enter_context(kept_replica(reader, kept))
-            if replica is None:
-                passing = Passing(before, database.connection, refuse) if older else None
-                replica = opened.enter_context(
-                    replica_of(reader, directory, passing=passing, progress=self._progress)
-                )
-            proof = Proof(replica, reader.version, node_id)
+        proof = Proof(replica, reader.version, database.node_id)
 
-            def check(result: apsw.Connection) -> None:
-                fault = proof.faults_in(result)
-                if fault:
-                    self._refuse(reader, fault)
+        def check(result: apsw.Connection) -> None:
+            fault = proof.faults_in(result)
+            if fault:
+                self._refuse(reader, fault)
 
-            try:
-                if plan.pieces > 1:
-                    path = os.path.join(directory, "rehearsal.sqlite3")
-                    copy_database(self._database, path)
-                    rehearsal = ForwardDatabase(path)
-                    try:
-                        rehearsal.apply(changes_after(reader, before), plan, directory, check)
-                    finally:
-                        rehearsal.close()
-                database.apply(changes_after(reader, before), plan, directory, check)
-            except ReplayFailed as error:
-                refuse(f"the backup's changes cannot be applied to it. {error}")
+        try:
+            if plan.pieces > 1:
+                path = os.path.join(directory, "rehearsal.sqlite3")
+                copy_database(self._database, path)
+                rehearsal = ForwardDatabase(path)
+                try:
+                    rehearsal.apply(changes_after(reader, before), plan, directory, check)
+                finally:
+                    rehearsal.close()
+                fsio.remove(path, op="remove the rehearsal")
+            database.apply(changes_after(reader, before), plan, directory, check)
+        except ReplayFailed as error:
+            self._refuse(reader, f"the backup's changes cannot be applied to it. {error}")
         return plan.changes
 
     def _is_complete(self, database: ForwardDatabase, reader: Reader) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from shlex import quote
@@ -15,6 +14,7 @@ from cln_backup.node.rollforward_marker import (
     LOG_NAME,
     MARKER_NAME,
     Marker,
+    is_at_work,
     last_log_line,
     read_marker,
     remove_log,
@@ -90,9 +90,11 @@ def await_asked(directory: str) -> None:
         marker = read_marker(directory)
         if marker is None or marker.refused is not None:
             return
+        if read_settings(directory).on_power_loss is OnPowerLoss.HALT:
+            return
         process = _start(directory, _PREVIOUS_ENDS_S)
         deadline_s = time.monotonic() + _AWAITED_S
-        while time.monotonic() < deadline_s and _is_at_work(process, directory):
+        while time.monotonic() < deadline_s and (process.is_running() or is_at_work(directory)):
             time.sleep(_POLL_S)
 
 
@@ -116,21 +118,6 @@ def _start(directory: str, wait_s: float) -> Child[Message]:
     child = Child(MODULE, begin, (Message,), work="rolls the database forward")
     child.release()
     return child
-
-
-def _is_at_work(child: Child[Message], directory: str) -> bool:
-    """Whether the child is running, or another such process, because of which it ended."""
-    if child.is_running():
-        return True
-    with contextlib.suppress(FileNotFoundError):
-        fd = os.open(os.path.join(directory, LOG_NAME), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-    return False
 
 
 def _only_looks() -> bool:
