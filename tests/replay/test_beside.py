@@ -125,9 +125,9 @@ def compared(
     reader: Reader,
     between: Callable[[], object] = lambda: None,
 ) -> Comparison:
-    beside = Beside(str(node.path), ReplicaAt(replica, reader))
+    beside, at = Beside(str(node.path)), ReplicaAt(replica, reader)
     try:
-        while beside.step():
+        while beside.step(at):
             between()
         return beside.result
     finally:
@@ -290,13 +290,13 @@ def test_head_that_was_dropped_and_replaced_is_not_a_difference(
 def test_node_of_which_the_backup_lags_is_not_compared(
     node: Node, replica: KeptReplica, reader: Reader
 ) -> None:
-    beside = Beside(str(node.path), ReplicaAt(replica, reader))
+    beside, at = Beside(str(node.path)), ReplicaAt(replica, reader)
     node.database.execute("UPDATE vars SET intval = 2 WHERE name = 'data_version'")
     for _ in range(2):
         with pytest.raises(Lagging, match="version 2, but the backup at 1"):
-            beside.step()
+            beside.step(at)
     node.database.execute("UPDATE vars SET intval = 1 WHERE name = 'data_version'")
-    while beside.step():
+    while beside.step(at):
         pass
     assert beside.result.differences == ()
     beside.close()
@@ -321,22 +321,22 @@ def test_schema_that_changes_meanwhile_makes_it_begin_again(
 def test_locked_database_is_tried_again_later(
     node: Node, replica: KeptReplica, reader: Reader
 ) -> None:
-    beside = Beside(str(node.path), ReplicaAt(replica, reader))
+    beside, at = Beside(str(node.path)), ReplicaAt(replica, reader)
     node.database.execute("BEGIN EXCLUSIVE")
-    assert beside.step()
+    assert beside.step(at)
     assert (beside.is_locked, beside.pieces) == (True, 0)
     node.database.execute("COMMIT")
-    assert beside.step()
+    assert beside.step(at)
     assert (beside.is_locked, beside.pieces) == (False, 1)
-    while beside.step():
+    while beside.step(at):
         node.database.execute("BEGIN EXCLUSIVE")  # no lock is held between two steps
         node.database.execute("COMMIT")
     assert beside.result.differences == ()
     beside.close()
-    beside = Beside(str(node.path), ReplicaAt(replica, reader), locked_for_s=-1)
+    beside = Beside(str(node.path), locked_for_s=-1)
     node.database.execute("BEGIN EXCLUSIVE")
     with pytest.raises(StorageError, match="has been locked"):
-        beside.step()
+        beside.step(at)
     node.database.execute("COMMIT")
     beside.close()
 
@@ -366,8 +366,8 @@ def test_node_never_waits_for_more_than_one_piece(
         replica = KeptReplica.open(str(tmp_path / "backup.replica"))
         done = versions = 0
         while done < 100 or versions < 20:
-            beside = Beside(str(node.path), ReplicaAt(replica, reader))
-            while beside.step():
+            beside, at = Beside(str(node.path)), ReplicaAt(replica, reader)
+            while beside.step(at):
                 shared[:] = (done + beside.pieces).to_bytes(8, "big")
             assert beside.result.differences == ()
             done += beside.pieces

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
+from cln_backup.follower.comparing import NodeComparison
 from cln_backup.follower.messages import Alarm, Progress
 from cln_backup.model.errors import BackupError, Damaged, Interrupted, ReplayFailed
 from cln_backup.replay.kept import KeptReplica
@@ -34,6 +35,9 @@ _FIRST_CHECK_S: Final = 10.0
 _LEAST_CHECK_S: Final = 600.0
 _CHECK_SHARE: Final = 100
 
+_COMPARING_PAUSE_S: Final = 0.5
+"""The pause between two slices of the comparison with the node's database."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -61,12 +65,13 @@ class FollowedBackup:
         self._doubt: tuple[str, int] | None = None
         self._doubts = 0
         self._confirms = False
+        self._comparison = NodeComparison(backup.database)
         self._alarms: set[tuple[str, int]] = set()
         self._looked_at: float | None = None
         self._checked_at: float | None = None
         self._faults = 0
         self._proof: tuple[int, float | None] = (0, None)
-        self._said: tuple[int, float | None, str | None, float | None, int] | None = None
+        self._said: object = None
 
     def due_s(self) -> float:
         """How long to wait before `look`."""
@@ -84,6 +89,7 @@ class FollowedBackup:
         try:
             self._follow()
             self._check_if_due()
+            self._compare_if_due()
         except Interrupted:
             raise
         except (ReplayFailed, Damaged) as error:
@@ -137,6 +143,19 @@ class FollowedBackup:
         took_s = time.monotonic() - began_s
         self._check_at = began_s + max(_LEAST_CHECK_S, took_s * _CHECK_SHARE)
 
+    def _compare_if_due(self) -> None:
+        """Compares the node's database with the replica, once, as soon as that is at the head."""
+        if self._is_behind or self._comparison.is_over:
+            return
+        assert self.replica is not None
+        assert self.reader is not None
+        self._is_behind = True  # it brings the replica to the database's version
+        self._comparison.go_on(self.replica, self.reader)
+        self._look_at += _COMPARING_PAUSE_S
+        if self._comparison.differences:
+            text = "Its content differs from the node's database: "
+            self._raise("content", 0, f"{text}{self._comparison.differences}.")
+
     def _start_anew(self) -> None:
         """Makes the replica again: what is wrong may be wrong in the replica only."""
         assert self.replica is not None
@@ -176,13 +195,22 @@ class FollowedBackup:
     def _report(self) -> None:
         if self.replica is not None:
             self._proof = self.replica.proof
-        state = (*self._proof, self._trouble, self._checked_at, self._faults)
+        compared_at = self._comparison.finished_at
+        state = (*self._proof, self._trouble, self._checked_at, self._faults, compared_at)
         if state == self._said:
             return
         self._said = state
-        version, at, trouble, checked_at, faults = state
-        looked_at = self._looked_at
-        self._say(Progress(self.name, version, at, looked_at, trouble, checked_at, faults))
+        self._say(
+            Progress(
+                self.name,
+                *self._proof,
+                self._looked_at,
+                self._trouble,
+                self._checked_at,
+                self._faults,
+                compared_at,
+            )
+        )
 
     def _close_reader(self) -> None:
         if self.reader is not None:

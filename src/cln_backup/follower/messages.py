@@ -19,11 +19,14 @@ class Backup(NamedTuple):
         name: the parent's name for it, in all messages.
         opening: how to open it.
         directory: of its replica.
+        database: the node's own, which is compared with the replica once; `None` if it is not on
+            this machine.
     """
 
     name: str
     opening: Opening
     directory: str
+    database: str | None = None
 
 
 class Start(Message):
@@ -48,6 +51,7 @@ class Progress(Message):
         trouble: why the follower cannot continue at the moment; it tries again.
         checked_at: when SQLite's integrity check last passed.
         foreign_key_faults: rows that violated a foreign key then; they are the node's own.
+        compared_at: when the node's database was compared with the replica.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Progress(Message):
     trouble: str | None = None
     checked_at: float | None = None
     foreign_key_faults: int = 0
+    compared_at: float | None = None
 
 
 class Alarm(Message):
@@ -64,7 +69,8 @@ class Alarm(Message):
 
     Attributes:
         kind: "replay" (a change does not replay, or does not lead to the next version), "damaged"
-            (its bytes are invalid), or "integrity" (SQLite finds errors in what it makes).
+            (its bytes are invalid), "integrity" (SQLite finds errors in what it makes), or
+            "content" (the node's database has other contents).
     """
 
     name: str

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.model.errors import BackupError
-from cln_backup.node.settings import Alarm
+from cln_backup.node.settings import Alarm, read_settings
 from cln_backup.plugin import jsonrpc
 from cln_backup.plugin.manifest import ALARM_TOPIC, FOLLOWER_OPTION, REPLICA_OPTION
 
@@ -119,7 +119,8 @@ class Following:
 
         backups = []
         if self.replica_dir is not None:
-            backups = [Backup("", Opening(backend.place.url), self.replica_dir)]
+            opening = Opening(backend.place.url)
+            backups = [Backup("", opening, self.replica_dir, _database())]
         try:
             self._child = Child(
                 "cln_backup.follower.process",
@@ -233,6 +234,7 @@ class Following:
             "proof_lag_s": proof and proof.lag_s,
             "replica_checked_at": progress and progress.checked_at,
             "foreign_key_faults": progress and progress.foreign_key_faults,
+            "database_compared_at": progress and progress.compared_at,
             "alarm": self.alarm and self.alarm._asdict(),
         }
 
@@ -240,6 +242,18 @@ class Following:
         """Ends the follower without waiting for it."""
         self._start_at = math.inf
         self._end()
+
+
+def _database() -> str | None:
+    """The node's database; `None` if it cannot be found."""
+    from cln_backup.node.outside import database_in_use, database_path, lightningd_above
+
+    directory = os.getcwd()
+    try:
+        named = database_path(directory, read_settings(directory).wallet)
+        return database_in_use(lightningd_above(), named)
+    except (BackupError, OSError):
+        return None
 
 
 def _is_with(directory: str, storage_dir: str) -> bool:

@@ -18,8 +18,8 @@ from cln_backup.replay.content import (
     Comparison,
     Difference,
     in_order,
+    result_of,
     schema_differences,
-    unreadable,
 )
 from cln_backup.replay.pieces import Unsuitable, ways_of
 from cln_backup.replay.replica import data_version
@@ -35,14 +35,15 @@ if TYPE_CHECKING:
 
     Found = TypeVar("Found")
 
-PAUSE_S: Final = 0.02
-"""A pause between two pieces that suits a running node."""
-
 _LOCKED_FOR_S: Final = 60.0
 
 
 class Lagging(Discontinuity):
     """The backup does not have the node's version (yet)."""
+
+
+class Unreadable(StorageError):
+    """The node's database cannot be read, or has been locked for too long."""
 
 
 class ReplicaAt:
@@ -100,18 +101,13 @@ class Beside:
         pieces: how many pieces were read.
     """
 
-    def __init__(
-        self, path: str, at: Callable[..., apsw.Connection], *, locked_for_s: float = _LOCKED_FOR_S
-    ) -> None:
-        """Opens the node's database at `path`, to read. `at` is a `ReplicaAt`.
-
-        Raises `StorageError`.
-        """
+    def __init__(self, path: str, *, locked_for_s: float = _LOCKED_FOR_S) -> None:
+        """Opens the node's database at `path`, to read. Raises `Unreadable`."""
+        self._path = path
         try:
             self._node = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
         except apsw.Error as error:
-            raise unreadable(error) from error
-        self._at = at
+            raise self._unreadable(error) from error
         self._locked_for_s = locked_for_s
         self._locked_since: float | None = None
         self.is_locked = False
@@ -137,31 +133,36 @@ class Beside:
         """Closes the node's database."""
         self._node.close()
 
-    def step(self) -> bool:
+    def step(self, at: ReplicaAt) -> bool:
         """Reads and compares one piece; `False` if it was the last one.
 
-        Between two steps no lock is held; the caller makes a pause, such as `PAUSE_S`. After an
-        error, the next step tries again.
+        Between two steps no lock is held. After an error, the next step tries again.
 
         Raises:
             Lagging: the backup does not have the node's version.
-            StorageError: the database has been locked for a minute, or cannot be read.
-            ReplayFailed, Damaged: the backup cannot be replayed up to the node's version.
+            Unreadable: the database has been locked for a minute, or cannot be read.
+            ReplayFailed, Damaged, StorageError: the backup cannot be replayed up to the node's
+                version.
         """
         try:
             if self._tables is None:
-                self._compare_schema()
+                self._compare_schema(at)
             else:
-                self._compare_piece()
+                self._compare_piece(at)
         except apsw.BusyError as error:
             self._note_locked(error)
         except apsw.SchemaChangeError:
             self._begin()
         except apsw.Error as error:
-            raise unreadable(error) from error
+            raise self._unreadable(error) from error
         else:
             self._locked_since, self.is_locked = None, False
         return self._tables is None or self._way is not None
+
+    def _unreadable(self, error: apsw.Error) -> Unreadable:
+        return Unreadable(
+            f"Cannot read {self._path}: SQLite reports {result_of(error)}. Nothing was changed."
+        )
 
     def _note_locked(self, error: apsw.BusyError) -> None:
         now = time.monotonic()
@@ -169,9 +170,9 @@ class Beside:
         self._locked_since = self._locked_since or now
         if now - self._locked_since > self._locked_for_s:
             self._locked_since = None
-            raise StorageError(
-                "The node's database has been locked by another program for "
-                f"{self._locked_for_s:.0f} s, so it cannot be compared. Nothing was changed."
+            raise Unreadable(
+                f"{self._path} has been locked by another program for {self._locked_for_s:.0f} s, "
+                "so it cannot be compared. Nothing was changed."
             ) from error
 
     def _reading(self, read: Callable[[], Found]) -> tuple[int, Found]:
@@ -193,9 +194,9 @@ class Beside:
         self.pieces += 1
         return version, found
 
-    def _compare_schema(self) -> None:
+    def _compare_schema(self, at: ReplicaAt) -> None:
         version, seen = self._reading(lambda: _Seen(schema_of(self._node), tables_of(self._node)))
-        replica = self._at(version, is_doubtful=self._is_doubtful)
+        replica = at(version, is_doubtful=self._is_doubtful)
         differences = schema_differences(schema_of(replica), seen.schema)
         if differences and not self._is_doubtful:
             self._is_doubtful = True
@@ -213,12 +214,12 @@ class Beside:
             self._ways = ways_of(self._tables.pop())
             self._way = next(self._ways)
 
-    def _compare_piece(self) -> None:
+    def _compare_piece(self, at: ReplicaAt) -> None:
         way = self._way
         assert way is not None
         try:
             version, piece = self._reading(lambda: way.read(self._node))
-            replica = self._at(version, is_doubtful=self._is_doubtful)
+            replica = at(version, is_doubtful=self._is_doubtful)
             counts = way.compare(piece, replica)
         except Unsuitable:
             self._try_next_way()

@@ -321,10 +321,23 @@ def _counted(
     return counts.told()
 
 
+def in_words(differences: Iterable[Difference]) -> str:
+    """The differences, for a message; empty if there are none."""
+    by_table: dict[str, list[str]] = {}
+    for one in differences:
+        by_table.setdefault(one.table, []).append(one.detail)
+    return "; ".join(f"{table}: {', '.join(details)}" for table, details in by_table.items())
+
+
 def unreadable(error: apsw.Error) -> StorageError:
     """SQLite's error as one of ours, without contents."""
-    code = apsw.mapping_result_codes.get(getattr(error, "result", -1), type(error).__name__)
     return StorageError(
-        f"Cannot compare the backup with the node's database: SQLite reports {code}. Nothing was "
-        "changed."
+        "Cannot compare the backup with the node's database: SQLite reports "
+        f"{result_of(error)}. Nothing was changed."
     )
+
+
+def result_of(error: apsw.Error) -> str:
+    """The name of SQLite's result, without contents."""
+    name = apsw.mapping_result_codes.get(getattr(error, "result", -1), type(error).__name__)
+    return str(name)
