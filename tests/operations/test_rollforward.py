@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_reader
+from cln_backup.backends import create_backend, open_reader, place_at
 from cln_backup.model.errors import Discontinuity, NodeRunning, StorageError
 from cln_backup.node.rollforward_marker import Marker, read_marker, write_marker
 from cln_backup.node.settings import State, write_state
@@ -196,6 +196,20 @@ def test_version_before_the_history_is_refused(tmp_path: Path) -> None:
     build_database(node.database, _CHANGES[:6])
     with pytest.raises(Discontinuity, match="is not in the backup's history"):
         node.roll_forward()
+
+
+def test_database_of_another_node_is_refused(tmp_path: Path) -> None:
+    insert = "INSERT INTO vars (name, blobval) VALUES ('node_id', x'{}')"
+    named = transaction(4, insert.format("02" * 33))
+    node = Stopped(tmp_path, [*started_node(), named, *payments(5, 8)], 6)
+    with place_at(node.url).open_writer("02" * 33) as writer:
+        writer.add_change(payment(8))  # the node is noted with its first change
+    node.database.unlink()
+    other = transaction(4, insert.format("03" * 33))
+    build_database(node.database, [*started_node(), other, payment(5), payment(6)])
+    with pytest.raises(Discontinuity, match=f"backup of the node {'02' * 33}"):
+        node.roll_forward()
+    assert node.names() == _WHOLE
 
 
 def test_newer_database_is_refused(tmp_path: Path) -> None:
