@@ -230,6 +230,7 @@ def test_backup_of_another_node_at_the_same_version_is_refused(kind: str, tmp_pa
     report = other.run(*payer, "--calls", "5", code=None)
     assert report["committed"] == 0
     assert "is the backup of the node" in other.log()
+    assert "do not use recover or emergency.recover" in other.log(), "its database is young"
     one.run(*_ROUTER, "--until", "70")
     one.require_same(one.database)
 

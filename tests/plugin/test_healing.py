@@ -13,10 +13,10 @@ import pytest
 from cln_backup.backends import open_reader, open_writer
 from cln_backup.model.change import Kind
 from cln_backup.node.settings import Alarm, read_state, write_state
-from cln_backup.replay.kept import KeptReplica
+from cln_backup.operations.proven import opened_when_free
 from tests import programs
 from tests.histories import bump, transaction
-from tests.plugin.home import CAPTURES, ROOT, Home
+from tests.plugin.home import CAPTURES, ROOT, WAIT_S, Home
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,9 +39,9 @@ def _without_plugin(home: Home, *arguments: str) -> None:
 
 
 def _kept_replica(home: Home) -> None:
-    """A replica as the follower keeps it, at the head of the backup."""
+    """A replica as the follower keeps it, at the head of the backup; its follower has ended."""
     place = home.directory / "backup.replica"
-    replica = KeptReplica.open(str(place))
+    replica = opened_when_free(str(place), WAIT_S)
     with open_reader(home.url) as reader:
         assert replica.catch_up(reader)
     replica.close()

@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend
+from cln_backup.backends import create_backend, open_reader
 from cln_backup.model.change import Change, Head, Kind
 from cln_backup.model.continuity import STARTED_WELL, Decision, Facts, Loss, Storage, decide
 from cln_backup.model.errors import Discontinuity
 from cln_backup.node.outside import boot_id
 from cln_backup.node.settings import State, read_state, write_state
+from cln_backup.operations.restore import restore
 from cln_backup.plugin.replicator import Replicator
 from cln_backup.storage.mount_identity import mount_identity
+from simulator.content import differences
 from tests.disasters.places import kept_aside, url_in
 from tests.histories import (
     OFF,
     ON,
+    SnapshotBytes,
     append,
+    build_database,
     image,
     payment,
     payments,
@@ -53,7 +57,7 @@ _HALTS = {
 class Node:
     """A network directory beside a backup, and the plugin's part that stores changes."""
 
-    def __init__(self, base: Path, kind: str, changes: list[Change]) -> None:
+    def __init__(self, base: Path, kind: str, changes: list[Change], on_gap: str = "halt") -> None:
         self.directory = base / "regtest"
         self.directory.mkdir()
         self.kind = kind
@@ -62,7 +66,7 @@ class Node:
         self.url = url_in(self.place, kind)
         create_backend(self.url, None)
         append(self.url, changes)
-        lock = {"backend_url": self.url, "on_gap": "halt", "on_power_loss": "halt"}
+        lock = {"backend_url": self.url, "on_gap": on_gap, "on_power_loss": "halt"}
         (self.directory / "backup.lock").write_text(json.dumps(lock))
         self.now = Storage(boot_id(), mount_identity(str(self.directory)))
         assert None not in self.now
@@ -133,6 +137,59 @@ def test_row(
         assert not kept_aside(node.place, kind)
     switched_on = [rider(_B, ON)] if head is Kind.RIDER else []
     assert told_by(node.url) == told([*changes, *switched_on, call])
+
+
+@pytest.mark.parametrize("as_rider", [False, True], ids=["transaction", "rider"])
+@pytest.mark.parametrize("head", Kind, ids=lambda kind: kind.value)
+@pytest.mark.parametrize("kind", ["file", "dir"])
+def test_row_with_a_gap(kind: str, head: Kind, as_rider: bool, memory_path: Path) -> None:
+    """Each row with D > B: a snapshot of the database is appended, then the call."""
+    before = [*started_node(), *payments(4, _B)]
+    heads = dict(_HEADS)
+    build_database(memory_path / "at-b", [*before, payment(_B)])
+    whole = SnapshotBytes((memory_path / "at-b").read_bytes())
+    heads[Kind.SNAPSHOT] = [payment(_B), Change(_B, whole, None)]
+    node = Node(memory_path, kind, [*before, *heads[head]], "snapshot")
+    node.note(Storage("another boot", node.now.mount))
+    database = node.directory / "lightningd.sqlite3"
+    build_database(database, [*before, *heads[head], payment(_B + 1), payment(_B + 2)])
+    call = _call(_B + 2, as_rider=as_rider)
+    node.call(call)
+    *history, snapshot, last = told_by(node.url)
+    assert history == told([*before, *heads[head]])
+    assert snapshot[:2] == (_B + 2, Kind.SNAPSHOT)
+    assert [last] == told([call])
+    assert node.noted() == node.now
+    assert node.logged[0] == f"{_COMPARING} {call.version}"
+    assert node.logged[1].startswith("Backup healed by a snapshot: it was missing changes")
+    assert node.logged[2] == STARTED_WELL
+    restored = memory_path / "restored"
+    with open_reader(node.url) as reader:
+        restore(reader, str(restored))
+    assert differences(restored, build_database(memory_path / "expected", [
+        *before, *heads[head], payment(_B + 1), payment(_B + 2), call
+    ])) == []  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["file", "dir"])
+@pytest.mark.parametrize("as_rider", [False, True], ids=["transaction", "rider"])
+def test_empty_database_beside_a_backup_is_told_apart(
+    kind: str, as_rider: bool, memory_path: Path
+) -> None:
+    changes = [*started_node(), payment(4)]
+    node = Node(memory_path, kind, changes)
+    moved = node.directory / "lightning.pre-recover.4711"
+    for expected in ("", f"lightningd's command recover moved earlier files to {moved}"):
+        with pytest.raises(Discontinuity) as caught:
+            node.call(_call(0, as_rider=as_rider))
+        said = str(caught.value)
+        assert said.startswith("Core Lightning began with an empty database, but its backup is not")
+        assert "is at version 0, the backup" in said
+        assert "do not use recover or emergency.recover: they close all channels" in said
+        assert expected in said
+        assert ("moved earlier files" in said) == bool(expected)
+        moved.mkdir(exist_ok=True)
+    assert told_by(node.url) == told(changes)
 
 
 @pytest.mark.parametrize("kind", ["file", "dir"])

@@ -18,7 +18,7 @@ import apsw
 from cln_backup.model.errors import Discontinuity, ReplayFailed, StorageError, WriterConflict
 from cln_backup.replay.descent import behind
 from cln_backup.replay.kept import KeptReplica
-from cln_backup.replay.replica import copy_database
+from cln_backup.replay.replica import copy_database, node_id_in
 from cln_backup.storage import scratch
 
 if TYPE_CHECKING:
@@ -143,6 +143,11 @@ def _require_descent(replica: KeptReplica, path: str, *, head_in_doubt: bool) ->
     except apsw.Error as error:
         raise StorageError(f"Cannot open the copy {path}: {error}") from error
     with contextlib.closing(database):
+        ours, theirs = node_id_in(replica.connection), node_id_in(database)
+        if ours not in (None, theirs):
+            raise Discontinuity(
+                f"The database is of the node {theirs}, but the backup is of the node {ours}"
+            )
         found = behind(replica.connection, database)
         if found and head_in_doubt:
             # Answered, never committed, and then the node ran on without its backup.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cln_backup.model.continuity import EXPECT_EQUAL, decide
+from cln_backup.model.errors import Discontinuity
 from cln_backup.node.settings import read_settings
 from cln_backup.plugin.start.actions import ACTIONS, Start
 from cln_backup.plugin.start.facts import gather_facts, look_at_node
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from cln_backup.backends.events import OnEvent
     from cln_backup.model.change import Change
     from cln_backup.plugin.patience import Patience
+
+_YOUNG = 1_000
+_NEW_NODE = (
+    "Its database is young: lightningd begins a new node if it finds no hsm_secret and no "
+    "database, or when it is told to recover. To get the former node back, put its own hsm_secret "
+    "there and restore its backup. While that can be restored, do not use recover or "
+    "emergency.recover: they close all channels. For a new node, move backup.lock away, and make "
+    "a new backup with backup-cli init under another name."
+)
 
 
 def start(
@@ -39,7 +49,12 @@ def start(
     """
     settings = read_settings(directory)
     node = look_at_node(directory, settings, log)
-    backend = open_as_writer(settings.backend_url, node.node_id, log, on_event)
+    try:
+        backend = open_as_writer(settings.backend_url, node.node_id, log, on_event)
+    except Discontinuity as error:
+        if change.version < _YOUNG:
+            raise Discontinuity(f"{error} {_NEW_NODE}") from None
+        raise
     try:
         facts = gather_facts(change, node, backend, log)
         differences = ""

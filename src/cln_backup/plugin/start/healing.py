@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 HEAL_S: Final = 60.0
 """The limit for everything together."""
 
+_LIGHTNINGD: Final = 0
+"""The descriptor of the pipe from it."""
+
+_END_S: Final = 2.0
+"""The time for the child to remove its files; then it is killed, and a later run does it."""
+
 
 def append_snapshot(start: Start, *, head_in_doubt: bool) -> int:
     """Appends a snapshot of the node's database, at its exact version; returns its size in bytes.
@@ -56,19 +62,23 @@ def append_snapshot(start: Start, *, head_in_doubt: bool) -> int:
         change = Change(facts.database_version, copy, None)
         start.backend.add_change(change, until - time.monotonic())
     finally:
-        # It ends by itself, and removes the copy and anything unfinished; the node need not wait.
-        child.close()
+        child.close()  # it removes the copy and anything unfinished
+        child.wait(_END_S)
     return copy.size_bytes
 
 
 def _received(child: Child[Prepared], until: float) -> Prepared:
-    """Waits until the copy is ready. Raises `StorageError` when the time is over."""
+    """Waits until the copy is ready. Raises `StorageError` if the time or the node is over."""
     poll = select.poll()
     poll.register(child, select.POLLIN)
+    poll.register(_LIGHTNINGD, 0)  # its end only
     while True:
         left_s = until - time.monotonic()
-        if left_s <= 0 or not poll.poll(left_s * 1000):
+        events = poll.poll(max(0.0, left_s * 1000))
+        if not events:
             raise _took_too_long()
+        if (_LIGHTNINGD, select.POLLHUP) in events:
+            raise StorageError("The node has ended. The backup is unchanged.")
         said = child.step()
         if said is not None:
             return said
