@@ -18,6 +18,7 @@ from cln_backup.backends import create_backend
 from cln_backup.follower.messages import Alarm, Progress
 from cln_backup.server.following import NotFollowed, replica_of
 from cln_backup.server.proof import Proof
+from tests import programs
 from tests.format2.small import url_of
 from tests.histories import append, payments, started_node, transaction
 from tests.socket.serving import server_process
@@ -89,6 +90,9 @@ def test_proves_what_is_stored_also_after_its_follower_was_killed(
         assert abs(metrics["proven_timestamp_seconds"] - time.time()) < 3600
         append(server.url, payments(10, 12))
         _wait_for(address, 11)
+        shown = json.loads(programs.run("status", "--json", server.url).stdout)
+        assert shown["proven_version"] == 11
+        assert abs(shown["proven_at"] - time.time()) < 3600
         os.kill(_follower_of(server), signal.SIGKILL)
         append(server.url, payments(12, 14))
         _wait_for(address, 13)

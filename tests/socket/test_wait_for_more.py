@@ -243,3 +243,7 @@ def test_what_was_added_to_the_metadata_comes_after_what_clients_of_before_read(
     assert new[78:] == b"\0\0\0\1" + bytes(7) + b"\x0c" + b"h" * 32
     assert wire.unpack_standing(old) == (2, standing)
     assert wire.unpack_standing(new + b"more") == wire.unpack_standing(new)
+    proven = standing._replace(features=4, changes=12, proven_version=7, proven_at_ms=8)
+    packed = wire.pack_standing(proven)
+    assert packed[78 + 44 :] == b"\0\0\0\x07" + bytes(7) + b"\x08"
+    assert wire.unpack_standing(packed + b"more") == (2, proven)

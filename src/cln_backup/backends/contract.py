@@ -65,6 +65,18 @@ class LastChange(NamedTuple):
     by_file: bool
 
 
+class Proof(NamedTuple):
+    """How far the storage itself has replayed the backup, as a server does.
+
+    Attributes:
+        version: data version up to which it has.
+        at: when it found that, in seconds since 1970.
+    """
+
+    version: int
+    at: float
+
+
 class Backend(ABC):
     """An open backup, to read or to write.
 
@@ -134,6 +146,11 @@ class Reader(Backend):
     @property
     def node_id(self) -> str | None:
         """The node that the backup belongs to; `None` if unknown."""
+        return None
+
+    @property
+    def proof(self) -> Proof | None:
+        """How far the storage has replayed the backup; `None` if it has not, or does not say."""
         return None
 
     @abstractmethod

@@ -29,6 +29,7 @@ from cln_backup.cli.presentation import (
     progress,
     report,
     rows_of,
+    rows_of_proof,
     show_notices,
     show_table,
     size,
@@ -316,6 +317,7 @@ def status(url: str, *, as_json: bool, secret: Secret | None) -> Fields:
                 "unknown" if changed is None else f"{moment(changed)} ({age(changed)})",
             ),
             ("node", found.node_id or "unknown"),
+            *rows_of_proof(found),
             *rows_of(held),
         )
     show_notices(noticed.texts)

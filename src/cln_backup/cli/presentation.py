@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.ticket import Size
     from cln_backup.model.change import Change
-    from cln_backup.operations.history import Holdings
+    from cln_backup.operations.history import Holdings, Status
 
 Fields = dict[str, Any]
 
@@ -191,6 +191,14 @@ def rows_of(held: Holdings) -> list[tuple[str, str]]:
     if held.space_bytes is not None:
         rows.append(("space used", f"{size(held.space_bytes)} of the disk"))
     return rows
+
+
+def rows_of_proof(found: Status) -> list[tuple[str, str]]:
+    """How far the backup was replayed, as rows of a table; left out if unknown."""
+    if found.proven_version is None or found.proven_at is None:
+        return []
+    when = f"{moment(found.proven_at)} ({age(found.proven_at)})"
+    return [("proven", f"up to data version {found.proven_version}, {when}")]
 
 
 def size(size_bytes: float) -> str:

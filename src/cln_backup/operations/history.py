@@ -45,6 +45,8 @@ class Status(NamedTuple):
         last_change_at: seconds since 1970, if known.
         dated_by_file: whether that is only a file's modification time.
         node_id: the node that the backup belongs to, if known.
+        proven_version: the data version up to which a server has replayed its backup.
+        proven_at: when it found that, in seconds since 1970.
     """
 
     backend_url: str
@@ -55,6 +57,8 @@ class Status(NamedTuple):
     last_change_at: float | None
     dated_by_file: bool
     node_id: str | None
+    proven_version: int | None = None
+    proven_at: float | None = None
 
 
 class LogLine(NamedTuple):
@@ -88,6 +92,7 @@ def status(reader: Reader) -> Status:
         last_change.at,
         last_change.by_file,
         reader.node_id,
+        *(reader.proof or (None, None)),
     )
 
 

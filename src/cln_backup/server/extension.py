@@ -126,6 +126,8 @@ class Extension(Answers):
             self._acknowledge(standing)
 
     def _acknowledge(self, standing: wire.Standing) -> None:
+        proven_version, proven_at_ms = self.node.proof.so_far()
+        standing = standing._replace(proven_version=proven_version, proven_at_ms=proven_at_ms)
         self._channel.send(wire.METADATA, wire.pack_standing(standing))
 
     def _append(self, length_bytes: int) -> wire.Standing:

@@ -53,6 +53,13 @@ class Proof:
         """The data version up to which the backup is proven; 0 if it is not."""
         return 0 if self.progress is None else self.progress.proven_version
 
+    def so_far(self) -> tuple[int, int]:
+        """For the wire: the version, and when that was found, in ms since 1970; zeros if none."""
+        progress = self.progress
+        if progress is None or progress.proven_at is None or not progress.proven_version:
+            return 0, 0
+        return progress.proven_version, int(progress.proven_at * 1000)
+
     def lag_s(self) -> float:
         """For how long there has been a change that is not proven yet; 0 if there is none."""
         for at, head_version in list(self._heads):

@@ -52,7 +52,9 @@ CAN_WAIT: Final = 1
 """Of `Standing.features`: the server answers WAIT."""
 CAN_STREAM_AFTER: Final = 2
 """Of `Standing.features`: the server accepts a position in STREAM."""
-FEATURES: Final = CAN_WAIT | CAN_STREAM_AFTER
+TELLS_PROOF: Final = 4
+"""Of `Standing.features`: the server says how far it has replayed the backup."""
+FEATURES: Final = CAN_WAIT | CAN_STREAM_AFTER | TELLS_PROOF
 """The additions to the extension that this release supports."""
 MAX_PAYLOAD_BYTES: Final = 0xFFFF_FFFF
 MAX_CHANGE_BYTES: Final = 1 << 28
@@ -69,6 +71,7 @@ _VERSION = struct.Struct("!I")
 _METADATA = struct.Struct("!IIIQ")
 _STANDING = struct.Struct("!BBQQQ32s")
 _ADDED = struct.Struct("!IQ32s")
+_PROOF = struct.Struct("!IQ")
 _APPEND = struct.Struct("!IB32s")
 _SNAPSHOT_BEGIN = struct.Struct("!IQ")
 _DROP = struct.Struct("!I32s")
@@ -85,6 +88,7 @@ assert HEAD_BYTES == 5
 assert METADATA_BYTES == 20
 assert _STANDING.size == 58
 assert _ADDED.size == 44
+assert _PROOF.size == 12
 assert APPEND_BYTES == 37
 assert _SNAPSHOT_BEGIN.size == 12
 assert _DROP.size == 36
@@ -130,6 +134,9 @@ class Standing(NamedTuple):
         features: the additions to the extension that the server supports, a bit each.
         changes: see `Position.changes`; 0 if unknown.
         history: see `Position.digest`; zeros if unknown.
+        proven_version: the data version up to which the server has replayed the backup; 0 if it
+            has not.
+        proven_at_ms: when it found that, since 1970; 0 if unknown.
     """
 
     version: int
@@ -144,6 +151,8 @@ class Standing(NamedTuple):
     features: int = 0
     changes: int = 0
     history: bytes = UNKNOWN
+    proven_version: int = 0
+    proven_at_ms: int = 0
 
     @property
     def position(self) -> Position:
@@ -239,7 +248,10 @@ def unpack_hello(payload: bytes) -> Hello:
 def pack_standing(standing: Standing) -> bytes:
     """METADATA by which a server answers a client that offered the extension."""
     fixed = _STANDING.pack(_KINDS.index(standing.head), standing.foreign_keys, *standing[5:9])
-    return _METADATA.pack(EXTENDED, *standing[:3]) + fixed + _ADDED.pack(*standing[9:])
+    added = _ADDED.pack(*standing[9:12])
+    if standing.proven_at_ms:
+        added += _PROOF.pack(*standing[12:])
+    return _METADATA.pack(EXTENDED, *standing[:3]) + fixed + added
 
 
 def unpack_standing(payload: bytes) -> tuple[int, Standing]:
@@ -256,6 +268,8 @@ def unpack_standing(payload: bytes) -> tuple[int, Standing]:
     added = payload[METADATA_BYTES + _STANDING.size :]
     if len(added) >= _ADDED.size:  # a server of release 0.2 does not send it
         others += _ADDED.unpack_from(added)
+    if len(added) >= _ADDED.size + _PROOF.size:  # only if there is a proof
+        others += _PROOF.unpack_from(added, _ADDED.size)
     return EXTENDED, Standing(*standing[:3], _KINDS[kind], bool(foreign_keys), *others)
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.contract import LastChange, Reader, Standing
+from cln_backup.backends.contract import LastChange, Proof, Reader, Standing
 from cln_backup.backends.follows import SeenHeads, changes_after, numbered, position_is_gone
 from cln_backup.backends.socket.download import Download, PlainDownload
 from cln_backup.backends.socket.link import Link
@@ -127,6 +127,12 @@ class SocketReader(Reader):
     def last_change(self) -> LastChange:
         """See `Backend.last_change`."""
         return last_change_of(self._known)
+
+    @property
+    def proof(self) -> Proof | None:
+        """See `Reader.proof`."""
+        version, at_ms = self._known.proven_version, self._known.proven_at_ms
+        return Proof(version, at_ms / 1000) if at_ms else None
 
     def stream_changes(
         self, start: int = 0, *, after: Position | None = None, head: bool = True
