@@ -1,8 +1,8 @@
 """A process that rolls a database forward, and kills itself at one step of it.
 
 `python -m tests.disasters.rollforward_victim DIRECTORY NUMBER` dies before the call of that number
-by which `fsio` or SQLite changes a file. It prints the label of that step; `done` and the number of
-steps if there was none.
+by which `fsio` or SQLite changes a file. It prints the label of each step up to that one, and
+`done` if it had fewer steps.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class _Clock:
     """Counts the steps."""
 
     def __init__(self, fatal: int) -> None:
-        self.steps = 0
+        self._steps = 0
         self._fatal = fatal
 
     def step(self, label: str) -> None:
-        self.steps += 1
-        if self.steps == self._fatal:
-            print(label, flush=True)
+        self._steps += 1
+        print(label, flush=True)
+        if self._steps == self._fatal:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def lethal(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,7 +105,7 @@ def main() -> None:
         setattr(fsio, label, clock.lethal(getattr(fsio, label)))
     directories.make = clock.lethal(directories.make)
     roll_forward(directory)
-    print(f"done {clock.steps}", flush=True)
+    print("done", flush=True)
     vfs.unregister()
 
 
