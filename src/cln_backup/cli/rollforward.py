@@ -53,10 +53,15 @@ def register(command: Command) -> None:
             )
         if as_json:
             pass
-        elif done.kept is None:
+        elif done.changes == 0:
             click.echo(
                 f"Nothing to do: {done.database} is at data version {done.version}, as the backup."
             )
+            if done.kept is not None:
+                click.echo(
+                    "An earlier roll forward was interrupted after it had brought the database "
+                    f"there. The database as it was before is kept in {done.kept}."
+                )
         else:
             click.echo(
                 f"Rolled {done.database} forward from data version {done.version_before} to "

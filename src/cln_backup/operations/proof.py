@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup.model.errors import StorageError, WriterConflict
+from cln_backup.model.errors import ReplayFailed, StorageError, WriterConflict
 from cln_backup.replay.ahead import read_ahead
 from cln_backup.replay.content import compare
 from cln_backup.replay.kept import KeptReplica
@@ -77,10 +77,9 @@ class Passing(NamedTuple):
 
 @contextlib.contextmanager
 def kept_replica(reader: Reader, directory: str) -> Iterator[apsw.Connection | None]:
-    """The node's kept replica at the backup's version; `None` if there is none, or it is in use.
+    """The node's kept replica at the backup's version; `None` if it cannot be used.
 
-    Raises:
-        ReplayFailed, Damaged, StorageError: the backup does not replay.
+    Raises `Damaged`: the backup cannot be read.
     """
     if not os.path.isdir(directory):
         yield None
@@ -91,9 +90,13 @@ def kept_replica(reader: Reader, directory: str) -> Iterator[apsw.Connection | N
         yield None
         return
     try:
-        replica.catch_up(reader)
-        replica.connection.authorizer = None
-        yield replica.connection
+        usable = True
+        try:
+            replica.catch_up(reader)
+            replica.connection.authorizer = None
+        except (ReplayFailed, StorageError):
+            usable = False
+        yield replica.connection if usable else None
     finally:
         replica.close()
 

@@ -18,6 +18,8 @@ import os
 from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from cln_backup.backends import place_at, redacted
 from cln_backup.backends.events import ignore
 from cln_backup.model.errors import (
@@ -159,6 +161,7 @@ class _Work:
         self._progress = progress
         self._scratch_dir = scratch_dir or os.path.dirname(self._database)
         self._asked = asked
+        self._refused = marker.refused
         self._at_most = at_most
 
     def run(self, secret: Secret | None, on_event: OnEvent) -> RolledForward:
@@ -223,7 +226,7 @@ class _Work:
             if kept is not None:
                 # If something is wrong, it may also be this replica: then a fresh one decides.
                 with (
-                    contextlib.suppress(Discontinuity, ReplayFailed),
+                    contextlib.suppress(Discontinuity),
                     kept_replica(reader, kept) as replica,
                 ):
                     if replica is not None:
@@ -309,7 +312,7 @@ class _Work:
                 kept_copy.remove(kept, self._database)
                 kept = None
             if self._asked:
-                marker = Marker(self._marker.database, self._marker.pid_file, kept=kept)
+                marker = msgspec.structs.replace(self._marker, kept=kept, refused=self._refused)
                 write_marker(self._directory, marker)
             else:
                 remove_marker(self._directory)

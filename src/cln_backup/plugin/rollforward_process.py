@@ -124,8 +124,8 @@ def _work(begin: Begin, log: _Log) -> None:
 
 def told(done: RolledForward) -> str:
     """The result in one sentence or two."""
-    if done.kept is None:
-        return f"Nothing was missing: {done.database} is at version {done.version}."
+    if done.changes == 0:
+        return f"Nothing is missing: {done.database} is at version {done.version}."
     return (
         f"Rolled {done.database} forward from version {done.version_before} to {done.version}, and "
         f"compared it with the backup. The database as found is kept in {done.kept}: delete it "

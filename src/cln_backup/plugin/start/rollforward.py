@@ -8,7 +8,7 @@ import time
 from shlex import quote
 from typing import TYPE_CHECKING, Final
 
-from cln_backup.model.errors import Discontinuity
+from cln_backup.model.errors import Discontinuity, StorageError
 from cln_backup.node.outside import lightningd_above
 from cln_backup.node.rollforward_marker import (
     LOG_NAME,
@@ -61,12 +61,18 @@ def ask_and_halt(directory: str, database: str, found: str, restore: str) -> NoR
     if marker is not None and marker.refused is not None:
         raise Discontinuity(f"{found}. {marker.refused}")
     earlier = last_log_line(directory)
-    if marker is None:
-        from cln_backup.node.pid_file import pid_file_in_use, pid_file_of
+    try:
+        if marker is None:
+            from cln_backup.node.pid_file import pid_file_in_use, pid_file_of
 
-        pid_file = pid_file_in_use(lightningd_above()) or pid_file_of(directory)
-        write_marker(directory, Marker(os.path.abspath(database), pid_file))
-    process = _start(directory, _NODE_ENDS_S).pid
+            pid_file = pid_file_in_use(lightningd_above()) or pid_file_of(directory)
+            write_marker(directory, Marker(os.path.abspath(database), pid_file))
+        process = _start(directory, _NODE_ENDS_S).pid
+    except StorageError as error:
+        raise Discontinuity(
+            f"{found}. It is safe to bring the database forward to the backup, but that could not "
+            f"be begun: {error}. When the cause is removed, start the node again, or run: {by_hand}"
+        ) from error
     raise Discontinuity(
         f"{found}. It is safe to bring the database forward to the backup: the node is halted, "
         f"and process {process} does that now. Start the node again in a moment, if nothing else "
