@@ -16,8 +16,10 @@ import pytest
 
 from cln_backup.backends import create_backend
 from cln_backup.follower.messages import Alarm, Progress
-from cln_backup.server.following import NotFollowed, replica_of
+from cln_backup.server.following import Following, NotFollowed, replica_of
 from cln_backup.server.proof import Proof
+from cln_backup.server.served import Served
+from cln_backup.storage import scratch
 from tests import programs
 from tests.format2.small import url_of
 from tests.histories import append, payments, started_node, transaction
@@ -165,6 +167,23 @@ def test_replica_of_an_open_backup_is_beside_it_or_where_it_is_told(tmp_path: Pa
     assert replica_of(url, "alice", str(tmp_path / "x")) == f"{tmp_path}/x/alice"
     with pytest.raises(NotFollowed, match="inside the backup"):
         replica_of(url, "", str(tmp_path / "node" / "replicas"))
+
+
+def test_disk_that_is_nearly_full_is_left_to_the_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = Served("alice", _backup(f"dir://{tmp_path}/node"), None)
+    node.open()
+    following = Following({"alice": node}, None)
+    room_bytes = [0]
+    monkeypatch.setattr(scratch, "room_bytes", lambda *_, **__: room_bytes[0])
+    monkeypatch.setattr("cln_backup.server.following._ROOM_EVERY_S", 0.0)
+    assert list(following._wanted()) == ["alice"]
+    for room, is_wanted in ((-1, False), (1, False), (1 << 30, True), (1, True)):
+        room_bytes[0] = room
+        assert bool(following._wanted()) == is_wanted
+    assert caplog.text.count("nearly full") == 1
+    node.close()
 
 
 def test_lag_begins_with_the_first_change_that_is_not_proven() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import place_at, redacted
 from cln_backup.model.errors import AlreadyExists, Discontinuity, NotFound, WriterConflict
-from cln_backup.node.outside import require_stopped
+from cln_backup.node.outside import find_database, require_stopped
 from cln_backup.node.settings import LOCK_NAME, Settings, create_settings, read_settings
 from cln_backup.operations.restore import target_path
 from cln_backup.operations.standby import replica_in
@@ -73,12 +73,14 @@ def promote(
     Raises:
         AlreadyExists: the directory has a database, or a `backup.lock` of another backup.
         NodeRunning: lightningd runs on the directory.
+        BadSettings: lightningd's configuration there names another database.
         WriterConflict: the old node is alive, or the standby is still followed by a process.
         Discontinuity: the backup belongs to another node than the database.
         NotFound, Damaged, ReplayFailed, StorageError: no database was put in place.
     """
     place = place_at(url)
     path = target_path(os.path.join(directory, ""))
+    find_database(directory, None)  # raises if the configuration names another path
     require_stopped(directory, None)
     has_lock = _has_lock(url, directory)
     with (

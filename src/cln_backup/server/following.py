@@ -146,7 +146,7 @@ class Following:
         if key not in self._places:
             try:
                 self._places[key] = replica_of(node.url, node.name, self._chosen)
-            except NotFollowed as error:
+            except (NotFollowed, BackupError) as error:
                 self._places[key] = None
                 node.say(logging.WARNING, f"The backup is not followed: {error}")
         return self._places[key]

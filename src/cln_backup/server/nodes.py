@@ -118,6 +118,8 @@ def renew(nodes: dict[str, Served], path: str) -> None:
         for name in changed:
             if name not in listed:
                 del nodes[name]
+            elif listed[name].url == nodes[name].url:  # another token
+                listed[name].proof = nodes[name].proof
         new = [node for name, node in listed.items() if name not in nodes or name in changed]
         nodes.update({node.name: node for node in new})
         open_nodes(new)
