@@ -98,6 +98,10 @@ class Compactor:
         assert self._child is not None
         return self._child.pid
 
+    def is_followers(self) -> bool:
+        """Whether a follower prepares it, whose messages the caller gives to `take`."""
+        return self._child is None
+
     def fileno(self) -> int:
         """Becomes readable when `step` has something to do; -1 if a follower prepares it."""
         return -1 if self._child is None else self._child.fileno()

@@ -5,6 +5,8 @@ That is a child process of its own, or the follower, which has a replica at hand
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from cln_backup.backends.secrets import Secret
 from cln_backup.backends.ticket import Size, Statistics, Ticket
 from cln_backup.process.channel import Failed, Message
@@ -71,3 +73,7 @@ class Settled(Message):
     """
 
     taken: bool
+
+
+CompactionAnswer: TypeAlias = Ready | Compacted | NotWorthIt | Declined | NotPrepared
+"""What a follower says of a compaction."""

@@ -29,10 +29,22 @@ class PacedSnapshot:
         self.size_bytes = snapshot.size_bytes
 
     def chunks(self) -> Iterator[bytes]:
-        """The file's bytes in order; after each piece, a pause in proportion to its writing."""
+        """The file's bytes in order; after each piece, a pause in proportion to its writing.
+
+        The time in which other processes had the processor does not count.
+        """
         for chunk in self._snapshot.chunks():
             for start in range(0, len(chunk), _PIECE_BYTES):
                 scratch.require_room(self._place, op="compact")
-                given = time.monotonic()
+                given_s = time.monotonic() - _delayed_s()
                 yield chunk[start : start + _PIECE_BYTES]
-                self._pause((time.monotonic() - given) * _PAUSE)
+                self._pause(max(0.0, time.monotonic() - _delayed_s() - given_s) * _PAUSE)
+
+
+def _delayed_s() -> float:
+    """How long this thread has waited for a processor so far; 0 if the system does not say."""
+    try:
+        with open("/proc/thread-self/schedstat", "rb") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0

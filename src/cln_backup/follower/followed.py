@@ -48,6 +48,7 @@ class FollowedBackup:
         name: the parent's name for the backup.
         reader: of the backup; `None` while it cannot be read.
         replica: `None` while it cannot be opened.
+        holds: whether `look` does nothing: a compaction needs the replica as it is.
     """
 
     def __init__(self, backup: Backup, say: Callable[[Message], None]) -> None:
@@ -55,6 +56,7 @@ class FollowedBackup:
         self.name = backup.name
         self.reader: Reader | None = None
         self.replica: KeptReplica | None = None
+        self.holds = False
         self._backup = backup
         self._say = say
         self._look_at = time.monotonic()
@@ -75,6 +77,8 @@ class FollowedBackup:
 
     def due_s(self) -> float:
         """How long to wait before `look`."""
+        if self.holds:
+            return _LOOK_S
         return max(0.0, self._look_at - time.monotonic())
 
     def look(self) -> None:
@@ -82,7 +86,7 @@ class FollowedBackup:
 
         Errors are reported, not raised. Raises `Interrupted`.
         """
-        if self.due_s() > 0:
+        if self.holds or self.due_s() > 0:
             return
         began_s = time.process_time()
         self._look_at = time.monotonic()
@@ -104,6 +108,14 @@ class FollowedBackup:
                 used_s = time.process_time() - began_s
                 self._look_at += max(_LOOK_S, min(used_s * _SHARE, _LONGEST_LOOK_S))
         self._report()
+
+    def is_at_hand(self) -> bool:
+        """Whether the replica can be used at the moment."""
+        return self.replica is not None and self.reader is not None
+
+    def open_reader(self) -> Reader:
+        """Opens the backup once more. Raises as `Place.open_reader`."""
+        return self._backup.opening.open()
 
     def _follow(self) -> None:
         looked_at = time.time()

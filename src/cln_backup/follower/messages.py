@@ -9,6 +9,12 @@ from __future__ import annotations
 from typing import Final, NamedTuple, TypeAlias
 
 from cln_backup.backends.opening import Opening  # noqa: TC001 - a message has it as a type
+from cln_backup.compaction.messages import (
+    Compact,
+    CompactionAnswer,
+    More,
+    Settled,
+)
 from cln_backup.process.channel import Message
 
 
@@ -84,7 +90,21 @@ class Removed(Message):
     directory: str
 
 
-Said: TypeAlias = Progress | Alarm | Removed
-SAYS: Final = (Progress, Alarm, Removed)
-Asked: TypeAlias = Message
-ASKS: Final[tuple[type[Message], ...]] = ()
+class CompactionAsk(Message):
+    """A request of the writer about a compaction from the replica (`compaction.messages`)."""
+
+    name: str
+    asked: Compact | More | Settled
+
+
+class CompactionSaid(Message):
+    """The answer to one."""
+
+    name: str
+    said: CompactionAnswer
+
+
+Said: TypeAlias = Progress | Alarm | Removed | CompactionSaid
+SAYS: Final = (Progress, Alarm, Removed, CompactionSaid)
+Asked: TypeAlias = CompactionAsk
+ASKS: Final = (CompactionAsk,)

@@ -8,15 +8,16 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from cln_backup.follower.messages import ASKS, Asked, Removed, Start
+from cln_backup.follower.messages import ASKS, Removed, Start
 from cln_backup.process.parent import Parent, serve
 
 if TYPE_CHECKING:
-    from cln_backup.follower.followed import FollowedBackup
+    from cln_backup.follower.messages import Asked
 
 
 def _run(start: Start, parent: Parent[Asked]) -> None:
     """Follows the backups until the parent ends."""
+    from cln_backup.follower.compacting import Compacting
     from cln_backup.follower.followed import FollowedBackup
     from cln_backup.replay.kept_directory import remove_replica
 
@@ -25,20 +26,22 @@ def _run(start: Start, parent: Parent[Asked]) -> None:
         parent.say(Removed(directory))
     with contextlib.ExitStack() as opened:
         backups: dict[str, FollowedBackup] = {}
-        for backup in start.backups:
-            backups[backup.name] = followed = FollowedBackup(backup, parent.say)
-            opened.callback(followed.close)
-        while backups:
-            asked = parent.next_within(min(followed.due_s() for followed in backups.values()))
-            if asked is not None:
-                _serve(asked, backups, parent)
+
+        def look_at_all() -> None:
             for followed in backups.values():
                 followed.look()
 
-
-def _serve(asked: Asked, backups: dict[str, FollowedBackup], parent: Parent[Asked]) -> None:
-    """Does what the parent asks, for one of the backups."""
-    raise AssertionError(type(asked).__name__, backups, parent)
+        compactions: dict[str, Compacting] = {}
+        for backup in start.backups:
+            backups[backup.name] = followed = FollowedBackup(backup, parent.say)
+            compactions[backup.name] = Compacting(followed, parent.say, look_at_all)
+            opened.callback(followed.close)
+            opened.callback(compactions[backup.name].close)
+        while backups:
+            asked = parent.next_within(min(followed.due_s() for followed in backups.values()))
+            if asked is not None:
+                compactions[asked.name].serve(asked)
+            look_at_all()
 
 
 if __name__ == "__main__":

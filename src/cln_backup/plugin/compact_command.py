@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from cln_backup.backends.contract import Writer
     from cln_backup.backends.ticket import Statistics
     from cln_backup.compaction.compactor import Compactor
+    from cln_backup.compaction.messages import CompactionAnswer
     from cln_backup.compaction.policy import Past
+    from cln_backup.plugin.following import Following
     from cln_backup.plugin.replicator import Replicator
 
 
@@ -29,15 +31,21 @@ class CompactCommand:
     """At most one compaction at a time; it advances with each message of its child process."""
 
     def __init__(
-        self, replicator: Replicator, log: Callable[[str, str], None], poll: select.poll
+        self,
+        replicator: Replicator,
+        following: Following,
+        log: Callable[[str, str], None],
+        poll: select.poll,
     ) -> None:
         """Registers with `poll`, which reports when to call `go_on`."""
         self._replicator = replicator
+        self._following = following
+        following.on_compaction = self._go_on_from_follower
         self._log = log
         self._poll = poll
         self._compactor: Compactor | None = None
         self._request_id: bytes | None = None
-        self._runs_by_itself = False
+        self._runs_by_itself = self._if_it_pays = False
         self._scratch_dir: str | None = None
         self._failures = 0
         self._failed_at = 0.0
@@ -57,6 +65,10 @@ class CompactCommand:
     def is_under_way(self) -> bool:
         """Whether a compaction is running."""
         return self._compactor is not None
+
+    def is_ready(self) -> bool:
+        """Whether one can start by itself: none runs, and the follower has not just begun."""
+        return self._compactor is None and not self._following.is_starting()
 
     def is_at(self, fd: int) -> bool:
         """Whether this descriptor of `poll` is the compaction's."""
@@ -81,6 +93,7 @@ class CompactCommand:
             jsonrpc.write(jsonrpc.error(request_id, f"Cannot compact now: {why}."))
             return
         self._request_id = request_id
+        self._tell_start(backend)
         try:
             self._start(backend, if_it_pays=not force)
         except BackupError as error:
@@ -88,8 +101,9 @@ class CompactCommand:
 
     def start_by_itself(self, backend: Writer, reason: str) -> None:
         """Starts a compaction without a request. A failure is logged."""
+        self._tell_start(backend, f", because {reason}")
         try:
-            self._start(backend, if_it_pays=True, reason=reason)
+            self._start(backend, if_it_pays=True)
             self._runs_by_itself = self._compactor is not None
         except BackupError as error:
             self._fail(error)
@@ -101,26 +115,63 @@ class CompactCommand:
         failed_ago_s = time.monotonic() - self._failed_at
         return Past(self._failures, failed_ago_s, self._refused_log_bytes)
 
-    def _start(self, backend: Writer, *, if_it_pays: bool, reason: str = "") -> None:
-        why = f", because {reason}" if reason else ""
+    def _tell_start(self, backend: Writer, why: str = "") -> None:
         stats = json.dumps({"before": size_of(backend)})
         self._log("info", f"Starting compaction{why}: stats={stats}")
+
+    def _start(self, backend: Writer, *, if_it_pays: bool, asks_follower: bool = True) -> None:
         from cln_backup.compaction.compactor import Compactor
 
-        # The network directory has the node's database, which is not encrypted either.
-        place = self._scratch_dir or (None if backend.place.scratch_dir else os.getcwd())
-        compactor = Compactor(backend, place, if_it_pays=if_it_pays)
+        compactor = Compactor(
+            backend,
+            # The network directory has the node's database, which is not encrypted either.
+            self._scratch_dir or (None if backend.place.scratch_dir else os.getcwd()),
+            if_it_pays=if_it_pays,
+            follower=self._following.helper() if asks_follower else None,
+        )
         if compactor.done is not None:
             self._succeed(compactor.done)
             return
-        self._compactor = compactor
-        self._poll.register(compactor.fileno(), select.POLLIN)
+        self._compactor, self._if_it_pays = compactor, if_it_pays
+        if not compactor.is_followers():
+            self._poll.register(compactor.fileno(), select.POLLIN)
 
     def go_on(self) -> None:
         """Handles a message of the child process; at the end, answers the request."""
         assert self._compactor is not None
+        self._advance(self._compactor.step)
+
+    def _go_on_from_follower(self, said: CompactionAnswer | None) -> None:
+        """Handles a message of the follower, or its end; then a child process does the work."""
+        compactor = self._compactor
+        if compactor is None or not compactor.is_followers():
+            return
+        from cln_backup.compaction.messages import Declined, NotPrepared
+
+        if said is None or isinstance(said, Declined):
+            self._start_again()
+        elif isinstance(said, NotPrepared):
+            from cln_backup.process.channel import error_of
+
+            self._end()
+            self._fail(error_of(said.error, "compacts"))
+        else:
+            self._advance(lambda: compactor.take(said))
+
+    def _start_again(self) -> None:
+        """Starts the compaction again, without the follower."""
+        by_itself, backend = self._runs_by_itself, self._replicator.backend
+        assert backend is not None
+        self._end()
         try:
-            statistics = self._compactor.step()
+            self._start(backend, if_it_pays=self._if_it_pays, asks_follower=False)
+            self._runs_by_itself = by_itself
+        except BackupError as error:
+            self._fail(error)
+
+    def _advance(self, step: Callable[[], Statistics | None]) -> None:
+        try:
+            statistics = step()
         except BackupError as error:
             self._end()
             self._fail(error)
@@ -131,7 +182,8 @@ class CompactCommand:
 
     def _end(self) -> None:
         if self._compactor is not None:
-            self._poll.unregister(self._compactor.fileno())
+            if not self._compactor.is_followers():
+                self._poll.unregister(self._compactor.fileno())
             self._compactor.close()
             self._compactor = None
             self._runs_by_itself = False

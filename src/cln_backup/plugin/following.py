@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cln_backup.backends.contract import Writer
+    from cln_backup.compaction.messages import CompactionAnswer
+    from cln_backup.follower.helper import FollowerHelper
     from cln_backup.follower.messages import Progress, Said
     from cln_backup.plugin.replicator import Replicator
     from cln_backup.process.channel import Message
@@ -34,6 +36,7 @@ class Following:
     Attributes:
         alarm: what it found wrong in the backup.
         replica_dir: where the replica is; `None` if nothing follows.
+        on_compaction: called with what it says of a compaction, and with `None` when it ends.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Following:
         self._progress: Progress | None = None
         self._state = "off"
         self.alarm: Alarm | None = None
+        self.on_compaction: Callable[[CompactionAnswer | None], None] = _ignore
         self.replica_dir: str | None = None
 
     def begin(self, options: Mapping[str, object]) -> None:
@@ -162,10 +166,24 @@ class Following:
             return False
         return True
 
+    def is_starting(self) -> bool:
+        """Whether it will soon be able to help with a compaction."""
+        return self._state == "starting"
+
+    def helper(self) -> FollowerHelper | None:
+        """The follower as the helper of a compaction; `None` if it cannot help now."""
+        if self._child is None or self._state != "following" or self.alarm is not None:
+            return None
+        from cln_backup.follower.helper import FollowerHelper
+
+        return FollowerHelper(self.ask, "")
+
     def _take(self, said: Said) -> None:
         from cln_backup.follower import messages
 
-        if isinstance(said, messages.Progress):
+        if isinstance(said, messages.CompactionSaid):
+            self.on_compaction(said.said)
+        elif isinstance(said, messages.Progress):
             self._state = "following" if said.trouble is None else f"waiting: {said.trouble}"
             if said.trouble is not None and (
                 self._progress is None or said.trouble != self._progress.trouble
@@ -212,6 +230,7 @@ class Following:
             self._poll.unregister(self._child.fileno())
             self._child.close()
             self._child = None
+            self.on_compaction(None)
 
     def _rest(self, error: BackupError) -> None:
         """Starts the follower again after a pause, which grows."""
@@ -254,6 +273,10 @@ def _database() -> str | None:
         return database_in_use(lightningd_above(), named)
     except (BackupError, OSError):
         return None
+
+
+def _ignore(_said: CompactionAnswer | None) -> None:
+    pass
 
 
 def _is_with(directory: str, storage_dir: str) -> bool:

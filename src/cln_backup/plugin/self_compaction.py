@@ -50,7 +50,7 @@ class SelfCompaction:
 
     def timeout_ms(self) -> float | None:
         """The time until the next look; `None` if there is none."""
-        if self._look_at == math.inf or self._command.is_under_way():
+        if self._look_at == math.inf or not self._command.is_ready():
             return None
         return max(0.0, self._look_at - time.monotonic()) * 1000
 
@@ -60,7 +60,7 @@ class SelfCompaction:
         Call it when the node does not wait.
         """
         backend = self._replicator.backend
-        if self._limits is None or backend is None or self._command.is_under_way():
+        if self._limits is None or backend is None or not self._command.is_ready():
             return
         version = backend.version
         if time.monotonic() < self._look_at and version < self._look_version:

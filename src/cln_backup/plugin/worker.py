@@ -52,9 +52,9 @@ class Plugin:
             os.getcwd(), lambda message: _log("info", message), on_event=_log_event
         )
         self._hook = Hook(self._replicator, _log)
-        self._compaction = CompactCommand(self._replicator, _log, self._poll)
-        self._by_itself = SelfCompaction(self._replicator, self._compaction, _log)
         self._following = Following(self._replicator, _log, self._poll)
+        self._compaction = CompactCommand(self._replicator, self._following, _log, self._poll)
+        self._by_itself = SelfCompaction(self._replicator, self._compaction, _log)
         begins = (self._compaction.begin, self._by_itself.begin, self._following.begin)
         self._init = InitCommand(
             *(self._hook, begins, self._replicator.patience),

@@ -1,0 +1,133 @@
+"""A compaction that a follower prepares from the replica of a backup, and its writer takes over."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from cln_backup.compaction.from_replica import prepare
+from cln_backup.compaction.messages import (
+    Compact,
+    Compacted,
+    Declined,
+    NotPrepared,
+    NotWorthIt,
+    Ready,
+    Settled,
+)
+from cln_backup.follower.messages import CompactionAsk, CompactionSaid
+from cln_backup.model.errors import BackupError, Interrupted
+from cln_backup.process.channel import failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cln_backup.backends.contract import Reader
+    from cln_backup.compaction.from_replica import Prepared
+    from cln_backup.follower.followed import FollowedBackup
+    from cln_backup.process.channel import Message
+
+_MAX_WAL_BYTES: Final = 32 << 20
+"""While its file is read, the replica's new changes stay in its WAL: no more than these."""
+
+
+class Compacting:
+    """The compactions of one followed backup, one at a time.
+
+    From the moment when one is ready until the writer has decided, the replica stays where it is:
+    a history that was replaced would be taken for one that has lost its changes.
+    """
+
+    def __init__(
+        self,
+        followed: FollowedBackup,
+        say: Callable[[Message], None],
+        look_at_all: Callable[[], None],
+    ) -> None:
+        """`look_at_all` lets all backups be followed, in the pauses of the work."""
+        self._followed = followed
+        self._say_message = say
+        self._look_at_all = look_at_all
+        self._reader: Reader | None = None
+        self._prepared: Prepared | None = None
+
+    def serve(self, request: CompactionAsk) -> None:
+        """Handles a request of the writer. Errors become answers. Raises `Interrupted`."""
+        try:
+            self._serve(request.asked)
+        except Interrupted:
+            raise
+        except (BackupError, OSError, MemoryError) as error:
+            self._end()
+            self._say(NotPrepared(failure(error)))
+
+    def _say(self, said: Message) -> None:
+        self._say_message(CompactionSaid(self._followed.name, said))  # type: ignore[arg-type]
+
+    def _serve(self, asked: Message) -> None:
+        if isinstance(asked, Compact):
+            self._end()
+            self._begin(if_it_pays=asked.if_it_pays)
+        elif self._prepared is None or self._reader is None:
+            return  # it has ended here already
+        elif isinstance(asked, Settled):
+            self._settle(taken=asked.taken)
+        else:
+            ticket = self._reader.prepare_more(self._prepared.ticket)
+            self._prepared = self._prepared._replace(ticket=ticket)
+            self._say(Ready(ticket))
+
+    def _begin(self, *, if_it_pays: bool) -> None:
+        replica = self._followed.replica
+        if replica is None or not self._followed.is_at_hand():
+            self._say(Declined())
+            return
+        self._reader = self._followed.open_reader()
+        prepared = prepare(replica, self._reader, self._pause)
+        if prepared is None:
+            self._end()
+            self._say(Declined())
+        elif prepared.ticket.done is not None:
+            self._end()
+            self._say(Compacted(prepared.ticket.done))
+        elif if_it_pays and not prepared.ticket.pays():
+            self._reader.discard(prepared.ticket)
+            self._end()
+            self._say(NotWorthIt(prepared.ticket.after))
+        else:
+            self._prepared = prepared
+            self._followed.holds = True
+            self._say(Ready(prepared.ticket))
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        replica = self._followed.replica
+        self._followed.holds = replica is None or _wal_bytes(replica.path) > _MAX_WAL_BYTES
+        self._look_at_all()
+        time.sleep(max(0.0, until - time.monotonic()))
+
+    def _settle(self, *, taken: bool) -> None:
+        assert self._prepared is not None
+        followed = self._followed
+        if taken and followed.replica is not None and followed.reader is not None:
+            followed.reader.wait_for_more(0)
+            followed.replica.rebase(self._prepared.base, followed.reader)
+        self._end()
+
+    def close(self) -> None:
+        """Gives up what is prepared; the writer removes it."""
+        self._end()
+
+    def _end(self) -> None:
+        self._followed.holds, self._prepared = False, None
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()  # frees the space of a file that was replaced
+
+
+def _wal_bytes(path: str) -> int:
+    try:
+        return os.path.getsize(f"{path}-wal")
+    except OSError:
+        return 0
