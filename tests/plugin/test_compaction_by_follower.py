@@ -16,7 +16,7 @@ from tests.plugin.home import CAPTURES, Home, processes_of
 _ROUTER = ("--capture", str(CAPTURES / "small" / "router.jsonl.xz"))
 
 
-def _modules(home: Home, node: int) -> dict[str, int]:
+def _modules(node: int) -> dict[str, int]:
     """The child processes of the plugin's worker, by their modules."""
     worker, _ = processes_of(node)
     found = {}
@@ -30,7 +30,7 @@ def _modules(home: Home, node: int) -> dict[str, int]:
 def _follower(home: Home, node: int) -> int:
     while home.call("backup-status")["follower"] != "following":
         pass
-    return _modules(home, node)["cln_backup.follower.process"]
+    return _modules(node)["cln_backup.follower.process"]
 
 
 def _force(home: Home) -> Any:
@@ -44,7 +44,7 @@ def test_follower_makes_the_base_and_goes_on(home: Home) -> None:
     for calls in (100, 200, 400):
         home.wait_for_calls(calls)
         statistics = _force(home)
-        assert "cln_backup.compaction.process" not in _modules(home, node.pid)
+        assert "cln_backup.compaction.process" not in _modules(node.pid)
     assert statistics["after"]["version_count"] == 2
     while home.call("backup-status")["proven_version"] != home.call("backup-status")["version"]:
         pass
@@ -69,7 +69,7 @@ def test_child_process_does_it_without_a_follower(home: Home) -> None:
 def test_follower_that_ends_in_the_middle_is_replaced(home: Home, how: int) -> None:
     """Stopped first: then it cannot be done before it is killed."""
     home.init()
-    node = home.start("--generate", "60", "--database-mb", "16", "--hold")
+    node = home.start("--generate", "60", "--database-mb", "1", "--hold")
     home.wait_for_calls(60)
     follower = _follower(home, node.pid)
     os.kill(follower, signal.SIGSTOP)

@@ -83,9 +83,11 @@ def test_options_are_taken() -> None:
 
 
 def _settled(home: Home) -> Any:
-    """The status when no compaction runs."""
+    """The status when no compaction runs, and none is due."""
     deadline_s = time.monotonic() + WAIT_S
-    while (status := home.call("backup-status"))["compacting"]:
+    status = home.call("backup-status")
+    while status["compacting"] or status["next_compaction"] is not None:
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+        status = home.call("backup-status")
     return status

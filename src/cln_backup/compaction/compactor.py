@@ -37,7 +37,7 @@ class Helper(Protocol):
         """Sends it a message. Raises `StorageError` if it has ended."""
 
     def release(self) -> None:
-        """The compaction is done; the process ends by itself, or goes on with other work."""
+        """The compaction is done; the process ends by itself, or continues with other work."""
 
     def close(self) -> None:
         """The compaction was given up; what is unfinished is removed."""

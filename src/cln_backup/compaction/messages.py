@@ -60,7 +60,7 @@ class Declined(Message):
 
 
 class NotPrepared(Message):
-    """The error that ended the work of a follower, which goes on; the backup is unchanged."""
+    """The error that ended the work of a follower, which continues; the backup is unchanged."""
 
     error: Failed
 
@@ -76,4 +76,4 @@ class Settled(Message):
 
 
 CompactionAnswer: TypeAlias = Ready | Compacted | NotWorthIt | Declined | NotPrepared
-"""What a follower says of a compaction."""
+"""The answers of a follower about a compaction."""

@@ -37,4 +37,4 @@ class FollowerHelper:
         self._ask(CompactionAsk(self._name, Settled(taken=False)))
 
     def wait(self, timeout_s: float) -> None:
-        """See `Helper.wait`: the follower goes on."""
+        """See `Helper.wait`: the follower continues."""
