@@ -59,14 +59,14 @@ def replica(tmp_path: Path) -> Iterator[KeptReplica]:
     replica.close()
 
 
-def _no_pause(_seconds: float) -> None:
-    pass
+def _at_once(work: Callable[[], Ticket]) -> Ticket:
+    return work()
 
 
 def _prepared(
-    replica: KeptReplica, reader: Reader, pause: Callable[[float], None] = _no_pause
+    replica: KeptReplica, reader: Reader, check: Callable[[], None] | None = None
 ) -> Prepared:
-    prepared = prepare(replica, reader, pause)
+    prepared = prepare(replica, reader, _at_once, check)
     assert prepared is not None
     return prepared
 
@@ -117,23 +117,22 @@ def test_replica_makes_the_base_and_goes_on(url: str, replica: KeptReplica, tmp_
     _check(url, history, tmp_path)
 
 
-def test_replica_follows_in_the_pauses(url: str, replica: KeptReplica, tmp_path: Path) -> None:
+def test_replica_follows_meanwhile(url: str, replica: KeptReplica, tmp_path: Path) -> None:
     history = list(HISTORY)
     append(url, history)
     with open_writer(url) as writer, open_reader(url) as reader, open_reader(url) as own:
-        pauses = 0
+        pieces = 0
 
-        def follow(seconds: float) -> None:
-            nonlocal pauses
-            assert seconds >= 0
-            pauses += 1
+        def follow() -> None:
+            nonlocal pieces
+            pieces += 1
             change = payment(writer.version + 1)
             writer.add_change(change)
             history.append(change)
             _follow(replica, reader)
 
         ticket, base = _prepared(replica, own, follow)
-        assert pauses > 0
+        assert pieces > 0
         _taken_over(writer, own, ticket)
         reader.wait_for_more(0)
         assert replica.position is not None
@@ -199,7 +198,7 @@ def test_only_a_transaction_at_the_head_is_for_a_replica(
     append(url, [*history, *head] if head else [])
     before = told_by(url)
     with open_reader(url) as reader:
-        assert prepare(replica, reader, _no_pause) is None
+        assert prepare(replica, reader, _at_once) is None
     assert told_by(url) == before
 
 
@@ -227,7 +226,7 @@ def test_no_room_leaves_the_backup_as_it_was(
     with open_reader(url) as reader:
         monkeypatch.setattr(scratch, "room_bytes", lambda *_args, **_options: 4096)
         with pytest.raises(StorageError, match="nearly full"):
-            prepare(replica, reader, _no_pause)
+            prepare(replica, reader, _at_once)
         monkeypatch.undo()
         replica.catch_up(reader)
         assert replica.version == 59

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,12 +32,16 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    replica: KeptReplica, reader: Reader, pause: Callable[[float], None]
+    replica: KeptReplica,
+    reader: Reader,
+    stage: Callable[[Callable[[], Ticket]], Ticket],
+    check: Callable[[], None] | None = None,
 ) -> Prepared | None:
     """Prepares a compaction of the reader's view, with the replica's own file as the snapshot.
 
-    The replica replays what it lacks, and is checked. Between the pieces of the snapshot `pause`
-    is called with a number of seconds; it may let the replica follow another reader.
+    First the replica replays what it lacks, and is checked. Then `stage` is called with the long
+    part, and returns its result. That part only reads the replica's file and uses the reader: it
+    may be done in another thread while the replica follows another reader; it calls `check` often.
 
     Returns `None` if there is nothing that a replica could be for: the head is not a transaction,
     which only a start and a migration make, or the storage compacts by itself.
@@ -57,15 +60,11 @@ def prepare(
     if position is None or position.changes != standing.position.changes - 1:
         return None
     replica.check()
-    with ExitStack() as work:
-
-        def fold(_reader: Reader) -> Folded:
-            base, foreign_keys = work.enter_context(replica.snapshot())
-            assert base is not None
-            assert base.snapshot is not None
-            size_bytes = base.snapshot.size_bytes
-            scratch.require_room(storage_dir, op="compact", needed_bytes=size_bytes)
-            paced = PacedSnapshot(base.snapshot, storage_dir, pause)
-            return Folded(replace(base, snapshot=paced), foreign_keys)
-
-        return Prepared(reader.prepare_compaction(fold), position)
+    with replica.snapshot() as folded:
+        assert folded.base is not None
+        assert folded.base.snapshot is not None
+        snapshot = folded.base.snapshot
+        scratch.require_room(storage_dir, op="compact", needed_bytes=snapshot.size_bytes)
+        paced = replace(folded.base, snapshot=PacedSnapshot(snapshot, storage_dir, check))
+        ready = Folded(paced, folded.foreign_keys)
+        return Prepared(stage(lambda: reader.prepare_compaction(lambda _: ready)), position)

@@ -20,12 +20,12 @@ class PacedSnapshot:
     """A snapshot in small pieces, with pauses that leave the disk to the node's writer."""
 
     def __init__(
-        self, snapshot: Snapshot, place: str, pause: Callable[[float], None] = time.sleep
+        self, snapshot: Snapshot, place: str, check: Callable[[], None] | None = None
     ) -> None:
-        """`place` is where it is written to; `pause` is called with the seconds of each pause."""
+        """`place` is where it is written to; `check` is called after each piece, and may raise."""
         self._snapshot = snapshot
         self._place = place
-        self._pause = pause
+        self._check = check
         self.size_bytes = snapshot.size_bytes
 
     def chunks(self) -> Iterator[bytes]:
@@ -38,7 +38,9 @@ class PacedSnapshot:
                 scratch.require_room(self._place, op="compact")
                 given_s = time.monotonic() - _delayed_s()
                 yield chunk[start : start + _PIECE_BYTES]
-                self._pause(max(0.0, time.monotonic() - _delayed_s() - given_s) * _PAUSE)
+                if self._check is not None:
+                    self._check()
+                time.sleep(max(0.0, time.monotonic() - _delayed_s() - given_s) * _PAUSE)
 
 
 def _delayed_s() -> float:

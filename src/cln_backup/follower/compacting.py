@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.compaction.from_replica import prepare
@@ -24,9 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cln_backup.backends.contract import Reader
+    from cln_backup.backends.ticket import Ticket
     from cln_backup.compaction.from_replica import Prepared
     from cln_backup.follower.followed import FollowedBackup
     from cln_backup.process.channel import Message
+    from cln_backup.process.parent import Parent
 
 _MAX_WAL_BYTES: Final = 32 << 20
 """While its file is read, the replica's new changes stay in its WAL: no more than these."""
@@ -42,12 +43,12 @@ class Compacting:
     def __init__(
         self,
         followed: FollowedBackup,
-        say: Callable[[Message], None],
+        parent: Parent[CompactionAsk],
         look_at_all: Callable[[], None],
     ) -> None:
-        """`look_at_all` lets all backups be followed, in the pauses of the work."""
+        """`look_at_all` lets all backups be followed, during the work."""
         self._followed = followed
-        self._say_message = say
+        self._parent = parent
         self._look_at_all = look_at_all
         self._reader: Reader | None = None
         self._prepared: Prepared | None = None
@@ -63,7 +64,7 @@ class Compacting:
             self._say(NotPrepared(failure(error)))
 
     def _say(self, said: Message) -> None:
-        self._say_message(CompactionSaid(self._followed.name, said))  # type: ignore[arg-type]
+        self._parent.say(CompactionSaid(self._followed.name, said))  # type: ignore[arg-type]
 
     def _serve(self, asked: Message) -> None:
         if isinstance(asked, Compact):
@@ -83,8 +84,10 @@ class Compacting:
         if replica is None or not self._followed.is_at_hand():
             self._say(Declined())
             return
-        self._reader = self._followed.open_reader()
-        prepared = prepare(replica, self._reader, self._pause)
+        # Not at the lowest priority: on a busy machine, that takes very long, and while a process
+        # of low priority holds the file system's journal, the node's writer would wait.
+        self._reader = self._parent.aside(self._followed.open_reader).result()
+        prepared = prepare(replica, self._reader, self._stage, self._parent.check)
         if prepared is None:
             self._end()
             self._say(Declined())
@@ -100,12 +103,13 @@ class Compacting:
             self._followed.holds = True
             self._say(Ready(prepared.ticket))
 
-    def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
+    def _stage(self, work: Callable[[], Ticket]) -> Ticket:
+        return self._parent.aside(work).result(self._follow)
+
+    def _follow(self) -> None:
         replica = self._followed.replica
         self._followed.holds = replica is None or _wal_bytes(replica.path) > _MAX_WAL_BYTES
         self._look_at_all()
-        time.sleep(max(0.0, until - time.monotonic()))
 
     def _settle(self, *, taken: bool) -> None:
         assert self._prepared is not None

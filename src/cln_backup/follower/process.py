@@ -34,7 +34,7 @@ def _run(start: Start, parent: Parent[Asked]) -> None:
         compactions: dict[str, Compacting] = {}
         for backup in start.backups:
             backups[backup.name] = followed = FollowedBackup(backup, parent.say)
-            compactions[backup.name] = Compacting(followed, parent.say, look_at_all)
+            compactions[backup.name] = Compacting(followed, parent, look_at_all)
             opened.callback(followed.close)
             opened.callback(compactions[backup.name].close)
         while backups:

@@ -8,8 +8,8 @@ import os
 import select
 import signal
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread, current_thread, main_thread
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from threading import Event, Lock, Thread, current_thread, main_thread
+from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 from cln_backup.model.errors import BackupError, Interrupted
 from cln_backup.process.channel import Inbox, Log, Released, YieldToAll, failure, send
@@ -23,19 +23,57 @@ if TYPE_CHECKING:
 
 Asked = TypeVar("Asked", bound="Message")
 Start = TypeVar("Start", bound="Message")
+Done = TypeVar("Done")
+_Works: TypeAlias = "SimpleQueue[Callable[[], None]]"
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_MEANWHILE_S: Final = 1.0
 _STOPPED: Final = "The work was stopped; the backup is unchanged."
+
+
+class Aside(Generic[Done]):
+    """Work that another thread of this process does."""
+
+    def __init__(self, work: Callable[[], Done]) -> None:
+        self._work = work
+        self._has_ended = Event()
+        self._done: Done | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Does the work, in the other thread."""
+        try:
+            self._done = self._work()
+        except BaseException as error:  # noqa: BLE001 - raised where the work was asked for
+            self._error = error
+        finally:
+            self._has_ended.set()
+
+    def result(self, meanwhile: Callable[[], None] | None = None) -> Done:
+        """Waits for the end of the work, and calls `meanwhile` about once a second.
+
+        Returns its result, or raises its error; an error of `meanwhile` only after that end.
+        """
+        try:
+            while not self._has_ended.wait(_MEANWHILE_S):
+                if meanwhile is not None:
+                    meanwhile()
+        finally:
+            self._has_ended.wait()
+        if self._error is not None:
+            raise self._error
+        return self._done  # type: ignore[return-value]  # there was no error
 
 
 class Parent(Generic[Asked]):
     """The parent process; `Asked` is the type of its requests after the start."""
 
-    def __init__(self, inbox: Inbox, outbox_fd: int) -> None:
+    def __init__(self, inbox: Inbox, outbox_fd: int, aside: _Works | None = None) -> None:
         self._inbox = inbox
         self._outbox_fd = outbox_fd
         self._sending = Lock()
         self._asked: SimpleQueue[Asked | None] = SimpleQueue()
+        self._aside = aside
         self._working = False
         self._stopped = False
         self._in_message = False
@@ -70,6 +108,17 @@ class Parent(Generic[Asked]):
             return self._asked.get(timeout=timeout_s)
         except Empty:
             return None
+
+    def aside(self, work: Callable[[], Done]) -> Aside[Done]:
+        """Does some work in another thread, at the priority with which this process was started.
+
+        (On Linux a priority is a thread's.) One after the other; long work calls `check` often.
+        """
+        if self._aside is None:
+            self._aside = _works_aside()
+        done = Aside(work)
+        self._aside.put(done.run)
+        return done
 
     def lives(self) -> bool:
         """Whether the parent is alive and listens, at this moment."""
@@ -119,6 +168,18 @@ class Parent(Generic[Asked]):
             self._working = False
 
 
+def _works_aside() -> _Works:
+    """Starts a thread that does what is put into the queue."""
+    works: _Works = SimpleQueue()
+
+    def run() -> None:
+        while True:
+            works.get()()
+
+    Thread(target=run, daemon=True).start()
+    return works
+
+
 def serve(
     job: Callable[[Start, Parent[Asked]], None], start: type[Start], *asks: type[Asked]
 ) -> None:
@@ -128,15 +189,17 @@ def serve(
     the parent closes its pipe or dies, `Interrupted` is raised in the main thread.
     """
     inbox_fd, outbox_fd = _take_over(0, os.O_RDONLY), _take_over(1, os.O_WRONLY)
+    aside = None
     try:
         starting = Inbox(inbox_fd, (YieldToAll, start))
         if isinstance(first := starting.receive(), YieldToAll):
             # Not before: on a busy machine, the imports alone would take very long.
+            aside = _works_aside()  # it keeps the priority
             yield_to_all()
             first = starting.receive()
     except EOFError:
         return
-    parent = Parent[Asked](Inbox(inbox_fd, (Released, *asks)), outbox_fd)
+    parent = Parent[Asked](Inbox(inbox_fd, (Released, *asks)), outbox_fd, aside)
     logger = logging.getLogger("cln_backup")
     logger.setLevel(logging.INFO)
     logger.propagate = False
