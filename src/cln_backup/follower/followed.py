@@ -10,6 +10,7 @@ from cln_backup.follower.comparing import NodeComparison
 from cln_backup.follower.messages import Alarm, Progress
 from cln_backup.model.errors import BackupError, Damaged, Interrupted, ReplayFailed
 from cln_backup.replay.kept import KeptReplica
+from cln_backup.storage import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,6 +127,7 @@ class FollowedBackup:
             self.replica = KeptReplica.open(self._backup.directory)
         if self.reader.wait_for_more(0) or self._is_behind or not self.replica.is_in_place():
             self._is_behind = True
+            scratch.require_room(self._backup.directory, op="follow")  # the rest is for the node
             until = time.monotonic() + _SLICE_S
             if not self.replica.catch_up(self.reader, until=until):
                 return

@@ -47,6 +47,7 @@ class Following:
         self._log = log
         self._poll = poll
         self._child: Child[Said] | None = None
+        self._leaving: Child[Said] | None = None
         self._obsolete: list[str] = []
         self._start_at = math.inf
         self._started_at = 0.0
@@ -258,9 +259,15 @@ class Following:
         }
 
     def close(self) -> None:
-        """Ends the follower without waiting for it."""
+        """Ends the follower without waiting for it; it may remove unfinished files first."""
         self._start_at = math.inf
+        self._leaving = self._child
         self._end()
+
+    def kill(self) -> None:
+        """Kills the follower that `close` has told to end, if it has not; it loses nothing."""
+        if self._leaving is not None:
+            self._leaving.end()
 
 
 def _database() -> str | None:

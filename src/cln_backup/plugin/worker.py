@@ -176,6 +176,7 @@ class Plugin:
         except BaseException:  # noqa: BLE001 - told as at the end of any process
             traceback.print_exc()
         finally:
+            self._following.kill()
             guard.end_pipe()
             os._exit(0)
 

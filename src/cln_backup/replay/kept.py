@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 
 import apsw
 
-from cln_backup.backends.follows import position_is_gone
 from cln_backup.backends.ticket import Folded
 from cln_backup.model.change import Change, Kind
 from cln_backup.model.errors import Discontinuity, ReplayFailed, StorageError
@@ -26,7 +25,8 @@ from cln_backup.replay.kept_database import KeptDatabase
 from cln_backup.replay.kept_directory import DATABASE_NAME, is_same, lock
 from cln_backup.replay.note import Note, NoteFile, read_note
 from cln_backup.replay.reached import Reached, mark_of, stored
-from cln_backup.storage import fsio
+from cln_backup.replay.resuming import changes_after
+from cln_backup.storage import fsio, scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -263,25 +263,11 @@ class KeptReplica:
             whole = before == 0 and standing.position.digest is not None
             self._now = Reached(changes=before, digest=EMPTY if whole else UNKNOWN)
         elif position.digest is None and not self._is_verified:
-            return self._verified(reader, position)
+            changes = changes_after(reader, self._committed)
+            self._is_verified = True
+            return changes
         self._is_verified = True
         return reader.stream_changes(after=position)
-
-    def _verified(self, reader: Reader, position: Position) -> Iterator[Change]:
-        """As `_rest`, with the last change compared: another history may have that number too."""
-        for step in (1, 0):
-            before = Position(position.version - step, position.changes - 1, None)
-            changes = reader.stream_changes(after=before)
-            try:
-                last = next(changes, None)
-            except Discontinuity:
-                continue
-            if last is None or last.version != position.version:
-                continue
-            if mark_of(last) == self._committed.mark:
-                self._is_verified = True
-                return changes
-        raise position_is_gone(position)
 
     def _apply(self, change: Change) -> None:
         """Applies one change, in a transaction that stays open; a snapshot for good."""
@@ -298,9 +284,11 @@ class KeptReplica:
         self._now = self._now.after(change)
 
     def _load(self, change: Change) -> None:
-        before = self._now
+        assert change.snapshot is not None
+        before, size_bytes = self._now, change.snapshot.size_bytes
         self._database.remove()  # first: then never more than one database is on the disk
         self._committed = self._now = Reached()
+        scratch.require_room(self.directory, op="load snapshot", needed_bytes=size_bytes)
         reached = kept_file.load(change, self.path, before)
         found = self._database.open()
         if found is None:
