@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 
-from bench import cold, directory, growth, inside, long_run, looks, measures, socket
+from bench import cold, directory, growth, healing, inside, long_run, looks, measures, socket
 
 _DATA = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests", "data")
 
@@ -36,6 +36,7 @@ def main() -> None:
         *directory.ALL,
         *looks.ALL,
         *growth.ALL,
+        *healing.ALL,
         *long_run.ALL,
         *socket.ALL,
     ):

@@ -128,7 +128,7 @@ def changes_after(
     for number, change, digest in numbered:
         here = Position(change.version, number, None if digest == UNKNOWN else digest)
         if here[:2] == after[:2] and not here.is_other_history(after):
-            if seen not in (None, digest_of_change(change)):
+            if seen is not None and seen != digest_of_change(change):
                 break
             found = True
         elif number >= after.changes:
