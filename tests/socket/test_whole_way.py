@@ -176,7 +176,9 @@ def test_snapshot_brings_a_backup_on_a_server_up_to_the_node(
     said = home.cli("snapshot", "--lightning-dir", str(home.directory))
     assert "at data version 80" in said
     home.set_in_lock(on_gap="snapshot")
+    home.run(*_ROUTER, "--calls", "20", "--after-plugin", "1")
     home.run(*_ROUTER, "--calls", "20")
+    assert "Backup healed by a snapshot" in home.log()
     home.require_same(home.database)
 
 
