@@ -98,7 +98,8 @@ def start_with_comparison(directory: str, capture: str) -> Iterator[Row]:
         os.makedirs(home)
         _node(home, capture, megabytes, "dir://{}/backup")
         state = read_state(home)
-        with_s, without_s = [], []
+        with_s: list[float] = []
+        without_s: list[float] = []
         for number in range(_STARTS * 2):
             compares = number % 2 == 0
             kept = state.replica_dir if compares else None
