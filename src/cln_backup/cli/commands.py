@@ -13,7 +13,7 @@ import click
 from cln_backup import __version__
 from cln_backup.backends import place_at, redacted, url_of
 from cln_backup.backends.ticket import size_of
-from cln_backup.cli import rollforward, undo_migration
+from cln_backup.cli import proof, rollforward, undo_migration
 from cln_backup.cli.after_init import show_next_steps, warn_of_disk
 from cln_backup.cli.boundary import speak, told
 from cln_backup.cli.entry import stop_by
@@ -49,7 +49,6 @@ from cln_backup.operations.initialize import initialize, take_snapshot
 from cln_backup.operations.keyring import list_keys, network_directory
 from cln_backup.operations.restore import restore as restore_database
 from cln_backup.operations.restore import target_path
-from cln_backup.operations.verify import verify as verify_backup
 from cln_backup.storage import interruption
 
 if TYPE_CHECKING:
@@ -324,47 +323,6 @@ def status(url: str, *, as_json: bool, secret: Secret | None) -> Fields:
     return found._asdict() | held._asdict() | {"notices": noticed.texts}
 
 
-@_command(
-    "backup-cli verify file:///mnt/backup/node.bkp\n"
-    "backup-cli verify --no-replay file:///mnt/backup/node.bkp"
-)
-@click.option(
-    "--no-replay",
-    is_flag=True,
-    help="Only read the backup; do not replay it into a database.",
-)
-@_scratch_dir
-@_url
-def verify(
-    url: str,
-    no_replay: bool,
-    scratch_dir: str | None,
-    *,
-    as_json: bool,
-    secret: Secret | None,
-) -> Fields:
-    """Check a backup, and show up to which version it is good.
-
-    Reads every change and replays it into a database, which is checked and removed again. Needs
-    free space for the database: beside the backup, or in --scratch-dir.
-    """
-    noticed = Noticing()
-    with (
-        place_at(url).open_reader(secret=secret, on_event=noticed) as reader,
-        progress(size_of(reader), as_json=as_json) as step,
-    ):
-        directory = scratch_dir or network_directory(url, secret)
-        found = verify_backup(reader, replayed=not no_replay, progress=step, scratch_dir=directory)
-    if not as_json:
-        how = "replayed and checked" if found.replayed else "read"
-        one = found.version_count == 1
-        which = "its 1 change was" if one else f"all {found.version_count} changes were"
-        click.echo(f"Good up to data version {found.version}: {which} {how}.")
-        warn_of_foreign_keys(found.foreign_key_faults)
-    show_notices(noticed.texts)
-    return found._asdict() | {"good": True, "notices": noticed.texts}
-
-
 @_command("backup-cli compact file:///mnt/backup/node.bkp")
 @click.option(
     "--force",
@@ -443,6 +401,7 @@ def log(url: str, start: int, dropped: bool, *, as_json: bool, secret: Secret | 
 
 
 rollforward.register(_command)
+proof.register(_command, _scratch_dir)
 undo_migration.register(_command)
 register(cli, _command)
 register_standby(_command)

@@ -88,6 +88,9 @@ class State(NamedTuple):
         restore_point: the state before a migration that has not been seen to end.
         replica_dir: where the follower keeps its replica; `None` if there is none.
         alarm: what the follower found wrong, until a start has healed it.
+        drilled_at: when `backup-cli drill` last ended, in seconds since 1970.
+        drill_passed: whether the restored database was the node's.
+        drill_restore_s: how long its restore took, in seconds.
     """
 
     boot_id: str | None = None
@@ -96,6 +99,9 @@ class State(NamedTuple):
     restore_point: RestorePoint | None = None
     replica_dir: str | None = None
     alarm: Alarm | None = None
+    drilled_at: float | None = None
+    drill_passed: bool | None = None
+    drill_restore_s: float | None = None
 
 
 def read_settings(directory: str) -> Settings:
@@ -163,20 +169,28 @@ def read_state(directory: str) -> State:
     if fsio.kind_at(path, op="read settings") is None:
         return State()
     fields = _read_object(path)
-    compaction = fields.get("last_compaction_at")
+    passed = fields.get("drill_passed")
     return State(
         _text(fields, "boot_id"),
-        compaction if isinstance(compaction, int | float) else None,
+        _number(fields, "last_compaction_at"),
         _text(fields, "mount"),
         _restore_point(fields.get("restore_point")),
         _text(fields, "replica_dir"),
         _alarm(fields.get("alarm")),
+        _number(fields, "drilled_at"),
+        passed if isinstance(passed, bool) else None,
+        _number(fields, "drill_restore_s"),
     )
 
 
 def _text(fields: dict[str, Any], name: str) -> str | None:
     text = fields.get(name)
     return text if isinstance(text, str) else None
+
+
+def _number(fields: dict[str, Any], name: str) -> float | None:
+    number = fields.get(name)
+    return number if isinstance(number, int | float) else None
 
 
 def _restore_point(fields: object) -> RestorePoint | None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from cln_backup.model.errors import NotFound
+from cln_backup.operations.against import Compared, compare_with_node, node_database
 from cln_backup.replay.ahead import read_ahead
+from cln_backup.replay.hand_over import adopt
 from cln_backup.replay.replica import replay
 from cln_backup.storage import interruption, scratch
 
@@ -30,6 +33,44 @@ class Verified(NamedTuple):
     version_count: int
     replayed: bool
     foreign_key_faults: int
+
+
+def verify_against(
+    reader: Reader,
+    directory: str,
+    *,
+    progress: Callable[[Change], None] | None = None,
+    scratch_dir: str | None = None,
+) -> tuple[Verified, Compared]:
+    """As `verify` with a replay; then compares the result with the database of a node.
+
+    `directory` is the node's network directory. A running node continues meanwhile, and the
+    changes that it makes are replayed too.
+
+    Raises:
+        NotFound: the node has no database, or the backup is empty.
+        Discontinuity: they are at different versions, or of different nodes.
+        BackupError: as `verify`, and if the database cannot be read.
+    """
+    node_database(directory)
+    standing = reader.standing
+    if standing.head is None:
+        raise NotFound("The backup is empty: no change of a node was ever stored in it.")
+    place = scratch.place(scratch_dir, reader.place.scratch_dir or directory)
+    with interruption.deferred(), scratch.directory(place, op="verify") as work:
+        path = os.path.join(work, "replica.sqlite3")
+        with read_ahead(reader) as changes:
+            replica = replay(changes, path, progress)
+        try:
+            faults = replica.check()
+        finally:
+            replica.close()
+        kept = adopt(path, os.path.join(work, "replica"), reader)
+        try:
+            compared = compare_with_node(reader, kept, directory, work)
+        finally:
+            kept.close()
+    return Verified(standing.version, standing.version_count, True, faults), compared
 
 
 def verify(

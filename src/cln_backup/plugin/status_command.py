@@ -27,7 +27,7 @@ def status(
     backend = replicator.backend
     if backend is None:
         return {"protected": False, "halted": hook.halted}
-    times = replicator.answer_times_us()
+    times, state = replicator.answer_times_us(), replicator.state()
     return {
         "protected": hook.halted is None,
         "halted": hook.halted,
@@ -35,10 +35,12 @@ def status(
         "version": backend.version,
         **size_of(backend),
         "last_change_age_s": replicator.last_change_age_s(),
-        "last_compaction_at": replicator.state().last_compaction_at,
+        "last_compaction_at": state.last_compaction_at,
         "compacting": compaction.is_under_way(),
         **by_itself.status(),
         **following.status(),
+        "drilled_at": state.drilled_at,
+        "drill_passed": state.drill_passed,
         "answer_p50_us": None if times is None else times[0],
         "answer_p99_us": None if times is None else times[1],
         "release": __version__,

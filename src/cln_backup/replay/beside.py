@@ -8,6 +8,7 @@ next piece may be of a later version: the parts together are the whole table, ea
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -39,7 +40,25 @@ _LOCKED_FOR_S: Final = 60.0
 
 
 class Lagging(Discontinuity):
-    """The backup does not have the node's version (yet)."""
+    """The replica cannot be brought to the node's version (yet).
+
+    Attributes:
+        database_version: data version of the node's database.
+        backup_version: of the backup.
+    """
+
+    def __init__(self, database_version: int, backup_version: int) -> None:
+        super().__init__(
+            f"The node's database is at data version {database_version}, but the backup at "
+            f"{backup_version}: their contents cannot be compared."
+        )
+        self.database_version = database_version
+        self.backup_version = backup_version
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the backup is ahead by its last change, which the node may still commit."""
+        return self.database_version == self.backup_version - 1
 
 
 class Unreadable(StorageError):
@@ -78,10 +97,7 @@ class ReplicaAt:
             if replica.version < version:
                 replica.catch_up(reader, to=version)
         if replica.version != version:
-            raise Lagging(
-                f"The node's database is at data version {version}, but the backup at "
-                f"{reader.version}: their contents cannot be compared."
-            )
+            raise Lagging(version, reader.version)
         replica.connection.authorizer = None
         return replica.connection
 
@@ -91,6 +107,25 @@ class _Seen(NamedTuple):
 
     schema: list[SchemaRow]
     tables: dict[str, Table]
+
+
+def apply_journal(path: str) -> None:
+    """Applies what a crash left beside a database that no other process uses.
+
+    Raises `Unreadable`.
+    """
+    try:
+        with contextlib.closing(apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)) as found:
+            found.execute("PRAGMA journal_mode = DELETE").fetchall()
+            data_version(found)
+    except apsw.Error as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: apsw.Error) -> Unreadable:
+    return Unreadable(
+        f"Cannot read {path}: SQLite reports {result_of(error)}. Nothing was changed."
+    )
 
 
 class Beside:
@@ -107,7 +142,7 @@ class Beside:
         try:
             self._node = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
         except apsw.Error as error:
-            raise self._unreadable(error) from error
+            raise _unreadable(self._path, error) from error
         self._locked_for_s = locked_for_s
         self._locked_since: float | None = None
         self.is_locked = False
@@ -154,15 +189,10 @@ class Beside:
         except apsw.SchemaChangeError:
             self._begin()
         except apsw.Error as error:
-            raise self._unreadable(error) from error
+            raise _unreadable(self._path, error) from error
         else:
             self._locked_since, self.is_locked = None, False
         return self._tables is None or self._way is not None
-
-    def _unreadable(self, error: apsw.Error) -> Unreadable:
-        return Unreadable(
-            f"Cannot read {self._path}: SQLite reports {result_of(error)}. Nothing was changed."
-        )
 
     def _note_locked(self, error: apsw.BusyError) -> None:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Makes a kept replica a node's database, without a copy."""
+"""Makes a kept replica a node's database without a copy, and the other way round."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from cln_backup.model.errors import StorageError
-from cln_backup.storage import fsio
+from cln_backup.model.position import UNKNOWN
+from cln_backup.replay.kept import KeptReplica
+from cln_backup.replay.kept_directory import DATABASE_NAME
+from cln_backup.replay.note import Note, NoteFile
+from cln_backup.replay.reached import Reached, mark_of
+from cln_backup.storage import directories, fsio
 
 if TYPE_CHECKING:
-    from cln_backup.replay.kept import KeptReplica
+    from cln_backup.backends.contract import Reader
+    from cln_backup.model.change import Change
 
 _PRAGMAS: Final = (
     "wal_checkpoint(TRUNCATE)",
@@ -54,3 +60,44 @@ def hand_over(replica: KeptReplica, path: str) -> int:
         os.close(fd)
     fsio.publish(replica.path, path, op=_OP)
     return size
+
+
+def adopt(path: str, directory: str, reader: Reader) -> KeptReplica:
+    """Makes a database a replica at the head of a backup, and opens it.
+
+    The database was just restored from the reader's view, and moves into the directory, which must
+    be new and on the same disk. Raises `StorageError`, `Damaged`.
+    """
+    standing = reader.standing
+    last: Change | None = None
+    for last in reader.stream_changes(standing.version):
+        if last.snapshot is not None:  # to be read before the next change
+            for _ in last.snapshot.chunks():
+                pass
+    assert last is not None
+    assert standing.head is not None
+    position = standing.position
+    reached = Reached(
+        standing.version,
+        position.changes,
+        position.digest or UNKNOWN,
+        mark_of(last),
+        standing.head.foreign_keys,
+        last.stored_ms,
+    )
+    directories.make(directory, op="make replica")
+    adopted = os.path.join(directory, DATABASE_NAME)
+    fsio.publish(path, adopted, op="make replica")
+    try:
+        connection = apsw.Connection(adopted, flags=apsw.SQLITE_OPEN_READWRITE)
+        connection.execute(
+            f"BEGIN; PRAGMA user_version = {reached.user_version}; "
+            f"PRAGMA application_id = {reached.mark}; COMMIT"
+        )
+        connection.close()
+    except apsw.Error as error:
+        raise StorageError(f"Cannot make {adopted} a replica: {error}.") from error
+    note = NoteFile(directory)
+    note.write(Note(position, last.stored_ms))
+    note.close()
+    return KeptReplica.open(directory)
