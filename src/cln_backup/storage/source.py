@@ -63,11 +63,13 @@ class FileSource:
         self.close()
 
 
-def chunks(source: Source, length_bytes: int) -> Iterator[bytes]:
-    """Reads the first bytes in pieces of at most `fsio.CHUNK_BYTES`; stops early at the end."""
-    offset_bytes = 0
-    while offset_bytes < length_bytes:
-        wanted = min(fsio.CHUNK_BYTES, length_bytes - offset_bytes)
+def chunks(source: Source, end_bytes: int, offset_bytes: int = 0) -> Iterator[bytes]:
+    """Reads from one offset to another, in pieces of at most `fsio.CHUNK_BYTES`.
+
+    Stops early at the end of the source.
+    """
+    while offset_bytes < end_bytes:
+        wanted = min(fsio.CHUNK_BYTES, end_bytes - offset_bytes)
         chunk = source.read_at(offset_bytes, wanted)
         if not chunk:
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -17,17 +16,18 @@ from cln_backup.backends.dir.records import (
 )
 from cln_backup.backends.dir.snapshots import snapshot_state
 from cln_backup.backends.dir.store import damaged, segment_name
+from cln_backup.backends.dir.walk import Walks
 from cln_backup.formats import v2
-from cln_backup.formats.v2_stream import Decoder, Inflater
-from cln_backup.model.change import Kind
+from cln_backup.formats.v2_stream import Decoder
 from cln_backup.model.errors import Damaged
-from cln_backup.model.position import EMPTY, UNKNOWN, after_snapshot, after_statements
-from cln_backup.storage.source import chunks
+from cln_backup.model.position import UNKNOWN, after_snapshot, after_statements
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cln_backup.backends.dir.store import Header, Store
+    from cln_backup.backends.dir.tracker import Tracker
+    from cln_backup.backends.dir.walk import Walk
     from cln_backup.formats.v2_stream import Record
     from cln_backup.storage.source import Source
 
@@ -72,63 +72,6 @@ class LogEnd(NamedTuple):
     lacks: str
 
 
-class Tracker:
-    """The state after the records up to here."""
-
-    def __init__(
-        self, ordinal: int, head: v2.Mark | None, before: v2.Mark | None, *, may_rewind: bool
-    ) -> None:
-        self.ordinal = ordinal
-        self.head = head
-        self.before = before
-        self.may_rewind = may_rewind
-
-    @property
-    def version(self) -> int:
-        """Data version of the head."""
-        return 0 if self.head is None else self.head.version
-
-    @property
-    def digest(self) -> bytes:
-        """Digest of the history up to here; `UNKNOWN` after a release that did not store it."""
-        if self.head is not None:
-            return self.head.digest
-        return UNKNOWN if self.ordinal else EMPTY
-
-    def apply(
-        self,
-        record_type: v2.Type,
-        version: int,
-        start: v2.LogOffset,
-        stored_ms: int,
-        digest: bytes = UNKNOWN,
-    ) -> None:
-        """Applies one record, after which the history has the given digest.
-
-        Raises:
-            Malformed: it does not follow.
-        """
-        if record_type is v2.Type.DROP:
-            if not self.may_rewind or self.head is None:
-                raise v2.Malformed("a DROP record, but there is no change to drop")
-            self.head, self.before, self.may_rewind = self.before, None, False
-            self.ordinal -= 1
-            return
-        foreign_keys = self.head is None or self.head.foreign_keys
-        if record_type is v2.Type.TRANSACTION:
-            kind = Kind.TRANSACTION
-        elif record_type is v2.Type.SNAPSHOT:
-            kind, foreign_keys = Kind.SNAPSHOT, True
-        elif record_type in (v2.Type.RIDER, v2.Type.RIDER_WITHOUT_KEYS):
-            kind, foreign_keys = Kind.RIDER, record_type is v2.Type.RIDER
-        else:
-            raise v2.Malformed(f"a record of type {record_type.name} in the log")
-        prev_digest, self.before = self.digest, self.head
-        self.head = v2.Mark(kind, foreign_keys, version, start, stored_ms, prev_digest, digest)
-        self.may_rewind = True
-        self.ordinal += 1
-
-
 def open_segment(store: Store, number: int, version: int = 0) -> tuple[Source, Segment | None]:
     """Opens a segment for reading; returns its source, which the caller closes, and its header.
 
@@ -151,7 +94,12 @@ def open_segment(store: Store, number: int, version: int = 0) -> tuple[Source, S
 
 
 def find_end(
-    store: Store, numbers: Sequence[int], tracker: Tracker, *, alone: bool
+    store: Store,
+    numbers: Sequence[int],
+    tracker: Tracker,
+    *,
+    alone: bool,
+    walks: Walks | None = None,
 ) -> tuple[LogEnd, Tracker]:
     """Finds the end of the log; `tracker` is the result for a log without segments.
 
@@ -161,24 +109,30 @@ def find_end(
         tracker: the state after the base.
         alone: whether no writer can be active. Otherwise apparent damage at the very end may be
             a record that is being written at this moment, and is read again.
+        walks: the readings of the newest segment, to continue the last one.
 
     Raises:
         Damaged: the last segment contains invalid bytes.
         StorageError.
     """
     tries = 0 if alone else min(_SETTLE_TRIES, _BEGIN_TRIES)
+    walks = walks or Walks()
     while True:
         try:
-            return _find_end(store, numbers, tracker, alone=alone)
+            return _find_end(store, numbers, tracker, walks, alone=alone)
         except Damaged:  # or a header that is being written at this moment
+            walks.last = None
             if tries == 0:
                 raise
             tries -= 1
             time.sleep(_SETTLE_S)
+        except BaseException:
+            walks.last = None
+            raise
 
 
 def _find_end(
-    store: Store, numbers: Sequence[int], tracker: Tracker, *, alone: bool
+    store: Store, numbers: Sequence[int], tracker: Tracker, walks: Walks, *, alone: bool
 ) -> tuple[LogEnd, Tracker]:
     last_number = numbers[-1] if numbers else 0
     none = LogEnd(0, 0, bytes(v2.SEAL_BYTES), bytes(v2.DIGEST_BYTES), 0, last_number, 0, "")
@@ -189,7 +143,8 @@ def _find_end(
         source, segment = open_segment(store, number)
         try:
             if segment is not None:
-                found = _walk(store, source, segment, last_number, alone=alone)
+                walk = walks.of(segment)
+                found = _walk(store, source, segment, walk, last_number, alone=alone)
                 break
             tail = judge_tail(source, v2.HEADER_BYTES, cut_before=True)
             if tail is Tail.DAMAGED:
@@ -208,24 +163,24 @@ def _find_end(
 
 
 def _walk(
-    store: Store, source: Source, segment: Segment, last_number: int, *, alone: bool
+    store: Store, source: Source, segment: Segment, walk: Walk, last_number: int, *, alone: bool
 ) -> tuple[LogEnd, Tracker]:
     path = store.log_path(segment.number)
-    state = segment.state
-    tracker = Tracker(state.ordinal, state.head, state.before, may_rewind=state.may_rewind)
-    decoder = segment.decoder()
-    inflater = Inflater()
-    end = v2.HEADER_BYTES
+    tracker, decoder, end = walk.tracker, walk.decoder, walk.end
     tries = 0 if alone else _SETTLE_TRIES
-    torn_bytes = 0
+    torn_bytes, may_rewind = 0, True
     while True:
         size = source.size_bytes()
         started = end
         try:
             for record in records(source, decoder, segment.number, size, end):
-                after = _digest_after(store, segment.number, tracker.digest, record, inflater)
+                content = None
+                if record.type in v2.COMPRESSED:
+                    content = walk.inflater.inflate(record.payload)
+                after = _digest_after(store, segment.number, tracker.digest, record, content)
                 tracker.apply(record.type, record.version, record.start, record.stored_ms, after)
-                end = record.end_bytes
+                walk.passed(record, content)
+                end = walk.end
         except Unreadable as error:
             found, cut = error.found, error.cut
         except v2.Malformed as error:
@@ -236,7 +191,7 @@ def _walk(
         if tail is Tail.TORN:
             torn_bytes = (last_byte(source, end, size) or end) + 1 - end
             # The node sent the torn change, so it had committed the head; unless it is a DROP.
-            tracker.may_rewind = tracker.may_rewind and is_torn_drop(source, end)
+            may_rewind = is_torn_drop(source, end)
         if tail is not Tail.DAMAGED or (cut and _lacks(source, segment, end, path)):
             break
         # An active writer may have appended since, or may be writing at this moment.
@@ -247,14 +202,13 @@ def _walk(
         if end == started:
             tries -= 1
             time.sleep(_SETTLE_S)
-    digest = hashlib.sha256()
-    for chunk in chunks(source, end):
-        digest.update(chunk)
+    tracker = walk.tracker_now()
+    tracker.may_rewind = tracker.may_rewind and may_rewind
     log_end = LogEnd(
         segment.number,
         end,
         decoder.seal,
-        digest.digest(),
+        walk.digest(source),
         segment.header.open.epoch,
         last_number,
         torn_bytes,
@@ -264,11 +218,11 @@ def _walk(
 
 
 def _digest_after(
-    store: Store, segment: int, digest: bytes, record: Record, inflater: Inflater
+    store: Store, segment: int, digest: bytes, record: Record, content: bytes | None
 ) -> bytes:
-    """The digest of the history after a record."""
-    if record.type in v2.COMPRESSED:
-        return after_statements(digest, record.version, inflater.inflate(record.payload))
+    """The digest of the history after a record; `content` is that of statements."""
+    if content is not None:
+        return after_statements(digest, record.version, content)
     if record.type is not v2.Type.SNAPSHOT:
         return UNKNOWN
     number, _, _ = v2.unpack_reference(record.payload)

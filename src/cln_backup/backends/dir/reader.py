@@ -20,6 +20,7 @@ from cln_backup.backends.dir.stock import (
     torn_notice,
 )
 from cln_backup.backends.dir.store import list_files, segment_name
+from cln_backup.backends.dir.walk import Walks
 from cln_backup.backends.dir.whole import take_stock
 from cln_backup.backends.events import Event, Noticed, ignore
 from cln_backup.backends.follows import changes_after
@@ -69,6 +70,7 @@ class DirReader(Reader):
         self._secret = secret
         self._accepts_incomplete = accept_incomplete
         self._held: Source | None = None
+        self._walks = Walks()
         try:
             self._take_stock(on_event, None)
         except BaseException:
@@ -80,7 +82,11 @@ class DirReader(Reader):
         self._release_base()
         self.store, self._base, self._held = opened
         stock = take_stock(
-            self.store, self._base, alone=False, accept_incomplete=self._accepts_incomplete
+            self.store,
+            self._base,
+            alone=False,
+            accept_incomplete=self._accepts_incomplete,
+            walks=self._walks,
         )
         self._segments, self._end, self._tracker, notice = stock
         if notice:
@@ -129,7 +135,10 @@ class DirReader(Reader):
         history = History(self.store, self._base, self._segments, self._end)
         if after is not None:
             last = None if head else self._tracker.ordinal
-            yield from changes_after(history.numbered(after.changes), after, last)
+            walk = self._walks.last
+            recent = None if walk is None else walk.recent(after.changes)
+            found = history.numbered(after.changes) if recent is None else recent
+            yield from changes_after(found, after, last)
             return
         changes = history.changes(None if head or mark is None else mark.at)
         yield from changes if start == 0 else (c for c in changes if c.version >= start)

@@ -13,8 +13,9 @@ from cln_backup.model.position import UNKNOWN, Position
 
 if TYPE_CHECKING:
     from cln_backup.backends.dir.history import Base
-    from cln_backup.backends.dir.log import LogEnd, Tracker
+    from cln_backup.backends.dir.log import LogEnd
     from cln_backup.backends.dir.store import Store
+    from cln_backup.backends.dir.tracker import Tracker
     from cln_backup.backends.dir.url import DirUrl
     from cln_backup.formats import v2
 

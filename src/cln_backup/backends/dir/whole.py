@@ -14,8 +14,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.backends.dir.base import LOCK_NAME
-from cln_backup.backends.dir.log import Tracker, find_end
+from cln_backup.backends.dir.log import find_end
 from cln_backup.backends.dir.store import damaged, list_files, segment_name, snapshot_name
+from cln_backup.backends.dir.tracker import Tracker
 from cln_backup.formats import v2
 from cln_backup.model.errors import IncompleteCopy, StorageError
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.dir.history import Base
     from cln_backup.backends.dir.log import LogEnd
     from cln_backup.backends.dir.store import Listing, Store
+    from cln_backup.backends.dir.walk import Walks
 
 _MAX_NOTE_BYTES: Final = 4096
 _TRIES: Final = 2
@@ -46,8 +48,15 @@ class Stock(NamedTuple):
     notice: str
 
 
-def take_stock(store: Store, base: Base, *, alone: bool, accept_incomplete: bool = False) -> Stock:
-    """Reads the end of the log; `alone` if no writer can be active.
+def take_stock(
+    store: Store,
+    base: Base,
+    *,
+    alone: bool,
+    accept_incomplete: bool = False,
+    walks: Walks | None = None,
+) -> Stock:
+    """Reads the end of the log; `alone` if no writer can be active. `walks` as for `find_end`.
 
     Raises:
         IncompleteCopy: the end is missing, and that was not accepted.
@@ -57,7 +66,7 @@ def take_stock(store: Store, base: Base, *, alone: bool, accept_incomplete: bool
     while True:
         noted = _noted_segment(store)  # before the listing, so what it names is there by then
         listing = list_files(store.objects)
-        segments, end, tracker = _read(store, base, listing, alone=alone)
+        segments, end, tracker = _read(store, base, listing, walks, alone=alone)
         lacks = end.lacks or _lacks(store, base, listing, end, noted)
         if not lacks:
             return Stock(segments, end, tracker, "")
@@ -85,7 +94,7 @@ def take_stock(store: Store, base: Base, *, alone: bool, accept_incomplete: bool
 
 
 def _read(
-    store: Store, base: Base, listing: Listing, *, alone: bool
+    store: Store, base: Base, listing: Listing, walks: Walks | None, *, alone: bool
 ) -> tuple[list[int], LogEnd, Tracker]:
     state = base.state
     segments = [number for number in listing.segments if number >= state.start.segment]
@@ -95,7 +104,7 @@ def _read(
         damaged(store.objects.where(base.name), 0, state.version, what)
     head, before = base.marks()
     in_base = Tracker(state.ordinal, head, before, may_rewind=head is not None)
-    end, tracker = find_end(store, segments, in_base, alone=alone)
+    end, tracker = find_end(store, segments, in_base, alone=alone, walks=walks)
     if not end.segment:  # the first writer, or the first one after the history was started over
         last_number = max(end.last_number, state.start.segment - 1)
         end = end._replace(epoch=base.epoch, last_number=last_number)

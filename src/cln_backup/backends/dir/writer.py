@@ -31,8 +31,9 @@ from cln_backup.storage.local_objects import LocalObjects
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cln_backup.backends.dir.log import LogEnd, Tracker
+    from cln_backup.backends.dir.log import LogEnd
     from cln_backup.backends.dir.store import Store
+    from cln_backup.backends.dir.tracker import Tracker
 
 MAX_NUMBER: Final = 10**10 - 1
 """The largest number that fits in a segment's name."""
