@@ -21,6 +21,9 @@ LEAST_LOG_BYTES: Final = 16 << 20
 _WORTHWHILE: Final = 8
 """For its age or for the disk, a log is folded if it is at least this part of the snapshot."""
 _WORTHWHILE_BYTES: Final = 1 << 20
+_BESIDE_BYTES: Final = 4 << 20
+"""For the parts of segments that are not needed, and for those prepared for later."""
+
 _PAUSE_S: Final = 600.0
 _MAX_PAUSE_S: Final = 86_400.0
 _DAY_S: Final = 86_400.0
@@ -127,7 +130,7 @@ def space_bound_bytes(facts: Facts, limits: Limits, keeps: Keeps) -> int:
     if keeps.days and facts.age_s > 0:
         logged = generation.log_bytes * keeps.days * _DAY_S / facts.age_s
         kept_bytes = max(kept_bytes, round(logged * (1 + base / log)) + base + log)
-    return base + log + kept_bytes + base
+    return base + log + kept_bytes + base + _BESIDE_BYTES
 
 
 def _max_log_bytes(generation: Generation, limits: Limits) -> int:

@@ -24,8 +24,8 @@ MANIFEST = {
         {
             "name": SCRATCH_OPTION,
             "type": "string",
-            "description": "Directory where a compaction builds its database. By default beside "
-            "the backup; for an encrypted one, in the network directory.",
+            "description": "Directory where a compaction builds its database, if no follower runs. "
+            "By default beside the backup; for an encrypted one, in the network directory.",
         },
         {
             "name": COMPACT_OPTION,

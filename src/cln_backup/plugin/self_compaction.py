@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from cln_backup.plugin.replicator import Replicator
 
 _LOOK_S: Final = 60.0
-_LOOK_CHANGES: Final = 1000
-"""A look takes about a millisecond: so it costs a change a microsecond at most."""
+_LOOK_CHANGES: Final = 2000
+"""A look takes some milliseconds where the log has 500 segments: a few microseconds a change."""
 
 
 class SelfCompaction:
