@@ -9,7 +9,18 @@ import shutil
 import tempfile
 import time
 
-from bench import cold, directory, growth, healing, inside, long_run, looks, measures, socket
+from bench import (
+    cold,
+    directory,
+    following,
+    growth,
+    healing,
+    inside,
+    long_run,
+    looks,
+    measures,
+    socket,
+)
 
 _DATA = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tests", "data")
 
@@ -35,6 +46,7 @@ def main() -> None:
         *measures.ALL,
         *directory.ALL,
         *looks.ALL,
+        *following.ALL,
         *growth.ALL,
         *healing.ALL,
         *long_run.ALL,

@@ -54,10 +54,10 @@ class Program:
         self.said = said
         return time.perf_counter() - started
 
-    def init(self, directory: str) -> None:
+    def init(self, directory: str, options: dict[str, str] | None = None) -> None:
         """Tells a plugin that the node is up."""
         configuration = {"lightning-dir": directory, "rpc-file": "lightning-rpc", "startup": True}
-        params = {"options": {}, "configuration": configuration}
+        params = {"options": options or {}, "configuration": configuration}
         init = {"jsonrpc": "2.0", "id": "cln:init#0", "method": "init", "params": params}
         self.send(json.dumps(init).encode() + b"\n\n")
         self.wait_for(b'"id":"cln:init#0"')
