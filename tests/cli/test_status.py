@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cln_backup.backends import create_backend, open_writer
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.compaction.compact import compact
+from cln_backup.node.settings import Alarm, Settings, State, create_settings, write_state
+from cln_backup.replay.kept import KeptReplica
 from tests import programs
 from tests.histories import add_all, append, payments, started_node
 
@@ -19,11 +21,11 @@ if TYPE_CHECKING:
 _NODE = "02" + "ab" * 32
 
 
-def _status(url: str, code: int = 0) -> tuple[dict[str, Any], dict[str, str]]:
+def _status(*arguments: str, code: int = 0) -> tuple[dict[str, Any], dict[str, str]]:
     """The fields, and the rows of the table."""
     shown = []
     for option in (["--json"], []):
-        done = programs.run("status", *option, url)
+        done = programs.run("status", *option, *arguments)
         assert done.returncode == code, done.stderr
         shown.append(done.stdout)
     lines = [line.partition("  ") for line in shown[1].splitlines()]
@@ -107,3 +109,32 @@ def test_locked_directory_without_any_key_says_so(encrypted: str, tmp_path: Path
     for path in (tmp_path / "backup").glob("key-*"):
         path.unlink()
     assert _status(encrypted, code=17)[1]["key slots"] == "none: the backup cannot be unlocked"
+
+
+def test_what_the_nodes_directory_says(tmp_path: Path) -> None:
+    url, directory, replica = f"dir://{tmp_path}/node", tmp_path / "regtest", tmp_path / "replica"
+    create_backend(url, None)
+    _write(url)
+    directory.mkdir()
+    create_settings(str(directory), Settings(url))
+    fields, rows = _status("--lightning-dir", str(directory))
+    assert (fields["proven_version"], fields["alarm"]) == (None, None)
+    assert {"proven", "ALARM", "replica", "last drill"}.isdisjoint(rows)
+    kept = KeptReplica.open(str(replica))
+    with open_reader(url) as reader:
+        kept.catch_up(reader)
+    alarm = Alarm("replay", "The change for data version 7 cannot be replayed.", 1.5)
+    state = State(replica_dir=str(replica), alarm=alarm, drilled_at=2.5, drill_passed=True)
+    write_state(str(directory), state)
+    for arguments in (("--lightning-dir", str(directory)), ("--lightning-dir", directory, url)):
+        fields, rows = _status(*map(str, arguments))  # while a follower has the replica open
+        assert fields["backend_url"] == url
+        assert fields["proven_version"] == 59
+        assert fields["alarm"] == alarm._asdict()
+        assert fields["replica_dir"] == rows["replica"] == str(replica)
+        assert (fields["drilled_at"], fields["drill_passed"]) == (2.5, True)
+        assert rows["proven"].startswith("up to data version 59, ")
+        assert rows["ALARM"].endswith(alarm.text)
+        assert rows["last drill"].startswith("passed ")
+    kept.close()
+    assert "Name the backup" in programs.run("status").stderr

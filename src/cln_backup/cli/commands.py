@@ -13,7 +13,7 @@ import click
 from cln_backup import __version__
 from cln_backup.backends import place_at, redacted, url_of
 from cln_backup.backends.ticket import size_of
-from cln_backup.cli import proof, rollforward, undo_migration
+from cln_backup.cli import proof, rollforward, status, undo_migration
 from cln_backup.cli.after_init import show_next_steps, warn_of_disk
 from cln_backup.cli.boundary import speak, told
 from cln_backup.cli.entry import stop_by
@@ -22,14 +22,10 @@ from cln_backup.cli.parameters import Group
 from cln_backup.cli.presentation import (
     Fields,
     Noticing,
-    age,
     amount,
     changes,
     moment,
     progress,
-    report,
-    rows_of,
-    rows_of_proof,
     show_notices,
     show_table,
     size,
@@ -43,7 +39,7 @@ from cln_backup.cli.server import server, takeover, token
 from cln_backup.cli.standby import register as register_standby
 from cln_backup.compaction.compact import compact as compact_backup
 from cln_backup.model.continuity import STARTED_WELL
-from cln_backup.model.errors import BadUrl, Locked
+from cln_backup.model.errors import BadUrl
 from cln_backup.operations import history
 from cln_backup.operations.initialize import initialize, take_snapshot
 from cln_backup.operations.keyring import list_keys, network_directory
@@ -286,43 +282,6 @@ def restore(
     return done._asdict()
 
 
-@_command("backup-cli status file:///mnt/backup/node.bkp")
-@_url
-def status(url: str, *, as_json: bool, secret: Secret | None) -> Fields:
-    """Show the state of a backup. A running node may write to it meanwhile.
-
-    For an encrypted backup that is not unlocked, shows what can be read without a key.
-    """
-    held = history.holdings(url)
-    noticed = Noticing()
-    try:
-        with place_at(url).open_reader(secret=secret, on_event=noticed) as reader:
-            found = history.status(reader)
-    except Locked as error:
-        if not as_json:
-            show_table(("backup", redacted(url)), *rows_of(held))
-        report(error, as_json=as_json, known=held._asdict())
-        raise click.exceptions.Exit(error.exit_code) from None
-    if not as_json:
-        changed = found.last_change_at
-        show_table(
-            ("backup", found.backend_url),
-            ("data version", str(found.version)),
-            ("changes", str(found.version_count)),
-            ("size", size(found.backupsize)),
-            ("last change", found.head or "none: the backup is empty"),
-            (
-                "file written" if found.dated_by_file else "stored",
-                "unknown" if changed is None else f"{moment(changed)} ({age(changed)})",
-            ),
-            ("node", found.node_id or "unknown"),
-            *rows_of_proof(found),
-            *rows_of(held),
-        )
-    show_notices(noticed.texts)
-    return found._asdict() | held._asdict() | {"notices": noticed.texts}
-
-
 @_command("backup-cli compact file:///mnt/backup/node.bkp")
 @click.option(
     "--force",
@@ -400,6 +359,7 @@ def log(url: str, start: int, dropped: bool, *, as_json: bool, secret: Secret | 
     return {}
 
 
+status.register(_command)
 rollforward.register(_command)
 proof.register(_command, _scratch_dir)
 undo_migration.register(_command)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import click
 
+from cln_backup.backends import url_of
+from cln_backup.node.settings import read_settings
+
 
 class Command(click.Command):
     """A command that refuses an empty argument or option, as from an unset shell variable."""
@@ -28,3 +31,20 @@ class Group(click.Group):
 
     command_class = Command
     group_class = type
+
+
+optional_url = click.argument(
+    "url",
+    metavar="[URL]",
+    required=False,
+    callback=lambda _context, _parameter, url: url and url_of(url),
+)
+
+
+def url_or(url: str | None, directory: str | None, option: str) -> str:
+    """The URL, or that in the `backup.lock` of a network directory. Raises `BadSettings`."""
+    if url is not None:
+        return url
+    if directory is None:
+        raise click.UsageError(f"Name the backup: its URL, or {option} with the node's directory.")
+    return read_settings(directory).backend_url

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cln_backup.backends import place_at, url_of
+from cln_backup.backends import place_at
 from cln_backup.backends.ticket import size_of
+from cln_backup.cli.parameters import optional_url, url_or
 from cln_backup.cli.presentation import (
     Noticing,
     changes,
@@ -19,7 +20,6 @@ from cln_backup.cli.presentation import (
     warn_of_foreign_keys,
 )
 from cln_backup.model.errors import Discontinuity
-from cln_backup.node.settings import read_settings
 from cln_backup.operations.drill import drill as drill_backup
 from cln_backup.operations.drill import failures_remembered
 from cln_backup.operations.keyring import network_directory
@@ -35,12 +35,6 @@ if TYPE_CHECKING:
     from cln_backup.operations.keyring import Secret
 
 _directory = click.Path(file_okay=False)
-_url = click.argument(
-    "url",
-    metavar="[URL]",
-    required=False,
-    callback=lambda _context, _parameter, url: url and url_of(url),
-)
 
 
 def register(
@@ -72,7 +66,7 @@ def register(
         "backup.lock is verified.",
     )
     @scratch_dir
-    @_url
+    @optional_url
     def verify(
         url: str | None,
         against: str | None,
@@ -89,7 +83,7 @@ def register(
         """
         if checksums and against is not None:
             raise click.UsageError("--against needs a replay; leave out --checksums.")
-        url = _url_or(url, against, "--against")
+        url = url_or(url, against, "--against")
         noticed, compared = Noticing(), None
         with (
             place_at(url).open_reader(secret=secret, on_event=noticed) as reader,
@@ -134,7 +128,7 @@ def register(
         metavar="DIR",
         help="Directory where the database is restored. By default in the node's directory.",
     )
-    @_url
+    @optional_url
     def drill(
         url: str | None,
         lightning_dir: str,
@@ -148,7 +142,7 @@ def register(
         The node may run. The result is remembered in its directory, and shown by backup-status.
         Needs free space for the database: there, or in --scratch-dir.
         """
-        url = _url_or(url, lightning_dir, "--lightning-dir")
+        url = url_or(url, lightning_dir, "--lightning-dir")
         noticed = Noticing()
         with (
             failures_remembered(lightning_dir),
@@ -169,14 +163,6 @@ def register(
         if not as_json:
             click.echo("The drill passed; the restored database was removed.")
         return fields
-
-
-def _url_or(url: str | None, directory: str | None, option: str) -> str:
-    if url is not None:
-        return url
-    if directory is None:
-        raise click.UsageError(f"Name the backup: its URL, or {option} with the node's directory.")
-    return read_settings(directory).backend_url
 
 
 def _shown(compared: Compared, *, as_json: bool) -> Fields:
