@@ -21,6 +21,7 @@ from cln_backup.model.errors import (
 )
 from cln_backup.operations.restore import Restored, restore
 from cln_backup.operations.verify import verify
+from cln_backup.replay.kept import KeptReplica
 from tests.histories import (
     OFF,
     SnapshotBytes,
@@ -193,6 +194,25 @@ def test_failure_leaves_nothing_and_tells_no_secret(name: str, url: str, place: 
     assert SECRET.lower() not in str(failed.value).lower()
     assert list(place.iterdir()) == []
     assert Path(url.removeprefix("file://")).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_backup_is_restored_from_the_snapshot_that_healed_it(
+    name: str, url: str, place: Path
+) -> None:
+    healed = snapshot_of([*HISTORY, *payments(9, 12)], place.parent / "healthy")
+    append(url, [*HISTORY, BROKEN[name], payment(10), healed, payment(12)])
+    _restore(url, place)
+    expected = build_database(place.parent / "expected", [healed, payment(12)])
+    assert_same_database(place / "lightningd.sqlite3", expected)
+    with open_reader(url) as reader, pytest.raises(ReplayFailed):
+        restore(reader, str(place / "earlier"), to=10)
+    replica = KeptReplica.open(str(place / "kept"))
+    with open_reader(url) as reader:
+        assert replica.catch_up(reader)
+        assert replica.version == 12
+        assert replica.check() == 0
+    replica.close()
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -244,6 +244,18 @@ def test_backup_that_does_not_replay_is_healed_at_once(tmp_path: Path) -> None:
     assert home.log().count(_HEALED) == 1
 
 
+def test_empty_database_beside_a_backup(tmp_path: Path) -> None:
+    home = Home(tmp_path, "dir")
+    _grow(home)
+    before = home.stored()
+    for path in home.directory.glob("lightningd.sqlite3*"):
+        path.rename(tmp_path / path.name)
+    report = home.run(*_ROUTER, "--calls", "5", code=None)
+    assert report["committed"] == 0
+    assert home.stored() == before
+    assert "began with an empty database, but its backup is not empty" in home.log()
+
+
 def test_gap_of_a_node_in_wal_mode_is_closed(tmp_path: Path) -> None:
     home = Home(tmp_path, "dir")
     _grow(home)

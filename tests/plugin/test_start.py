@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_reader
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.model.change import Change, Head, Kind
 from cln_backup.model.continuity import STARTED_WELL, Decision, Facts, Loss, Storage, decide
-from cln_backup.model.errors import Discontinuity
+from cln_backup.model.errors import Discontinuity, StorageError
 from cln_backup.node.outside import boot_id
 from cln_backup.node.settings import State, read_state, write_state
 from cln_backup.operations.restore import restore
+from cln_backup.plugin.patience import Patience
 from cln_backup.plugin.replicator import Replicator
+from cln_backup.plugin.start.healing import BoundedFile
+from cln_backup.replay.kept import KeptReplica
 from cln_backup.storage.mount_identity import mount_identity
 from simulator.content import differences
 from tests.disasters.places import kept_aside, url_in
@@ -79,9 +84,9 @@ class Node:
         state = read_state(str(self.directory))
         return Storage(state.boot_id, state.mount)
 
-    def call(self, change: Change) -> None:
+    def call(self, change: Change, patience: Patience | None = None) -> None:
         assert change.transaction is not None
-        replicator = Replicator(str(self.directory), self.logged.append)
+        replicator = Replicator(str(self.directory), self.logged.append, patience)
         try:
             replicator.db_write(change.version, change.transaction)
         finally:
@@ -169,6 +174,40 @@ def test_row_with_a_gap(kind: str, head: Kind, as_rider: bool, memory_path: Path
     assert differences(restored, build_database(memory_path / "expected", [
         *before, *heads[head], payment(_B + 1), payment(_B + 2), call
     ])) == []  # fmt: skip
+
+
+def test_gap_that_takes_too_long_halts_with_the_command_for_it(memory_path: Path) -> None:
+    """The preparing process waits for the replica; the node cannot wait as long."""
+    changes = [*started_node(), payment(4)]
+    node = Node(memory_path, "dir", changes, "snapshot")
+    build_database(node.directory / "lightningd.sqlite3", [*changes, payment(5)])
+    replica_dir = str(node.directory / "replica")
+    write_state(str(node.directory), State(replica_dir=replica_dir))
+    with contextlib.closing(KeptReplica.open(replica_dir)), pytest.raises(Discontinuity) as caught:
+        node.call(payment(6), Patience(together_s=0, least_s=0.5))
+    said = str(caught.value)
+    assert "Backup is out of date" in said
+    assert "The node cannot wait longer" in said
+    assert f"backup-cli snapshot --lightning-dir {node.directory}" in said
+    assert told_by(node.url) == told(changes)
+    assert not list(node.directory.glob(".take-snapshot-*"))
+    node.call(payment(6))
+    assert told_by(node.url)[-2].kind is Kind.SNAPSHOT
+
+
+@pytest.mark.parametrize("kind", ["file", "dir"])
+def test_append_that_takes_too_long_leaves_the_backup_as_it_was(
+    kind: str, memory_path: Path
+) -> None:
+    changes = [*started_node(), payment(4)]
+    node = Node(memory_path, kind, changes)
+    database = build_database(memory_path / "database", [*changes, payment(5)])
+    late = BoundedFile(str(database), until=time.monotonic())
+    with open_writer(node.url) as writer, pytest.raises(StorageError, match="cannot wait longer"):
+        writer.add_change(Change(5, late, None))
+    assert told_by(node.url) == told(changes)
+    append(node.url, [payment(5)])
+    assert told_by(node.url) == told([*changes, payment(5)])
 
 
 @pytest.mark.parametrize("kind", ["file", "dir"])

@@ -224,9 +224,10 @@ def snapshot(lightning_dir: str, *, unproven: bool, as_json: bool, secret: Secre
         if done.version_before == done.version:
             warn(
                 f"The backup was at data version {done.version} before, so nothing seems to have "
-                "been missing. If the node still refuses to start because the backup is out of "
-                f"date, it uses a different database than {done.database}: see lightningd's "
-                'option wallet, and name it in backup.lock: "wallet": "/the/path.sqlite3"'
+                "been missing, unless its contents were different. If the node still refuses to "
+                "start because the backup is out of date, it uses a different database than "
+                f"{done.database}: see lightningd's option wallet, and name it in backup.lock: "
+                '"wallet": "/the/path.sqlite3"'
             )
     return done._asdict()
 

@@ -58,7 +58,7 @@ def append_snapshot(start: Start, *, head_in_doubt: bool) -> int:
     module = "cln_backup.plugin.start.preparing"
     child = Child[Prepared](module, asked, (Prepared,), work="prepares a snapshot")
     try:
-        copy = _BoundedFile(_received(child, until).path, until)
+        copy = BoundedFile(_received(child, until).path, until)
         change = Change(facts.database_version, copy, None)
         start.backend.add_change(change, until - time.monotonic())
     finally:
@@ -88,7 +88,7 @@ def _took_too_long() -> StorageError:
     return StorageError("The node cannot wait longer, and the backup is unchanged.")
 
 
-class _BoundedFile(DatabaseFile):
+class BoundedFile(DatabaseFile):
     """A database file that cannot be read after a certain time.
 
     Attributes:
