@@ -19,6 +19,7 @@ from bench import (
     long_run,
     looks,
     measures,
+    restoring,
     socket,
 )
 
@@ -50,6 +51,7 @@ def main() -> None:
         *growth.ALL,
         *healing.ALL,
         *long_run.ALL,
+        *restoring.ALL,
         *socket.ALL,
     ):
         if options.only is not None and options.only not in measure.__name__:

@@ -137,7 +137,7 @@ def _plain_replay(path: str, recorded: list[dict[str, object]], isolation: str |
 def memory(directory: str, _capture: str) -> Iterator[Row]:
     """Peak memory of the commands that pass a whole database through."""
     home = os.path.join(directory, "node")
-    _large_database(home)
+    large_database(home)
     url = f"file://{directory}/backup"
     target = os.path.join(directory, "restored.sqlite3")
     yield _peak("init", "init", "--lightning-dir", home, url)
@@ -146,7 +146,8 @@ def memory(directory: str, _capture: str) -> Iterator[Row]:
     yield _peak("compact", "compact", url)
 
 
-def _large_database(home: str) -> None:
+def large_database(home: str) -> None:
+    """A node's directory with a database of 300 MB, of values that do not compress."""
     os.makedirs(home)
     connection = sqlite3.connect(os.path.join(home, "lightningd.sqlite3"))
     connection.execute("CREATE TABLE vars (name TEXT PRIMARY KEY, val TEXT, intval INTEGER)")
@@ -188,7 +189,7 @@ def _peak(name: str, *arguments: str) -> Row:
 def answers_during_compaction(directory: str, _capture: str) -> Iterator[Row]:
     """Answer times while a database of 300 MB is compacted, against those before."""
     home = os.path.join(directory, "node")
-    _large_database(home)
+    large_database(home)
     url = f"file://{directory}/backup"
     subprocess.run(
         [drive.CLI, "init", "--lightning-dir", home, url], check=True, capture_output=True

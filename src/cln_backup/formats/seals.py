@@ -24,8 +24,10 @@ class Sealer(Protocol):
     def seal(self, index: int, covered: bytes, body: bytes) -> bytes:
         """The body, encrypted or not, followed by its seal, which also covers `covered`."""
 
-    def unseal(self, index: int, covered: bytes, sealed: bytes) -> bytes | None:
-        """The body, or `None` if anything was changed."""
+    def unseal(
+        self, index: int, covered: bytes, sealed: bytes | memoryview
+    ) -> bytes | memoryview | None:
+        """The body, or `None` if anything was changed. It may be a part of `sealed`."""
 
 
 class DigestSealer:
@@ -40,10 +42,18 @@ class DigestSealer:
         digest.update(covered + body)
         return body + digest.digest()[: v2.SEAL_BYTES]
 
-    def unseal(self, index: int, covered: bytes, sealed: bytes) -> bytes | None:  # noqa: ARG002
+    def unseal(
+        self,
+        index: int,  # noqa: ARG002
+        covered: bytes,
+        sealed: bytes | memoryview,
+    ) -> bytes | memoryview | None:
         """See `Sealer`."""
         body = sealed[: -v2.SEAL_BYTES]
-        seal = hashlib.sha256(covered + body).digest()[: v2.SEAL_BYTES]
+        digest = self._start.copy()
+        digest.update(covered)
+        digest.update(body)
+        seal = digest.digest()[: v2.SEAL_BYTES]
         return body if sealed[-v2.SEAL_BYTES :] == seal else None
 
 
@@ -61,7 +71,9 @@ class KeySealer:
         """See `Sealer`."""
         return self._cipher.encrypt(index.to_bytes(12, "big"), body, covered)
 
-    def unseal(self, index: int, covered: bytes, sealed: bytes) -> bytes | None:
+    def unseal(
+        self, index: int, covered: bytes, sealed: bytes | memoryview
+    ) -> bytes | memoryview | None:
         """See `Sealer`."""
         try:
             return self._cipher.decrypt(index.to_bytes(12, "big"), sealed, covered)
@@ -97,4 +109,5 @@ def pack_header(header: v2.Open, state: bytes, sealer: Sealer) -> bytes:
 
 def unpack_state(data: bytes, sealer: Sealer) -> bytes | None:
     """The state in a header, or `None` if anything in the header was changed."""
-    return sealer.unseal(0, data[: v2.OPEN_BYTES], data[v2.OPEN_BYTES : v2.HEADER_BYTES])
+    found = sealer.unseal(0, data[: v2.OPEN_BYTES], data[v2.OPEN_BYTES : v2.HEADER_BYTES])
+    return None if found is None else bytes(found)

@@ -390,7 +390,7 @@ def pack_body(record_type: Type, version: int, stored_ms: int | None = None) -> 
     return _TIMED_BODY.pack(record_type, version, at >> 32, at & 0xFFFF_FFFF)
 
 
-def unpack_time(body: bytes) -> int:
+def unpack_time(body: bytes | memoryview) -> int:
     """The time of a change, in milliseconds since 1970. Raises `Malformed`."""
     if len(body) < BODY_BYTES + TIME_BYTES:
         raise Malformed("a change without its time")
@@ -398,7 +398,7 @@ def unpack_time(body: bytes) -> int:
     return int(high) << 32 | int(low)
 
 
-def unpack_body(body: bytes) -> tuple[Type, int]:
+def unpack_body(body: bytes | memoryview) -> tuple[Type, int]:
     """Decodes the start of a body. Raises `Malformed`."""
     record_type, version = _BODY.unpack_from(body)
     known = _TYPES.get(record_type)
@@ -412,7 +412,7 @@ def pack_reference(reference: Reference) -> bytes:
     return _REFERENCE.pack(*reference)
 
 
-def unpack_reference(payload: bytes) -> Reference:
+def unpack_reference(payload: bytes | memoryview) -> Reference:
     """Decodes the rest of the body of a `SNAPSHOT` record. Raises `Malformed`."""
     if len(payload) != _REFERENCE.size:
         raise Malformed("a SNAPSHOT record of the wrong length")

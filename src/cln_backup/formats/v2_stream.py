@@ -23,6 +23,11 @@ _MAX_WINDOW_BYTES: Final = 1 << 23
 _MAX_RATIO: Final = 1 << 15
 """zstd expands a byte to no more: the shortest block has 4 bytes and decompresses to 128 KiB."""
 
+_READ_BYTES: Final = 1 << 21
+"""More than a piece of a snapshot has, so that it is decompressed as it is, without a copy."""
+
+_LARGE_BYTES: Final = 1 << 16
+
 _RAW = struct.Struct("!I")
 RAW_BYTES: Final = _RAW.size
 
@@ -31,7 +36,7 @@ class Record(NamedTuple):
     """One record, unsealed and not yet decompressed.
 
     Attributes:
-        payload: the rest of the body after type, version and time.
+        payload: the rest of the body after type, version and time; a large one may be a view.
         start: where it starts.
         end_bytes: where the next one starts.
         seal: its own.
@@ -40,7 +45,7 @@ class Record(NamedTuple):
 
     type: v2.Type
     version: int
-    payload: bytes
+    payload: bytes | memoryview
     start: v2.LogOffset
     end_bytes: int
     seal: bytes
@@ -109,13 +114,14 @@ class Decoder:
             Malformed: the seal of the first one is valid, but its contents are not.
         """
         found: list[Record] = []
+        bytes_of = memoryview(window)  # a large record is not copied more often than necessary
         at = 0
         while (length := v2.unpack_head(window, at)) is not None:
             body_at = at + v2.HEAD_BYTES
             foot_at = body_at + length + v2.SEAL_BYTES
             if v2.unpack_foot(window, foot_at) != length:
                 break
-            sealed = window[body_at:foot_at]
+            sealed = bytes_of[body_at:foot_at]
             body = self._unseal(self._index + 1, self.seal + window[at:body_at], sealed)
             if body is None:
                 break
@@ -129,9 +135,11 @@ class Decoder:
                 raise
             start = v2.LogOffset(segment, offset_bytes + at, self.seal)
             self._index += 1
-            self.seal = sealed[-v2.SEAL_BYTES :]
+            self.seal = bytes(sealed[-v2.SEAL_BYTES :])
             at = foot_at + v2.FOOT_BYTES
             payload = body[v2.BODY_BYTES + (v2.TIME_BYTES if timed else 0) :]
+            if length < _LARGE_BYTES:
+                payload = bytes(payload)
             end = offset_bytes + at
             found.append(Record(record_type, version, payload, start, end, self.seal, stored_ms))
         return found
@@ -148,11 +156,12 @@ class _Pending:
         self._data = b""
 
     def add(self, data: bytes) -> None:
-        self._data += data
+        self._data = self._data + data if self._data else data
 
     def read(self, size_bytes: int) -> bytes:
-        data, self._data = self._data[:size_bytes], self._data[size_bytes:]
-        return data
+        data = self._data
+        self._data = data[size_bytes:]
+        return data if len(data) <= size_bytes else data[:size_bytes]
 
 
 class Inflater:
@@ -165,9 +174,9 @@ class Inflater:
         self._error = ZstdError
         decompressor = ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
         source = cast("IO[bytes]", self._pending)
-        self._reader = decompressor.stream_reader(source, read_size=1 << 17)
+        self._reader = decompressor.stream_reader(source, read_size=_READ_BYTES)
 
-    def inflate(self, payload: bytes) -> bytes:
+    def inflate(self, payload: bytes | memoryview) -> bytes:
         """The content of a record. Memory grows with the bytes present, not with the stated length.
 
         Raises:
@@ -177,7 +186,7 @@ class Inflater:
         if len(payload) < RAW_BYTES:
             raise v2.Malformed("a compressed record without its length")
         (wanted,) = _RAW.unpack_from(payload)
-        packed = payload[RAW_BYTES:]
+        packed = bytes(payload[RAW_BYTES:])
         if wanted > min(v2.MAX_TRANSACTION_BYTES, len(packed) * _MAX_RATIO):
             raise v2.Malformed(f"a record with an impossible length of {wanted} bytes")
         self._pending.add(packed)

@@ -11,7 +11,7 @@ from cln_backup.model.errors import AlreadyExists, NotFound
 from cln_backup.node.outside import DATABASE_NAME, network_directories_in
 from cln_backup.replay.ahead import read_ahead
 from cln_backup.replay.replica import Replica, replay
-from cln_backup.storage import fsio, interruption
+from cln_backup.storage import fsio, interruption, writeback
 from cln_backup.storage.file_system import syncs_names
 
 if TYPE_CHECKING:
@@ -95,22 +95,25 @@ def _build(
     """Replays, checks and syncs the file; also returns its foreign key faults and size."""
     with read_ahead(reader) as changes:
         wanted = takewhile(lambda change: to is None or change.version <= to, changes)
-        replica = replay(wanted, built, progress)
+        is_local = reader.place.storage_dir is not None
+        replica = replay(wanted, built, progress, hurries=is_local)
+    fd = -1
     try:
         if not replica.changes or (to is not None and replica.applied != to):
             raise NotFound(
                 f"The backup has no change for data version {to}; `backup-cli log` lists its "
                 "changes."
             )
+        fd = fsio.open_existing(built, writable=True, op="sync restored database")
+        writeback.begin(fd)  # while it is being checked
         faults = replica.check()
-    finally:
         replica.close()
-    fd = fsio.open_existing(built, writable=True, op="sync restored database")
-    try:
         fsio.sync(fd, op="sync restored database")
         size = fsio.size_bytes(fd)
     finally:
-        os.close(fd)
+        replica.close()
+        if fd >= 0:
+            os.close(fd)
     return replica, faults, size
 
 

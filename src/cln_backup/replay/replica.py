@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import apsw
@@ -11,7 +12,8 @@ from cln_backup.model import statements
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import Damaged, NotFound, ReplayFailed, StorageError
 from cln_backup.replay.statement_runner import StatementRunner
-from cln_backup.storage import fsio, interruption
+from cln_backup.storage import fsio, interruption, writeback
+from cln_backup.storage.in_thread import read_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from cln_backup.model.change import Change
 
 _PAGES_PER_STEP = 256
+_WRITE_EVERY_BYTES = 1 << 24
 _REASONS: dict[type[apsw.Error], str] = {
     apsw.BusyError: "the database is locked by another program; stop that",
     apsw.LockedError: "the database is locked by another program; stop that",
@@ -62,8 +65,13 @@ class Replica:
         changes: the number of changes applied.
     """
 
-    def __init__(self, path: str) -> None:
-        """Starts with an empty database at a path that does not exist."""
+    def __init__(self, path: str, *, hurries: bool = False) -> None:
+        """Starts with an empty database at a path that does not exist.
+
+        If it `hurries`, snapshots are read in a thread, and what is written starts on its way to
+        the disk at once: for a database that will be kept, and that somebody waits for.
+        """
+        self._hurries = hurries
         self._path = path
         os.close(fsio.create(path, op="create replica"))
         self._connection = self._connect()
@@ -114,9 +122,9 @@ class Replica:
         try:
             if fsio.size_bytes(fd):  # ext4 flushes a truncated file when it is closed
                 fsio.truncate(fd, 0, op="write snapshot")
-            offset = 0
-            for chunk in change.snapshot.chunks():
-                offset = fsio.write_at(fd, [chunk], offset, op="write snapshot")
+            chunks = change.snapshot.chunks()
+            with read_in_thread(chunks) if self._hurries else nullcontext(chunks) as pieces:
+                self._write(fd, pieces)
         finally:
             os.close(fd)
         try:
@@ -128,6 +136,14 @@ class Replica:
                 f"The snapshot at data version {change.version} is not a SQLite database ({error})."
             ) from None
         self.foreign_keys = True
+
+    def _write(self, fd: int, pieces: Iterator[bytes]) -> None:
+        offset = begun = 0
+        for piece in pieces:
+            offset = fsio.write_at(fd, [piece], offset, op="write snapshot")
+            if self._hurries and offset - begun >= _WRITE_EVERY_BYTES:
+                writeback.begin(fd, begun, offset - begun)
+                begun = offset
 
     @property
     def connection(self) -> apsw.Connection:
@@ -171,17 +187,21 @@ class Replica:
 
 
 def replay(
-    changes: Iterable[Change], path: str, progress: Callable[[Change], None] | None = None
+    changes: Iterable[Change],
+    path: str,
+    progress: Callable[[Change], None] | None = None,
+    *,
+    hurries: bool = False,
 ) -> Replica:
     """Builds a replica at `path` from the changes, calling `progress` after each.
 
     Where the changes do not replay, it continues at the next snapshot: a start or an operator has
-    healed the backup with it.
+    healed the backup with it. `hurries` is as for `Replica`.
 
     Raises:
         ReplayFailed, Damaged, StorageError: the caller must remove the file at `path`.
     """
-    replica = Replica(path)
+    replica = Replica(path, hurries=hurries)
     good = 0
     failed: ReplayFailed | None = None
     try:

@@ -59,7 +59,7 @@ class NodeVeil:
             salt, sealed = data[: v2.SALT_BYTES], data[v2.SALT_BYTES :]
             if len(sealed) > v2.SEAL_BYTES:
                 found = self._sealer(salt).unseal(0, b"", sealed)
-                return None if found is None else found.decode()
+                return None if found is None else bytes(found).decode()
         return None
 
     def _sealer(self, salt: bytes) -> KeySealer:

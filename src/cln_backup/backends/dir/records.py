@@ -57,7 +57,10 @@ def records(
             raise Unreadable(offset, str(error)) from None
         yield from found
         if found:
-            offset, wanted = found[-1].end_bytes, _WINDOW_BYTES
+            # A large record is usually followed by one of the same size, as in a snapshot.
+            last = found[-1]
+            wanted = max(_WINDOW_BYTES, last.end_bytes - last.start.offset_bytes + v2.FRAME_BYTES)
+            offset = last.end_bytes
         else:
             wanted = _whole_bytes(window, offset, end_bytes)
             if wanted <= len(window):
