@@ -9,28 +9,28 @@ import re
 import signal
 import time
 import urllib.request
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cln_backup.backends import create_backend
 from cln_backup.follower.messages import Alarm, Progress
-from cln_backup.server.following import Following, NotFollowed, replica_of
+from cln_backup.server.following import NotFollowed, replica_of
+from cln_backup.server.nodes import open_nodes, read_nodes, renew
 from cln_backup.server.proof import Proof
 from cln_backup.server.served import Served
-from cln_backup.storage import scratch
 from tests import programs
 from tests.format2.small import url_of
-from tests.histories import append, payments, started_node, transaction
-from tests.socket.serving import server_process
+from tests.histories import append, payment, payments, started_node, transaction
+from tests.socket.followers import PATIENCE_S, followed, wait_until_proven
+from tests.socket.serving import server_here, server_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
+    from cln_backup.model.change import Change
     from tests.socket.serving import ServerProcess
-
-_PATIENCE_S = 300.0
 
 
 def _backup(url: str) -> str:
@@ -58,7 +58,7 @@ def _metrics(address: str, node: str = "") -> dict[str, float]:
 
 def _wait_for(address: str, version: int, node: str = "") -> dict[str, float]:
     """The metrics, once everything up to a version is proven."""
-    until = time.monotonic() + _PATIENCE_S
+    until = time.monotonic() + PATIENCE_S
     while True:
         metrics = _metrics(address, node)
         if metrics.get("proven_version", 0) >= version:
@@ -67,84 +67,98 @@ def _wait_for(address: str, version: int, node: str = "") -> dict[str, float]:
         time.sleep(0.1)
 
 
-def _follower_of(server: ServerProcess) -> int:
-    """The process id of the server's follower."""
-    tasks = Path(f"/proc/{server.process.pid}/task")
-    until = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < until:
-        for children in tasks.glob("*/children"):
-            for pid in children.read_text().split():
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if b"follower" in command:
-                    return int(pid)
-        time.sleep(0.05)
-    raise AssertionError("there is no follower")
-
-
-@pytest.mark.parametrize("scheme", ["dir", "file"])
-def test_proves_what_is_stored_also_after_its_follower_was_killed(
-    tmp_path: Path, scheme: str
-) -> None:
-    with _following(_backup(f"{scheme}://{tmp_path}/node")) as (server, address):
-        metrics = _wait_for(address, 9)
-        assert metrics["head_version"] == metrics["proven_version"] == 9
+def test_server_says_how_far_its_backup_is_proven(tmp_path: Path) -> None:
+    """In its metrics, its log, and to `backup-cli status`."""
+    with _following(_backup(f"dir://{tmp_path}/node")) as (server, address):
+        _wait_for(address, 9)
+        append(server.url, payments(10, 12))
+        metrics = _wait_for(address, 11)
+        assert metrics["head_version"] == metrics["proven_version"] == 11
         assert metrics["alarm"] == metrics["proof_lag_seconds"] == 0
         assert abs(metrics["proven_timestamp_seconds"] - time.time()) < 3600
-        append(server.url, payments(10, 12))
-        _wait_for(address, 11)
         shown = json.loads(programs.run("status", "--json", server.url).stdout)
         assert shown["proven_version"] == 11
         assert abs(shown["proven_at"] - time.time()) < 3600
-        os.kill(_follower_of(server), signal.SIGKILL)
-        append(server.url, payments(12, 14))
-        _wait_for(address, 13)
         assert server.terminate() == 0
-    said = "".join(server.said)
-    assert "Proven up to version 9" in said
-    assert "The follower starts again in 1 seconds" in said
+    assert "Proven up to version" in "".join(server.said)
     replica = tmp_path / "replica-of-node"
     assert oct(replica.stat().st_mode)[-3:] == "700"
     assert (replica / "replica.sqlite3").exists()
 
 
-def test_change_that_does_not_replay_is_an_alarm(tmp_path: Path) -> None:
-    url = _backup(f"dir://{tmp_path}/node")
-    with _following("--log-mode", "json", url) as (server, address):
-        _wait_for(address, 9)
-        append(server.url, [transaction(10, "INSERT INTO nowhere VALUES (1)")])
-        until = time.monotonic() + _PATIENCE_S
-        while not _metrics(address)["alarm"]:
+def _served(tmp_path: Path, name: str = "node", scheme: str = "dir") -> Served:
+    node = Served(name, _backup(f"{scheme}://{tmp_path}/{name}"), None)
+    node.open()
+    return node
+
+
+def _store(node: Served, *changes: Change) -> None:
+    """As a node does, through the server."""
+    with server_here() as server:
+        server.nodes[node.name] = node
+        append(f"socket:{server.address}?node={node.name}", changes)
+    node.open()
+
+
+@pytest.mark.parametrize("scheme", ["dir", "file"])
+def test_killed_follower_is_started_again_and_continues(
+    tmp_path: Path, scheme: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = _served(tmp_path, scheme=scheme)
+    with followed({"node": node}) as following:
+        wait_until_proven(node, 9)
+        inode = (tmp_path / "replica-of-node" / "replica.sqlite3").stat().st_ino
+        assert following._child is not None
+        os.kill(following._child.pid, signal.SIGKILL)
+        _store(node, *payments(10, 12))
+        wait_until_proven(node, 11)
+        assert (tmp_path / "replica-of-node" / "replica.sqlite3").stat().st_ino == inode
+        assert node.proof.lag_s() == 0
+    assert "The follower starts again in 1 seconds" in caplog.text
+    node.close()
+
+
+def test_change_that_does_not_replay_is_an_alarm(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = _served(tmp_path)
+    with followed({"node": node}):
+        wait_until_proven(node, 9)
+        _store(node, transaction(10, "INSERT INTO nowhere VALUES (1)"))
+        until = time.monotonic() + PATIENCE_S
+        while node.proof.alarm is None:
             assert time.monotonic() < until
-            time.sleep(0.2)
-        metrics = _metrics(address)
-        assert metrics["proven_version"] == 9
-        assert metrics["proof_lag_seconds"] > 0
-        # The node is not touched by it.
-        append(server.url, payments(11, 12))
-    lines = [json.loads(line) for line in server.said if line.startswith("{")]
-    (alarm,) = [line["message"] for line in lines if line["level"] == "critical"]
-    assert alarm.startswith("ALARM: ")
-    assert "nowhere" not in alarm
+            time.sleep(0.1)
+        assert node.proof.version == 9
+        assert node.proof.lag_s() > 0
+        _store(node, payment(11))  # the node is not touched by it
+    (alarm,) = [record for record in caplog.records if record.levelname == "CRITICAL"]
+    assert alarm.getMessage().startswith("node: ALARM: ")
+    assert "nowhere" not in alarm.getMessage()
+    node.close()
 
 
 def test_list_of_nodes_that_is_read_again_changes_what_is_followed(tmp_path: Path) -> None:
-    nodes = tmp_path / "nodes"
+    listed = tmp_path / "nodes"
     lines = [f"{name} {_backup(f'dir://{tmp_path}/{name}')} {'0' * 64}\n" for name in ("a", "b")]
-    nodes.write_text(lines[0])
+    listed.write_text(lines[0])
+    nodes = read_nodes(str(listed))
+    open_nodes(nodes.values())
     replicas = tmp_path / "replicas"
-    with _following("--nodes", str(nodes), "--replica-dir", str(replicas)) as (server, address):
-        _wait_for(address, 9, "a")
-        nodes.write_text("".join(lines))
-        server.process.send_signal(signal.SIGHUP)
-        _wait_for(address, 9, "b")
-        nodes.write_text(lines[1])
-        server.process.send_signal(signal.SIGHUP)
-        until = time.monotonic() + _PATIENCE_S
+    with followed(nodes, str(replicas)):
+        wait_until_proven(nodes["a"], 9)
+        listed.write_text("".join(lines))
+        renew(nodes, str(listed))
+        wait_until_proven(nodes["b"], 9)
+        listed.write_text(lines[1].replace("0" * 64, "1" * 64))
+        renew(nodes, str(listed))
+        assert nodes["b"].proof.version == 9, "a new token is no new backup"
+        until = time.monotonic() + PATIENCE_S
         while (replicas / "a").exists():
             assert time.monotonic() < until
-            time.sleep(0.1)
+            time.sleep(0.05)
         assert (replicas / "b" / "replica.sqlite3").exists()
-        assert _metrics(address, "a") == {}
+    nodes["b"].close()
 
 
 def test_replica_is_never_where_an_encrypted_backup_is(tmp_path: Path) -> None:
@@ -169,23 +183,6 @@ def test_replica_of_an_open_backup_is_beside_it_or_where_it_is_told(tmp_path: Pa
         replica_of(url, "", str(tmp_path / "node" / "replicas"))
 
 
-def test_disk_that_is_nearly_full_is_left_to_the_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    node = Served("alice", _backup(f"dir://{tmp_path}/node"), None)
-    node.open()
-    following = Following({"alice": node}, None)
-    room_bytes = [0]
-    monkeypatch.setattr(scratch, "room_bytes", lambda *_, **__: room_bytes[0])
-    monkeypatch.setattr("cln_backup.server.following._ROOM_EVERY_S", 0.0)
-    assert list(following._wanted()) == ["alice"]
-    for room, is_wanted in ((-1, False), (1, False), (1 << 30, True), (1, True)):
-        room_bytes[0] = room
-        assert bool(following._wanted()) == is_wanted
-    assert caplog.text.count("nearly full") == 1
-    node.close()
-
-
 def test_lag_begins_with_the_first_change_that_is_not_proven() -> None:
     proof = Proof()
     assert proof.lag_s() == 0
@@ -197,7 +194,7 @@ def test_lag_begins_with_the_first_change_that_is_not_proven() -> None:
     assert proof.lag_s() == 0
     proof.look_at(7)
     proof.look_at(9)
-    assert 0 < proof.lag_s() < first + _PATIENCE_S
+    assert 0 < proof.lag_s() < first + PATIENCE_S
     proof.look_at(8)  # the head was dropped
     proof.take(Progress("", 8, 2.0, 2.0))
     assert proof.lag_s() == 0
@@ -210,8 +207,21 @@ def test_lag_begins_with_the_first_change_that_is_not_proven() -> None:
 def test_alarm_ends_with_a_replay_up_to_the_head_after_it() -> None:
     proof = Proof()
     proof.take(Progress("", 5, 1.0, 1.0))
+    assert _state(proof) == (None, True)
     proof.raise_alarm(Alarm("", "replay", "It does not replay."))
     proof.take(Progress("", 5, 1.0, 1.0, "trouble"))
-    assert proof.alarm == "It does not replay."
-    proof.take(Progress("", 9, time.time() + 1, None))
-    assert proof.alarm is None
+    assert _state(proof) == ("replay", False)
+    later = time.time() + 1
+    proof.take(Progress("", 9, later, None))
+    assert _state(proof) == (None, True)
+    proof.raise_alarm(Alarm("", "integrity", "SQLite finds errors."))
+    proof.take(Progress("", 9, later, None))
+    assert _state(proof) == ("integrity", False)
+    proof.take(Progress("", 9, later, None, checked_at=later))
+    assert _state(proof) == (None, True)
+
+
+def _state(proof: Proof) -> tuple[str | None, bool]:
+    """The kind of the alarm, and whether the follower is at hand."""
+    kind = None if proof.alarm is None else proof.alarm.kind
+    return kind, proof.is_followed()

@@ -9,6 +9,7 @@ import pytest
 
 from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.compaction.policy import Limits
+from cln_backup.server.preparing import Preparing
 from cln_backup.server.self_compaction import SETTLED_S, SelfCompaction
 from tests.histories import (
     append,
@@ -18,12 +19,14 @@ from tests.histories import (
     transaction,
     wearing_payments,
 )
+from tests.socket.followers import followed, wait_until_proven
 from tests.socket.serving import server_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from cln_backup.server.preparing import FollowerSide
     from cln_backup.server.served import Served
 
 _LIMITS = Limits(max_changes=100)
@@ -106,6 +109,51 @@ def test_history_that_ends_within_a_migration_is_left_alone(
         writer.add_change(transaction(155))
         SelfCompaction({"": node}, _LIMITS, settled_s=0).look(node)
         assert _changes(url) == 2
+
+
+def test_follower_makes_the_snapshot_from_its_replica(
+    served: tuple[Served, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, url = served
+    started = []
+    start = Preparing._start
+
+    def notice(preparing: Preparing, follower: FollowerSide | None) -> None:
+        started.append(follower is not None)
+        start(preparing, follower)
+
+    monkeypatch.setattr(Preparing, "_start", notice)
+    by_itself = SelfCompaction({"": node}, _LIMITS, settled_s=0)
+    replicas = str(tmp_path / "replicas")
+    with followed({node.name: node}, replicas), open_writer(url) as writer:
+        wait_until_proven(node, 149)
+        replica = tmp_path / "replicas" / node.name / "replica.sqlite3"
+        inode = replica.stat().st_ino
+        before = node.standing()
+        by_itself.look(node)
+        assert node.counters.self_compactions == 1
+        assert node.standing().history == before.history
+        assert _changes(url) == 2
+        writer.add_change(wearing_payments(150, 151)[0])
+        wait_until_proven(node, 150)
+        assert replica.stat().st_ino == inode, "it was built again"
+    assert started == [True]
+
+
+def test_follower_refuses_within_a_migration_too(
+    served: tuple[Served, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    node, url = served
+    with open_writer(url) as writer:
+        writer.add_change(transaction(150, "CREATE TABLE version (version INTEGER)"))
+        writer.add_change(transaction(151, _VERSION_IS_SET))
+        writer.add_change(transaction(152, "ALTER TABLE peers ADD feature_bits BLOB"))
+        writer.add_change(transaction(153))
+        with followed({node.name: node}):
+            wait_until_proven(node, 153)
+            SelfCompaction({"": node}, _LIMITS, settled_s=0).look(node)
+        assert "a migration of the database that began after data version 151" in caplog.text
+        assert _changes(url) > 100
 
 
 def test_thread_looks_at_every_node_and_ends(served: tuple[Served, str]) -> None:

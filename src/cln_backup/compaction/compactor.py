@@ -60,14 +60,16 @@ class Compactor:
         *,
         secret: Secret | None = None,
         if_it_pays: bool = False,
+        keep_migration: bool = False,
         follower: Helper | None = None,
     ) -> None:
         """Asks the follower to prepare it, or starts a child process; then poll its `fileno`.
 
         A child process works in `scratch_dir` if given, and unlocks the backup with `secret`, or
         with the URL's. With `if_it_pays`, the backup is not changed if a compaction is not worth
-        it. A storage that a second process cannot reach has compacted when this returns, which may
-        take long.
+        it, and by a child process not within a migration; by a follower with `keep_migration`. A
+        storage that a second process cannot reach has compacted when this returns, which may take
+        long.
 
         Raises:
             StorageError: it cannot be started, or leftovers cannot be removed.
@@ -83,7 +85,7 @@ class Compactor:
         if not isinstance(begun, MoreNeeded):
             self.done = begun
         elif follower is not None:
-            follower.send(Compact(if_it_pays))
+            follower.send(Compact(if_it_pays, keep_migration))
         else:
             self._helper = self._child = Child(
                 "cln_backup.compaction.process",

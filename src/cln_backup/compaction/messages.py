@@ -50,9 +50,15 @@ class NotWorthIt(Message):
 
 
 class Compact(Message):
-    """The request to a follower, which prepares a compaction from its replica."""
+    """The request to a follower, which prepares a compaction from its replica.
+
+    Attributes:
+        if_it_pays: as for `Start`.
+        keep_migration: whether to read the history first, and refuse within a migration.
+    """
 
     if_it_pays: bool
+    keep_migration: bool = False
 
 
 class Declined(Message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from cln_backup.compaction.compact import require_no_migration
 from cln_backup.compaction.from_replica import prepare
 from cln_backup.compaction.messages import (
     Compact,
@@ -69,7 +70,7 @@ class Compacting:
     def _serve(self, asked: Message) -> None:
         if isinstance(asked, Compact):
             self._end()
-            self._begin(if_it_pays=asked.if_it_pays)
+            self._begin(asked)
         elif self._prepared is None or self._reader is None:
             return  # it has ended here already
         elif isinstance(asked, Settled):
@@ -79,7 +80,7 @@ class Compacting:
             self._prepared = self._prepared._replace(ticket=ticket)
             self._say(Ready(ticket))
 
-    def _begin(self, *, if_it_pays: bool) -> None:
+    def _begin(self, asked: Compact) -> None:
         replica = self._followed.replica
         if replica is None or not self._followed.is_at_hand():
             self._say(Declined())
@@ -87,6 +88,8 @@ class Compacting:
         # Not at the lowest priority: on a busy machine, that takes very long, and while a process
         # of low priority holds the file system's journal, the node's writer would wait.
         self._reader = self._parent.aside(self._followed.open_reader).result()
+        if asked.keep_migration:
+            require_no_migration(self._reader)
         prepared = prepare(replica, self._reader, self._stage, self._parent.check)
         if prepared is None:
             self._end()
@@ -94,7 +97,7 @@ class Compacting:
         elif prepared.ticket.done is not None:
             self._end()
             self._say(Compacted(prepared.ticket.done))
-        elif if_it_pays and not prepared.ticket.pays():
+        elif asked.if_it_pays and not prepared.ticket.pays():
             self._reader.discard(prepared.ticket)
             self._end()
             self._say(NotWorthIt(prepared.ticket.after))

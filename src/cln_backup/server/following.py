@@ -11,20 +11,35 @@ import os
 import select
 import threading
 import time
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.backends import place_at
 from cln_backup.backends.opening import Opening
 from cln_backup.backends.paths import require_outside
-from cln_backup.follower.messages import SAYS, Alarm, Backup, Progress, Removed, Said, Start
+from cln_backup.follower.helper import FollowerHelper
+from cln_backup.follower.messages import (
+    SAYS,
+    Alarm,
+    Backup,
+    CompactionSaid,
+    Progress,
+    Removed,
+    Said,
+    Start,
+)
 from cln_backup.model.errors import BackupError
 from cln_backup.process.child import Child
 from cln_backup.replay.kept_directory import remove_replica
-from cln_backup.storage import directories, scratch
+from cln_backup.server.preparing import FollowerSide
+from cln_backup.storage import directories
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
+    from cln_backup.compaction.messages import CompactionAnswer
+    from cln_backup.process.channel import Message
     from cln_backup.server.served import Served
 
 OFF: Final = "off"
@@ -33,8 +48,6 @@ _LOOK_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 300.0
 _RELIABLE_S: Final = 60.0
-_ROOM_EVERY_S: Final = 10.0
-_ROOM_BYTES: Final = 64 << 20
 _END_S: Final = 5.0
 
 _log = logging.getLogger("cln_backup.server")
@@ -85,8 +98,8 @@ class Following:
         self._chosen = chosen
         self._places: dict[tuple[str, str], str | None] = {}
         self._followed: dict[str, Backup] = {}
-        self._without_room: set[str] = set()
-        self._look_for_room_at = 0.0
+        self._answers: dict[str, SimpleQueue[CompactionAnswer | None]] = {}
+        self._child_lock = threading.Lock()
         self._child: Child[Said] | None = None
         self._start_at = self._started_at = 0.0
         self._pause_s = _FIRST_PAUSE_S
@@ -136,10 +149,8 @@ class Following:
             directory = self._place_of(node)
             if directory is not None:
                 found[node.name] = Backup(node.name, Opening(node.url), directory)
-        if time.monotonic() >= self._look_for_room_at:
-            self._look_for_room_at = time.monotonic() + _ROOM_EVERY_S
-            self._look_for_room(found.values())
-        return {name: backup for name, backup in found.items() if name not in self._without_room}
+                node.follower = partial(self._side_for, node.name)
+        return found
 
     def _place_of(self, node: Served) -> str | None:
         key = node.name, node.url
@@ -150,24 +161,6 @@ class Following:
                 self._places[key] = None
                 node.say(logging.WARNING, f"The backup is not followed: {error}")
         return self._places[key]
-
-    def _look_for_room(self, backups: Iterable[Backup]) -> None:
-        """Stops following where the last space of a disk is reserved for the nodes' changes."""
-        for backup in backups:
-            try:
-                room_bytes = scratch.room_bytes(os.path.dirname(backup.directory), op="follow")
-            except BackupError:  # the follower will say what is wrong
-                continue
-            name, lacked = backup.name, backup.name in self._without_room
-            if room_bytes < 0 and not lacked:
-                self._without_room.add(name)
-                _log.warning(
-                    "%sThe backup is not followed now: the disk of %s is nearly full, and the rest "
-                    "is reserved for changes",
-                    *(_of(name), backup.directory),
-                )
-            elif room_bytes > _ROOM_BYTES and lacked:
-                self._without_room.discard(name)
 
     def _remove_former(self, wanted: dict[str, Backup]) -> None:
         """Removes the replicas of backups that are no longer in the list of nodes."""
@@ -211,6 +204,8 @@ class Following:
                 _log.warning("%sThe follower tries again: %s", _of(node.name), said.trouble)
             if before is None and said.proven_at is not None:
                 _log.info("%sProven up to version %d", _of(node.name), said.proven_version)
+        elif isinstance(said, CompactionSaid):
+            self._answers[said.name].put(said.said)
         elif isinstance(said, Alarm):
             node.proof.raise_alarm(said)
             _log.critical("%sALARM: %s", _of(node.name), said.text)
@@ -224,11 +219,36 @@ class Following:
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
     def _end(self) -> None:
-        if self._child is not None:
+        with self._child_lock:
+            child, self._child = self._child, None
+            answers, self._answers = self._answers, {}
+        for queue in answers.values():
+            queue.put(None)
+        if child is not None:
             with contextlib.suppress(OSError):
-                self._child.close()
-            self._child.wait(_END_S)
-            self._child = None
+                child.close()
+            child.wait(_END_S)
+
+    def _ask(self, request: Message) -> bool:
+        """Sends the follower a request, from any thread; `False` if it does not run."""
+        with self._child_lock:
+            if self._child is None:
+                return False
+            try:
+                self._child.send(request)
+            except BackupError:  # it has ended; `_receive` will hear of it
+                return False
+            return True
+
+    def _side_for(self, name: str) -> FollowerSide | None:
+        """The follower for a compaction of a backup, from any thread; `None` if it cannot help."""
+        node = self._nodes.get(name)
+        with self._child_lock:
+            if self._child is None or node is None or not node.proof.is_followed():
+                return None
+            answers: SimpleQueue[CompactionAnswer | None] = SimpleQueue()
+            self._answers[name] = answers
+        return FollowerSide(FollowerHelper(self._ask, name), answers)
 
 
 def _of(name: str) -> str:

@@ -19,22 +19,32 @@ class Proof:
         alarm: the fault of the backup; `None` if no fault is known.
     """
 
+    progress: Progress | None
+    alarm: Alarm | None
+
     def __init__(self) -> None:
-        self.progress: Progress | None = None
-        self.alarm: str | None = None
+        self.progress = None
+        self.alarm = None
         self._alarm_at = 0.0
         self._heads: list[tuple[float, int]] = []
 
     def take(self, progress: Progress) -> None:
-        """Takes a report over. A replay up to the head after an alarm ends that."""
+        """Takes a report over. It ends an alarm if what was wrong has been found right since."""
         self.progress = progress
-        proven_at = progress.proven_at
-        if self.alarm is not None and proven_at is not None and proven_at > self._alarm_at:
-            self.alarm = None
+        if self.alarm is not None:
+            is_sound = self.alarm.kind == "integrity"
+            passed_at = progress.checked_at if is_sound else progress.proven_at
+            if passed_at is not None and passed_at > self._alarm_at:
+                self.alarm = None
 
     def raise_alarm(self, alarm: Alarm) -> None:
         """Keeps an alarm until it has ended."""
-        self.alarm, self._alarm_at = alarm.text, time.time()
+        self.alarm, self._alarm_at = alarm, time.time()
+
+    def is_followed(self) -> bool:
+        """Whether the replica is at hand, without any trouble."""
+        progress = self.progress
+        return progress is not None and progress.trouble is None and self.alarm is None
 
     def look_at(self, head_version: int) -> None:
         """Notes the version of the head, for `lag_s`; call it about once a second."""

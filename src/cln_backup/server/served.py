@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import select
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from cln_backup.backends import create_backend, place_at, redacted
 from cln_backup.backends.ticket import size_of
-from cln_backup.compaction.compactor import Compactor
 from cln_backup.compaction.facts import facts_of
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import (
@@ -23,18 +21,22 @@ from cln_backup.model.errors import (
 )
 from cln_backup.server.bells import Bells
 from cln_backup.server.counters import Counters
+from cln_backup.server.preparing import Preparing
 from cln_backup.server.proof import Proof
 from cln_backup.server.right import Right
 from cln_backup.server.standing import head_digest, standing_of
 from cln_backup.storage import scratch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cln_backup.backends.contract import Reader, Writer
     from cln_backup.backends.events import Event
     from cln_backup.backends.place import Keeps
     from cln_backup.backends.ticket import Statistics
     from cln_backup.compaction.policy import Facts
     from cln_backup.model.change import Change
+    from cln_backup.server.preparing import FollowerSide
     from cln_backup.server.right import Client
     from cln_backup.wire import packets as wire
 
@@ -59,6 +61,7 @@ class Served:
         self.counters = Counters()
         self.bells = Bells()
         self.proof = Proof()
+        self.follower: Callable[[], FollowerSide | None] = lambda: None
         self.last: wire.Standing | None = None
         self.space_bound_bytes: int | None = None
         self._began_at = time.time()
@@ -345,26 +348,21 @@ class Served:
         return statistics
 
     def _compact(self) -> Statistics:
+        follower = self.follower()
         with self._changed:
-            backend = self._opened()
-            compactor = Compactor(backend, if_it_pays=True)
-            writes = self._writes
-        poll = select.poll()  # a server has more files open than select supports
-        poll.register(compactor, select.POLLIN)
-        try:
+            backend, writes = self._opened(), self._writes
+            preparing = Preparing(backend, follower)
+        with preparing:
             while True:
-                poll.poll()
+                step = preparing.wait()
                 with self._changed:
                     if self._backend is not backend:
                         raise StorageError("A write failed meanwhile; the compaction was given up.")
-                    statistics = compactor.step()
+                    statistics = step()
                     if statistics is not None:
                         self._compacted_at_write = writes
                         self._stand(backend)
                         return statistics
-        finally:
-            compactor.close()
-            compactor.wait()
 
     def writer_since_s(self) -> float:
         """For how long the current session has had the right to write; 0 without a writer."""

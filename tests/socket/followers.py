@@ -1,0 +1,50 @@
+"""A follower beside a server in this process, at the normal priority.
+
+At the lowest one, a machine that is busy with other tests would not run it for minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from cln_backup.process.child import Child, Said
+from cln_backup.server import following
+from cln_backup.server.following import Following
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from cln_backup.server.served import Served
+
+PATIENCE_S = 250.0
+
+
+class _Eager(Child[Said]):
+    """A child of the normal priority."""
+
+    def __init__(self, *given: Any, lowest_priority: bool, **options: Any) -> None:
+        assert lowest_priority
+        super().__init__(*given, **options)
+
+
+@contextlib.contextmanager
+def followed(nodes: Mapping[str, Served], replicas: str | None = None) -> Iterator[Following]:
+    """Follows the backups of a server while the block runs."""
+    with patch.object(following, "Child", _Eager):
+        found = Following(nodes, replicas)
+        found.start()
+        try:
+            yield found
+        finally:
+            found.stop()
+
+
+def wait_until_proven(node: Served, version: int) -> None:
+    """Waits until a backup is proven up to a version, at least."""
+    until = time.monotonic() + PATIENCE_S
+    while node.proof.version < version or not node.proof.is_followed():
+        assert time.monotonic() < until, node.proof.progress
+        time.sleep(0.02)
