@@ -26,8 +26,16 @@ WAIT_S = 120.0
 class Follower:
     """Follows one backup; at the normal priority, so that a busy machine does not starve it."""
 
-    def __init__(self, url: str, directory: Path, *obsolete: Path, follows: bool = True) -> None:
-        backups = [Backup("node", Opening(url), str(directory))] if follows else []
+    def __init__(
+        self,
+        url: str,
+        directory: Path,
+        *obsolete: Path,
+        follows: bool = True,
+        database: Path | None = None,
+    ) -> None:
+        node = None if database is None else str(database)
+        backups = [Backup("node", Opening(url), str(directory), node)] if follows else []
         self.child: Child[Said] = Child(
             "cln_backup.follower.process",
             Start(backups, [str(path) for path in obsolete]),
