@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from cln_backup.backends import create_backend, open_reader, open_writer, place_at, redacted
 from cln_backup.backends.file.place import path_of
+from cln_backup.backends.file.scan import scan
 from cln_backup.compaction.compact import compact
 from cln_backup.model.change import Change
 from cln_backup.model.errors import (
@@ -35,9 +37,12 @@ from tests.histories import (
     told,
     told_by,
 )
+from tests.random_node import RandomNode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from cln_backup.backends.file.scan import Known
 
 
 @pytest.mark.parametrize(
@@ -348,3 +353,22 @@ def test_lock_is_given_back_when_the_writer_cannot_note_itself(
         with pytest.raises(StorageError):
             open_writer(url)
     append(url, started_node())
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_scan_that_continues_finds_what_a_whole_one_finds(seed: int, tmp_path: Path) -> None:
+    path = tmp_path / "node.bkp"
+    url = f"file://{path}"
+    create_backend(url, None)
+    chance = random.Random(seed)
+    node = RandomNode(url, chance, compacts=False)
+    known: list[Known | None] = [None]
+    for _ in range(50):
+        node.step()
+        fd = os.open(path, os.O_RDONLY)
+        whole = scan(fd, str(path))
+        for place in chance.sample(known, min(4, len(known))):
+            assert scan(fd, str(path), place) == whole
+        os.close(fd)
+        known.append(whole.known)
+    node.close()

@@ -273,6 +273,8 @@ def test_status_json(made: Place) -> None:
         "head": "transaction",
         "dated_by_file": True,
         "node_id": None,
+        "proven_version": None,
+        "proven_at": None,
         "encrypted": False,
         "cipher": None,
         "keys": [],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cln_backup.backends.file.scan import entries
+from cln_backup.backends.file.entries import entries
 from cln_backup.formats import v1
 from cln_backup.model.change import Change, Kind
 from cln_backup.model.errors import Damaged
@@ -13,7 +13,7 @@ from cln_backup.storage import fsio
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cln_backup.backends.file.scan import Entry
+    from cln_backup.backends.file.entries import Entry
 
 _READ = "read backup"
 
@@ -42,13 +42,15 @@ class FileSnapshot:
             raise _shorter(self._path, entry)
 
 
-def changes(fd: int, path: str, start: int, end_bytes: int) -> Iterator[Change]:
-    """The changes from version `start` on, up to an offset.
+def changes(
+    fd: int, path: str, start: int, end_bytes: int, first: Entry | None = None
+) -> Iterator[Change]:
+    """The changes from version `start` on, up to an offset; the entry `first` is their first.
 
     Raises:
         Damaged, StorageError.
     """
-    for entry in entries(fd, end_bytes):
+    for entry in entries(fd, end_bytes, first):
         if entry.stale or entry.version < start:
             continue
         if entry.kind is Kind.SNAPSHOT:

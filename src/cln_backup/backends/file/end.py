@@ -10,7 +10,7 @@ from cln_backup.storage import fsio
 from cln_backup.storage.path_watch import PathWatch
 
 if TYPE_CHECKING:
-    from cln_backup.backends.file.scan import Entry
+    from cln_backup.backends.file.entries import Entry
 
 
 class FileEnd:

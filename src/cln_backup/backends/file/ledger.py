@@ -10,7 +10,8 @@ from cln_backup.model.change import Head
 from cln_backup.model.position import Position
 
 if TYPE_CHECKING:
-    from cln_backup.backends.file.scan import Entry, Layout
+    from cln_backup.backends.file.entries import Entry
+    from cln_backup.backends.file.scan import Layout
 
 
 class Ledger(NamedTuple):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from typing import TYPE_CHECKING
 
 from cln_backup.backends.contract import Reader
 from cln_backup.backends.events import ignore
 from cln_backup.backends.file import rewrite
 from cln_backup.backends.file.changes import changes
+from cln_backup.backends.file.entries import is_there
 from cln_backup.backends.file.ledger import ledger_of
 from cln_backup.backends.file.rewrite import Staged
 from cln_backup.backends.file.scan import scan
@@ -32,8 +34,9 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.contract import LastChange, Standing
     from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.file.entries import Entry
     from cln_backup.backends.file.place import FilePlace
-    from cln_backup.backends.file.scan import Layout
+    from cln_backup.backends.file.scan import Known, Layout
     from cln_backup.backends.ticket import Folded, Generation, Size
     from cln_backup.model.change import Change
     from cln_backup.model.position import Position
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 READ = "read backup"
 _TAIL_BYTES = 4096
 _SCANS = 200
+_PLACES = 16
 
 
 class FileReader(Reader):
@@ -50,6 +54,7 @@ class FileReader(Reader):
         """Opens the backup; see `Place.open_reader`."""
         self.place: FilePlace = place
         self._fd = -1
+        self._places: deque[Known] = deque(maxlen=_PLACES)
         self._heads = SeenHeads()
         try:
             self._take_stock(on_event)
@@ -61,10 +66,15 @@ class FileReader(Reader):
         self._path = self.place.path
         require_backup_file(self._path)
         fd = fsio.open_existing(self._path, writable=False, op="open backup")
+        known = None
+        if self._fd >= 0 and os.path.sameopenfile(fd, self._fd):
+            known = self._places[-1] if self._places else None
+        else:
+            self._places.clear()
         self.close()
         self._fd = fd
         self._watch = PathWatch(self._path, fd, size=True)
-        layout = self._scan()
+        layout = self._scan(known)
         self._seen = self._look(layout.size_bytes, layout.end_bytes)
         self._end, self._head = layout.end_bytes, layout.head
         self._standing = ledger_of(layout).standing()
@@ -74,17 +84,20 @@ class FileReader(Reader):
             for chunk in fsio.chunks_at(fd, head.length_bytes, head.payload_bytes, op=READ):
                 digest.update(chunk)
             self._heads.remember(self._standing.position, digest.digest())
+        if layout.known is not None:
+            self._places.append(layout.known)
         tell_of(layout, on_event)
 
-    def _scan(self) -> Layout:
+    def _scan(self, known: Known | None) -> Layout:
         """Scans the file; again if its writer dropped or appended a change meanwhile."""
         for _ in range(_SCANS):
             before = self._look(fsio.size_bytes(self._fd), 0)
             try:
-                return scan(self._fd, self._path)
+                return scan(self._fd, self._path, known)
             except Damaged:
-                if before == self._look(fsio.size_bytes(self._fd), 0):
+                if known is None and before == self._look(fsio.size_bytes(self._fd), 0):
                     raise
+                known = None
         return scan(self._fd, self._path)
 
     @property
@@ -123,12 +136,20 @@ class FileReader(Reader):
         if after is not None:
             last = None if head else self._standing.version_count
             seen = self._heads.digest_at(after)
-            found = numbered(changes(self._fd, self._path, 0, self._end))
+            first, number = self._place_of(after)
+            found = numbered(changes(self._fd, self._path, 0, self._end, first), number)
             return changes_after(found, after, last, seen)
         end = self._end
         if not head and self._head is not None:
             end = self._head.offset_bytes
         return changes(self._fd, self._path, start, end)
+
+    def _place_of(self, after: Position) -> tuple[Entry | None, int]:
+        """An entry of the file and its number, from which the position can be found."""
+        for place in reversed(self._places):
+            if place.number <= after.changes and is_there(self._fd, place.entry):
+                return place.entry, place.number
+        return None, 1
 
     def wait_for_more(self, timeout_s: float) -> bool:
         """See `Reader.wait_for_more`. The file is read again then."""

@@ -9,7 +9,7 @@ import glob
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from cln_backup.backends.file.scan import entries
+from cln_backup.backends.file.entries import entries
 from cln_backup.backends.writer import require_locks
 from cln_backup.formats import v1
 from cln_backup.model.change import FOREIGN_KEYS_OFF
@@ -17,7 +17,8 @@ from cln_backup.model.errors import StorageError
 from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
-    from cln_backup.backends.file.scan import Entry, Layout
+    from cln_backup.backends.file.entries import Entry
+    from cln_backup.backends.file.scan import Layout
     from cln_backup.model.change import Change
 
 _PIECE_BYTES = 1 << 18

@@ -8,49 +8,36 @@ everything up to its version was there. `docs/format.md` has the rules with thei
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
+from cln_backup.backends.file.entries import (
+    MAY_START_PRAGMA,
+    Entry,
+    Unreadable,
+    entries,
+    is_there,
+    is_whole,
+)
 from cln_backup.formats import v1
-from cln_backup.model import statements
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import Damaged
 from cln_backup.storage import fsio
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 _READ = "read backup"
 _SECTOR_BYTES = 512
-_MAY_START_PRAGMA = b"Pp \t\r\n"
-_LAST_STATEMENT_BYTES = 512
-_MAX_RESUME_BYTES = 1 << 26
-_MAX_CANDIDATES = 1000
 
 
-class Entry(NamedTuple):
-    """An entry and its place.
+class Known(NamedTuple):
+    """An entry that no writer drops any more, for a later scan to start at.
 
     Attributes:
-        stale: the node never committed it, and sent another transaction instead.
-        foreign_keys: whether foreign keys are enforced after it.
+        number: its number among those that are not stale.
+        stale: the number of stale ones before it.
     """
 
-    offset_bytes: int
-    length_bytes: int
-    version: int
-    kind: Kind
-    foreign_keys: bool
-    stale: bool = False
-
-    @property
-    def payload_bytes(self) -> int:
-        """The offset of the payload."""
-        return self.offset_bytes + v1.ENTRY_BYTES
-
-    @property
-    def end_bytes(self) -> int:
-        """The offset of the next entry."""
-        return self.offset_bytes + v1.ENTRY_BYTES + self.length_bytes
+    entry: Entry
+    number: int
+    stale: int
 
 
 class Layout(NamedTuple):
@@ -64,6 +51,7 @@ class Layout(NamedTuple):
         version_count: number of entries that are not stale.
         stale: number of stale entries.
         torn_replaces_head: whether the torn entry is a transaction for the head's version.
+        known: where a later scan may start.
     """
 
     header: v1.Header
@@ -74,6 +62,7 @@ class Layout(NamedTuple):
     version_count: int
     stale: int
     torn_replaces_head: bool
+    known: Known | None = None
 
     @property
     def head_may_be_dropped(self) -> bool:
@@ -99,20 +88,8 @@ class Layout(NamedTuple):
         return self.size_bytes - self.end_bytes
 
 
-class _Unreadable(Damaged):
-    """The bytes at an offset are not a valid next entry."""
-
-    def __init__(self, offset_bytes: int, found: str) -> None:
-        super().__init__(
-            f"Cannot read the backup at byte {offset_bytes}: {found}. If a node writes to it, it "
-            "may have changed meanwhile: try again.",
-            offset_bytes=offset_bytes,
-        )
-        self.found = found
-
-
-def scan(fd: int, path: str) -> Layout:
-    """Scans the file.
+def scan(fd: int, path: str, known: Known | None = None) -> Layout:
+    """Scans the file; from `known` on, if that is still there.
 
     Raises:
         Damaged: there are invalid bytes that no interrupted write can explain.
@@ -125,18 +102,25 @@ def scan(fd: int, path: str) -> Layout:
     head: Entry | None = None
     before: Entry | None = None
     twin: Entry | None = None
-    count = stale = 0
-    bad: _Unreadable | None = None
+    stale_of_head = stale_of_before = 0
+    start, count, stale = None, 0, 0
+    if known is not None and known.entry.end_bytes <= size and is_there(fd, known.entry):
+        start, count, stale = known.entry, known.number - 1, known.stale
+    bad: Unreadable | None = None
     try:
-        for entry in entries(fd, size):
+        for entry in entries(fd, size, start):
             if entry.stale:
                 stale += 1
                 twin = entry
                 continue
             head, before = entry, head
+            stale_of_head, stale_of_before = stale, stale_of_head
             count += 1
-    except _Unreadable as unreadable:
+    except Unreadable as unreadable:
         bad = unreadable
+    if start is not None and before is None:  # what is before it matters
+        return scan(fd, path)
+    known = None if before is None else Known(before, count - 1, stale_of_before)
     end = v1.HEADER_BYTES if head is None else head.end_bytes
     if bad is not None:
         end = bad.offset_bytes
@@ -151,12 +135,12 @@ def scan(fd: int, path: str) -> Layout:
         if unannounced_snapshot:
             end, count = head.offset_bytes, count - 1
             head, before = before, None
-        elif not _is_whole(fd, head):
+        elif not is_whole(fd, head):
             _require_unanswered(fd, path, header, head, twin)
             end, count = head.offset_bytes, count - 1
             head, before = before, None
             if twin is not None:  # without its replacement, the first of the two is valid again
-                if not _is_whole(fd, twin):
+                if not is_whole(fd, twin):
                     _damaged(path, twin.offset_bytes, twin.version - 1, "two incomplete changes")
                 head, before = twin._replace(stale=False), head
                 count, stale = count + 1, stale - 1
@@ -175,144 +159,9 @@ def scan(fd: int, path: str) -> Layout:
     replaces = (
         len(begun) > v1.ENTRY_BYTES
         and v1.unpack_entry_head(begun)[1:] == (version, v1.TRANSACTION)
-        and begun[v1.ENTRY_BYTES] not in b"\x00" + _MAY_START_PRAGMA
+        and begun[v1.ENTRY_BYTES] not in b"\x00" + MAY_START_PRAGMA
     )
-    return Layout(header, end, size, head, before, count, stale, replaces)
-
-
-def entries(fd: int, size_bytes: int) -> Iterator[Entry]:
-    """The entries up to `size_bytes`, stale ones marked.
-
-    Raises:
-        Damaged: there are bytes that are not an entry.
-        StorageError: the operating system failed a read.
-    """
-    held: Entry | None = None
-    replaces = False
-    offset = v1.HEADER_BYTES
-    while offset < size_bytes:
-        try:
-            entry = _entry_at(fd, offset, size_bytes, held)
-        except _Unreadable:
-            resumed = _resume(fd, offset, size_bytes, held)
-            if resumed is None:
-                if held is not None:
-                    yield held
-                raise
-            if resumed > offset:
-                yield Entry(
-                    offset, resumed - offset - v1.ENTRY_BYTES, 0, Kind.TRANSACTION, True, True
-                )
-            offset = resumed
-            continue
-        if held is not None:
-            replaced = entry.kind is Kind.TRANSACTION and entry.version == held.version
-            if replaces and not replaced and not _is_whole(fd, held):
-                # It would make an answered change stale, so it must be certain.
-                raise Damaged(
-                    f"Found a second change for version {held.version} at byte "
-                    f"{held.offset_bytes}, which is incomplete. Keep the backup as it is.",
-                    offset_bytes=held.offset_bytes,
-                    good_version=held.version - 1,
-                )
-            yield held._replace(stale=True) if replaced else held
-            replaces = replaced
-        held = entry
-        offset = entry.end_bytes
-    if held is not None:
-        yield held
-
-
-def _entry_at(fd: int, offset: int, size: int, last: Entry | None) -> Entry:
-    data = fsio.read_at(fd, v1.ENTRY_BYTES + len(v1.SQLITE_MAGIC), offset, op=_READ)
-    if len(data) < v1.ENTRY_BYTES or offset + v1.ENTRY_BYTES > size:
-        raise _Unreadable(offset, "less than the 9 bytes that start an entry")
-    length, version, entry_type = v1.unpack_entry_head(data)
-    if entry_type not in (v1.TRANSACTION, v1.SNAPSHOT):
-        raise _Unreadable(offset, f"an entry of unknown type {entry_type} (only 1 and 2 exist)")
-    if offset + v1.ENTRY_BYTES + length > size:
-        raise _Unreadable(offset, f"an entry of {length} bytes, longer than the rest of the file")
-    foreign_keys = True if last is None else last.foreign_keys
-    if entry_type == v1.SNAPSHOT:
-        if last is not None and version < last.version:
-            raise _Unreadable(offset, f"a snapshot of version {version} after {last.version}")
-        if not data[v1.ENTRY_BYTES :].startswith(v1.SQLITE_MAGIC):
-            raise _Unreadable(offset, "a snapshot that is not a SQLite database")
-        return Entry(offset, length, version, Kind.SNAPSHOT, True)
-    if length == 0:
-        raise _Unreadable(offset, "a transaction without a statement")
-    if data[v1.ENTRY_BYTES] in _MAY_START_PRAGMA and length <= v1.MAX_RIDER_BYTES:
-        rider = _statements(fd, offset, length)
-        if statements.is_rider(rider):
-            if last is not None and version != last.version:
-                raise _Unreadable(offset, f"a rider for version {version} after {last.version}")
-            foreign_keys = statements.foreign_keys_after(rider, foreign_keys)
-            return Entry(offset, length, version, Kind.RIDER, foreign_keys)
-    if last is None and version != 1:
-        # A change that was set aside; there is no earlier entry to check its version against.
-        alone = Entry(offset, length, version, Kind.TRANSACTION, foreign_keys)
-        if not _is_whole(fd, alone):
-            raise _Unreadable(offset, f"version {version} as the first entry")
-    if last is not None and version != last.version + 1:
-        replaces = version == last.version and last.kind is Kind.TRANSACTION
-        if not replaces:
-            raise _Unreadable(offset, f"version {version} after version {last.version}")
-    return Entry(offset, length, version, Kind.TRANSACTION, foreign_keys)
-
-
-def _resume(fd: int, offset: int, size: int, held: Entry | None) -> int | None:
-    """Where the history continues after a transaction that the community's plugin left torn.
-
-    That plugin appends the next one where the torn one stops, so the torn one's length reaches
-    into it, or past the end of the file. The torn one was not committed, so the next one has the
-    same version; it is accepted only if its last statement proves it complete.
-    """
-    torn = [(held.offset_bytes, held.version, offset)] if held is not None else []
-    torn.append((offset, 1 if held is None else held.version + 1, size))
-    for start, version, end in torn:
-        head = fsio.read_at(fd, v1.ENTRY_BYTES, start, op=_READ)
-        if head[4:] != v1.pack_entry_head(0, version, v1.TRANSACTION)[4:]:
-            continue
-        first = start + v1.ENTRY_BYTES
-        limit = min(end, first + v1.unpack_entry_head(head).length_bytes)  # else it is not torn
-        region = fsio.read_at(fd, min(limit + 9 - first, _MAX_RESUME_BYTES), first, op=_READ)
-        at = region.find(head[4:])
-        for _ in range(_MAX_CANDIDATES):
-            if at == -1:
-                break
-            found = first + at - 4
-            if at >= 4 and found < limit:
-                length = v1.unpack_entry_head(region[at - 4 : at + 5]).length_bytes
-                candidate = Entry(found, length, version, Kind.TRANSACTION, True)
-                if candidate.end_bytes <= size and _is_whole(fd, candidate):
-                    return found
-            at = region.find(head[4:], at + 1)
-    return None
-
-
-def _statements(fd: int, offset: int, length: int) -> tuple[str, ...]:
-    return v1.unpack_transaction(fsio.read_at(fd, length, offset + v1.ENTRY_BYTES, op=_READ))
-
-
-def _is_whole(fd: int, entry: Entry) -> bool:
-    """Whether an entry with a valid length was also written to its end.
-
-    For a transaction this means that its last statement sets its version and that no part of it
-    is zeros, which would make an empty statement.
-    """
-    if entry.kind is not Kind.TRANSACTION:
-        return True
-    tail_bytes = min(entry.length_bytes, _LAST_STATEMENT_BYTES)
-    tail = fsio.read_at(fd, tail_bytes, entry.end_bytes - tail_bytes, op=_READ)
-    last = tail.rpartition(b"\x00")[2].decode("utf-8", "replace")
-    if statements.bumps_data_version_to(last) != entry.version:
-        return False
-    before = b"\x00"
-    for chunk in fsio.chunks_at(fd, entry.length_bytes, entry.payload_bytes, op=_READ):
-        if b"\x00\x00" in before + chunk:
-            return False
-        before = chunk[-1:]
-    return True
+    return Layout(header, end, size, head, before, count, stale, replaces, known)
 
 
 def _require_unanswered(
@@ -354,7 +203,7 @@ def _not_begun_as_one(path: str, why: str) -> NoReturn:
 
 
 def _require_torn(
-    fd: int, path: str, header: v1.Header, head: Entry | None, bad: _Unreadable, size: int
+    fd: int, path: str, header: v1.Header, head: Entry | None, bad: Unreadable, size: int
 ) -> None:
     """Accepts invalid bytes as a torn change that was never answered; raises otherwise."""
     version = 0 if head is None else head.version

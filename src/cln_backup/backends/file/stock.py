@@ -13,7 +13,8 @@ from cln_backup.storage import fsio
 
 if TYPE_CHECKING:
     from cln_backup.backends.events import OnEvent
-    from cln_backup.backends.file.scan import Entry, Layout
+    from cln_backup.backends.file.entries import Entry
+    from cln_backup.backends.file.scan import Layout
 
 
 def last_change_of(fd: int, head: Entry | None) -> LastChange:

@@ -15,9 +15,10 @@ from cln_backup.backends.contract import Writer
 from cln_backup.backends.events import Event, Noticed
 from cln_backup.backends.file import rewrite as file_rewrite
 from cln_backup.backends.file.end import FileEnd
+from cln_backup.backends.file.entries import Entry, entries
 from cln_backup.backends.file.ledger import ledger_of
 from cln_backup.backends.file.rewrite import Staged
-from cln_backup.backends.file.scan import Entry, Layout, entries, scan
+from cln_backup.backends.file.scan import Layout, scan
 from cln_backup.backends.file.stock import generation_of, last_change_of, tell_of
 from cln_backup.backends.follows import check_follows, nothing_to_drop
 from cln_backup.backends.look import moved
