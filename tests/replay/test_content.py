@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 import apsw
 import pytest
 
+from cln_backup.model.change import Change
 from cln_backup.model.errors import StorageError
 from cln_backup.replay.content import CHANNEL_TABLES, Difference, compare, digest, table_digests
+from cln_backup.replay.replica import DatabaseFile, replay
 from cln_backup.replay.tables import tables_of
 from tests import captured
 from tests.histories import database
+from tests.operations.test_captures import MIGRATIONS
 from tests.replay import independent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
 _SMALL = captured.COMMITTED / "small"
@@ -269,6 +272,46 @@ def test_comparison_does_not_change_a_read_only_database(tmp_path: Path) -> None
     before = sorted(path.name for path in tmp_path.iterdir()), second.read_bytes()
     assert found_in(first, second) == []
     assert (sorted(path.name for path in tmp_path.iterdir()), second.read_bytes()) == before
+
+
+def _replayed(path: Path, changes: Iterable[Change]) -> Path:
+    replica = replay(changes, str(path))
+    replica.close()
+    return path
+
+
+@pytest.mark.parametrize("name", captured.SMALL)
+def test_replay_of_a_recorded_node_has_its_content(name: str, tmp_path: Path) -> None:
+    node = captured.unpacked(_SMALL / f"{name}.sqlite3.xz", tmp_path / "node.sqlite3")
+    changes = captured.changes(_SMALL / f"{name}.jsonl.xz")
+    assert found_in(_replayed(tmp_path / "replica.sqlite3", changes), node) == []
+
+
+def test_replay_of_the_large_recording_has_its_content(
+    large_captures: Path, tmp_path: Path
+) -> None:
+    place = large_captures / "payments600"
+    node = captured.unpacked(place / "payee.sqlite3.xz", tmp_path / "node.sqlite3")
+    changes = captured.changes(place / "payee.jsonl.xz")
+    assert found_in(_replayed(tmp_path / "replica.sqlite3", changes), node) == []
+
+
+@pytest.mark.parametrize("name", MIGRATIONS)
+def test_replay_of_a_migration_has_its_content(
+    name: str, large_captures: Path, tmp_path: Path
+) -> None:
+    """The same definitions of tables too, although another release of SQLite rewrote them."""
+    place = large_captures / "migrations" / name
+    before, after = (
+        captured.unpacked(place / f"{which}.sqlite3.xz", tmp_path / f"{which}.sqlite3")
+        for which in ("before", "after")
+    )
+    changes = list(captured.changes(place / "writes.jsonl.xz"))
+    base = Change(changes[0].version - 1, DatabaseFile(str(before)), None)
+    replica = _replayed(tmp_path / "replica.sqlite3", [base, *changes])
+    assert found_in(replica, after) == []
+    assert digest_of(replica) != digest_of(before)
+    assert digest_of(after) == independent.content_digest(after)
 
 
 @pytest.mark.parametrize("name", captured.SMALL)

@@ -21,6 +21,7 @@ from cln_backup.replay.tables import (
     schema_of,
     tables_of,
 )
+from cln_backup.storage import interruption
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -151,18 +152,18 @@ class TableDigest(NamedTuple):
 
 
 def table_digest(connection: apsw.Connection, table: Table) -> TableDigest:
-    """The digest of one table's rows. Raises `apsw.Error`."""
-    number = 0
-    if table.is_ordered:
-        stream = sha256()
-        for row in rows_of(connection, table):
+    """The digest of one table's rows. Raises `apsw.Error`, `Interrupted`."""
+    number = total = 0
+    stream = sha256()
+    for number, row in enumerate(rows_of(connection, table), 1):
+        if table.is_ordered:
             stream.update(row)
-            number += 1
+        else:
+            total += int.from_bytes(sha256(row).digest(), "big")
+        if number % _LOOK_EVERY_ROWS == 0:
+            interruption.check()
+    if table.is_ordered:
         return TableDigest(table.name, number, stream.digest())
-    total = 0
-    for row in rows_of(connection, table):
-        total += int.from_bytes(sha256(row).digest(), "big")
-        number += 1
     return TableDigest(table.name, number, (total % _MODULUS).to_bytes(_HASH_BYTES, "big"))
 
 
