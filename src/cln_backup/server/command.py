@@ -97,8 +97,8 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
     for sock in sockets:
         # The phrase of the community's server, for which scripts wait.
         _log.info("Waiting for connection on %s", Address(*sock.getsockname()[:2]))
-    systemd.notify("READY=1")
     beside = _beside(nodes, options)
+    systemd.notify("READY=1")
     for part in beside:
         part.start()
     try:

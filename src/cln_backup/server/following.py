@@ -49,6 +49,7 @@ _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 300.0
 _RELIABLE_S: Final = 60.0
 _END_S: Final = 5.0
+_LEAVE_S: Final = 0.5
 
 _log = logging.getLogger("cln_backup.server")
 
@@ -93,7 +94,12 @@ class Following:
     """Starts the follower for the nodes whose backups are open, and takes its reports over."""
 
     def __init__(self, nodes: Mapping[str, Served], chosen: str | None) -> None:
-        """`chosen` is the directory for the replicas; `None` for one beside each backup."""
+        """`chosen` is the directory for the replicas; `None` for one beside each backup.
+
+        It is made if it does not exist. Raises `StorageError`.
+        """
+        if chosen is not None:
+            directories.make_with_parents(chosen, op="make directory for replicas")
         self._nodes = nodes
         self._chosen = chosen
         self._places: dict[tuple[str, str], str | None] = {}
@@ -108,8 +114,6 @@ class Following:
 
     def start(self) -> None:
         """Begins, in a thread of its own."""
-        if self._chosen is not None:
-            directories.make_with_parents(self._chosen, op="make directory for replicas")
         self._thread.start()
 
     def stop(self) -> None:
@@ -126,7 +130,7 @@ class Following:
             except Exception:  # noqa: BLE001 - it must not touch the nodes
                 _log.exception("The follower stops: a bug in cln-backup; please report it")
                 break
-        self._end()
+        self._end(_LEAVE_S)
 
     def _step(self) -> None:
         wanted = self._wanted()
@@ -218,7 +222,8 @@ class Following:
         _log.warning("%s The follower starts again in %.0f seconds", why, self._pause_s)
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
-    def _end(self) -> None:
+    def _end(self, end_s: float = _END_S) -> None:
+        """Ends the follower; after this time it is killed, which loses nothing."""
         with self._child_lock:
             child, self._child = self._child, None
             answers, self._answers = self._answers, {}
@@ -227,7 +232,7 @@ class Following:
         if child is not None:
             with contextlib.suppress(OSError):
                 child.close()
-            child.wait(_END_S)
+            child.wait(end_s)
 
     def _ask(self, request: Message) -> bool:
         """Sends the follower a request, from any thread; `False` if it does not run."""
