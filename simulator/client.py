@@ -28,7 +28,7 @@ def call(
     method: str,
     params: object = None,
     *,
-    timeout_s: float | None = 30,
+    timeout_s: float | None = 300,
 ) -> Any:  # noqa: ANN401 - any JSON value
     """Make one request and return its result.
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PLUGIN = BIN / "cln-backup"
 CAPTURES = ROOT / "tests" / "data" / "captures"
-WAIT_S = 60.0
+WAIT_S = 300.0
 
 
 KINDS = ("file", "dir", "dir-encrypted")

@@ -13,7 +13,7 @@ import pytest
 
 from simulator import content
 from tests import programs
-from tests.plugin.home import CAPTURES, PLUGIN, Home, processes_of
+from tests.plugin.home import CAPTURES, PLUGIN, WAIT_S, Home, processes_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +84,7 @@ def test_a_second_compaction_is_refused_and_the_first_goes_on(home: Home) -> Non
         pass
     with pytest.raises(Exception, match="a compaction is running"):
         home.call("backup-compact", {"force": True})
-    answer, _ = asking.communicate(timeout=60)
+    answer, _ = asking.communicate(timeout=WAIT_S)
     assert json.loads(answer)["after"]["version_count"] == 2
     home.call("stop")
     home.end(node)
@@ -115,7 +115,7 @@ def test_node_killed_during_a_compaction(home: Home) -> None:
     os.kill(worker, 9)
     node.kill()
     node.communicate()
-    asking.wait(timeout=60)
+    asking.wait(timeout=WAIT_S)
     home.run("--generate", "5000", "--database-mb", "32", "--calls", "40")
     home.require_same(home.database)
 
@@ -209,7 +209,7 @@ def test_a_wallet_in_postgresql_is_told_and_does_not_come_up(home: Home) -> None
     home.init()
     # while it starts, lightningd hears no `stop`, and a SIGTERM ends it at once
     node = home.start(*_ROUTER, "--before-init", "0", "--sigterm", "die")
-    node.communicate(timeout=60)
+    node.communicate(timeout=WAIT_S)
     assert node.returncode == -15
     assert "This node is NOT protected" in home.log()
     assert json.loads(home.cli("status", "--json", home.url))["version_count"] == 0

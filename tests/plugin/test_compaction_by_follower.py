@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests import programs
-from tests.plugin.home import CAPTURES, Home, processes_of
+from tests.plugin.home import CAPTURES, WAIT_S, Home, processes_of
 
 _ROUTER = ("--capture", str(CAPTURES / "small" / "router.jsonl.xz"))
 
@@ -80,7 +80,7 @@ def test_follower_that_ends_in_the_middle_is_replaced(home: Home, how: int) -> N
     while not home.call("backup-status")["compacting"]:
         pass
     os.kill(follower, signal.SIGCONT if how == signal.SIGSTOP else signal.SIGKILL)
-    answer, _ = asking.communicate(timeout=60)
+    answer, _ = asking.communicate(timeout=WAIT_S)
     assert json.loads(answer)["after"]["version_count"] == 2
     home.call("stop")
     home.end(node)
