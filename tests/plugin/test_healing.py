@@ -86,35 +86,18 @@ def _version(database: Path) -> int:
 
 
 def test_gaps_are_closed_by_snapshots(home: Home) -> None:
-    """The node runs without its plugin, twice; the history before stays in the backup."""
-    _grow(home)
-    for number, until in enumerate((80, 130), start=1):
-        if number == 2:
-            _kept_replica(home)
-        _without_plugin(home, "--until", str(until))
-        home.run(*_ROUTER, "--calls", "10")
-        assert home.log().count(_HEALED) == number
-        home.require_same(home.database)
-        assert _snapshots(home) == number
-    assert "BROKEN" not in home.log()
+    """The node runs without its plugin, then commits once more after its plugins have gone.
 
-
-def test_change_committed_at_the_shutdown_is_healed(tmp_path: Path) -> None:
-    home = Home(tmp_path, "dir")
-    home.init()
-    home.run(*_ROUTER, "--calls", "60", "--after-plugin", "1")
-    home.run(*_ROUTER, "--calls", "10")
-    assert _HEALED in home.log()
-    home.require_same(home.database)
-
-
-def test_gap_halts_the_node_if_told_to(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+    The history before stays in the backup.
+    """
     _grow(home)
     _without_plugin(home, "--until", "80")
-    home.set_in_lock(on_gap="halt")
-    line = _refused(home, "Backup is out of date")
-    assert f"backup-cli snapshot --lightning-dir {home.directory}" in line
+    home.run(*_ROUTER, "--calls", "10", "--after-plugin", "1")
+    home.run(*_ROUTER, "--calls", "10")
+    assert home.log().count(_HEALED) == 2
+    assert _snapshots(home) == 2
+    assert "BROKEN" not in home.log()
+    home.require_same(home.database)
 
 
 @pytest.mark.parametrize(("kind", "replica"), [("file", True), ("dir-encrypted", False)])
@@ -223,8 +206,6 @@ def test_alarm_is_healed_and_then_cleared(tmp_path: Path) -> None:
         assert read_state(directory).alarm is None
         assert _snapshots(home) == number
         home.require_same(home.database)
-    home.run(*_ROUTER, "--calls", "5")
-    assert home.log().count(_HEALED) == 2
 
 
 def test_backup_that_does_not_replay_is_healed_at_once(tmp_path: Path) -> None:
