@@ -69,7 +69,7 @@ class Replica:
         """Starts with an empty database at a path that does not exist.
 
         If it `hurries`, snapshots are read in a thread, and what is written starts on its way to
-        the disk at once: for a database that will be kept, and that somebody waits for.
+        the disk at once: for a database that will be kept, and that an operator waits for.
         """
         self._hurries = hurries
         self._path = path
