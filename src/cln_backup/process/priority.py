@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import sys
 from typing import Final
 
@@ -33,7 +32,7 @@ def yield_to_all() -> None:
     """
     with contextlib.suppress(OSError):
         os.nice(_LOWEST)
-    call = _CALLS.get(platform.machine())
+    call = _CALLS.get(os.uname().machine)
     if sys.platform == "linux" and call is not None:
         import ctypes
 
