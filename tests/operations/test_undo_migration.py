@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from cln_backup.node.pid_file import nodes_kept_out
 from cln_backup.node.settings import Settings, create_settings, read_state, write_state
 from cln_backup.operations.undo_migration import Undone, undo_migration
 from cln_backup.plugin.replicator import Replicator
+from cln_backup.replay.kept import KeptReplica
 from cln_backup.storage import scratch
 from simulator.content import differences
 from tests import captured
@@ -222,6 +224,20 @@ def test_a_journal_is_moved_away_with_the_database(node: Node) -> None:
     done = node.undo()
     assert done.kept is not None
     assert "lightningd.sqlite3-wal" in os.listdir(done.kept)
+    node.require_undone()
+
+
+def test_a_kept_replica_is_built_again(node: Node) -> None:
+    """It may be at a version and a number of changes that the new history will have, too."""
+    replica_dir = node.directory / "backup.replica"
+    replica_dir.mkdir(mode=0o700)
+    node.starts(MIGRATION[:3], committed=3)
+    with closing(KeptReplica.open(str(replica_dir))) as replica, open_reader(node.url) as reader:
+        assert replica.catch_up(reader)
+    state = read_state(str(node.directory))
+    write_state(str(node.directory), state._replace(replica_dir=str(replica_dir)))
+    node.undo()
+    assert not replica_dir.exists()
     node.require_undone()
 
 

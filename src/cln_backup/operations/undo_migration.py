@@ -22,6 +22,7 @@ from cln_backup.node.pid_file import nodes_kept_out, pid_file_of
 from cln_backup.node.rollforward_marker import read_marker
 from cln_backup.node.settings import read_settings, read_state, write_state
 from cln_backup.operations.restore import restore, target_path
+from cln_backup.replay.kept_directory import remove_replica
 from cln_backup.replay.replica import DatabaseFile, node_id_of, version_of
 from cln_backup.storage import directories, fsio, interruption, ownership, scratch
 
@@ -141,6 +142,9 @@ class _Work:
         with scratch.directory(beside, op="undo") as work:
             built = os.path.join(work, os.path.basename(self._database))
             restored = restore(self._reader, built, progress, version)
+            if state.replica_dir is not None:
+                # The digest of a history would tell it apart, but a file: backup has none.
+                remove_replica(state.replica_dir)
             if before != version:
                 change = Change(version, DatabaseFile(built), None)
                 earlier = self._writer.start_over(change)
