@@ -198,8 +198,9 @@ def test_alarm_is_healed_and_then_cleared(tmp_path: Path) -> None:
     home.run(*_ROUTER, "--calls", "200", "--crash", "after-answer@100", code=None)
     _kept_replica(home)
     directory = str(home.directory)
-    for number in (1, 2):  # with a head that must be dropped, then without
-        alarm = Alarm("replay", "The change cannot be replayed.", 0.0)
+    # with a head that must be dropped, then without
+    for number, kind in enumerate(("replay", "content"), start=1):
+        alarm = Alarm(kind, "The change cannot be replayed.", 0.0)
         write_state(directory, read_state(directory)._replace(alarm=alarm))
         home.run(*_ROUTER, "--calls", "15")
         assert home.log().count(_HEALED) == number

@@ -74,8 +74,8 @@ class Alarm(NamedTuple):
 
     @property
     def needs_snapshot(self) -> bool:
-        """Whether a snapshot heals it: damaged bytes stay, and contents are compared again."""
-        return self.kind in ("replay", "integrity")
+        """Whether a snapshot heals it. Damaged bytes stay in the way of every reader."""
+        return self.kind != "damaged"
 
 
 class State(NamedTuple):

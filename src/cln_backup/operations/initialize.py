@@ -187,7 +187,7 @@ def take_snapshot(
                     proven_copy(
                         reader,
                         database,
-                        state.replica_dir,
+                        None,  # a fresh replay also rules out a fault of the kept one
                         head_in_doubt=loss is None,
                         alarmed=state.alarm is not None and state.alarm.needs_snapshot,
                     )

@@ -157,15 +157,17 @@ def halt_new_database(start: Start) -> NoReturn:
 
 def halt_other_content(start: Start) -> NoReturn:
     """Halts a node whose database and backup are at one version with different contents."""
+    directory = quote(start.node.directory)
     raise Discontinuity(
         "The database and the backup have the same version and different contents: "
         f"{_where(start)}. They differ in {start.differences}. The database was changed while "
         "this plugin was off (by lightningd without it, or by lightning-downgrade after a "
         "crash), or was put there by hand. Both are unchanged, and the node is halted, because an "
-        "old state can lose its funds. If only this node and its tools wrote to this database, it "
-        "is the newer one: backup-cli snapshot --lightning-dir "
-        f"{quote(start.node.directory)} checks that nothing in it is older than in the backup, "
-        f"and appends it. If it is a copy that was put there by hand, {_restore(start)}"
+        "old state can lose its funds. All differences: backup-cli verify --against "
+        f"{directory}. If only this node and its tools wrote to this database, it is the newer "
+        f"one: backup-cli snapshot --lightning-dir {directory} checks that nothing in it is older "
+        "than in the backup, and appends it. If it is a copy that was put there by hand, "
+        f"{_restore(start)}"
     )
 
 
