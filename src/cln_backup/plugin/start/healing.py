@@ -74,10 +74,10 @@ def _received(child: Child[Prepared], until: float) -> Prepared:
     poll.register(_LIGHTNINGD, 0)  # its end only
     while True:
         left_s = until - time.monotonic()
-        events = poll.poll(max(0.0, left_s * 1000))
-        if not events:
+        ready = {fd for fd, _ in poll.poll(max(0.0, left_s * 1000))}
+        if not ready:
             raise _took_too_long()
-        if (_LIGHTNINGD, select.POLLHUP) in events:
+        if _LIGHTNINGD in ready:
             raise StorageError("The node has ended. The backup is unchanged.")
         said = child.step()
         if said is not None:
