@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import open_reader
+from cln_backup.backends import open_reader, open_writer
 from cln_backup.model.errors import NotFound
 from cln_backup.operations.restore import restore
+from cln_backup.replay.kept import KeptReplica
 from tests import programs
 from tests.disasters.places import is_there, url_in
 from tests.disasters.scenarios import all_scenarios, next_change
-from tests.histories import append, assert_same_database, build_database, told, told_by
+from tests.disasters.victim import FROM_REPLICA
+from tests.histories import append, assert_same_database, build_database, payment, told, told_by
 
 if TYPE_CHECKING:
     from cln_backup.model.change import Change
@@ -111,3 +113,34 @@ def test_restore_killed_at_each_step_leaves_no_half_a_database(memory_path: Path
             break
     assert labels[-1] == "done"
     assert "publish restored database" in labels
+
+
+@pytest.mark.parametrize("kind", ["file", "dir"])
+def test_compaction_from_a_replica_killed_at_each_step(kind: str, memory_path: Path) -> None:
+    """The backup holds the same changes, folded or not; the replica finds its place again."""
+    history = _histories(kind, "a transaction", memory_path / "undisturbed")[0]
+    both = [history, [*history, payment(history[-1].version + 1, "meanwhile")]]
+    labels = []
+    for number in range(1, 200):
+        directory = memory_path / str(number)
+        labels.append(_killed(directory, kind, FROM_REPLICA, number))
+        url = url_in(directory, kind)
+        with open_writer(url):  # removes what is unfinished
+            pass
+        replica = KeptReplica.open(f"{directory}.replica")
+        with open_reader(url) as reader:
+            now = both[reader.standing.version - history[-1].version]
+            replica.catch_up(reader)
+            assert replica.check() == 0
+            assert replica.version == now[-1].version
+            restored = restore(reader, f"{directory}-restored.sqlite3")
+        replica.close()
+        expected = build_database(Path(f"{directory}-expected.sqlite3"), now)
+        assert_same_database(restored.path, expected)
+        assert not [path for path in directory.iterdir() if "compact" in path.name]
+        if labels[-1] == "done":
+            assert now is both[-1]
+            break
+    assert labels[-1] == "done"
+    assert "publish compacted backup" in labels
+    assert "write position" in labels

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
-import subprocess
-from typing import Any
+import time
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import programs
-from tests.plugin.home import CAPTURES, WAIT_S, Home, processes_of
+from simulator import client
+from tests.plugin.home import CAPTURES, Home, processes_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _ROUTER = ("--capture", str(CAPTURES / "small" / "router.jsonl.xz"))
 
@@ -29,14 +33,15 @@ def _modules(node: int) -> dict[str, int]:
 
 def _follower(home: Home, node: int) -> int:
     while home.call("backup-status")["follower"] != "following":
-        pass
+        time.sleep(0.05)
     return _modules(node)["cln_backup.follower.process"]
 
 
 def _force(home: Home) -> Any:
-    return home.call("backup-compact", {"force": True})
+    return client.call(home.directory, "backup-compact", {"force": True}, timeout_s=None)
 
 
+@pytest.mark.parametrize("kind", ["file", "dir-encrypted"])
 def test_follower_makes_the_base_and_goes_on(home: Home) -> None:
     home.init()
     node = home.start(*_ROUTER, "--calls", "400", "--rate", "300", "--hold")
@@ -47,14 +52,15 @@ def test_follower_makes_the_base_and_goes_on(home: Home) -> None:
         assert "cln_backup.compaction.process" not in _modules(node.pid)
     assert statistics["after"]["version_count"] == 2
     while home.call("backup-status")["proven_version"] != home.call("backup-status")["version"]:
-        pass
+        time.sleep(0.05)
     assert _follower(home, node.pid) == follower
     home.call("stop")
     home.end(node)
     home.require_same(home.database)
 
 
-def test_child_process_does_it_without_a_follower(home: Home) -> None:
+def test_child_process_does_it_without_a_follower(tmp_path: Path) -> None:
+    home = Home(tmp_path, "dir")
     home.init()
     off = ("--option", "backup-follower=off")
     node = home.start(*_ROUTER, "--calls", "100", "--hold", *off)
@@ -65,23 +71,60 @@ def test_child_process_does_it_without_a_follower(home: Home) -> None:
     home.require_same(home.database)
 
 
+class _Asking:
+    """A request for a compaction, which runs when this is made."""
+
+    def __init__(self, home: Home) -> None:
+        self.answer: Any = None
+        self._thread = Thread(target=self._ask, args=(home,))
+        self._thread.start()
+        while not home.call("backup-status")["compacting"]:
+            time.sleep(0.05)
+
+    def _ask(self, home: Home) -> None:
+        with contextlib.suppress(OSError):  # the node has ended
+            force = {"force": True}
+            self.answer = client.call(home.directory, "backup-compact", force, timeout_s=None)
+
+    def end(self) -> Any:
+        self._thread.join()
+        return self.answer
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_follower_that_ends_in_the_middle_is_replaced(home: Home, how: int) -> None:
+def test_follower_that_ends_in_the_middle_is_replaced(tmp_path: Path, how: int) -> None:
     """Stopped first: then it cannot be done before it is killed."""
+    home = Home(tmp_path, "dir")
     home.init()
     node = home.start("--generate", "60", "--database-mb", "1", "--hold")
     home.wait_for_calls(60)
     follower = _follower(home, node.pid)
     os.kill(follower, signal.SIGSTOP)
-    asking = programs.start(
-        *("simulator.client", home.directory, "backup-compact", '{"force": true}'),
-        stdout=subprocess.PIPE,
-    )
-    while not home.call("backup-status")["compacting"]:
-        pass
+    asking = _Asking(home)
     os.kill(follower, signal.SIGCONT if how == signal.SIGSTOP else signal.SIGKILL)
-    answer, _ = asking.communicate(timeout=WAIT_S)
-    assert json.loads(answer)["after"]["version_count"] == 2
+    assert asking.end()["after"]["version_count"] == 2
+    home.call("stop")
+    home.end(node)
+    home.require_same(home.database)
+    assert not list(home.base.rglob("*compact*"))
+
+
+@pytest.mark.parametrize("kind", ["file", "dir"])
+def test_node_that_shuts_down_in_the_middle(kind: str, tmp_path: Path) -> None:
+    home = Home(tmp_path, kind)
+    home.init()
+    node = home.start(*_ROUTER, "--calls", "60", "--hold")
+    home.wait_for_calls(60)
+    os.kill(_follower(home, node.pid), signal.SIGSTOP)  # then it cannot be done before
+    asking = _Asking(home)
+    home.call("stop")
+    home.end(node)
+    assert asking.end() is None
+    assert "Compaction finished" not in home.log()
+    node = home.start(*_ROUTER, "--calls", "40", "--hold")
+    home.wait_for_calls(100)
+    _follower(home, node.pid)
+    assert _force(home)["after"]["version_count"] == 2
     home.call("stop")
     home.end(node)
     home.require_same(home.database)
