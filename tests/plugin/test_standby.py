@@ -280,3 +280,16 @@ def test_promoted_database_is_the_replica_itself(tmp_path: Path) -> None:
     assert json.loads((directory / "backup.lock").read_text()) == {"backend_url": url}
     with open_reader(url) as reader:
         assert reader.version == _version(database) == 9
+
+
+def test_server_with_one_client_at_a_time_is_not_followed(tmp_path: Path) -> None:
+    """Neither by a standby nor beside a node, which would have to wait for it."""
+    home = Home(tmp_path, "dir")
+    create_backend(home.url, None)
+    with server_process(home.url) as server:
+        home.url = f"{server.url}?protocol=1"
+        home.init()
+        home.run(*_ROUTER, "--calls", "20")
+        assert "The backup is not followed: its server's release is too old" in home.log()
+        assert not (home.directory / "backup.replica").exists()
+        _refused(3, "too old to be followed", home.url, tmp_path / "standby")

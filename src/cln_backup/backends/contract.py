@@ -113,6 +113,15 @@ class Backend(ABC):
     def last_change(self) -> LastChange:
         """When the head was stored."""
 
+    @property
+    def can_be_followed(self) -> bool:
+        """Whether a reader can follow the backup beside its writer, and is sent only new changes.
+
+        Not with a server of an older release, which sends everything again, nor with the
+        community's, which has one client at a time.
+        """
+        return True
+
     @abstractmethod
     def close(self) -> None:
         """Releases the backup, and the right to write. Nothing is written."""

@@ -137,6 +137,11 @@ def _prepare(directory: str) -> None:
 
 def _follow_while_open(replica: KeptReplica, reader: Reader, telling: _Telling) -> None:
     """Follows until an error, or until a signal stops this process."""
+    if not reader.can_be_followed:
+        raise BadUrl(
+            "The server's release is too old to be followed, or it is the community's, which has "
+            "one client at a time. Upgrade it; or keep the backup there and restore when needed."
+        )
     while True:
         done = replica.catch_up(reader, until=time.monotonic() + _STEP_S)
         if done:

@@ -92,6 +92,13 @@ class Following:
             return None
         if wanted != "on":
             self._log("warn", f"{FOLLOWER_OPTION} must be on or off, not {wanted!r}: it is on.")
+        if not backend.can_be_followed:
+            self._log(
+                "info",
+                "The backup is not followed: its server's release is too old for that, or it is "
+                "the community's. Upgrade the server to have the backup proven.",
+            )
+            return None
         directory = os.path.abspath(str(options.get(REPLICA_OPTION) or REPLICA_NAME))
         place = backend.place
         is_encrypted = place.storage_dir is not None and place.scratch_dir is None

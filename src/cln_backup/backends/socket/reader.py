@@ -129,6 +129,11 @@ class SocketReader(Reader):
         return last_change_of(self._known)
 
     @property
+    def can_be_followed(self) -> bool:
+        """See `Backend.can_be_followed`."""
+        return bool(self._known.features & wire.CAN_STREAM_AFTER)
+
+    @property
     def proof(self) -> Proof | None:
         """See `Reader.proof`."""
         version, at_ms = self._known.proven_version, self._known.proven_at_ms

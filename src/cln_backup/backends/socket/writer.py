@@ -80,6 +80,11 @@ class SocketWriter(Writer):
         """See `Backend.last_change`."""
         return last_change_of(self._known)
 
+    @property
+    def can_be_followed(self) -> bool:
+        """See `Backend.can_be_followed`."""
+        return bool(self._known.features & wire.CAN_STREAM_AFTER)
+
     def _require_writer(self) -> None:
         if self._finished:
             raise StorageError(
