@@ -29,7 +29,7 @@ _SLICE_S: Final = 2.0
 
 _TROUBLE_S: Final = 1.0
 _LONGEST_TROUBLE_S: Final = 60.0
-_DOUBTS_S: Final = (0.5, 8.0)
+_DOUBTS_S: Final = {"replay": (0.5, 1.0), "damaged": (0.5, 8.0)}
 """The pauses before what looks wrong is read again; then it is wrong."""
 
 _FIRST_CHECK_S: Final = 10.0
@@ -183,8 +183,9 @@ class FollowedBackup:
         found = kind, error.good_version
         self._doubts = self._doubts + 1 if found == self._doubt else 0
         self._doubt = found
-        if self._doubts < len(_DOUBTS_S):
-            self._look_at += _DOUBTS_S[self._doubts]
+        pauses_s = _DOUBTS_S[kind]
+        if self._doubts < len(pauses_s):
+            self._look_at += pauses_s[self._doubts]
             return
         self._look_at += _LONGEST_TROUBLE_S
         if kind == "replay" and self.replica is not None and not self.replica.is_new:

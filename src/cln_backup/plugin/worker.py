@@ -176,8 +176,8 @@ class Plugin:
         except BaseException:  # noqa: BLE001 - told as at the end of any process
             traceback.print_exc()
         finally:
-            self._following.kill()
             guard.end_pipe()
+            self._following.kill()
             os._exit(0)
 
 
