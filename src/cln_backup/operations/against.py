@@ -11,9 +11,9 @@ from cln_backup.model.errors import Discontinuity, NodeRunning, NotFound
 from cln_backup.node.outside import find_database, require_stopped
 from cln_backup.node.settings import read_settings
 from cln_backup.operations.kept_copy import JOURNALS, has_journal
-from cln_backup.replay.beside import Beside, Lagging, ReplicaAt, apply_journal
+from cln_backup.replay.beside import Beside, Lagging, ReplicaAt
 from cln_backup.replay.content import digest, in_words, table_digests
-from cln_backup.replay.replica import node_id_in, node_id_of
+from cln_backup.replay.replica import apply_journal, node_id_in, node_id_of
 from cln_backup.storage import fsio, interruption
 
 if TYPE_CHECKING:

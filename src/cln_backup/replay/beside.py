@@ -8,7 +8,6 @@ next piece may be of a later version: the parts together are the whole table, ea
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -107,19 +106,6 @@ class _Seen(NamedTuple):
 
     schema: list[SchemaRow]
     tables: dict[str, Table]
-
-
-def apply_journal(path: str) -> None:
-    """Applies what a crash left beside a database that no other process uses.
-
-    Raises `Unreadable`.
-    """
-    try:
-        with contextlib.closing(apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)) as found:
-            found.execute("PRAGMA journal_mode = DELETE").fetchall()
-            data_version(found)
-    except apsw.Error as error:
-        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: str, error: apsw.Error) -> Unreadable:

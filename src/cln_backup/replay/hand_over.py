@@ -10,6 +10,7 @@ import apsw
 from cln_backup.model.errors import StorageError
 from cln_backup.model.position import UNKNOWN
 from cln_backup.replay.kept import KeptReplica
+from cln_backup.replay.kept_database import mark
 from cln_backup.replay.kept_directory import DATABASE_NAME
 from cln_backup.replay.note import Note, NoteFile
 from cln_backup.replay.reached import Reached, mark_of
@@ -88,15 +89,7 @@ def adopt(path: str, directory: str, reader: Reader) -> KeptReplica:
     directories.make(directory, op="make replica")
     adopted = os.path.join(directory, DATABASE_NAME)
     fsio.publish(path, adopted, op="make replica")
-    try:
-        connection = apsw.Connection(adopted, flags=apsw.SQLITE_OPEN_READWRITE)
-        connection.execute(
-            f"BEGIN; PRAGMA user_version = {reached.user_version}; "
-            f"PRAGMA application_id = {reached.mark}; COMMIT"
-        )
-        connection.close()
-    except apsw.Error as error:
-        raise StorageError(f"Cannot make {adopted} a replica: {error}.") from error
+    mark(adopted, reached.user_version, reached.mark)
     note = NoteFile(directory)
     note.write(Note(position, last.stored_ms))
     note.close()

@@ -179,3 +179,18 @@ class KeptDatabase:
 def _go_on() -> bool:
     """Called between the steps of a long statement, where Python runs handlers of signals."""
     return False
+
+
+def mark(path: str, user_version: int, application_id: int) -> None:
+    """Writes how far a database has come into it, which makes it a replica's.
+
+    Raises `StorageError`.
+    """
+    try:
+        with contextlib.closing(apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)) as found:
+            found.execute(
+                f"BEGIN; PRAGMA user_version = {user_version}; "
+                f"PRAGMA application_id = {application_id}; COMMIT"
+            )
+    except apsw.Error as error:
+        raise StorageError(f"Cannot make {path} a replica: {error}.") from error

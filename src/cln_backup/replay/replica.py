@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -305,6 +306,19 @@ def version_of(path: str) -> int:
             connection.close()
     except apsw.Error as error:
         raise StorageError(f"Cannot read the database {path}: {_reason(error)}") from error
+
+
+def apply_journal(path: str) -> None:
+    """Applies what a crash left beside a database that no other process uses; not durable.
+
+    Raises `StorageError`.
+    """
+    try:
+        with contextlib.closing(apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)) as found:
+            found.execute("PRAGMA journal_mode = DELETE").fetchall()
+            data_version(found)
+    except apsw.Error as error:
+        raise StorageError(f"Cannot open the database {path}: {_reason(error)}") from error
 
 
 def node_id_of(path: str) -> str | None:
