@@ -17,7 +17,6 @@ from cln_backup.compaction.compactor import Compactor
 from cln_backup.model.change import Change, Kind
 from cln_backup.model.errors import (
     BackupError,
-    BadUrl,
     Discontinuity,
     MigrationOpen,
     NodeRunning,
@@ -308,39 +307,36 @@ def test_a_new_node_has_nothing_to_go_back_to(url: str, tmp_path: Path) -> None:
         undo_migration(str(tmp_path))
 
 
+def test_a_new_node_that_was_started_again_in_the_middle(url: str, tmp_path: Path) -> None:
+    node = Node(tmp_path, url, started_node()[:1])
+    node.starts([rider(1, OFF), started_node()[2]], committed=2)
+    assert read_state(str(node.directory)).restore_point is not None
+    _require_refused(node, NotFound, "node was new")
+
+
 def test_a_node_that_runs(node: Node) -> None:
     node.starts(MIGRATION[:3], committed=3)
     with open_writer(node.url):
         _require_refused(node, WriterConflict, "is being written by")
+    held, holds = os.pipe()
     pid = os.fork()
     if pid == 0:
-        with nodes_kept_out(str(node.directory.parent / "lightningd-regtest.pid")):
-            signal.pause()
+        try:
+            with nodes_kept_out(str(node.directory.parent / "lightningd-regtest.pid"), 60):
+                os.write(holds, b"1")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(holds)
     try:
-        path = node.directory.parent / "lightningd-regtest.pid"
-        while not _is_locked(path):
-            pass
+        assert os.read(held, 1) == b"1"
         _require_refused(node, NodeRunning, "is running")
     finally:
+        os.close(held)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     node.undo()
     node.require_undone()
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with nodes_kept_out(str(path)):
-            return False
-    except NodeRunning:
-        return True
-
-
-def test_a_server_that_cannot(tmp_path: Path) -> None:
-    url = PLACES["socket"](tmp_path)
-    node = Node(tmp_path, url, BEFORE)
-    node.starts(MIGRATION[:3], committed=3)
-    _require_refused(node, BadUrl, "steps by hand")
 
 
 # Compactions

@@ -58,20 +58,22 @@ class MigrationTracker:
             under way.
         is_clear: whether the migration certainly begins there. It does not if a rider is its
             first sign: the transaction before may have changed rows for it.
+        is_complete: whether the database had all its tables at some point: there was a snapshot, or
+            the schema's version was written.
     """
 
     def __init__(self) -> None:
         self.open_at: int | None = None
         self.is_clear = True
         self._version = 0
-        self._is_complete = False
+        self.is_complete = False
 
     def follow(self, change: Change) -> None:
         """Takes the next change into account."""
         transaction = change.transaction
         if transaction is None or sets_schema_version(transaction):
-            self.open_at, self._is_complete = None, True
-        elif self.open_at is None and self._is_complete:
+            self.open_at, self.is_complete = None, True
+        elif self.open_at is None and self.is_complete:
             is_rider = change.kind is Kind.RIDER
             if is_rider or alters_schema(transaction):
                 self.open_at, self.is_clear = self._version, not is_rider

@@ -219,7 +219,7 @@ class _Seen:
     def __init__(self, reader: Reader, point: RestorePoint | None) -> None:
         """Raises `Discontinuity`, `NotFound`: there is no point that is safe to go back to."""
         tracker = MigrationTracker()
-        is_known = False
+        is_known = was_complete = False
         changed_since = snapshots_since = 0
         after_version: int | None = None
         for change in reader.stream_changes():
@@ -228,6 +228,7 @@ class _Seen:
                 continue
             is_known = is_known or change.version == point.version
             if change.version <= point.version:
+                was_complete = tracker.is_complete
                 continue
             changed_since += 1
             if change.transaction is None:
@@ -241,6 +242,11 @@ class _Seen:
                 f"The backup does not go back to data version {point.version}, before the "
                 "migration: a compaction has folded it, or this is a different backup. Nothing was "
                 "changed."
+            )
+        if point is not None and not was_complete:
+            raise NotFound(
+                "The node was new when its start was interrupted, so there is nothing to go back "
+                "to. Nothing was changed. Move its database and the backup away, and start over."
             )
         if point is not None and changed_since:
             if snapshots_since:
