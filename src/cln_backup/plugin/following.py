@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import select
@@ -274,7 +275,8 @@ class Following:
     def kill(self) -> None:
         """Kills the follower that `close` has told to end, if it has not; it loses nothing."""
         if self._leaving is not None:
-            self._leaving.end()
+            with contextlib.suppress(OSError):
+                self._leaving.end()
 
 
 def _database() -> str | None:
