@@ -38,8 +38,6 @@ ALLOWED = {
     ("plugin/jsonrpc.py", "os.write"): "standard output, which lightningd reads",
     ("process/channel.py", "os.writev"): "a pipe between two processes",
     ("process/parent.py", "os.open"): "/dev/null, in the place of the pipes at standard streams",
-    ("replay/beside.py", "apsw.Connection"): "SQLite applies the journal of a copy",
-    ("replay/hand_over.py", "apsw.Connection"): "SQLite writes its databases itself",
     ("replay/kept_database.py", "apsw.Connection"): "SQLite writes its databases itself",
     ("replay/forward.py", "apsw.Connection"): "SQLite writes the node's database itself",
     ("replay/replica.py", "apsw.Connection"): "SQLite writes its databases itself",
