@@ -52,7 +52,7 @@ def _standby(place: Path, scheme: str) -> tuple[str, Path]:
     return url, directory
 
 
-@pytest.mark.parametrize(("scheme", "stride"), [("dir", 1), ("file", 4)])
+@pytest.mark.parametrize(("scheme", "stride"), [("dir", 1), ("file", 6)])
 def test_killed_at_each_step_and_run_again(memory_path: Path, scheme: str, stride: int) -> None:
     """At every moment there is no database, or the whole one; `backup.lock` is there before it."""
     expected = build_database(memory_path / "expected.sqlite3", [*_BEFORE, *_MISSED])

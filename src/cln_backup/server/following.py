@@ -209,7 +209,9 @@ class Following:
             if before is None and said.proven_at is not None:
                 _log.info("%sProven up to version %d", _of(node.name), said.proven_version)
         elif isinstance(said, CompactionSaid):
-            self._answers[said.name].put(said.said)
+            answers = self._answers.get(said.name)
+            if answers is not None:
+                answers.put(said.said)
         elif isinstance(said, Alarm):
             node.proof.raise_alarm(said)
             _log.critical("%sALARM: %s", _of(node.name), said.text)
