@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.compaction.compact import require_no_migration
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from cln_backup.follower.followed import FollowedBackup
     from cln_backup.process.channel import Message
     from cln_backup.process.parent import Parent
+
+_SLICE_S: Final = 0.25
+_PAUSE: Final = 4.0
 
 _MAX_WAL_BYTES: Final = 32 << 20
 """While its file is read, the replica's new changes stay in its WAL: no more than these."""
@@ -90,6 +94,7 @@ class Compacting:
         self._reader = self._parent.aside(self._followed.open_reader).result()
         if asked.keep_migration:
             require_no_migration(self._reader)
+        self._parent.aside(self._catch_up).result()
         prepared = prepare(replica, self._reader, self._stage, self._parent.check)
         if prepared is None:
             self._end()
@@ -105,6 +110,15 @@ class Compacting:
             self._prepared = prepared
             self._followed.holds = True
             self._say(Ready(prepared.ticket))
+
+    def _catch_up(self) -> None:
+        """Replays what the replica lacks, with pauses that leave the processor to the node."""
+        replica, reader = self._followed.replica, self._reader
+        assert replica is not None
+        assert reader is not None
+        while not replica.catch_up(reader, until=time.monotonic() + _SLICE_S):
+            self._parent.check()
+            time.sleep(_SLICE_S * _PAUSE)
 
     def _stage(self, work: Callable[[], Ticket]) -> Ticket:
         return self._parent.aside(work).result(self._follow)

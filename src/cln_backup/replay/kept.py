@@ -157,7 +157,7 @@ class KeptReplica:
         Args:
             reader: of the backup.
             to: replay up to this version only; never goes back.
-            until: when to stop, on the monotonic clock.
+            until: when to stop, on the monotonic clock; later if finding the position takes long.
 
         Returns:
             `False` if time ran out; what was replayed is kept.
@@ -227,10 +227,16 @@ class KeptReplica:
     ) -> bool:
         standing = reader.standing
         batch = characters = 0
+        began_s: float | None = time.monotonic()
         try:
             for change in self._rest(reader):
                 if to is not None and change.version > to:
                     break
+                if until is not None and began_s is not None:
+                    # A long history is first read up to the position, each time: replay at least
+                    # as long as that took, or a slow machine would never get any further.
+                    now_s = time.monotonic()
+                    until, began_s = max(until, 2 * now_s - began_s), None
                 if until is not None and time.monotonic() >= until:
                     self._commit()
                     return False
