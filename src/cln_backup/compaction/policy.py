@@ -117,15 +117,15 @@ def pause_s(failures: int) -> float:
 def space_bound_bytes(facts: Facts, limits: Limits, keeps: Keeps) -> int:
     """The most that the backup uses on its disk, if its compactions succeed.
 
-    Each generation is a snapshot and a log of at most the size that the policy allows; beside
-    them, a compaction builds one more snapshot while the log grows on. Generations that are kept
+    Each generation is a snapshot and a log of at most twice the size at which a compaction is due;
+    beside them, the compaction builds one more snapshot. Generations that are kept
     for some days are estimated from the growth since the last compaction.
     """
     generation = facts.generation
     base, log = generation.base_bytes, _max_log_bytes(generation, limits)
     # Up to the size of its log, a history may have become a larger snapshot.
     base += min(generation.log_bytes, log)
-    log += log // 4
+    log *= 2  # it may grow as much again until a compaction is done
     kept_bytes = keeps.generations * (base + log)
     if keeps.days and facts.age_s > 0:
         logged = generation.log_bytes * keeps.days * _DAY_S / facts.age_s
