@@ -6,14 +6,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_writer
+from cln_backup.backends import create_backend, open_reader, open_writer
+from cln_backup.follower.comparing import NodeComparison
 from cln_backup.follower.messages import Alarm, Progress
+from cln_backup.replay import beside
+from cln_backup.replay.kept import KeptReplica
+from cln_backup.replay.replica import data_version
 from tests import captured
 from tests.follower.following import Follower
 from tests.histories import append, database
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    import apsw
 
     from cln_backup.follower.messages import Said
     from cln_backup.model.change import Change
@@ -96,6 +103,38 @@ def test_head_that_is_not_committed_is_not_compared(tmp_path: Path) -> None:
     with recorded.follower() as follower:
         follower.hear(_is_compared)
         follower.hear_version(829)
+
+
+def test_read_lock_is_held_by_the_thread_that_keeps_its_priority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the lowest priority, a busy machine or disk would keep the node from committing."""
+    recorded = Recorded(tmp_path)
+    inside: list[bool] = []
+    runs = 0
+
+    def run(work: Callable[[], None]) -> None:
+        nonlocal runs
+        runs += 1
+        inside.append(True)
+        work()
+        inside.clear()
+
+    def version_under_lock(connection: apsw.Connection) -> int:
+        assert inside
+        return data_version(connection)
+
+    monkeypatch.setattr(beside, "data_version", version_under_lock)
+    replica = KeptReplica.open(str(recorded.replica))
+    with open_reader(recorded.url) as reader:
+        replica.catch_up(reader)
+        comparison = NodeComparison(str(recorded.database), run)
+        while not comparison.is_over:
+            comparison.go_on(replica, reader)
+    replica.close()
+    assert comparison.finished_at is not None
+    assert comparison.differences == ""
+    assert runs > 10
 
 
 @pytest.mark.parametrize("content", [None, b"this is not a database" * 50])

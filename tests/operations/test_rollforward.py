@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_reader, place_at
-from cln_backup.model.errors import Discontinuity, NodeRunning, StorageError
+from cln_backup.model.errors import Discontinuity, NodeRunning, ReplayFailed, StorageError
 from cln_backup.node.rollforward_marker import Marker, read_marker, write_marker
 from cln_backup.node.settings import State, write_state
 from cln_backup.operations.rollforward import RolledForward, complete, roll_forward
@@ -154,6 +154,33 @@ def test_snapshot_among_the_changes_replaces_the_contents(
     done = node.roll_forward()
     assert (done.version_before, done.version) == (11, 12 + later)
     node.require_same()
+
+
+@pytest.mark.parametrize("missing", [1, 3])
+def test_backup_that_a_snapshot_has_healed_is_rolled_forward(missing: int, tmp_path: Path) -> None:
+    """There is no kept replica; a change before the snapshot does not replay."""
+    healed = [*_CHANGES, snapshot_of([*_CHANGES, payment(12)], tmp_path / "s.sqlite3")]
+    healed += payments(13, 17)
+    node = Stopped(tmp_path, healed, len(healed) - missing)
+    bad = transaction(12, "INSERT INTO payments (version) VALUES (5)")
+    shutil.rmtree(tmp_path / "backup")
+    create_backend(node.url, None)
+    append(node.url, [*_CHANGES, bad, *healed[len(_CHANGES) :]])
+    assert node.roll_forward().version == 16
+    node.require_same()
+
+
+def test_backup_that_no_snapshot_has_healed_is_refused(tmp_path: Path) -> None:
+    node = Stopped(tmp_path, [*_CHANGES, *payments(12, 15)], len(_CHANGES) + 2)
+    bad = transaction(12, "INSERT INTO payments (version) VALUES (5)")
+    shutil.rmtree(tmp_path / "backup")
+    create_backend(node.url, None)
+    append(node.url, [*_CHANGES, bad, *payments(13, 15)])
+    before = node.database.read_bytes()
+    with pytest.raises(ReplayFailed, match="data version 12"):
+        node.roll_forward()
+    assert node.database.read_bytes() == before
+    assert node.names() == _WHOLE
 
 
 @pytest.mark.parametrize("missing", [1, 2, 5])

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 
-from cln_backup.compaction.policy import Limits
+from cln_backup.backends.ticket import Generation
+from cln_backup.compaction.policy import NO_PAST, Facts, Limits
+from cln_backup.node.settings import Alarm
 from cln_backup.plugin.compaction_options import limits_of
+from cln_backup.plugin.replicator import Replicator
+from cln_backup.plugin.self_compaction import SelfCompaction
 from tests.plugin.home import WAIT_S, Home
 
 if TYPE_CHECKING:
@@ -48,6 +53,25 @@ def test_compaction_by_itself_can_be_switched_off(tmp_path: Path) -> None:
     assert "Starting compaction" not in home.log()
     assert status["version_count"] == 505
     assert status["space_bound_bytes"] is None
+
+
+@pytest.mark.parametrize("is_alarmed", [False, True])
+def test_alarm_that_is_not_written_yet_holds_it_off(
+    is_alarmed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy node leaves no moment to write it."""
+    monkeypatch.chdir(tmp_path)
+    replicator, command = Replicator(str(tmp_path), print), Mock()
+    replicator.backend = Mock(version=5)
+    if is_alarmed:
+        replicator.note(alarm=Alarm("content", "It differs.", 1.0))
+    by_itself = SelfCompaction(replicator, command, lambda _level, _text: None)
+    facts = Facts(Generation(1, 1 << 40, 1_000_000, 0.0), 1 << 40, 0.0)
+    monkeypatch.setattr(by_itself, "_facts", lambda _backend: facts)
+    command.past.return_value = NO_PAST
+    by_itself.begin({})
+    by_itself.look()
+    assert command.start_by_itself.called is not is_alarmed
 
 
 @pytest.mark.parametrize(

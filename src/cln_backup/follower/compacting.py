@@ -121,7 +121,11 @@ class Compacting:
             time.sleep(_SLICE_S * _PAUSE)
 
     def _stage(self, work: Callable[[], Ticket]) -> Ticket:
-        return self._parent.aside(work).result(self._follow)
+        self._followed.compares = False  # it would wait for the thread that does this work
+        try:
+            return self._parent.aside(work).result(self._follow)
+        finally:
+            self._followed.compares = True
 
     def _follow(self) -> None:
         replica = self._followed.replica

@@ -6,11 +6,12 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-from cln_backup.replay.beside import Beside, Lagging, ReplicaAt, Unreadable
+from cln_backup.replay.beside import Beside, Lagging, ReplicaAt, Unreadable, call
 from cln_backup.replay.content import in_words
 
 if TYPE_CHECKING:
     from cln_backup.backends.contract import Reader
+    from cln_backup.replay.beside import Run
     from cln_backup.replay.kept import KeptReplica
 
 _SLICE_S: Final = 0.2
@@ -29,9 +30,15 @@ class NodeComparison:
         is_over: whether there is nothing left to do.
     """
 
-    def __init__(self, database: str | None) -> None:
-        """Opens nothing yet; without a database there is nothing to do."""
+    def __init__(self, database: str | None, run: Run = call) -> None:
+        """Opens nothing yet; without a database there is nothing to do.
+
+        `run` does what is done under a read lock: not at the lowest priority, at which a busy
+        machine, or a busy disk, would keep the lock from being released, and the node from
+        committing.
+        """
         self._path = database
+        self._run = run
         self._beside: Beside | None = None
         self.finished_at: float | None = None
         self.differences = ""
@@ -48,7 +55,7 @@ class NodeComparison:
         until = time.monotonic() + _SLICE_S
         try:
             if self._beside is None:
-                self._beside = Beside(self._path)
+                self._beside = Beside(self._path, run=self._run)
             while time.monotonic() < until:
                 if not self._beside.step(at):
                     self._finish(self._beside)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from cln_backup.follower.comparing import NodeComparison
 from cln_backup.follower.messages import Alarm, Progress
 from cln_backup.model.errors import BackupError, Damaged, Interrupted, ReplayFailed
+from cln_backup.replay.beside import call
 from cln_backup.replay.kept import KeptReplica
 from cln_backup.storage import scratch
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.contract import Reader
     from cln_backup.follower.messages import Backup
     from cln_backup.process.channel import Message
+    from cln_backup.replay.beside import Run
 
 _LOOK_S: Final = 1.0
 _LONGEST_LOOK_S: Final = 5.0
@@ -50,14 +52,16 @@ class FollowedBackup:
         reader: of the backup; `None` while it cannot be read.
         replica: `None` while it cannot be opened.
         holds: whether `look` does nothing: a compaction needs the replica as it is.
+        compares: whether the node's database may be compared now.
     """
 
-    def __init__(self, backup: Backup, say: Callable[[Message], None]) -> None:
-        """Opens nothing yet."""
+    def __init__(self, backup: Backup, say: Callable[[Message], None], run: Run = call) -> None:
+        """Opens nothing yet; `run` is as for `NodeComparison`."""
         self.name = backup.name
         self.reader: Reader | None = None
         self.replica: KeptReplica | None = None
         self.holds = False
+        self.compares = True
         self._backup = backup
         self._say = say
         self._look_at = time.monotonic()
@@ -68,7 +72,7 @@ class FollowedBackup:
         self._doubt: tuple[str, int] | None = None
         self._doubts = 0
         self._confirms = False
-        self._comparison = NodeComparison(backup.database)
+        self._comparison = NodeComparison(backup.database, run)
         self._alarms: set[tuple[str, int]] = set()
         self._looked_at: float | None = None
         self._checked_at: float | None = None
@@ -159,7 +163,7 @@ class FollowedBackup:
 
     def _compare_if_due(self) -> None:
         """Compares the node's database with the replica, once, as soon as that is at the head."""
-        if self._is_behind or self._comparison.is_over:
+        if self._is_behind or self._comparison.is_over or not self.compares:
             return
         assert self.replica is not None
         assert self.reader is not None

@@ -12,6 +12,8 @@ from cln_backup.follower.messages import ASKS, Removed, Start
 from cln_backup.process.parent import Parent, serve
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cln_backup.follower.messages import Asked
 
 
@@ -27,13 +29,16 @@ def _run(start: Start, parent: Parent[Asked]) -> None:
     with contextlib.ExitStack() as opened:
         backups: dict[str, FollowedBackup] = {}
 
+        def run(work: Callable[[], None]) -> None:
+            parent.aside(work).result()
+
         def look_at_all() -> None:
             for followed in backups.values():
                 followed.look()
 
         compactions: dict[str, Compacting] = {}
         for backup in start.backups:
-            backups[backup.name] = followed = FollowedBackup(backup, parent.say)
+            backups[backup.name] = followed = FollowedBackup(backup, parent.say, run)
             compactions[backup.name] = Compacting(followed, parent, look_at_all)
             opened.callback(followed.close)
             opened.callback(compactions[backup.name].close)

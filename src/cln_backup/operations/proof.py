@@ -111,26 +111,41 @@ def replica_of(
 ) -> Iterator[apsw.Connection]:
     """A database made from the backup alone, at its version, for the duration of the block.
 
-    It is built in `directory`. On the way, a database may be compared at an earlier version.
+    It is built in `directory`. On the way, a database may be compared at an earlier version. Where
+    the changes do not replay, it continues at the next snapshot, which has healed the backup.
 
     Raises:
         ReplayFailed, Damaged, StorageError: the backup does not replay.
     """
     replica = Replica(os.path.join(directory, "replica.sqlite3"))
+    failed: ReplayFailed | None = None
     try:
         with read_ahead(reader) as changes:
             for change in changes:
                 interruption.check()
                 if passing is not None and change.version > passing.version:
+                    if failed is not None:
+                        break
                     _require_same(replica, passing)
                     passing = None
-                replica.apply(change)
-                if progress is not None:
+                if failed is None or change.snapshot is not None:
+                    failed = _failure_of(replica, change)
+                if progress is not None and failed is None:
                     progress(change)
+        if failed is not None:
+            raise failed
         replica.check()
         yield replica.connection
     finally:
         replica.close()
+
+
+def _failure_of(replica: Replica, change: Change) -> ReplayFailed | None:
+    try:
+        replica.apply(change)
+    except ReplayFailed as error:
+        return error
+    return None
 
 
 def _require_same(replica: Replica, passing: Passing) -> None:

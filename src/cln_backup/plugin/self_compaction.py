@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.model.errors import BackupError
-from cln_backup.node.settings import read_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -68,7 +66,7 @@ class SelfCompaction:
         self._look_at = time.monotonic() + _LOOK_S
         self._look_version = version + self._look_changes
         try:
-            state = read_state(os.getcwd())
+            state = self._replicator.state()  # with an alarm that is not written yet
             if state.alarm is not None or state.restore_point is not None:
                 return  # what a compaction would fold may still be needed
             facts = self._facts(backend)

@@ -9,7 +9,7 @@ next piece may be of a later version: the parts together are the whole table, ea
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
 import apsw
 
@@ -35,7 +35,15 @@ if TYPE_CHECKING:
 
     Found = TypeVar("Found")
 
+Run: TypeAlias = "Callable[[Callable[[], None]], None]"
+"""Does some work, and returns when it is done."""
+
 _LOCKED_FOR_S: Final = 60.0
+
+
+def call(work: Callable[[], None]) -> None:
+    """Does the work here and now."""
+    work()
 
 
 class Lagging(Discontinuity):
@@ -122,9 +130,13 @@ class Beside:
         pieces: how many pieces were read.
     """
 
-    def __init__(self, path: str, *, locked_for_s: float = _LOCKED_FOR_S) -> None:
-        """Opens the node's database at `path`, to read. Raises `Unreadable`."""
+    def __init__(self, path: str, *, run: Run = call, locked_for_s: float = _LOCKED_FOR_S) -> None:
+        """Opens the node's database at `path`, to read. Raises `Unreadable`.
+
+        All that is done under a read lock goes through `run`, which may leave it to another thread.
+        """
         self._path = path
+        self._run = run
         try:
             self._node = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
         except apsw.Error as error:
@@ -196,6 +208,11 @@ class Beside:
 
         A schema that has changed since the comparison began (`SchemaChangeError`): begin again.
         """
+        found: list[tuple[int, Found]] = []
+        self._run(lambda: found.append(self._read_in_transaction(read)))
+        return found[0]
+
+    def _read_in_transaction(self, read: Callable[[], Found]) -> tuple[int, Found]:
         node = self._node
         node.execute("BEGIN")
         try:
