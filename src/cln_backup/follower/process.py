@@ -9,6 +9,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from cln_backup.follower.messages import ASKS, Removed, Start
+from cln_backup.process.orphan import die_with_parent
 from cln_backup.process.parent import Parent, serve
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def _run(start: Start, parent: Parent[Asked]) -> None:
     from cln_backup.follower.followed import FollowedBackup
     from cln_backup.replay.kept_directory import remove_replica
 
+    die_with_parent()
     for directory in start.obsolete:
         remove_replica(directory)
         parent.say(Removed(directory))

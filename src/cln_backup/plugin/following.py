@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import select
@@ -48,7 +47,6 @@ class Following:
         self._log = log
         self._poll = poll
         self._child: Child[Said] | None = None
-        self._leaving: Child[Said] | None = None
         self._obsolete: list[str] = []
         self._start_at = math.inf
         self._started_at = 0.0
@@ -267,16 +265,9 @@ class Following:
         }
 
     def close(self) -> None:
-        """Ends the follower without waiting for it; it may remove unfinished files first."""
+        """Ends the follower without waiting for it; the system kills it when this process ends."""
         self._start_at = math.inf
-        self._leaving = self._child
         self._end()
-
-    def kill(self) -> None:
-        """Kills the follower that `close` has told to end, if it has not; it loses nothing."""
-        if self._leaving is not None:
-            with contextlib.suppress(OSError):
-                self._leaving.end()
 
 
 def _database() -> str | None:

@@ -177,7 +177,6 @@ class Plugin:
             traceback.print_exc()
         finally:
             guard.end_pipe()
-            self._following.kill()
             os._exit(0)
 
 

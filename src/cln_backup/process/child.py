@@ -145,10 +145,6 @@ class Child(Generic[Said]):
             self._process.kill()
             self._process.wait()
 
-    def end(self) -> None:
-        """Kills the process without waiting for it."""
-        self._process.kill()
-
     def kill(self) -> None:
         """Kills the process, which loses nothing, and waits for it."""
         self._process.kill()
