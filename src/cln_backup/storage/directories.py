@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 from typing import TYPE_CHECKING
 
 from cln_backup.model.errors import AlreadyExists, StorageError
@@ -65,6 +64,8 @@ def keep_files(path: str, names: Iterable[str], name: str, *, op: str) -> str:
     `name` is the new directory's, with a number appended if it exists. It has all the files when it
     gets its name; durable when this returns. On a file system without hard links they are copies.
     """
+    import shutil  # the plugin's start imports this module, and that one with its compressions
+
     built = os.path.join(path, f"unfinished-{name}")
     with storage_errors(op, built):
         shutil.rmtree(built, ignore_errors=True)
