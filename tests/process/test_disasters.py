@@ -30,6 +30,10 @@ WAIT_S = 60.0
 SECRET = "a secret word"  # noqa: S105 - of a test
 
 
+class Other(channel.Message):
+    """What no child of these tests says."""
+
+
 def child(work: str, *, path: Path | str = "", lowest_priority: bool = False) -> Child[Answer]:
     start = Start(work, SECRET, str(path))
     return Child(
@@ -63,6 +67,16 @@ def test_messages_come_back_as_they_were_whatever_their_size() -> None:
             sent = os.urandom(min(size, 1_000)) * (size // 1_000 + 1)
             echo.send(Ask(sent[:size]))
             assert echo.receive().data == sent[:size]
+
+
+def test_child_that_speaks_as_another_release_does_is_an_error_of_its_own() -> None:
+    """An upgrade beside a running node: nothing but a `BackupError` may reach the plugin's loop."""
+    start = Start("echo", SECRET, "")
+    with Child("tests.process.work", start, (Other,), work="does the work") as echo:
+        echo.send(Ask(b"word"))
+        with pytest.raises(StorageError, match="cln-backup was upgraded meanwhile") as caught:
+            echo.receive()
+        assert "word" not in str(caught.value)
 
 
 def test_step_waits_for_no_more_than_there_is() -> None:

@@ -16,6 +16,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+import msgspec
+
 from cln_backup.model.errors import StorageError
 from cln_backup.process.channel import Failed, Inbox, Log, Released, YieldToAll, error_of, send
 
@@ -107,6 +109,13 @@ class Child(Generic[Said]):
             message = self._inbox.step()
         except EOFError:
             raise self._gone() from None
+        except msgspec.DecodeError:
+            self._process.kill()
+            raise StorageError(
+                f"The process that {self._work} does not speak as this one expects: "
+                "cln-backup was upgraded meanwhile. The backup is unchanged; restart the node, or "
+                "the server, to use the new release."
+            ) from None
         if isinstance(message, Log):
             logging.getLogger(message.logger).log(message.level, "%s", message.text)
             return None
