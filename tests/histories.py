@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cln_backup.backends import open_reader, open_writer
 from cln_backup.backends.ticket import Folded, MoreNeeded
 from cln_backup.model.change import FOREIGN_KEYS_OFF, FOREIGN_KEYS_ON, Change, Kind
+from cln_backup.operations.restore import restore
 from simulator.content import differences
 
 if TYPE_CHECKING:
@@ -226,6 +227,17 @@ def take_over(writer: Writer, ticket: Ticket) -> Statistics:
 
 def assert_same_database(restored: str | Path, expected: str | Path) -> None:
     assert differences(restored, expected) == []
+
+
+def assert_restores(url: str, history: Sequence[Change], tmp_path: Path) -> None:
+    """The backup makes the database that the history makes."""
+    target = tmp_path / "restored.sqlite3"
+    with open_reader(url) as backend:
+        restore(backend, str(target))
+    expected = build_database(tmp_path / "expected.sqlite3", history)
+    assert_same_database(target, expected)
+    target.unlink()
+    expected.unlink()
 
 
 def only_lock_left(directory: Path, *names: str) -> None:

@@ -18,15 +18,13 @@ from cln_backup.compaction.compact import compact
 from cln_backup.compaction.compactor import Compactor
 from cln_backup.formats import v2
 from cln_backup.model.errors import BackupError, NotFound, StorageError, WriterConflict
-from cln_backup.operations.restore import restore
 from tests.disasters.places import KINDS, url_in
 from tests.histories import (
     OFF,
     ON,
     add_all,
     append,
-    assert_same_database,
-    build_database,
+    assert_restores,
     first,
     long_text,
     payment,
@@ -40,11 +38,8 @@ from tests.histories import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from cln_backup.backends.events import Event
     from cln_backup.backends.ticket import Statistics
-    from cln_backup.model.change import Change
 
 WAIT_S = 60.0
 
@@ -98,17 +93,6 @@ def _left_behind(url: str) -> set[str]:
     return {path.name for path in _directory(url).iterdir() if not backup.fullmatch(path.name)}
 
 
-def _check(url: str, history: Sequence[Change], tmp_path: Path) -> None:
-    """The backup still makes the database that the history makes."""
-    target = tmp_path / "restored.sqlite3"
-    with open_reader(url) as backend:
-        restore(backend, str(target))
-    expected = build_database(tmp_path / "expected.sqlite3", history)
-    assert_same_database(target, expected)
-    target.unlink()
-    expected.unlink()
-
-
 HISTORY = [*started_node(), *payments(4, 60)]
 
 
@@ -127,7 +111,7 @@ def test_history_becomes_one_snapshot_and_the_last_change(url: str, tmp_path: Pa
         (59, "transaction"),
     ]
     assert found[1:] == told(HISTORY[-1:])
-    _check(url, HISTORY, tmp_path)
+    assert_restores(url, HISTORY, tmp_path)
     assert not _left_behind(url)
 
 
@@ -138,7 +122,7 @@ def test_last_change_can_still_be_dropped(url: str, tmp_path: Path) -> None:
         assert backend.standing.prev_version == 58
         backend.rewind()
         backend.add_change(payment(59, "in its place"))
-    _check(url, [*HISTORY[:-1], payment(59, "in its place")], tmp_path)
+    assert_restores(url, [*HISTORY[:-1], payment(59, "in its place")], tmp_path)
 
 
 @pytest.mark.parametrize("length", [0, 1])
@@ -156,7 +140,7 @@ def test_compaction_of_what_was_compacted(url: str, tmp_path: Path) -> None:
     once = _stored(url)
     compact(url)
     assert len(_stored(url)) == len(once)
-    _check(url, HISTORY, tmp_path)
+    assert_restores(url, HISTORY, tmp_path)
 
 
 @pytest.mark.parametrize("cut", range(1, 9))
@@ -176,9 +160,9 @@ def test_compaction_in_the_middle_of_a_migration(url: str, cut: int, tmp_path: P
     append(url, history[:cut])
     compact(url)
     append(url, history[cut:])
-    _check(url, history, tmp_path)
+    assert_restores(url, history, tmp_path)
     compact(url)
-    _check(url, history, tmp_path)
+    assert_restores(url, history, tmp_path)
 
 
 def test_history_before_a_fresh_snapshot_is_dropped(url: str, tmp_path: Path) -> None:
@@ -189,7 +173,7 @@ def test_history_before_a_fresh_snapshot_is_dropped(url: str, tmp_path: Path) ->
     compact(url)
     assert told_by(url) == told([base])
     append(url, [payment(70)])
-    _check(url, [*missed, payment(70)], tmp_path)
+    assert_restores(url, [*missed, payment(70)], tmp_path)
 
 
 def test_gap_that_a_snapshot_closed(url: str, tmp_path: Path) -> None:
@@ -197,7 +181,7 @@ def test_gap_that_a_snapshot_closed(url: str, tmp_path: Path) -> None:
     base = snapshot_of(missed, tmp_path / "base.sqlite3")
     append(url, [*HISTORY, base, *payments(70, 75)])
     compact(url)
-    _check(url, [*missed, *payments(70, 75)], tmp_path)
+    assert_restores(url, [*missed, *payments(70, 75)], tmp_path)
 
 
 def test_missing_backup(tmp_path: Path) -> None:
@@ -278,7 +262,7 @@ def test_writer_goes_on_while_a_second_process_compacts(
         history.append(after)
         assert writer.version == version
     assert version > 61
-    _check(url, history, tmp_path)
+    assert_restores(url, history, tmp_path)
     assert not _left_behind(url)
 
 
@@ -323,7 +307,7 @@ def test_scratch_of_a_killed_compaction_does_not_stay_for_ever(url: str, tmp_pat
         _wait(compactor)
         _end(compactor)
     assert not _left_behind(url)
-    _check(url, HISTORY, tmp_path)
+    assert_restores(url, HISTORY, tmp_path)
 
 
 def test_compaction_that_is_called_off_when_it_is_ready_leaves_nothing(url: str) -> None:
@@ -399,7 +383,7 @@ def test_two_compactions_at_once_do_not_mix(url: str, tmp_path: Path) -> None:
             _end(compactor)
         assert any(outcomes)
         writer.add_change(payment(60))
-    _check(url, [*HISTORY, payment(60)], tmp_path)
+    assert_restores(url, [*HISTORY, payment(60)], tmp_path)
 
 
 def test_writer_that_appends_much_is_caught_up_with(url: str, tmp_path: Path) -> None:
@@ -416,4 +400,4 @@ def test_writer_that_appends_much_is_caught_up_with(url: str, tmp_path: Path) ->
             assert compactor.step() is None, "it was asked to copy more"
         _wait(compactor)
         _end(compactor)
-    _check(url, history, tmp_path)
+    assert_restores(url, history, tmp_path)

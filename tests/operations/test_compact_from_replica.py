@@ -10,7 +10,6 @@ from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.backends.ticket import MoreNeeded
 from cln_backup.compaction.from_replica import Prepared, prepare
 from cln_backup.model.errors import StorageError
-from cln_backup.operations.restore import restore
 from cln_backup.replay.kept import KeptReplica
 from cln_backup.storage import scratch
 from tests.disasters.places import KINDS, url_in
@@ -19,8 +18,7 @@ from tests.histories import (
     ON,
     add_all,
     append,
-    assert_same_database,
-    build_database,
+    assert_restores,
     first,
     payment,
     payments,
@@ -33,7 +31,7 @@ from tests.histories import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from cln_backup.backends.contract import Reader, Writer
@@ -71,16 +69,6 @@ def _prepared(
     return prepared
 
 
-def _check(url: str, history: Sequence[Change], tmp_path: Path) -> None:
-    target = tmp_path / "restored.sqlite3"
-    with open_reader(url) as backend:
-        restore(backend, str(target))
-    expected = build_database(tmp_path / "expected.sqlite3", history)
-    assert_same_database(target, expected)
-    target.unlink()
-    expected.unlink()
-
-
 def _taken_over(writer: Writer, reader: Reader, ticket: Ticket) -> Statistics:
     while isinstance(done := writer.take_over(ticket), MoreNeeded):
         ticket = reader.prepare_more(ticket)
@@ -114,7 +102,7 @@ def test_replica_makes_the_base_and_goes_on(url: str, replica: KeptReplica, tmp_
             assert replica.check() == 0
             assert told_by(url)[0].version == base.version, f"round {round_number}"
             assert len(told_by(url)) == 1 + 20
-    _check(url, history, tmp_path)
+    assert_restores(url, history, tmp_path)
 
 
 def test_replica_follows_meanwhile(url: str, replica: KeptReplica, tmp_path: Path) -> None:
@@ -144,7 +132,7 @@ def test_replica_follows_meanwhile(url: str, replica: KeptReplica, tmp_path: Pat
         _follow(replica, reader)
         assert not replica.is_new
         assert replica.check() == 0
-    _check(url, history, tmp_path)
+    assert_restores(url, history, tmp_path)
 
 
 def test_replica_that_misses_the_swap_starts_anew(url: str, tmp_path: Path) -> None:
@@ -164,7 +152,7 @@ def test_replica_that_misses_the_swap_starts_anew(url: str, tmp_path: Path) -> N
         assert replica.version == 79
         assert replica.check() == 0
     replica.close()
-    _check(url, [*HISTORY, *more], tmp_path)
+    assert_restores(url, [*HISTORY, *more], tmp_path)
 
 
 def test_a_position_of_something_else_is_not_taken_over(url: str, replica: KeptReplica) -> None:
@@ -215,7 +203,7 @@ def test_foreign_keys_that_are_off_stay_off(url: str, replica: KeptReplica, tmp_
             assert replica.check() == 0
         add_all(writer, [rider(10, ON), payment(11)])
     assert told_by(url)[1:3] == told([rider(9, OFF), payment(10)])
-    _check(url, [*history, rider(10, ON), payment(11)], tmp_path)
+    assert_restores(url, [*history, rider(10, ON), payment(11)], tmp_path)
 
 
 def test_no_room_leaves_the_backup_as_it_was(
@@ -231,4 +219,4 @@ def test_no_room_leaves_the_backup_as_it_was(
         replica.catch_up(reader)
         assert replica.version == 59
     assert sorted(path.name for path in (tmp_path / "backup").iterdir()) == names
-    _check(url, HISTORY, tmp_path)
+    assert_restores(url, HISTORY, tmp_path)

@@ -55,11 +55,6 @@ class Home:
         lock = self.directory / "backup.lock"
         lock.write_text(json.dumps(json.loads(lock.read_text()) | fields))
 
-    def set_in_lock(self, **fields: str) -> None:
-        """Sets fields of `backup.lock`."""
-        lock = self.directory / "backup.lock"
-        lock.write_text(json.dumps(json.loads(lock.read_text()) | fields))
-
     def files(self) -> list[Path]:
         """All files of the backup, and all that the plugin keeps in the node's directory."""
         in_backup = self.backup.iterdir() if self.backup.is_dir() else [self.backup]

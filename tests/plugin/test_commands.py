@@ -225,7 +225,7 @@ def test_shutdown_takes_the_late_writes_and_then_leaves(home: Home) -> None:
 
 def test_a_commit_after_the_plugins_have_gone_is_a_gap_with_a_way_out(home: Home) -> None:
     home.init()
-    home.set_in_lock(on_gap="halt")
+    home.set_options(on_gap="halt")
     home.run(*_ROUTER, "--calls", "80", "--after-plugin", "2")
     home.run(*_ROUTER, "--calls", "1", code=None)
     assert "Backup is out of date" in home.log()

@@ -66,7 +66,7 @@ def test_backup_lock_that_leads_nowhere(tmp_path: Path, url: str, phrase: str) -
 
 def test_database_ahead_of_its_backup_names_the_way_out(home: Home, tmp_path: Path) -> None:
     _grow(home)
-    home.set_in_lock(on_gap="halt")
+    home.set_options(on_gap="halt")
     # the node runs without its backup
     shutil.move(home.directory / "backup.lock", tmp_path / "away")
     _run_without_plugin(home, 80)

@@ -67,7 +67,7 @@ def test_alarm_that_is_not_written_yet_holds_it_off(
         replicator.note(alarm=Alarm("content", "It differs.", 1.0))
     by_itself = SelfCompaction(replicator, command, lambda _level, _text: None)
     facts = Facts(Generation(1, 1 << 40, 1_000_000, 0.0), 1 << 40, 0.0)
-    monkeypatch.setattr(by_itself, "_facts", lambda _backend: facts)
+    monkeypatch.setattr(by_itself, "_facts", lambda _backend, _state: facts)
     command.past.return_value = NO_PAST
     by_itself.begin({})
     by_itself.look()

@@ -26,7 +26,7 @@ def test_start_and_snapshot_do_not_send_round_in_a_circle(tmp_path: Path) -> Non
     """`snapshot` took the stale database again and again, and the start halted again and again."""
     home, wallet = Home(tmp_path), tmp_path / "elsewhere.sqlite3"
     home.init()
-    home.set_in_lock(on_gap="halt")
+    home.set_options(on_gap="halt")
     home.run(*_ROUTER, "--calls", "40")
     shutil.copy(home.database, wallet)  # and lightningd.sqlite3 stays, and gets old
     home.run(*_ROUTER, "--calls", "10", "--wallet", str(wallet))

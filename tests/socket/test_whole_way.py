@@ -162,7 +162,7 @@ def test_snapshot_brings_a_backup_on_a_server_up_to_the_node(
 ) -> None:
     home, _ = served
     home.run(*_ROUTER, "--until", "60")
-    home.set_in_lock(on_gap="halt")
+    home.set_options(on_gap="halt")
     lock = home.directory / "backup.lock"
     shutil.move(lock, tmp_path / "away")
     with programs.start(
@@ -175,7 +175,7 @@ def test_snapshot_brings_a_backup_on_a_server_up_to_the_node(
     assert "Backup is out of date" in home.log() + home.stderr
     said = home.cli("snapshot", "--lightning-dir", str(home.directory))
     assert "at data version 80" in said
-    home.set_in_lock(on_gap="snapshot")
+    home.set_options(on_gap="snapshot")
     home.run(*_ROUTER, "--calls", "20", "--after-plugin", "1")
     home.run(*_ROUTER, "--calls", "20")
     assert "Backup healed by a snapshot" in home.log()

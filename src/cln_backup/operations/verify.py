@@ -59,12 +59,7 @@ def verify_against(
     place = scratch.place(scratch_dir, reader.place.scratch_dir or directory)
     with interruption.deferred(), scratch.directory(place, op="verify") as work:
         path = os.path.join(work, "replica.sqlite3")
-        with read_ahead(reader) as changes:
-            replica = replay(changes, path, progress)
-        try:
-            faults = replica.check()
-        finally:
-            replica.close()
+        faults = _replay_and_check(reader, path, progress)
         kept = adopt(path, os.path.join(work, "replica"), reader)
         try:
             compared = compare_with_node(reader, kept, directory, work)
@@ -97,12 +92,17 @@ def verify(
         place = scratch.place(scratch_dir, reader.place.scratch_dir)
         with interruption.deferred(), scratch.directory(place, op="verify") as directory:
             path = os.path.join(directory, "replica.sqlite3")
-            with read_ahead(reader) as changes:
-                replica = replay(changes, path, progress)
-            try:
-                faults = replica.check()
-            finally:
-                replica.close()
+            faults = _replay_and_check(reader, path, progress)
     else:
         reader.check(progress)
     return Verified(standing.version, standing.version_count, replayed, faults)
+
+
+def _replay_and_check(reader: Reader, path: str, progress: Callable[[Change], None] | None) -> int:
+    """Builds the database at `path`; returns the number of rows that violate foreign keys."""
+    with read_ahead(reader) as changes:
+        replica = replay(changes, path, progress)
+    try:
+        return replica.check()
+    finally:
+        replica.close()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.contract import Writer
     from cln_backup.compaction.policy import Facts, Limits
+    from cln_backup.node.settings import State
     from cln_backup.plugin.compact_command import CompactCommand
     from cln_backup.plugin.replicator import Replicator
 
@@ -69,7 +70,7 @@ class SelfCompaction:
             state = self._replicator.state()  # with an alarm that is not written yet
             if state.alarm is not None or state.restore_point is not None:
                 return  # what a compaction would fold may still be needed
-            facts = self._facts(backend)
+            facts = self._facts(backend, state)
         except BackupError as error:
             self._tell_once(f"Cannot find out whether to compact: {error}")
             return
@@ -82,10 +83,10 @@ class SelfCompaction:
         if reason is not None:
             self._command.start_by_itself(backend, reason.value)
 
-    def _facts(self, backend: Writer) -> Facts | None:
+    def _facts(self, backend: Writer, state: State) -> Facts | None:
         from cln_backup.compaction.facts import facts_of
 
-        return facts_of(backend, self._began_at, self._replicator.state().last_compaction_at)
+        return facts_of(backend, self._began_at, state.last_compaction_at)
 
     def _tell_once(self, text: str) -> None:
         if text != self._told:
@@ -98,7 +99,7 @@ class SelfCompaction:
         if self._limits is not None and backend is not None:
             from cln_backup.compaction.policy import due, space_bound_bytes
 
-            facts = self._facts(backend)
+            facts = self._facts(backend, self._replicator.state())
             if facts is not None:
                 bound = space_bound_bytes(facts, self._limits, backend.place.keeps)
                 reason = due(facts, self._limits)
