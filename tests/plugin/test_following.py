@@ -16,6 +16,7 @@ from cln_backup.node.settings import read_state
 from cln_backup.operations.proven import opened_when_free
 from tests.histories import assert_same_database
 from tests.plugin.home import CAPTURES, WAIT_S, Home
+from tests.simulator.simulated_node import alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +100,7 @@ def test_killed_and_stopped_followers_delay_nothing(tmp_path: Path) -> None:
     status = _status(home, lambda found: str(found["follower"]).startswith("waiting"))
     assert status["protected"] is True
     home.wait_for_calls(300)
+    _status(home, lambda found: found["follower"] == "following")
     second = _follower_of(home)
     os.kill(second, signal.SIGSTOP)
     home.wait_for_calls(700)
@@ -106,7 +108,7 @@ def test_killed_and_stopped_followers_delay_nothing(tmp_path: Path) -> None:
     home.end(node)
     assert "It starts again in" in home.log()
     until = time.monotonic() + WAIT_S
-    while Path(f"/proc/{second}").exists():  # it does not stay as it was stopped
+    while alive(second):  # it does not stay as it was stopped
         assert time.monotonic() < until
         time.sleep(0.05)
     _require_replica_of(home, home.directory / "backup.replica")

@@ -112,7 +112,7 @@ def _settled(home: Home) -> Any:
     deadline_s = time.monotonic() + WAIT_S
     status = home.call("backup-status")
     while status["compacting"] or status["next_compaction"] is not None:
-        assert time.monotonic() < deadline_s
+        assert time.monotonic() < deadline_s, (status, home.log())
         time.sleep(0.05)
         status = home.call("backup-status")
     return status

@@ -24,7 +24,6 @@ def _run(start: Start, parent: Parent[Asked]) -> None:
     from cln_backup.follower.followed import FollowedBackup
     from cln_backup.replay.kept_directory import remove_replica
 
-    die_with_parent()
     for directory in start.obsolete:
         remove_replica(directory)
         parent.say(Removed(directory))
@@ -52,4 +51,5 @@ def _run(start: Start, parent: Parent[Asked]) -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent()  # first: it may be stopped as soon as it is there
     serve(_run, Start, *ASKS)
