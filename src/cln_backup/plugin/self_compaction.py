@@ -94,7 +94,7 @@ class SelfCompaction:
             self._log("warn", text)
 
     def status(self) -> dict[str, object]:
-        """The fields of `backup-status`. Raises `BackupError`."""
+        """The fields of `backup-status`; looks next if one is due. Raises `BackupError`."""
         backend, bound, reason = self._replicator.backend, None, None
         if self._limits is not None and backend is not None:
             from cln_backup.compaction.policy import due, space_bound_bytes
@@ -102,7 +102,9 @@ class SelfCompaction:
             facts = self._facts(backend, self._replicator.state())
             if facts is not None:
                 bound = space_bound_bytes(facts, self._limits, backend.place.keeps)
-                reason = due(facts, self._limits)
+                reason = due(facts, self._limits, self._command.past()._replace(failures=0))
+        if reason is not None:
+            self._look_at = time.monotonic()
         return {
             "next_compaction": None if reason is None else reason.value,
             "space_bound_bytes": bound,
