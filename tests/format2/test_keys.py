@@ -45,6 +45,8 @@ from tests.histories import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cln_backup.storage.objects import Objects
+
 
 @pytest.mark.parametrize(
     "cost",
@@ -117,8 +119,8 @@ def test_two_keys_that_are_removed_at_once_are_not_the_last_two(
     add_key(url, secret_from(("key-file", str(files[1]))), "second")
     listed = threading.Barrier(2)
 
-    def all_key_slots(path: str, backup_id: bytes) -> list[KeySlot]:
-        found = key_slots(path, backup_id)
+    def all_key_slots(objects: Objects, backup_id: bytes) -> list[KeySlot]:
+        found = key_slots(objects, backup_id)
         with contextlib.suppress(threading.BrokenBarrierError):
             listed.wait(0.5)  # for the other one, which must not come as far
         return found

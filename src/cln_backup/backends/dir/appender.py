@@ -45,6 +45,7 @@ from cln_backup.model.errors import StorageError
 from cln_backup.model.position import after_snapshot, after_statements, digest_of_snapshot
 from cln_backup.model.statements import foreign_keys_after
 from cln_backup.storage import interruption
+from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -315,6 +316,7 @@ class DirWriter(Writer):
         self._base = Base(generation, name, state)
         self._find_head()
         at = self.place.at
+        assert isinstance(objects, LocalObjects)
         keep = objects, at.keep, at.keep_days
         # The next child process removes what is left; one may be doing so at this moment.
         with contextlib.suppress(StorageError, OSError):

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.backends.dir.history import Base
-from cln_backup.backends.dir.keys import key_slots, unlock, without_keys
+from cln_backup.backends.dir.keys import key_objects, key_slots, unlock, without_keys
 from cln_backup.backends.dir.store import (
     Listing,
     Store,
@@ -71,7 +71,7 @@ def list_keys(place: DirUrl) -> list[Key]:
 def _keys(place: DirUrl, newest: v2.Open) -> list[Key]:
     return [
         Key(slot.label, kind_name(slot.kind), slot.created_ms / 1000)
-        for slot in key_slots(place.path, newest.backup_id)
+        for slot in key_slots(key_objects(place.path), newest.backup_id)
     ]
 
 
@@ -154,7 +154,7 @@ def _read(
         if known is not None and known.backup_id == found.backup_id:
             key = known.master_key
         else:
-            key = unlock(place, found.backup_id, secret)
+            key = unlock(place, key_objects(place.path), found.backup_id, secret)
     store = Store(objects, found.backup_id, key)
     header = store.read_header(source, name, v2.FileKind.BASE, generation)
     if header is None:

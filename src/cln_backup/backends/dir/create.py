@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.backends.dir.base import LOCK_NAME, lock_path
-from cln_backup.backends.dir.keys import create_keys
+from cln_backup.backends.dir.keys import create_keys, key_objects
 from cln_backup.backends.dir.snapshots import NewSnapshot
 from cln_backup.backends.dir.store import (
     Store,
@@ -159,7 +159,13 @@ def _create_first_base(
     origin: Position | None,
     secret: Secret | None,
 ) -> None:
-    store = Store(LocalObjects(place.path), backup_id, create_keys(place, backup_id, secret))
+    key = create_keys(place, key_objects(place.path), backup_id, secret)
+    store = Store(LocalObjects(place.path), backup_id, key)
+    create_first_base(store, base, origin)
+
+
+def create_first_base(store: Store, base: Change | None, origin: Position | None) -> None:
+    """Publishes the first base of a new backup, which is complete then."""
     size = 0
     if base is not None:
         assert base.snapshot is not None

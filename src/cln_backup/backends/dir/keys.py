@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from cln_backup.backends.secrets import (
     KEY_FOR_A_NODE,
@@ -29,11 +29,10 @@ from cln_backup.formats.key_slots import (
 )
 from cln_backup.formats.seals import KEY_BYTES, KeySealer, derive
 from cln_backup.model.errors import AlreadyExists, BadUrl, Damaged, Locked, NotFound
-from cln_backup.storage import directories
 from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
-    from cln_backup.backends.dir.url import DirUrl
+    from cln_backup.storage.objects import Objects
 
 _PREFIX: Final = "key-"
 _ADDING: Final = "adding"
@@ -66,7 +65,24 @@ class NodeVeil:
         return KeySealer(derive(self._master_key, salt, b"cln-backup node"))
 
 
-def unlock(place: DirUrl, backup_id: bytes, secret: Secret | None) -> bytes:
+class Locatable(Protocol):
+    """The part of a parsed URL that unlocking needs."""
+
+    @property
+    def path(self) -> str:
+        """Where the backup is, for messages."""
+
+    @property
+    def key_source(self) -> tuple[str, str] | None:
+        """The kind and the path of the file with the secret; `None` if there is none."""
+
+
+def key_objects(path: str) -> LocalObjects:
+    """The objects of a directory, for key slots: added beside a writer, which removes its own."""
+    return LocalObjects(path, building=_ADDING)
+
+
+def unlock(place: Locatable, objects: Objects, backup_id: bytes, secret: Secret | None) -> bytes:
     """The master key of the backup. Raises `Locked`, `Damaged`, `StorageError`."""
     if secret is None and place.key_source is not None:
         kind, path = place.key_source
@@ -82,7 +98,7 @@ def unlock(place: DirUrl, backup_id: bytes, secret: Secret | None) -> bytes:
             "--hsm-secret or --passphrase-file; or --words or --passphrase, which ask for it. "
             f"{KEY_FOR_A_NODE}"
         )
-    found = key_slots(place.path, backup_id)
+    found = key_slots(objects, backup_id)
     if not found:
         raise without_keys(place.path)
     for slot in found:
@@ -104,7 +120,9 @@ def without_keys(path: str) -> Locked:
     )
 
 
-def create_keys(place: DirUrl, backup_id: bytes, secret: Secret | None) -> bytes | None:
+def create_keys(
+    place: Locatable, objects: Objects, backup_id: bytes, secret: Secret | None
+) -> bytes | None:
     """Makes a master key and its first key slot, if the URL or the operator gave a secret.
 
     The file of the key slot is durable when it returns, except for its name.
@@ -115,12 +133,12 @@ def create_keys(place: DirUrl, backup_id: bytes, secret: Secret | None) -> bytes
         secret = secret_from(place.key_source)
     master_key = os.urandom(KEY_BYTES)
     label = kind_name(secret.kind)
-    add_key_slot(place.path, backup_id, master_key, secret, label)
+    add_key_slot(objects, backup_id, master_key, secret, label)
     return master_key
 
 
 def add_key_slot(
-    path: str, backup_id: bytes, master_key: bytes, secret: Secret, label: str
+    objects: Objects, backup_id: bytes, master_key: bytes, secret: Secret, label: str
 ) -> None:
     """Adds a key slot for the master key; durable with its name when it returns.
 
@@ -135,7 +153,6 @@ def add_key_slot(
     data = pack_key_slot(
         secret.kind, label, backup_id, created_ms, salt, secret.content, master_key
     )
-    objects = LocalObjects(path, building=_ADDING)
     if objects.status(_PREFIX + label) is not None:
         raise _taken(label)
     try:
@@ -148,14 +165,13 @@ def _taken(label: str) -> AlreadyExists:
     return AlreadyExists(f"A key slot named {label} exists; nothing was changed.")
 
 
-def key_slots(path: str, backup_id: bytes) -> list[KeySlot]:
+def key_slots(objects: Objects, backup_id: bytes) -> list[KeySlot]:
     """All key slots of the backup.
 
     Raises:
         Damaged: the file of a key slot was changed, or belongs to another backup.
     """
     found = []
-    objects = LocalObjects(path, building=_ADDING)
     for name in objects.list(_PREFIX):
         try:
             slot = unpack_key_slot(objects.get(name, 0, FILE_BYTES + 1))
@@ -170,8 +186,8 @@ def key_slots(path: str, backup_id: bytes) -> list[KeySlot]:
     return found
 
 
-def remove_key_slot(path: str, backup_id: bytes, label: str) -> None:
-    """Removes a key slot; durable when it returns.
+def remove_key_slot(objects: Objects, backup_id: bytes, label: str) -> None:
+    """Removes a key slot; durable when it returns. Two at once could remove the last two.
 
     A copy of its file still unlocks the backup: for a new master key, copy the backup.
 
@@ -179,12 +195,11 @@ def remove_key_slot(path: str, backup_id: bytes, label: str) -> None:
         NotFound: there is no such key slot.
         Locked: it is the last one, without which the backup could not be read.
     """
-    with directories.locked(path, op="remove key"):  # two at once would remove the last two
-        labels = [slot.label for slot in key_slots(path, backup_id)]
-        if not labels:
-            raise Locked("This backup is not encrypted, so it has no key slots.")
-        if label not in labels:
-            raise NotFound(f"There is no key slot {label!r}; there are: {', '.join(labels)}.")
-        if len(labels) == 1:
-            raise Locked(f"{label} is the last key slot; without it the backup could not be read.")
-        LocalObjects(path).delete(_PREFIX + label, op="remove key")
+    labels = [slot.label for slot in key_slots(objects, backup_id)]
+    if not labels:
+        raise Locked("This backup is not encrypted, so it has no key slots.")
+    if label not in labels:
+        raise NotFound(f"There is no key slot {label!r}; there are: {', '.join(labels)}.")
+    if len(labels) == 1:
+        raise Locked(f"{label} is the last key slot; without it the backup could not be read.")
+    objects.delete(_PREFIX + label, op="remove key")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Final, cast
 
 from cln_backup.backends.dir.base import identity, is_encrypted, list_keys, take_inventory
 from cln_backup.backends.dir.create import build_inside, creating_backup
-from cln_backup.backends.dir.keys import add_key_slot, remove_key_slot
+from cln_backup.backends.dir.keys import add_key_slot, key_objects, remove_key_slot
 from cln_backup.backends.dir.reader import DirReader
 from cln_backup.backends.dir.url import parse_dir_url
 from cln_backup.backends.events import ignore
 from cln_backup.backends.paths import require_outside
 from cln_backup.backends.place import Keeps, Place
 from cln_backup.model.errors import Locked, WriterConflict
+from cln_backup.storage import directories
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,12 +138,14 @@ class DirPlace(Place):
                 raise Locked(
                     "This backup is not encrypted, so it has no key slots. Copy it to encrypt it."
                 )
-            add_key_slot(store.path, store.backup_id, store.master_key, added, label)
+            add_key_slot(key_objects(store.path), store.backup_id, store.master_key, added, label)
 
     def remove_key(self, label: str) -> None:
         """See `Place.remove_key`."""
         self.keys()  # no key slots at all is a different error
-        remove_key_slot(*identity(self.at), label)
+        path, backup_id = identity(self.at)
+        with directories.locked(path, op="remove key"):
+            remove_key_slot(key_objects(path), backup_id, label)
 
     def usage(self) -> Inventory:
         """See `Place.usage`."""

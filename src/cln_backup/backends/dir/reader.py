@@ -9,7 +9,7 @@ from cln_backup.backends.contract import Reader
 from cln_backup.backends.dir.base import lock_path, open_base
 from cln_backup.backends.dir.dropped import check_dropped, dropped
 from cln_backup.backends.dir.history import History
-from cln_backup.backends.dir.keys import NodeVeil, key_slots
+from cln_backup.backends.dir.keys import NodeVeil, key_objects, key_slots
 from cln_backup.backends.dir.snapshots import NewSnapshot, StoredSnapshot, read_back
 from cln_backup.backends.dir.stock import (
     generation_of,
@@ -176,7 +176,7 @@ class DirReader(Reader):
 
     def check(self, progress: Callable[[Change], None] | None = None) -> None:  # noqa: ARG002
         """See `Reader.check`. Every seal or digest of the current generation is checked."""
-        key_slots(self.place.at.path, self.store.backup_id)
+        key_slots(key_objects(self.place.at.path), self.store.backup_id)
         History(self.store, self._base, self._segments, self._end).check()
         check_dropped(self.store)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, NoReturn
 
 from cln_backup.formats import v2
 from cln_backup.formats.seals import file_sealer, pack_header, unpack_state
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from cln_backup.formats.seals import Sealer
     from cln_backup.model.change import Change
-    from cln_backup.storage.local_objects import LocalObjects
     from cln_backup.storage.objects import Objects
     from cln_backup.storage.source import Source
 
@@ -120,9 +119,15 @@ def stored_now_ms(change: Change) -> int:
 
 
 class Store:
-    """One backup's objects, with the keys and methods to read and make them."""
+    """One backup's objects, with the keys and methods to read and make them.
 
-    def __init__(self, objects: LocalObjects, backup_id: bytes, master_key: bytes | None) -> None:
+    Attributes:
+        salted: whether a header without encryption has a salt, too: then no two are equal.
+    """
+
+    salted: ClassVar[bool] = False
+
+    def __init__(self, objects: Objects, backup_id: bytes, master_key: bytes | None) -> None:
         self.objects = objects
         self.backup_id = backup_id
         self.master_key = master_key
@@ -130,7 +135,7 @@ class Store:
     @property
     def path(self) -> str:
         """The directory."""
-        return self.objects.directory
+        return os.path.dirname(self.objects.where(SPARE))
 
     @property
     def cipher(self) -> int:
@@ -176,7 +181,7 @@ class Store:
         self, kind: v2.FileKind, number: int, epoch: int, state: bytes
     ) -> tuple[bytes, Sealer]:
         """The header of a new file, with a fresh key, and the sealer of its records."""
-        salt = bytes(v2.SALT_BYTES) if self.master_key is None else os.urandom(v2.SALT_BYTES)
+        salt = os.urandom(v2.SALT_BYTES) if self.master_key or self.salted else bytes(v2.SALT_BYTES)
         created_ms = time.time_ns() // 1_000_000
         header = v2.Open(kind, self.cipher, self.backup_id, number, epoch, created_ms, salt)
         sealer = file_sealer(header, self.master_key)
