@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 
-from cln_backup.backends.dir.store import list_files
-from cln_backup.formats import key_slots, v2
+from cln_backup.formats import v1
 from cln_backup.model.errors import AlreadyExists, NotFound, StorageError
 from cln_backup.storage import directories, fsio
-from cln_backup.storage.local_objects import LocalObjects
 
 _LOOK = "look for a backup"
-_DATABASE_MAGIC = b"SQLite format 3\x00"
 
 
 def require_backup_file(path: str) -> None:
@@ -27,14 +24,18 @@ def require_backup_file(path: str) -> None:
         raise _missing(path)
     fd = fsio.open_existing(path, writable=False, op=_LOOK)
     try:
-        start = fsio.read_at(fd, len(_DATABASE_MAGIC), 0, op=_LOOK)
+        start = fsio.read_at(fd, len(v1.SQLITE_MAGIC), 0, op=_LOOK)
     finally:
         os.close(fd)
-    if start.startswith(_DATABASE_MAGIC):
+    if start.startswith(v1.SQLITE_MAGIC):
         raise NotFound(
             f"{path} is a SQLite database, not a backup. If it is the node's own, name the backup "
             "instead, as in backup.lock; if it was restored from a backup, it is ready to use."
         )
+    if start.startswith(v1.START):
+        return
+    from cln_backup.formats import key_slots, v2
+
     if start.startswith((v2.MAGIC, key_slots.MAGIC)):
         directory = os.path.dirname(path)
         raise NotFound(
@@ -98,6 +99,9 @@ def require_outside(path: str) -> None:
 
 
 def _holds_backup(*parts: str) -> bool:
+    from cln_backup.backends.dir.store import list_files
+    from cln_backup.storage.local_objects import LocalObjects
+
     path = os.path.join(*parts)
     with contextlib.suppress(StorageError):
         return os.path.isdir(path) and list_files(LocalObjects(path)) != ((), (), ())

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FILE_VERSION: Final = 1
+START: Final = FILE_VERSION.to_bytes(4, "big")
+"""The first bytes of each file."""
+
 HEADER_BYTES: Final = 512
 TRANSACTION: Final = 1
 SNAPSHOT: Final = 2

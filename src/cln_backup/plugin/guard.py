@@ -14,7 +14,6 @@ import re
 import select
 import signal
 import time
-import traceback
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.node.outside import other_plugins_live
@@ -97,6 +96,8 @@ def spawn(mailbox: Mailbox, lightningd: int, manifest: object) -> Guard:
     except BrokenPipeError:
         pass  # lightningd has ended too
     except BaseException:  # noqa: BLE001 - a child must not continue in its parent's code
+        import traceback
+
         traceback.print_exc()
     finally:
         os._exit(0)

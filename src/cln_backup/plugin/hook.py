@@ -31,10 +31,6 @@ class Hook:
 
     def answer(self, message: Call | Message) -> None:
         """Stores one call and answers it; the change is on stable storage before `continue`."""
-        if not self.was_called:
-            from cln_backup.plugin import logbridge
-
-            logbridge.forward(self._log)
         self.was_called = True
         if self.halted is None:
             try:

@@ -75,9 +75,13 @@ class InitCommand:
         if not self._hook.node_is_up():
             self._stop_node(str(self._hook.halted))
         jsonrpc.write(jsonrpc.answer(bytes(message.id), {}))
+        # Imported late: lightningd waits for this program's start.
+        from cln_backup.node import rpc
+        from cln_backup.plugin import logbridge
+
+        logbridge.forward(self._log)
         for begin in self._begins:
             begin(init.options)
-        from cln_backup.node import rpc  # imported late: lightningd waits for this program's start
 
         try:
             self._rpc = rpc.Request(rpc_path, "listconfigs")

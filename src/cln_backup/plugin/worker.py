@@ -13,7 +13,6 @@ import select
 import signal
 import sys
 import time
-import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from cln_backup import __version__
@@ -31,6 +30,7 @@ from cln_backup.plugin.manifest import MANIFEST
 from cln_backup.plugin.replicator import Replicator
 from cln_backup.plugin.self_compaction import SelfCompaction
 from cln_backup.plugin.status_command import status
+from cln_backup.storage import ownership
 
 if TYPE_CHECKING:
     from cln_backup.plugin.jsonrpc import Message
@@ -43,6 +43,7 @@ class Plugin:
 
     def __init__(self) -> None:
         self._lightningd = lightningd_above()
+        ownership.warn = lambda text: _log("warn", text)
         self._leave_at: float | None = None
         mailbox = jsonrpc.Mailbox()
         self._reader = jsonrpc.Reader(0, mailbox)
@@ -174,6 +175,8 @@ class Plugin:
         except BrokenPipeError:  # lightningd has ended
             pass
         except BaseException:  # noqa: BLE001 - told as at the end of any process
+            import traceback
+
             traceback.print_exc()
         finally:
             guard.end_pipe()

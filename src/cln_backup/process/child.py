@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
-import signal
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -22,6 +19,8 @@ from cln_backup.model.errors import StorageError
 from cln_backup.process.channel import Failed, Inbox, Log, Released, YieldToAll, error_of, send
 
 if TYPE_CHECKING:
+    import subprocess
+
     from typing_extensions import Self
 
     from cln_backup.process.channel import Message
@@ -60,6 +59,8 @@ class Child(Generic[Said]):
         Raises:
             StorageError: it cannot be started.
         """
+        import subprocess
+
         self._work = work
         try:
             self._process = subprocess.Popen(
@@ -117,6 +118,8 @@ class Child(Generic[Said]):
                 "the server, to use the new release."
             ) from None
         if isinstance(message, Log):
+            import logging
+
             logging.getLogger(message.logger).log(message.level, "%s", message.text)
             return None
         if isinstance(message, Failed):
@@ -148,9 +151,11 @@ class Child(Generic[Said]):
 
     def wait(self, timeout_s: float) -> None:
         """Waits until the process has ended; kills it at the timeout."""
+        from subprocess import TimeoutExpired
+
         try:
             self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
@@ -167,8 +172,10 @@ class Child(Generic[Said]):
         self.kill()
 
     def _gone(self) -> StorageError:
+        from subprocess import TimeoutExpired
+
         how = ""
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(TimeoutExpired):
             code = self._process.wait(_REAP_S)
             how = f" (exit code {code})" if code >= 0 else f" ({_name(-code)})"
         return StorageError(
@@ -178,6 +185,8 @@ class Child(Generic[Said]):
 
 
 def _name(number: int) -> str:
+    import signal
+
     try:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal

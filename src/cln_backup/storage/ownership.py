@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _node: ContextVar[os.stat_result | None] = ContextVar("node", default=None)
 _said: set[str] = set()
@@ -117,10 +117,18 @@ def _say(directory: str, user: str, why: str) -> None:
     if directory in _said:
         return
     _said.add(directory)
+    warn(
+        f"Cannot change the owner of the new files in {directory} to {user}: {why}. Only the user "
+        f"that runs this program can read them. If the node runs as a different user, run: chown "
+        f"{user} {directory}"
+    )
+
+
+def _log_warning(text: str) -> None:
     import logging
 
-    logging.getLogger(__name__).warning(
-        "Cannot change the owner of the new files in %s to %s: %s. Only the user that runs this "
-        "program can read them. If the node runs as a different user, run: chown %s",
-        *(directory, user, why, user),
-    )
+    logging.getLogger(__name__).warning("%s", text)
+
+
+warn: Callable[[str], None] = _log_warning
+"""Takes a warning; the plugin sets its own function, since `logging` would delay its start."""

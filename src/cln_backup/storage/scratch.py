@@ -6,21 +6,20 @@ import contextlib
 import fcntl
 import os
 import re
-import shutil
-import tempfile
 import time
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.model.errors import NotFound, StorageError
 from cln_backup.process.channel import Message
 from cln_backup.process.child import Child
-from cln_backup.process.parent import Parent, serve
 from cln_backup.storage import ownership
 from cln_backup.storage.giving_back import give_back
 from cln_backup.storage.os_errors import storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from cln_backup.process.parent import Parent
 
 _NAME: Final = re.compile(
     r"\.(?:compact|verify|copy|take-snapshot|roll-forward|undo)-(.+)-([0-9]+)-[^-]+"
@@ -43,6 +42,8 @@ def place(chosen: str | None, beside: str | None) -> str:
 
 def temporary() -> str:
     """The system's directory for temporary files. Raises `StorageError` if there is none."""
+    import tempfile
+
     try:
         return tempfile.gettempdir()
     except FileNotFoundError:
@@ -61,6 +62,9 @@ def directory(place: str, *, op: str) -> Iterator[str]:
 
     Directories left over by killed processes are removed as well.
     """
+    import shutil
+    import tempfile
+
     with storage_errors(op, place):
         for left in leftovers(place):
             _remove_left(left)
@@ -125,6 +129,8 @@ def _remove_left(path: str) -> None:
 
     A helper of that process may still be running and add one more file.
     """
+    import shutil
+
     for _ in range(_TRIES):
         shutil.rmtree(path, ignore_errors=True)
         if not os.path.lexists(path):
@@ -210,6 +216,8 @@ class Leftovers(Message):
 
 def _run(leftovers: Leftovers, _parent: Parent[Message]) -> None:
     """The child that removes leftovers: `python -m cln_backup.storage.scratch`."""
+    import shutil
+
     for path in leftovers.paths:
         with contextlib.suppress(StorageError):
             empty(path, op="clear up")
@@ -217,4 +225,6 @@ def _run(leftovers: Leftovers, _parent: Parent[Message]) -> None:
 
 
 if __name__ == "__main__":
+    from cln_backup.process.parent import serve
+
     serve(_run, Leftovers)

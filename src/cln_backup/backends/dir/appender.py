@@ -10,12 +10,15 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.backends.contract import Writer
-from cln_backup.backends.dir.base import is_encrypted, lock_path, open_base
-from cln_backup.backends.dir.dropped import set_aside
+from cln_backup.backends.dir.base import (
+    PREPARED,
+    Prepared,
+    is_encrypted,
+    lock_path,
+    open_base,
+)
 from cln_backup.backends.dir.history import Base, History
 from cln_backup.backends.dir.keys import NodeVeil
-from cln_backup.backends.dir.reader import PREPARED, Prepared
-from cln_backup.backends.dir.restart import start_over
 from cln_backup.backends.dir.snapshots import NewSnapshot, last_seal
 from cln_backup.backends.dir.stock import (
     generation_of,
@@ -260,6 +263,8 @@ class DirWriter(Writer):
             writer.look(at_all_names=True)
         self._lock.sign()
         with self._last_write:
+            from cln_backup.backends.dir.dropped import set_aside
+
             kept = set_aside(self._store, self._change_at(head.at), writer.end.epoch)
             self._prepare(writer, _DROP_BYTES)
             writer.append(v2.Type.DROP, head.version, b"")
@@ -333,6 +338,8 @@ class DirWriter(Writer):
 
     def start_over(self, change: Change, timeout_s: float | None = None) -> str:  # noqa: ARG002
         """See `Writer.start_over`. The earlier history is in a directory inside the backup."""
+        from cln_backup.backends.dir.restart import start_over
+
         writer = self._require_writer()
         with self._last_write:
             writer.look(at_all_names=True)

@@ -30,6 +30,20 @@ if TYPE_CHECKING:
 
 
 LOCK_NAME: Final = "backup.writer"
+PREPARED: Final = "compaction"
+"""The purpose in the name of a prepared base."""
+
+
+class Prepared(NamedTuple):
+    """A base that was built and has no name yet: the content of a ticket.
+
+    Attributes:
+        name: of the object.
+        made_from: the generation that it follows.
+    """
+
+    name: str
+    made_from: int
 
 
 class Opened(NamedTuple):

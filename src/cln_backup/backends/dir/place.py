@@ -8,9 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final, cast
 
 from cln_backup.backends.dir.base import identity, is_encrypted, list_keys, take_inventory
-from cln_backup.backends.dir.create import build_inside, creating_backup
 from cln_backup.backends.dir.keys import add_key_slot, key_objects, remove_key_slot
-from cln_backup.backends.dir.reader import DirReader
 from cln_backup.backends.dir.url import parse_dir_url
 from cln_backup.backends.events import ignore
 from cln_backup.backends.paths import require_outside
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.contract import Writer
     from cln_backup.backends.dir.appender import DirWriter
+    from cln_backup.backends.dir.reader import DirReader
     from cln_backup.backends.events import OnEvent
     from cln_backup.backends.inventory import Inventory, Key
     from cln_backup.backends.secrets import Secret
@@ -67,6 +66,8 @@ class DirPlace(Place):
         hidden: bool = False,
     ) -> Iterator[Place]:
         """See `Place.creating`."""
+        from cln_backup.backends.dir.create import build_inside, creating_backup
+
         require_outside(os.path.dirname(self.at.path))
         if not hidden:
             with creating_backup(self.at, base, origin, secret):
@@ -87,6 +88,8 @@ class DirPlace(Place):
         accept_incomplete: bool = False,
     ) -> DirReader:
         """See `Place.open_reader`."""
+        from cln_backup.backends.dir.reader import DirReader
+
         return DirReader(self, secret, on_event, accept_incomplete=accept_incomplete)
 
     def _open_writer(

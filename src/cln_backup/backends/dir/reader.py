@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from cln_backup.backends.contract import Reader
-from cln_backup.backends.dir.base import lock_path, open_base
+from cln_backup.backends.dir.base import PREPARED, Prepared, lock_path, open_base
 from cln_backup.backends.dir.dropped import check_dropped, dropped
 from cln_backup.backends.dir.history import History
 from cln_backup.backends.dir.keys import NodeVeil, key_objects, key_slots
@@ -42,21 +42,6 @@ if TYPE_CHECKING:
     from cln_backup.model.change import Change
     from cln_backup.model.position import Position
     from cln_backup.storage.source import Source
-
-PREPARED = "compaction"
-"""The purpose in the name of a prepared base."""
-
-
-class Prepared(NamedTuple):
-    """A base that was built and has no name yet: the content of a ticket.
-
-    Attributes:
-        name: of the object.
-        made_from: the generation that it follows.
-    """
-
-    name: str
-    made_from: int
 
 
 class DirReader(Reader):

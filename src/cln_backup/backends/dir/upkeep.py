@@ -21,13 +21,13 @@ from cln_backup.backends.dir.store import (
     snapshot_name,
 )
 from cln_backup.process.channel import Message
-from cln_backup.process.parent import Parent, serve
 from cln_backup.storage import directories, fsio
 from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cln_backup.process.parent import Parent
     from cln_backup.storage.objects import Objects
 
 _DAY_S = 86_400
@@ -123,4 +123,6 @@ def _run(start: Start, parent: Parent[Message]) -> None:
 
 
 if __name__ == "__main__":
+    from cln_backup.process.parent import serve
+
     serve(_run, Start)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from typing import NamedTuple
-from urllib.parse import unquote
 
 from cln_backup.backends.local_url import absolute_path
 from cln_backup.model.errors import BadUrl
@@ -43,7 +42,7 @@ def parse_dir_url(url: str) -> DirUrl:
     numbers = {"keep": 0, "keep-days": 0}
     for pair in filter(None, query.split("&")):
         name, _, quoted = pair.partition("=")
-        value = unquote(quoted)
+        value = _unquoted(quoted)
         if name in KEY_SOURCES and source is None and os.path.isabs(value):
             source = (name, value)
         elif name in numbers and value.isdecimal() and len(value) < 7:
@@ -56,3 +55,11 @@ def parse_dir_url(url: str) -> DirUrl:
             )
     path = path.rstrip("/") or "/"
     return DirUrl(path, source, numbers["keep"], numbers["keep-days"])
+
+
+def _unquoted(value: str) -> str:
+    if "%" not in value:
+        return value
+    from urllib.parse import unquote  # the node's start need not load it
+
+    return unquote(value)

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 from cln_backup.backends import redacted
 from cln_backup.backends.events import ignore
 from cln_backup.backends.file import rewrite
-from cln_backup.backends.file.reader import FileReader
 from cln_backup.backends.inventory import Inventory, space_bytes
 from cln_backup.backends.local_url import absolute_path
 from cln_backup.backends.paths import hint_for_directory, require_backup_file, require_outside
 from cln_backup.backends.place import Place
 from cln_backup.model.errors import AlreadyExists, BadUrl
-from cln_backup.storage import directories, fsio, scratch
+from cln_backup.storage import directories, fsio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.file.reader import FileReader
     from cln_backup.backends.file.writer import FileWriter
     from cln_backup.backends.secrets import Secret
     from cln_backup.model.change import Change
@@ -76,6 +76,8 @@ class FilePlace(Place):
                 "choose another name."
             )
         if hidden:
+            from cln_backup.storage import scratch
+
             with scratch.directory(os.path.dirname(path), op="copy") as directory:
                 built = os.path.join(directory, "copy")
                 rewrite.create(built, base)
@@ -99,6 +101,8 @@ class FilePlace(Place):
         accept_incomplete: bool = False,  # noqa: ARG002 - of formats where that shows
     ) -> FileReader:
         """See `Place.open_reader`."""
+        from cln_backup.backends.file.reader import FileReader
+
         return FileReader(self, on_event)
 
     def _open_writer(

@@ -5,7 +5,6 @@ Each is built under a temporary name, synced, and only then given its final name
 
 from __future__ import annotations
 
-import glob
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -248,6 +247,8 @@ def copy_to_staged(fd: int, new_fd: int, staged: Staged, end: int) -> None:
 
 def discard(path: str) -> None:
     """Removes the replacements beside a backup."""
+    import glob
+
     for name in glob.glob(f"{glob.escape(path)}.compacting*"):
         fsio.remove(name, op="remove unfinished compaction")
 

@@ -58,7 +58,7 @@ def start(
     try:
         facts = gather_facts(change, node, backend, log)
         differences = ""
-        if decide(facts) in EXPECT_EQUAL:
+        if node.has_replica and decide(facts) in EXPECT_EQUAL:
             from cln_backup.plugin.start.comparing import compare_before_answer
 
             differences, found = compare_before_answer(node, facts, backend.place, log)

@@ -39,6 +39,11 @@ class Node(NamedTuple):
     node_id: str | None
     heals: bool
 
+    @property
+    def has_replica(self) -> bool:
+        """Whether the follower keeps a replica, as far as `backup.state` says."""
+        return self.state.replica_dir is not None and os.path.isdir(self.state.replica_dir)
+
 
 def look_at_node(directory: str, settings: Settings, log: Callable[[str], None]) -> Node:
     """Gathers facts about the node; `settings` are those in `backup.lock`.
