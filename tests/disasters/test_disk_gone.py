@@ -7,12 +7,12 @@ import os
 import shutil
 import struct
 import subprocess
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.plugin.home import CAPTURES, WAIT_S, Home, processes_of
+from tests.plugin.home import CAPTURES, Home, processes_of
+from tests.waiting import wait_until, wait_until_ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,10 +52,12 @@ class Disk:
 
     def unmount(self) -> None:
         """Waits for processes of the plugin that are about to end."""
-        deadline_s = time.monotonic() + WAIT_S
-        while (done := subprocess.run(["umount", self.place], check=False)).returncode:
-            assert time.monotonic() < deadline_s, done
-            time.sleep(0.05)
+        umount = ["umount", str(self.place)]
+        wait_until(
+            lambda: subprocess.run(umount, check=False).returncode == 0,
+            f"{self.place} cannot be unmounted",
+            pause_s=0.05,
+        )
 
 
 @pytest.fixture
@@ -73,16 +75,12 @@ def _loses_the_next_commit(home: Home, disk: Disk, version: int) -> bool:
     It is not where another file's sync on that disk came after the commit.
     """
     node = home.start(*_ROUTER, "--until", str(version), "--hold")
-    while home.call("simulator")["data_version"] < version:
-        time.sleep(0.01)
+    home.wait_for_version(version)
     processes = processes_of(node.pid)
     disk.drop_out()
     node.kill()
     node.communicate()
-    deadline_s = time.monotonic() + WAIT_S
-    while any(os.path.isdir(f"/proc/{pid}") for pid in processes):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+    wait_until_ended(*processes)
     disk.unmount()
     assert disk.mount()
     return os.path.exists(f"{home.database.resolve()}-journal")

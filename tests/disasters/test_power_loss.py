@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,7 +10,6 @@ import stat
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,11 +18,13 @@ from cln_backup.node.pid_file import pid_file_in_use
 from simulator.settings import Exit
 from tests.disasters.power_loss import LAST_CALL, ROUTER, copies, lose_power, machine_was_restarted
 from tests.histories import database
-from tests.plugin.home import PLUGIN, WAIT_S, Home
+from tests.plugin.home import PLUGIN, Home
 from tests.socket.serving import server_process
+from tests.waiting import WAIT_S, wait_for_process_in, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _VERSION = LAST_CALL - 1
 _LOST = "lost its last changes with the power or the disk"
@@ -51,10 +51,7 @@ def _log_of_the_work(home: Home) -> str:
 
 
 def _wait_for(home: Home, text: str) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while text not in _log_of_the_work(home):
-        assert time.monotonic() < deadline_s, _log_of_the_work(home)
-        time.sleep(0.02)
+    wait_until(lambda: text in _log_of_the_work(home), lambda: _log_of_the_work(home))
 
 
 @pytest.fixture
@@ -121,15 +118,7 @@ def test_node_end_takes_the_process_with_it(home: Home) -> None:
 
 def _the_process(home: Home) -> int:
     """The process that waits for the node's end, as soon as it is there."""
-    deadline_s = time.monotonic() + WAIT_S
-    while True:
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if b"rollforward_process" in (path / "cmdline").read_bytes() and os.path.samefile(
-                    path / "cwd", home.directory
-                ):
-                    return int(path.name)
-        assert time.monotonic() < deadline_s
+    return wait_for_process_in(home.directory, "rollforward_process")
 
 
 def _ask_for_help(home: Home) -> None:
@@ -149,8 +138,7 @@ def test_second_node_by_mistake_touches_nothing(home: Home) -> None:
     """While a node runs, another start finds a request that nobody has removed."""
     home.run(*ROUTER, "--until", "60")
     node = home.start(*ROUTER, "--until", "65", "--hold")
-    while home.call("simulator")["data_version"] < 65:
-        time.sleep(0.01)
+    home.wait_for_version(65)
     found = home.database.read_bytes()
     pid = int((home.base / "lightningd-regtest.pid").read_text())
     marker = {"database": str(home.database), "pid_file": pid_file_in_use(pid)}

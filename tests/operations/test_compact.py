@@ -36,12 +36,11 @@ from tests.histories import (
     told_by,
     transaction,
 )
+from tests.waiting import WAIT_S, wait_until_ended
 
 if TYPE_CHECKING:
     from cln_backup.backends.events import Event
     from cln_backup.backends.ticket import Statistics
-
-WAIT_S = 60.0
 
 
 @pytest.fixture(params=KINDS)
@@ -361,9 +360,7 @@ def test_second_process_ends_with_a_writer_that_is_killed(url: str) -> None:
         assert writer.stdout is not None
         second = int(writer.stdout.readline())
         writer.send_signal(signal.SIGKILL)
-    stat = Path(f"/proc/{second}/stat")
-    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
-        select.select([], [], [], 0.01)
+    wait_until_ended(second)
     append(url, [payment(60)])
     assert told_by(url) == told([*HISTORY, payment(60)])
     assert not _left_behind(url)

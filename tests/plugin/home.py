@@ -12,13 +12,14 @@ from typing import Any
 
 from simulator import client, content
 from tests import programs
+from tests.waiting import WAIT_S, wait_for, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PLUGIN = BIN / "cln-backup"
+_EAGER = str(ROOT / "tests" / "eager")
 CAPTURES = ROOT / "tests" / "data" / "captures"
-WAIT_S = 300.0
-
+WITHOUT_FOLLOWER = ("--option", "backup-follower=off")
 
 KINDS = ("file", "dir", "dir-encrypted")
 """The kinds of backup that a node may have."""
@@ -37,6 +38,7 @@ class Home:
         self.url = f"{kind.partition('-')[0]}://{self.backup}"
         self.report = base / "report.json"
         self.plugin = PLUGIN
+        self._node: subprocess.Popen[str] | None = None
 
     def cli(self, *arguments: str, code: int = 0) -> str:
         """Runs `backup-cli`; returns what it printed."""
@@ -84,13 +86,14 @@ class Home:
         self, *arguments: str, important: bool = True, env: dict[str, str] | None = None
     ) -> subprocess.Popen[str]:
         """Starts a node and returns at once."""
-        return programs.Program(
+        self._node = programs.Program(
             self.command(*arguments, important=important),
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
-            env=None if env is None else os.environ | env,
+            env=os.environ | {"PYTHONPATH": _EAGER} | (env or {}),
         )
+        return self._node
 
     def run(self, *arguments: str, important: bool = True, code: int | None = 0) -> dict[str, Any]:
         """Runs a node to its end; returns its report."""
@@ -114,14 +117,19 @@ class Home:
             try:
                 return client.call(self.directory, method, params, timeout_s=WAIT_S)
             except (FileNotFoundError, ConnectionRefusedError):
+                assert self._node is None or self._node.poll() is None, self.log()
                 assert time.monotonic() < deadline_s, "no node to call"
                 time.sleep(0.02)
 
     def wait_for_calls(self, count: int) -> None:
-        deadline_s = time.monotonic() + WAIT_S
-        while self.call("simulator")["next_call"] < count:
-            assert time.monotonic() < deadline_s, "the node makes no progress"
-            time.sleep(0.01)
+        wait_until(
+            lambda: self.call("simulator")["next_call"] >= count, "the node makes no progress"
+        )
+
+    def wait_for_version(self, version: int) -> None:
+        wait_until(
+            lambda: self.call("simulator")["data_version"] >= version, "the node makes no progress"
+        )
 
     def restored(self) -> Path:
         """Restores the backup to a new file."""
@@ -148,10 +156,5 @@ def processes_of(node: int) -> tuple[int, int]:
 
 
 def _children(pid: int) -> list[str]:
-    deadline_s = time.monotonic() + WAIT_S
-    while True:
-        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        if found:
-            return found
-        assert time.monotonic() < deadline_s, f"process {pid} has no children"
-        time.sleep(0.01)
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return wait_for(lambda: children.read_text().split(), missing=f"Process {pid} has no children.")

@@ -13,7 +13,8 @@ import pytest
 
 from simulator import content
 from tests import programs
-from tests.plugin.home import CAPTURES, PLUGIN, WAIT_S, Home, processes_of
+from tests.plugin.home import CAPTURES, PLUGIN, WITHOUT_FOLLOWER, Home, processes_of
+from tests.waiting import WAIT_S, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,8 +81,7 @@ def test_a_second_compaction_is_refused_and_the_first_goes_on(home: Home) -> Non
         *("simulator.client", home.directory, "backup-compact", '{"force": true}'),
         stdout=subprocess.PIPE,
     )
-    while not home.call("backup-status")["compacting"]:
-        pass
+    wait_until(lambda: home.call("backup-status")["compacting"], home.log, pause_s=0)
     with pytest.raises(Exception, match="a compaction is running"):
         home.call("backup-compact", {"force": True})
     answer, _ = asking.communicate(timeout=WAIT_S)
@@ -110,8 +110,7 @@ def test_node_killed_during_a_compaction(home: Home) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not home.call("backup-status")["compacting"]:
-        pass
+    wait_until(lambda: home.call("backup-status")["compacting"], home.log, pause_s=0)
     os.kill(worker, 9)
     node.kill()
     node.communicate()
@@ -125,7 +124,7 @@ def test_starting_touches_nothing(home: Home, tmp_path: Path) -> None:
     home.init()
     home.run(*_ROUTER, "--calls", "40")
     # Without the follower, which writes to its replica in its own time.
-    node = home.start(*_ROUTER, "--calls", "20", "--hold", "--option", "backup-follower=off")
+    node = home.start(*_ROUTER, "--calls", "20", "--hold", *WITHOUT_FOLLOWER)
     home.wait_for_calls(60)
     before = _seen(tmp_path)
     done = subprocess.run(

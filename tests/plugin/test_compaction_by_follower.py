@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from simulator import client
-from tests.plugin.home import CAPTURES, Home, processes_of
+from tests.plugin.home import CAPTURES, WITHOUT_FOLLOWER, Home, processes_of
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,15 +26,22 @@ def _modules(node: int) -> dict[str, int]:
     found = {}
     with open(f"/proc/{worker}/task/{worker}/children", encoding="ascii") as file:
         for pid in file.read().split():
-            with open(f"/proc/{pid}/cmdline", "rb") as command:
+            # One may end meanwhile.
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as command:
                 found[command.read().rstrip(b"\0").rpartition(b"\0")[2].decode()] = int(pid)
     return found
 
 
 def _follower(home: Home, node: int) -> int:
-    while home.call("backup-status")["follower"] != "following":
-        time.sleep(0.05)
+    wait_until(
+        lambda: home.call("backup-status")["follower"] == "following", home.log, pause_s=0.05
+    )
     return _modules(node)["cln_backup.follower.process"]
+
+
+def _is_proven(home: Home) -> bool:
+    status = home.call("backup-status")
+    return bool(status["proven_version"] == status["version"])
 
 
 def _force(home: Home) -> Any:
@@ -51,8 +58,7 @@ def test_follower_makes_the_base_and_goes_on(home: Home) -> None:
         statistics = _force(home)
         assert "cln_backup.compaction.process" not in _modules(node.pid)
     assert statistics["after"]["version_count"] == 2
-    while home.call("backup-status")["proven_version"] != home.call("backup-status")["version"]:
-        time.sleep(0.05)
+    wait_until(lambda: _is_proven(home), home.log, pause_s=0.05)
     assert _follower(home, node.pid) == follower
     home.call("stop")
     home.end(node)
@@ -62,8 +68,7 @@ def test_follower_makes_the_base_and_goes_on(home: Home) -> None:
 def test_child_process_does_it_without_a_follower(tmp_path: Path) -> None:
     home = Home(tmp_path, "dir")
     home.init()
-    off = ("--option", "backup-follower=off")
-    node = home.start(*_ROUTER, "--calls", "100", "--hold", *off)
+    node = home.start(*_ROUTER, "--calls", "100", "--hold", *WITHOUT_FOLLOWER)
     home.wait_for_calls(100)
     assert _force(home)["after"]["version_count"] == 2
     home.call("stop")
@@ -78,8 +83,7 @@ class _Asking:
         self.answer: Any = None
         self._thread = Thread(target=self._ask, args=(home,))
         self._thread.start()
-        while not home.call("backup-status")["compacting"]:
-            time.sleep(0.05)
+        wait_until(lambda: home.call("backup-status")["compacting"], home.log)
 
     def _ask(self, home: Home) -> None:
         with contextlib.suppress(OSError):  # the node has ended

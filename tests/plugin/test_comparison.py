@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from tests.histories import database
-from tests.plugin.home import CAPTURES, Home
+from tests.plugin.home import CAPTURES, WITHOUT_FOLLOWER, Home
+from tests.waiting import wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,14 +18,14 @@ def test_difference_raises_an_alarm_beside_the_running_node(tmp_path: Path) -> N
     """In tables that the start does not compare before its first answer."""
     home = Home(tmp_path, "dir")
     home.init()
-    home.run(*_ROUTER, "--calls", "700")
+    home.run(*_ROUTER, "--calls", "700", *WITHOUT_FOLLOWER)  # a replica would be compared at once
     with database(home.database) as connection:
         connection.execute("UPDATE forwards SET in_msatoshi = in_msatoshi + 1 WHERE in_htlc_id < 2")
         connection.execute("DELETE FROM blocks WHERE height = 110")
     node = home.start(*_ROUTER, "--calls", "20", "--hold")
-    # The follower has the lowest priority.
-    while (status := home.call("backup-status"))["database_compared_at"] is None:
-        time.sleep(0.1)
+    status = wait_for(
+        lambda: home.call("backup-status"), lambda found: found["database_compared_at"], home.log
+    )
     assert status["alarm"]["kind"] == "content"
     text = "blocks: 1 row is missing in the database; forwards: 2 rows differ."
     assert text in status["alarm"]["text"]

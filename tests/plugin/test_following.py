@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,24 +14,19 @@ from cln_backup.backends import open_reader
 from cln_backup.node.settings import read_state
 from cln_backup.operations.proven import opened_when_free
 from tests.histories import assert_same_database
-from tests.plugin.home import CAPTURES, WAIT_S, Home
-from tests.simulator.simulated_node import alive
+from tests.plugin.home import CAPTURES, WITHOUT_FOLLOWER, Home
+from tests.waiting import WAIT_S, wait_for, wait_for_process_in, wait_until, wait_until_ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 _ROUTER = ("--capture", str(CAPTURES / "small" / "router.jsonl.xz"))
 
 
 def _status(home: Home, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The node's `backup-status`, as soon as it is as wanted."""
-    until = time.monotonic() + 2 * WAIT_S
-    while True:
-        found: dict[str, Any] = home.call("backup-status")
-        if wanted(found):
-            return found
-        assert time.monotonic() < until, found
-        time.sleep(0.1)
+    return wait_for(lambda: home.call("backup-status"), wanted, home.log, pause_s=0.1)
 
 
 def _is_proven(status: dict[str, Any]) -> bool:
@@ -41,18 +35,7 @@ def _is_proven(status: dict[str, Any]) -> bool:
 
 def _follower_of(home: Home) -> int:
     """The process id of the follower."""
-    until = time.monotonic() + WAIT_S
-    while True:
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (process / "cmdline").read_bytes()
-                ours = os.readlink(process / "cwd") == str(home.directory)
-                if ours and b"cln_backup.follower.process" in command:
-                    return int(process.name)
-            except OSError:
-                continue
-        assert time.monotonic() < until, "no follower"
-        time.sleep(0.05)
+    return wait_for_process_in(home.directory, "cln_backup.follower.process")
 
 
 def _require_replica_of(home: Home, directory: Path) -> None:
@@ -107,10 +90,7 @@ def test_killed_and_stopped_followers_delay_nothing(tmp_path: Path) -> None:
     home.call("stop")
     home.end(node)
     assert "It starts again in" in home.log()
-    until = time.monotonic() + WAIT_S
-    while alive(second):  # it does not stay as it was stopped
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until_ended(second)  # it does not stay as it was stopped
     _require_replica_of(home, home.directory / "backup.replica")
 
 
@@ -124,13 +104,11 @@ def test_switched_off_and_moved(tmp_path: Path) -> None:
 
     def lives(*options: str, leaves: Path | None = None) -> dict[str, Any]:
         node = home.start(*_ROUTER, "--calls", "30", "--hold", *options)
-        off = "backup-follower=off" in options
+        off = options == WITHOUT_FOLLOWER
         status = _status(home, lambda found: found["protected"] and (off or _is_proven(found)))
-        until = time.monotonic() + 2 * WAIT_S
         noted = status["replica_dir"]
-        while (leaves is not None and leaves.exists()) or replica_dir() != noted:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_until(lambda: leaves is None or not leaves.exists(), f"{leaves} stays")
+        wait_until(lambda: replica_dir() == noted, replica_dir)
         home.call("stop")
         home.end(node)
         return status
@@ -140,7 +118,7 @@ def test_switched_off_and_moved(tmp_path: Path) -> None:
     status = lives("--option", f"backup-replica-dir={second}", leaves=first)
     assert status["replica_dir"] == str(second)
     assert second.is_dir()
-    status = lives("--option", "backup-follower=off", leaves=second)
+    status = lives(*WITHOUT_FOLLOWER, leaves=second)
     assert (status["follower"], status["proven_version"]) == ("off", None)
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.plugin.home import CAPTURES, Home, processes_of
+from tests.waiting import has_ended, wait_until, wait_until_ended
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _ROUTER = ("--capture", str(CAPTURES / "small" / "router.jsonl.xz"))
 _FATAL = "returned failed db_write"
@@ -102,18 +106,11 @@ def test_the_lock_dies_with_the_worker_and_not_with_its_guards(tmp_path: Path) -
     home.wait_for_calls(50)
     assert f"process {worker}" in home.cli("compact", home.url, code=7)
     os.kill(guard, signal.SIGKILL)
-    while processes_of(node.pid)[1] == guard:
-        time.sleep(0.01)
+    wait_until(lambda: processes_of(node.pid)[1] != guard, "no second guard")
     second = processes_of(node.pid)[1]
     os.kill(worker, signal.SIGKILL)
-    deadline_s = time.monotonic() + 30
-    while (
-        Path(f"/proc/{worker}/stat").exists()
-        and " Z " not in Path(f"/proc/{worker}/stat").read_text()
-    ):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
-    assert Path(f"/proc/{second}").exists()
+    wait_until_ended(worker)
+    assert not has_ended(second)
     home.cli("compact", home.url)
     node.kill()
     node.communicate()

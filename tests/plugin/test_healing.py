@@ -16,7 +16,8 @@ from cln_backup.node.settings import Alarm, read_state, write_state
 from cln_backup.operations.proven import opened_when_free
 from tests import programs
 from tests.histories import bump, transaction
-from tests.plugin.home import CAPTURES, ROOT, WAIT_S, Home
+from tests.plugin.home import CAPTURES, ROOT, Home
+from tests.waiting import WAIT_S
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cln_backup.operations.proven import opened_when_free
 from tests import programs
-from tests.plugin.home import CAPTURES, ROOT, WAIT_S, Home, processes_of
+from tests.plugin.home import CAPTURES, ROOT, Home, processes_of
+from tests.waiting import WAIT_S, wait_for_process_in, wait_until, wait_until_ended
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pathlib import Path
 
 _ROUTER = ("--capture", str(CAPTURES / "small" / "router.jsonl.xz"))
 _HEALED = "Backup healed by a snapshot"
@@ -36,27 +35,17 @@ def _with_gap(base: Path, kind: str) -> Home:
     return home
 
 
-def _preparing(worker: int) -> int:
-    """The process id of the child that prepares the snapshot."""
-    deadline_s = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline_s:
-        for pid in Path(f"/proc/{worker}/task/{worker}/children").read_text().split():
-            with contextlib.suppress(OSError):
-                if b"plugin.start.preparing" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return int(pid)
-        time.sleep(0.005)
-    raise AssertionError("no snapshot is prepared")
-
-
 def _kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def _until(condition: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
+def _until_copied(home: Home) -> None:
+    """Waits until the replica has been copied, and the copy is perhaps complete."""
+    wait_until(
+        lambda: list(home.directory.glob(".take-snapshot-*/snapshot.sqlite3")),
+        "no snapshot is prepared",
+        pause_s=0.005,
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,13 +59,13 @@ def test_killed_while_the_snapshot_is_prepared(victim: str, step: str, tmp_path:
     replica = opened_when_free(str(home.directory / "backup.replica"), WAIT_S)
     node = home.start(*_ROUTER, "--calls", "5")
     worker, _guard = processes_of(node.pid)
-    child = _preparing(worker)
+    child = wait_for_process_in(home.directory, "plugin.start.preparing")
     if step == "copied":
-        _until(lambda: list(home.directory.glob(".take-snapshot-*/snapshot.sqlite3")))
+        _until_copied(home)
     _kill({"child": child, "worker": worker, "node": node.pid}[victim])
     replica.close()
     home.end(node, code=None)
-    _until(lambda: not Path(f"/proc/{child}").exists() or _is_zombie(child))
+    wait_until_ended(child)
     if victim == "child":
         assert "ended unexpectedly (SIGKILL" in home.log()
         assert "backup-cli snapshot" in home.log()
@@ -88,19 +77,12 @@ def test_killed_while_the_snapshot_is_prepared(victim: str, step: str, tmp_path:
     assert not list(home.directory.glob(".take-snapshot-*"))
 
 
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 @pytest.mark.parametrize(("kind", "after_s"), [("file", 0.0), ("dir-encrypted", 0.02)])
 def test_killed_about_the_append(kind: str, after_s: float, tmp_path: Path) -> None:
     """Worker and node at once, some time after the copy was there: before, in or after it."""
     home = _with_gap(tmp_path, kind)
     node = home.start(*_ROUTER, "--calls", "5", "--rate", "5")
-    _until(lambda: list(home.directory.glob(".take-snapshot-*/snapshot.sqlite3")))
+    _until_copied(home)
     worker, guard = processes_of(node.pid)
     time.sleep(after_s)
     for pid in (worker, guard, node.pid):

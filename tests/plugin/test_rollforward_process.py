@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,12 +13,12 @@ from cln_backup.process.channel import Message
 from cln_backup.process.child import Child
 from tests.histories import payments, started_node
 from tests.operations.test_rollforward import Stopped
+from tests.waiting import WAIT_S, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_WAIT_S = 60.0
 _CHANGES = [*started_node(), *payments(4, 12)]
 
 
@@ -30,7 +29,7 @@ class _Node(Stopped):
         super().__init__(base, _CHANGES, len(_CHANGES) - missing)
         write_marker(str(self.directory), Marker(str(self.database), str(self.pid_file)))
 
-    def process(self, wait_s: float = _WAIT_S) -> Child[Message]:
+    def process(self, wait_s: float = WAIT_S) -> Child[Message]:
         child = Child(MODULE, Begin(str(self.directory), wait_s), (Message,), work="works")
         child.release()
         return child
@@ -63,15 +62,15 @@ def test_waits_for_the_end_of_the_node(tmp_path: Path) -> None:
         second = node.process()
         third = node.process(0.0)
         # One of the three waits, and the others leave it to that one.
-        deadline_s = time.monotonic() + _WAIT_S
-        while sum(each.is_running() for each in (process, second, third)) > 1:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        wait_until(
+            lambda: sum(each.is_running() for each in (process, second, third)) == 1,
+            "none of them has ended",
+        )
         assert node.database.read_bytes() == found
     for each in (process, second, third):
-        each.wait(_WAIT_S)
+        each.wait(WAIT_S)
     last = node.process(0.0)
-    last.wait(_WAIT_S)
+    last.wait(WAIT_S)
     node.require_same()
     assert read_marker(str(node.directory)) is None
     assert node.log()[-1].endswith("delete it once the node has run well.")
@@ -81,10 +80,10 @@ def test_waits_for_the_end_of_the_node(tmp_path: Path) -> None:
 def test_node_that_does_not_end_is_left_alone(tmp_path: Path) -> None:
     node = _Node(tmp_path)
     with _lightningd(node.pid_file):
-        node.process(0.2).wait(_WAIT_S)
+        node.process(0.2).wait(WAIT_S)
         assert "Not rolled forward: lightningd is running" in node.log()[-1]
     assert read_marker(str(node.directory)) is not None
-    node.process(0.0).wait(_WAIT_S)
+    node.process(0.0).wait(WAIT_S)
     node.require_same()
 
 
@@ -93,10 +92,9 @@ def test_pid_file_that_its_node_removes_is_made_again(tmp_path: Path) -> None:
     node = _Node(tmp_path)
     with _lightningd(node.pid_file):
         process = node.process()
-        while not node.log() and not (node.directory / "backup.rollforward.log").exists():
-            time.sleep(0.01)
+        wait_until((node.directory / "backup.rollforward.log").exists, "it has not begun")
         node.pid_file.unlink()
-    process.wait(_WAIT_S)
+    process.wait(WAIT_S)
     node.require_same()
     assert node.pid_file.exists()
 
@@ -105,19 +103,19 @@ def test_backup_that_cannot_be_opened_is_told_and_tried_at_the_next_start(tmp_pa
     node = _Node(tmp_path)
     backup = tmp_path / "backup"
     backup.rename(tmp_path / "away")
-    node.process(0.0).wait(_WAIT_S)
+    node.process(0.0).wait(WAIT_S)
     assert f"There is no backup at {backup}" in node.log()[-1]
     marker = read_marker(str(node.directory))
     assert marker is not None
     assert marker.refused is None
     (tmp_path / "away").rename(backup)
-    node.process(0.0).wait(_WAIT_S)
+    node.process(0.0).wait(WAIT_S)
     node.require_same()
 
 
 def test_refusal_is_noted(tmp_path: Path) -> None:
     node = _Node(tmp_path, missing=3)
-    node.process(0.0).wait(_WAIT_S)
+    node.process(0.0).wait(WAIT_S)
     marker = read_marker(str(node.directory))
     assert marker is not None
     assert marker.refused is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
@@ -14,7 +13,8 @@ from cln_backup.node.settings import Alarm
 from cln_backup.plugin.compaction_options import limits_of
 from cln_backup.plugin.replicator import Replicator
 from cln_backup.plugin.self_compaction import SelfCompaction
-from tests.plugin.home import WAIT_S, Home
+from tests.plugin.home import Home
+from tests.waiting import wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,10 +109,9 @@ def test_options_are_taken() -> None:
 
 def _settled(home: Home) -> Any:
     """The status when no compaction runs, and none is due."""
-    deadline_s = time.monotonic() + WAIT_S
-    status = home.call("backup-status")
-    while status["compacting"] or status["next_compaction"] is not None:
-        assert time.monotonic() < deadline_s, (status, home.log())
-        time.sleep(0.05)
-        status = home.call("backup-status")
-    return status
+    return wait_for(
+        lambda: home.call("backup-status"),
+        lambda status: not status["compacting"] and status["next_compaction"] is None,
+        home.log,
+        pause_s=0.05,
+    )

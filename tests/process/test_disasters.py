@@ -22,11 +22,11 @@ from cln_backup.model.errors import BackupError, BrokenInstallation, Damaged, St
 from cln_backup.process import channel
 from cln_backup.process.child import Child
 from tests.process.work import Answer, Ask, Start
+from tests.waiting import WAIT_S, has_ended, wait_until, wait_until_ended
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-WAIT_S = 60.0
 SECRET = "a secret word"  # noqa: S105 - of a test
 
 
@@ -43,22 +43,6 @@ def child(work: str, *, path: Path | str = "", lowest_priority: bool = False) ->
         work="does the work",
         lowest_priority=lowest_priority,
     )
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended, even if another process may reap it."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-            return file.read().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not gone(pid):
-        assert time.monotonic() < deadline, "the process still runs"
-        time.sleep(0.005)
 
 
 def test_messages_come_back_as_they_were_whatever_their_size() -> None:
@@ -143,18 +127,19 @@ def _wait_until_full(fd: int) -> None:
     """Waits until a pipe is full, where the system tells: its writer is in the middle then."""
     size = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) if hasattr(fcntl, "F_GETPIPE_SZ") else 0
     held = array.array("i", [0])
-    deadline = time.monotonic() + WAIT_S
-    while held[0] < size - 2 * 4096:
-        assert time.monotonic() < deadline, "the pipe does not fill"
-        time.sleep(0.005)
+
+    def is_full() -> bool:
         fcntl.ioctl(fd, termios.FIONREAD, held)
+        return held[0] >= size - 2 * 4096
+
+    wait_until(is_full, "the pipe does not fill")
 
 
 def test_closed_at_once_ends_before_it_begins(tmp_path: Path) -> None:
     waits = child("wait", path=tmp_path / "cleared")
     waits.close()
     waits.wait(WAIT_S)
-    assert gone(waits.pid)
+    assert has_ended(waits.pid)
 
 
 def test_stopped_process_is_killed_in_the_end(tmp_path: Path) -> None:
@@ -163,7 +148,7 @@ def test_stopped_process_is_killed_in_the_end(tmp_path: Path) -> None:
     os.kill(waits.pid, signal.SIGSTOP)
     waits.close()
     waits.wait(0.05)
-    assert gone(waits.pid)
+    assert has_ended(waits.pid)
     assert not (tmp_path / "cleared").exists()
 
 
@@ -190,7 +175,7 @@ def test_killed_child_is_a_clear_error(work: str, begun: bool, tmp_path: Path) -
             _receive_to_the_end(killed)
         with pytest.raises(StorageError, match=message):
             killed.send(Ask(bytes(100_000)))
-    assert gone(killed.pid)
+    assert has_ended(killed.pid)
 
 
 def _receive_to_the_end(said: Child[Answer]) -> None:
@@ -224,7 +209,7 @@ def test_child_ends_with_its_parent(work: str, moment: str, name: str, tmp_path:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         parent.send_signal(signal.Signals[name])
-    wait_until_gone(pid)
+    wait_until_ended(pid)
     if (work, moment) == ("wait", "at work"):
         assert (tmp_path / "cleared").exists()
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from simulator import client
 from tests import programs
+from tests.waiting import WAIT_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTURES = ROOT / "tests" / "data" / "captures"
 PLUGIN = Path(__file__).with_name("recording_plugin.py")
-WAIT_S = 20.0
 
 
 @dataclass
@@ -98,27 +98,9 @@ class Setup:
 
     def wait_for_calls(self, count: int) -> None:
         """Wait until a node has made this many calls."""
-        deadline_s = time.monotonic() + WAIT_S
-        while self.call("simulator")["next_call"] < count:
-            assert time.monotonic() < deadline_s, "the node makes no progress"
-            time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    """Say whether a process is running; one that is dead and not yet waited for is not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def wait_until_dead(pid: int) -> None:
-    """Wait for a process that is not a child of this one."""
-    deadline_s = time.monotonic() + WAIT_S
-    while alive(pid):
-        assert time.monotonic() < deadline_s, f"process {pid} lives on"
-        time.sleep(0.01)
+        wait_until(
+            lambda: self.call("simulator")["next_call"] >= count, "the node makes no progress"
+        )
 
 
 def recordings(name: str) -> list[Path]:

@@ -15,7 +15,8 @@ from simulator.crash import CrashPoint, PlanError, parse_point
 from simulator.database import NodeDatabase
 from simulator.load import Load, generate
 from simulator.settings import Exit
-from tests.simulator.simulated_node import CAPTURES, Setup, wait_until_dead
+from tests.simulator.simulated_node import CAPTURES, Setup
+from tests.waiting import wait_until_ended
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +45,7 @@ def crash(setup: Setup, point: str, *arguments: str) -> None:
     ended = setup.run(*GENERATE, "--plugin", setup.plugin(), "--crash", point, *arguments)
     assert ended.code == KILLED
     assert ended.report["exit_reason"].startswith("crash: ")
-    wait_until_dead(setup.messages()[0]["pid"])
+    wait_until_ended(setup.messages()[0]["pid"])
     assert setup.messages()[-1]["eof"]
     assert setup.pid_file.exists()
 

@@ -20,7 +20,8 @@ from simulator.client import RpcError
 from simulator.load import START_CALLS, Load, generate
 from simulator.settings import Exit
 from simulator.wire import Message, MessageStream
-from tests.simulator.simulated_node import Setup, wait_until_dead
+from tests.simulator.simulated_node import Setup
+from tests.waiting import wait_until, wait_until_ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -164,7 +165,7 @@ def test_pid_file_is_locked_and_removed(setup: Setup, held: Start) -> None:
     assert "Error locking PID file" in other.stderr
     assert len(setup.messages("getmanifest")) == 2  # the plugin was started all the same
     setup.call("stop")
-    wait_until_dead(pid)
+    wait_until_ended(pid)
     assert not setup.pid_file.exists()
 
 
@@ -374,8 +375,7 @@ def test_a_plugins_answer_may_wait_while_calls_go_on(setup: Setup) -> None:
     setup.wait_for_calls(12)
     thread = threading.Thread(target=lambda: answers.append(setup.call("answer-later")))
     thread.start()
-    while not setup.messages("answer-later"):
-        time.sleep(0.01)
+    wait_until(lambda: setup.messages("answer-later"), "the plugin was not asked")
     made = setup.call("simulator")["next_call"]
     setup.wait_for_calls(made + 5)
     thread.join()
@@ -460,7 +460,7 @@ def test_sigterm_may_end_the_node_as_it_does_lightningd(setup: Setup) -> None:
 def test_a_plugin_that_did_not_subscribe_is_left_at_once(setup: Setup) -> None:
     ended = setup.run(*GENERATE, "--plugin", setup.plugin(), "--late-writes", "3")
     assert (ended.code, ended.report["late_calls"]) == (0, 0)
-    wait_until_dead(setup.messages()[0]["pid"])
+    wait_until_ended(setup.messages()[0]["pid"])
     assert setup.messages()[-1] == {"eof": True, "partial": 0}
     assert ended.report["committed"] == CALLS - 2 - 3
 

@@ -6,20 +6,18 @@ At the lowest one, a machine that is busy with other tests would not run it for 
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from cln_backup.process.child import Child, Said
 from cln_backup.server import following
 from cln_backup.server.following import Following
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from cln_backup.server.served import Served
-
-PATIENCE_S = 250.0
 
 
 class _Eager(Child[Said]):
@@ -44,7 +42,7 @@ def followed(nodes: Mapping[str, Served], replicas: str | None = None) -> Iterat
 
 def wait_until_proven(node: Served, version: int) -> None:
     """Waits until a backup is proven up to a version, at least."""
-    until = time.monotonic() + PATIENCE_S
-    while node.proof.version < version or not node.proof.is_followed():
-        assert time.monotonic() < until, node.proof.progress
-        time.sleep(0.02)
+    wait_until(
+        lambda: node.proof.version >= version and node.proof.is_followed(),
+        lambda: node.proof.progress,
+    )

@@ -22,8 +22,9 @@ from cln_backup.server.served import Served
 from tests import programs
 from tests.format2.small import url_of
 from tests.histories import append, payment, payments, started_node, transaction
-from tests.socket.followers import PATIENCE_S, followed, wait_until_proven
+from tests.socket.followers import followed, wait_until_proven
 from tests.socket.serving import server_here, server_process
+from tests.waiting import WAIT_S, wait_for, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,13 +59,11 @@ def _metrics(address: str, node: str = "") -> dict[str, float]:
 
 def _wait_for(address: str, version: int, node: str = "") -> dict[str, float]:
     """The metrics, once everything up to a version is proven."""
-    until = time.monotonic() + PATIENCE_S
-    while True:
-        metrics = _metrics(address, node)
-        if metrics.get("proven_version", 0) >= version:
-            return metrics
-        assert time.monotonic() < until, metrics
-        time.sleep(0.1)
+    return wait_for(
+        lambda: _metrics(address, node),
+        lambda metrics: metrics.get("proven_version", 0) >= version,
+        pause_s=0.1,
+    )
 
 
 def test_server_says_how_far_its_backup_is_proven(tmp_path: Path) -> None:
@@ -125,10 +124,7 @@ def test_change_that_does_not_replay_is_an_alarm(
     with followed({"node": node}):
         wait_until_proven(node, 9)
         _store(node, transaction(10, "INSERT INTO nowhere VALUES (1)"))
-        until = time.monotonic() + PATIENCE_S
-        while node.proof.alarm is None:
-            assert time.monotonic() < until
-            time.sleep(0.1)
+        wait_until(lambda: node.proof.alarm is not None, "no alarm")
         assert node.proof.version == 9
         assert node.proof.lag_s() > 0
         _store(node, payment(11))  # the node is not touched by it
@@ -153,10 +149,7 @@ def test_list_of_nodes_that_is_read_again_changes_what_is_followed(tmp_path: Pat
         listed.write_text(lines[1].replace("0" * 64, "1" * 64))
         renew(nodes, str(listed))
         assert nodes["b"].proof.version == 9, "a new token is no new backup"
-        until = time.monotonic() + PATIENCE_S
-        while (replicas / "a").exists():
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_until(lambda: not (replicas / "a").exists(), "the replica stays")
         assert (replicas / "b" / "replica.sqlite3").exists()
     nodes["b"].close()
 
@@ -194,7 +187,7 @@ def test_lag_begins_with_the_first_change_that_is_not_proven() -> None:
     assert proof.lag_s() == 0
     proof.look_at(7)
     proof.look_at(9)
-    assert 0 < proof.lag_s() < first + PATIENCE_S
+    assert 0 < proof.lag_s() < first + WAIT_S
     proof.look_at(8)  # the head was dropped
     proof.take(Progress("", 8, 2.0, 2.0))
     assert proof.lag_s() == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +14,7 @@ from cln_backup.model.errors import AccessDenied, Unreachable
 from cln_backup.server import certificate
 from tests.histories import add_all, append, payment, started_node, told, told_by
 from tests.socket.serving import ServerProcess, server_process
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,7 +196,4 @@ def test_renewed_certificate_is_shown_after_sighup(tmp_path: Path) -> None:
 
 
 def _until_said(server: ServerProcess, text: str) -> None:
-    until = time.monotonic() + _PATIENCE_S
-    while text not in "".join(server.said):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: text in "".join(server.said), lambda: "".join(server.said))

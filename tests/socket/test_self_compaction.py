@@ -21,6 +21,7 @@ from tests.histories import (
 )
 from tests.socket.followers import followed, wait_until_proven
 from tests.socket.serving import server_here
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,9 +162,8 @@ def test_thread_looks_at_every_node_and_ends(served: tuple[Served, str]) -> None
     by_itself = SelfCompaction({"": node}, _LIMITS, look_s=0.01, settled_s=0)
     with open_writer(url):
         by_itself.start()
-        while not node.counters.self_compactions:
-            by_itself._thread.join(0.05)
-            assert by_itself._thread.is_alive()
+        wait_until(lambda: node.counters.self_compactions, "it does not compact")
+        assert by_itself._thread.is_alive()
         by_itself.stop()
         by_itself._thread.join()
     assert _changes(url) == 2

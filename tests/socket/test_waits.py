@@ -15,8 +15,9 @@ from cln_backup.model.errors import Unreachable
 from cln_backup.plugin.patience import Patience
 from cln_backup.plugin.replicator import Replicator
 from tests.histories import OFF, add_all, append, payments, rider, started_node
-from tests.plugin.home import CAPTURES, WAIT_S, Home
+from tests.plugin.home import CAPTURES, Home
 from tests.socket.serving import server_process
+from tests.waiting import wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,10 +136,8 @@ def test_node_that_is_up_waits_for_as_long_as_the_url_says(up: bool, tmp_path: P
 
 def _wait_for(home: Home, pattern: re.Pattern[str]) -> re.Match[str]:
     log = home.directory / "lightningd.log"
-    deadline_s = time.monotonic() + WAIT_S
-    while True:
-        found = pattern.search(log.read_text() if log.exists() else "")
-        if found is not None:
-            return found
-        assert time.monotonic() < deadline_s, pattern.pattern
-        time.sleep(0.05)
+    found = wait_for(
+        lambda: pattern.search(log.read_text() if log.exists() else ""), missing=pattern.pattern
+    )
+    assert found is not None
+    return found
