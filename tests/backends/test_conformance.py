@@ -341,6 +341,23 @@ def test_replacement_that_was_discarded_cannot_be_put_in_place(started: str) -> 
 
 
 @pytest.mark.usefixtures("stages")
+def test_replacement_of_an_earlier_compaction_is_not_put_in_place(started: str) -> None:
+    """Both have one name, because one process made them."""
+    with open_writer(started) as writer, open_reader(started) as reader:
+        base = Change(2, image("all before the head, in another way"), None)
+        earlier = prepared(reader, base, foreign_keys=True)
+        writer.discard()
+        base = Change(2, image("all before the head"), None)
+        with open_reader(started) as again:
+            staged = prepared(again, base, foreign_keys=True)
+        with pytest.raises(StorageError, match="the backup is unchanged"):
+            take_over(writer, earlier)
+        assert told_by(started) == told(started_node())
+        take_over(writer, staged)
+        assert told_by(started) == told([base, started_node()[-1]])
+
+
+@pytest.mark.usefixtures("stages")
 def test_leftover_of_a_compaction_is_gone_when_the_next_writer_opens(started: str) -> None:
     with open_reader(started) as reader:
         base = Change(2, image("all before the head"), None)

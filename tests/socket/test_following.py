@@ -197,14 +197,17 @@ def test_lag_begins_with_the_first_change_that_is_not_proven() -> None:
     assert proof.lag_s() == 0
 
 
-def test_alarm_ends_with_a_replay_up_to_the_head_after_it() -> None:
+@pytest.mark.parametrize("set_back_s", [0, 3600], ids=["clock", "clock that is set back"])
+def test_alarm_ends_with_a_replay_up_to_the_head_after_it(set_back_s: int) -> None:
     proof = Proof()
-    proof.take(Progress("", 5, 1.0, 1.0))
+    before = time.time()
+    later = before + 1 - set_back_s
+    proof.take(Progress("", 5, before, 1.0))
     assert _state(proof) == (None, True)
     proof.raise_alarm(Alarm("", "replay", "It does not replay."))
-    proof.take(Progress("", 5, 1.0, 1.0, "trouble"))
+    proof.take(Progress("", 5, before, 1.0, "trouble"))
+    proof.take(Progress("", 5, before, 1.0))
     assert _state(proof) == ("replay", False)
-    later = time.time() + 1
     proof.take(Progress("", 9, later, None))
     assert _state(proof) == (None, True)
     proof.raise_alarm(Alarm("", "integrity", "SQLite finds errors."))

@@ -55,11 +55,15 @@ class Compacting:
         self._followed = followed
         self._parent = parent
         self._look_at_all = look_at_all
+        self._number = 0
         self._reader: Reader | None = None
         self._prepared: Prepared | None = None
 
     def serve(self, request: CompactionAsk) -> None:
         """Handles a request of the writer. Errors become answers. Raises `Interrupted`."""
+        if not isinstance(request.asked, Compact) and request.number != self._number:
+            return  # about one that another has followed
+        self._number = request.number
         try:
             self._serve(request.asked)
         except Interrupted:
@@ -69,7 +73,7 @@ class Compacting:
             self._say(NotPrepared(failure(error)))
 
     def _say(self, said: Message) -> None:
-        self._parent.say(CompactionSaid(self._followed.name, said))  # type: ignore[arg-type]
+        self._parent.say(CompactionSaid(self._followed.name, self._number, said))  # type: ignore[arg-type]
 
     def _serve(self, asked: Message) -> None:
         if isinstance(asked, Compact):

@@ -69,6 +69,16 @@ class Progress(Message):
     foreign_key_faults: int = 0
     compared_at: float | None = None
 
+    def passed_at(self, alarm_kind: str) -> float | None:
+        """When what such an alarm is about was last found to be right; `None` if never.
+
+        The alarm is over when this changes after it: by the order of the messages, because a clock
+        may be set back. For "content", only a start tells.
+        """
+        if alarm_kind == "content":
+            return None
+        return self.checked_at if alarm_kind == "integrity" else self.proven_at
+
 
 class Alarm(Message):
     """Something is wrong in a backup; sent once.
@@ -91,16 +101,25 @@ class Removed(Message):
 
 
 class CompactionAsk(Message):
-    """A request of the writer about a compaction from the replica (`compaction.messages`)."""
+    """A request of the writer about a compaction from the replica (`compaction.messages`).
+
+    Attributes:
+        number: of the compaction; no other one of the same parent has it.
+    """
 
     name: str
+    number: int
     asked: Compact | More | Settled
 
 
 class CompactionSaid(Message):
-    """The answer to one."""
+    """The answer to one, about the compaction of that number.
+
+    It may come after the writer has given that compaction up, and begun another one.
+    """
 
     name: str
+    number: int
     said: CompactionAnswer
 
 

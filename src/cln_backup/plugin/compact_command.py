@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cln_backup.compaction.compactor import Compactor
     from cln_backup.compaction.messages import CompactionAnswer
     from cln_backup.compaction.policy import Past
+    from cln_backup.follower.helper import FollowerHelper
     from cln_backup.plugin.following import Following
     from cln_backup.plugin.replicator import Replicator
 
@@ -46,6 +47,7 @@ class CompactCommand:
         self._compactor: Compactor | None = None
         self._request_id: bytes | None = None
         self._runs_by_itself = self._if_it_pays = False
+        self._helper: FollowerHelper | None = None
         self._scratch_dir: str | None = None
         self._failures = 0
         self._failed_at = 0.0
@@ -122,17 +124,18 @@ class CompactCommand:
     def _start(self, backend: Writer, *, if_it_pays: bool, asks_follower: bool = True) -> None:
         from cln_backup.compaction.compactor import Compactor
 
+        helper = self._following.helper() if asks_follower else None
         compactor = Compactor(
             backend,
             # The network directory has the node's database, which is not encrypted either.
             self._scratch_dir or (None if backend.place.scratch_dir else os.getcwd()),
             if_it_pays=if_it_pays,
-            follower=self._following.helper() if asks_follower else None,
+            follower=helper,
         )
         if compactor.done is not None:
             self._succeed(compactor.done)
             return
-        self._compactor, self._if_it_pays = compactor, if_it_pays
+        self._compactor, self._helper, self._if_it_pays = compactor, helper, if_it_pays
         if not compactor.is_followers():
             self._poll.register(compactor.fileno(), select.POLLIN)
 
@@ -141,11 +144,11 @@ class CompactCommand:
         assert self._compactor is not None
         self._advance(self._compactor.step)
 
-    def _go_on_from_follower(self, said: CompactionAnswer | None) -> None:
+    def _go_on_from_follower(self, number: int, said: CompactionAnswer | None) -> None:
         """Handles a message of the follower, or its end; then a child process does the work."""
-        compactor = self._compactor
-        if compactor is None or not compactor.is_followers():
-            return
+        compactor, helper = self._compactor, self._helper
+        if compactor is None or helper is None or (said is not None and number != helper.number):
+            return  # about one that was given up
         from cln_backup.compaction.messages import Declined, NotPrepared
 
         if said is None or isinstance(said, Declined):
@@ -185,7 +188,7 @@ class CompactCommand:
             if not self._compactor.is_followers():
                 self._poll.unregister(self._compactor.fileno())
             self._compactor.close()
-            self._compactor = None
+            self._compactor = self._helper = None
             self._runs_by_itself = False
 
     def _succeed(self, statistics: Statistics) -> None:

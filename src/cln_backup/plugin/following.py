@@ -36,7 +36,8 @@ class Following:
     Attributes:
         alarm: what it found wrong in the backup.
         replica_dir: where the replica is; `None` if nothing follows.
-        on_compaction: called with what it says of a compaction, and with `None` when it ends.
+        on_compaction: called with a compaction's number and what it says of it; with 0 and `None`
+            when it ends.
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class Following:
         self._progress: Progress | None = None
         self._state = "off"
         self.alarm: Alarm | None = None
-        self.on_compaction: Callable[[CompactionAnswer | None], None] = _ignore
+        self._passed_at: float | None = None
+        self.on_compaction: Callable[[int, CompactionAnswer | None], None] = _ignore
         self.replica_dir: str | None = None
 
     def begin(self, options: Mapping[str, object]) -> None:
@@ -79,6 +81,7 @@ class Following:
             noted = read_note(directory)
             if noted is not None:
                 self._replicator.proven(noted.proven_version, noted.proven_at, noted.proven_at)
+                self._passed_at = noted.proven_at
         elif not self._obsolete:
             return
         self._start_at = time.monotonic()
@@ -189,7 +192,7 @@ class Following:
         from cln_backup.follower import messages
 
         if isinstance(said, messages.CompactionSaid):
-            self.on_compaction(said.said)
+            self.on_compaction(said.number, said.said)
         elif isinstance(said, messages.Progress):
             self._state = "following" if said.trouble is None else f"waiting: {said.trouble}"
             if said.trouble is not None and (
@@ -211,6 +214,7 @@ class Following:
         if self.alarm is not None and (self.alarm.kind, self.alarm.text) == (kind, text):
             return
         self.alarm = Alarm(kind, text, time.time())
+        self._passed_at = None if self._progress is None else self._progress.passed_at(kind)
         self._replicator.note(alarm=self.alarm)
         self._log(
             "error",
@@ -221,13 +225,10 @@ class Following:
 
     def _calm(self, progress: Progress) -> None:
         """Ends an alarm that the follower itself has found to be over."""
-        proofs = {
-            "replay": progress.proven_at,
-            "damaged": progress.proven_at,
-            "integrity": progress.checked_at,
-        }
-        alarm = self.alarm
-        if alarm is not None and (proofs.get(alarm.kind) or 0.0) > alarm.at:
+        if self.alarm is None:
+            return
+        passed_at = progress.passed_at(self.alarm.kind)
+        if passed_at not in (None, self._passed_at):
             self.alarm = None
             self._replicator.note(alarm=None)
             self._log("info", "The backup replays again; its fault is over.")
@@ -237,7 +238,7 @@ class Following:
             self._poll.unregister(self._child.fileno())
             self._child.close()
             self._child = None
-            self.on_compaction(None)
+            self.on_compaction(0, None)
 
     def _rest(self, error: BackupError) -> None:
         """Starts the follower again after a pause, which grows."""
@@ -282,7 +283,7 @@ def _database() -> str | None:
         return None
 
 
-def _ignore(_said: CompactionAnswer | None) -> None:
+def _ignore(_number: int, _said: CompactionAnswer | None) -> None:
     pass
 
 

@@ -104,7 +104,7 @@ class Following:
         self._chosen = chosen
         self._places: dict[tuple[str, str], str | None] = {}
         self._followed: dict[str, Backup] = {}
-        self._answers: dict[str, SimpleQueue[CompactionAnswer | None]] = {}
+        self._answers: dict[str, tuple[int, SimpleQueue[CompactionAnswer | None]]] = {}
         self._child_lock = threading.Lock()
         self._child: Child[Said] | None = None
         self._start_at = self._started_at = 0.0
@@ -209,8 +209,8 @@ class Following:
             if before is None and said.proven_at is not None:
                 _log.info("%sProven up to version %d", _of(node.name), said.proven_version)
         elif isinstance(said, CompactionSaid):
-            answers = self._answers.get(said.name)
-            if answers is not None:
+            number, answers = self._answers.get(said.name, (0, None))
+            if answers is not None and number == said.number:
                 answers.put(said.said)
         elif isinstance(said, Alarm):
             node.proof.raise_alarm(said)
@@ -229,7 +229,7 @@ class Following:
         with self._child_lock:
             child, self._child = self._child, None
             answers, self._answers = self._answers, {}
-        for queue in answers.values():
+        for _, queue in answers.values():
             queue.put(None)
         if child is not None:
             with contextlib.suppress(OSError):
@@ -254,8 +254,9 @@ class Following:
             if self._child is None or node is None or not node.proof.is_followed():
                 return None
             answers: SimpleQueue[CompactionAnswer | None] = SimpleQueue()
-            self._answers[name] = answers
-        return FollowerSide(FollowerHelper(self._ask, name), answers)
+            helper = FollowerHelper(self._ask, name)
+            self._answers[name] = helper.number, answers
+        return FollowerSide(helper, answers)
 
 
 def _of(name: str) -> str:

@@ -25,21 +25,22 @@ class Proof:
     def __init__(self) -> None:
         self.progress = None
         self.alarm = None
-        self._alarm_at = 0.0
+        self._passed_at: float | None = None
         self._heads: list[tuple[float, int]] = []
 
     def take(self, progress: Progress) -> None:
         """Takes a report over. It ends an alarm if what was wrong has been found right since."""
         self.progress = progress
         if self.alarm is not None:
-            is_sound = self.alarm.kind == "integrity"
-            passed_at = progress.checked_at if is_sound else progress.proven_at
-            if passed_at is not None and passed_at > self._alarm_at:
+            passed_at = progress.passed_at(self.alarm.kind)
+            if passed_at not in (None, self._passed_at):
                 self.alarm = None
 
     def raise_alarm(self, alarm: Alarm) -> None:
         """Keeps an alarm until it has ended."""
-        self.alarm, self._alarm_at = alarm, time.time()
+        before = self.progress
+        self.alarm = alarm
+        self._passed_at = None if before is None else before.passed_at(alarm.kind)
 
     def is_followed(self) -> bool:
         """Whether the replica is at hand, without any trouble."""

@@ -300,7 +300,10 @@ class DirWriter(Writer):
             return ticket.done
         writer = self._require_writer()
         prepared, objects = Prepared(*json.loads(ticket.content)), self._store.objects
-        if prepared.made_from != self._base.generation:
+        if (
+            prepared.made_from != self._base.generation
+            or last_seal(self._store, prepared.name).hex() != prepared.seal
+        ):
             raise StorageError(
                 f"{objects.where(prepared.name)} is not the prepared base; the backup is unchanged."
             )

@@ -40,10 +40,12 @@ class Prepared(NamedTuple):
     Attributes:
         name: of the object.
         made_from: the generation that it follows.
+        seal: the last one in it, as hexadecimal digits; another base does not have it.
     """
 
     name: str
     made_from: int
+    seal: str
 
 
 class Opened(NamedTuple):

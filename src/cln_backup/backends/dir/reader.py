@@ -207,7 +207,7 @@ class DirReader(Reader):
             "backupsize": before["backupsize"] - saved,
             "version_count": count + self._tracker.ordinal - ordinal,
         }
-        prepared = Prepared(built, self._base.generation)
+        prepared = Prepared(built, self._base.generation, content.seal.hex())
         return Ticket(before, would_have, None, json.dumps(prepared).encode())
 
     def prepare_more(self, ticket: Ticket) -> Ticket:
