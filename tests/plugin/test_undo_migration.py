@@ -73,6 +73,31 @@ def test_cut_and_undone_and_migrated(node: Home, tmp_path: Path, crash: str, the
     home.require_same(home.database)
 
 
+@pytest.mark.parametrize("kind", ["dir", "file"])
+def test_point_of_a_former_backup_is_not_used(node: Home, tmp_path: Path) -> None:
+    """The node moves to another backup in the middle of a migration, and back."""
+    home, former = node, node.url
+    new = _capture(tmp_path / "new.jsonl", [*BEFORE, *MIGRATION])
+    home.run("--capture", new, "--crash", f"after-answer@{len(BEFORE) + 2}", code=None)
+    assert _point(home) == 8
+    (home.directory / "backup.lock").rename(tmp_path / "former.lock")
+    home.url = f"dir://{tmp_path}/next"
+    home.init()
+    assert _point(home) is None
+    home.run("--capture", new, "--crash", f"after-answer@{len(BEFORE) + 3}", code=None)
+    moved_at = _point(home)
+    assert moved_at is not None
+    assert moved_at > 8
+    (tmp_path / "former.lock").rename(home.directory / "backup.lock")
+    undo = ("undo-migration", "--lightning-dir", str(home.directory))
+    assert "to 8, before the migration" in home.cli(*undo)
+    home.require_same(home.database, home.database.with_name("before"))
+    home.url = former
+    home.run("--capture", new)
+    assert _point(home) is None
+    home.require_same(home.database)
+
+
 @pytest.mark.parametrize("kind", ["dir"])
 def test_init_ends_it(node: Home, tmp_path: Path) -> None:
     """The migration and the changes after it come before `init`; then the way back is closed."""

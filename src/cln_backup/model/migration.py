@@ -29,12 +29,19 @@ class RestorePoint(NamedTuple):
         changes: the number of changes in the backup.
         at: when it was set, in seconds since 1970.
         undo_from: data version of the database that an unfinished undo found; `None` if none began.
+        url: of the backup, without secrets; the versions say nothing about another one. `None` if
+            an earlier release set it.
     """
 
     version: int
     changes: int
     at: float
     undo_from: int | None = None
+    url: str | None = None
+
+    def is_of(self, url: str) -> bool:
+        """Whether it belongs to the backup at this URL (without secrets)."""
+        return self.url in (None, url)
 
 
 def alters_schema(transaction: Sequence[str]) -> bool:

@@ -196,9 +196,10 @@ def _number(fields: dict[str, Any], name: str) -> float | None:
 def _restore_point(fields: object) -> RestorePoint | None:
     if not isinstance(fields, dict):
         return None
-    version, changes, at, undo_from = (fields.get(name) for name in RestorePoint._fields)
+    version, changes, at, undo_from = (fields.get(name) for name in RestorePoint._fields[:4])
     if isinstance(version, int) and isinstance(changes, int) and isinstance(at, int | float):
-        return RestorePoint(version, changes, at, undo_from if isinstance(undo_from, int) else None)
+        began = undo_from if isinstance(undo_from, int) else None
+        return RestorePoint(version, changes, at, began, _text(fields, "url"))
     return None
 
 

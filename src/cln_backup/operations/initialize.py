@@ -12,11 +12,18 @@ from cln_backup.backends import place_at, redacted
 from cln_backup.backends.events import ignore
 from cln_backup.model.change import Change
 from cln_backup.model.continuity import Storage, possible_loss
-from cln_backup.model.errors import AlreadyExists, Discontinuity, NotFound, StorageError
+from cln_backup.model.errors import (
+    AlreadyExists,
+    BadSettings,
+    Discontinuity,
+    NotFound,
+    StorageError,
+)
 from cln_backup.node.outside import find_database, require_stopped, storage_of
 from cln_backup.node.settings import (
     LOCK_NAME,
     Settings,
+    State,
     create_settings,
     read_settings,
     read_state,
@@ -126,6 +133,7 @@ def initialize(
             same_disk = _same_disk(place, database or directory)
             found = lacks(place.storage_dir, directory)
         with interruption.held():
+            _forget_former_backup(directory)
             try:
                 create_settings(directory, Settings(url, wallet))
             except StorageError as error:
@@ -214,6 +222,19 @@ def _clear_alarm(directory: str) -> None:
     state = read_state(directory)
     if state.alarm is not None:
         write_state(directory, state._replace(alarm=None))
+
+
+def _forget_former_backup(directory: str) -> None:
+    """Removes what `backup.state` knows about a backup that a new one replaces."""
+    try:
+        state = read_state(directory)
+    except BadSettings:  # it cannot be understood: nothing in it is of use
+        write_state(directory, State())
+        return
+    of_backup = {"restore_point": None, "alarm": None, "drilled_at": None, "drill_passed": None}
+    new = state._replace(**of_backup, drill_restore_s=None, last_compaction_at=None)
+    if new != state:
+        write_state(directory, new)
 
 
 def _refuse_existing(place: Place, secret: Secret | None) -> None:

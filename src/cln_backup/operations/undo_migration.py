@@ -127,14 +127,16 @@ class _Work:
 
     def run(self, progress: Callable[[Change], None] | None) -> Undone:
         state, before = read_state(self._directory), self._reader.version
-        point = state.restore_point
+        point, url = state.restore_point, redacted(self._reader.place.url)
+        if point is not None and not point.is_of(url):
+            point = None  # it was set in another backup, which this one has replaced
         if point is not None and self._is_half_done(point):
             version = point.version
         else:
             version = self._require_point(point)
             undo_from = before if self._version is None else self._version
             if point is None or point.version != version:
-                point = RestorePoint(version, 0, time.time())
+                point = RestorePoint(version, 0, time.time(), url=url)
             point = point._replace(undo_from=undo_from)
             write_state(self._directory, state._replace(restore_point=point))
         beside = os.path.dirname(self._database)

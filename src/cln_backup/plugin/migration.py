@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from cln_backup.backends import redacted
 from cln_backup.model.migration import RestorePoint, alters_schema, sets_schema_version
 from cln_backup.node.settings import read_state, write_state
 
@@ -53,10 +54,15 @@ class MigrationWatch:
 
     def _set(self, version: int, changes: int) -> None:
         state = read_state(self._directory)
-        known = state.restore_point
-        if known is not None and version > known.version and changes > known.changes:
+        known, url = state.restore_point, redacted(self._backend.place.url)
+        if (
+            known is not None
+            and known.is_of(url)
+            and version > known.version
+            and changes > known.changes
+        ):
             return
-        point = RestorePoint(version, changes, time.time())
+        point = RestorePoint(version, changes, time.time(), url=url)
         write_state(self._directory, state._replace(restore_point=point))
         self._log(
             f"{STARTED}: the restore point is data version {version}. If the migration is "
