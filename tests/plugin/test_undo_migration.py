@@ -91,8 +91,8 @@ def test_point_of_a_former_backup_is_not_used(node: Home, tmp_path: Path) -> Non
     (tmp_path / "former.lock").rename(home.directory / "backup.lock")
     undo = ("undo-migration", "--lightning-dir", str(home.directory))
     assert "to 8, before the migration" in home.cli(*undo)
-    home.require_same(home.database, home.database.with_name("before"))
     home.url = former
+    home.require_same(home.database, home.database.with_name("before"))
     home.run("--capture", new)
     assert _point(home) is None
     home.require_same(home.database)
