@@ -36,6 +36,8 @@ ALLOWED = {
     ("cli/secrets.py", "os.open"): "/dev/tty, to ask for a passphrase",
     ("plugin/guard.py", "os.write"): "a pipe between the plugin's two processes",
     ("plugin/jsonrpc.py", "os.write"): "standard output, which lightningd reads",
+    ("plugin/start/aside.py", "os.open"): "/dev/null, in the place of lightningd's pipes",
+    ("plugin/start/aside.py", "os.write"): "a pipe from a copy of this process",
     ("process/channel.py", "os.writev"): "a pipe between two processes",
     ("process/parent.py", "os.open"): "/dev/null, in the place of the pipes at standard streams",
     ("replay/kept_database.py", "apsw.Connection"): "SQLite writes its databases itself",

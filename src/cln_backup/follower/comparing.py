@@ -70,12 +70,16 @@ class NodeComparison:
 
     def _finish(self, beside: Beside) -> None:
         result = beside.result
-        data = [one for one in result.differences if not one.is_index]
+        data = [one for one in result.differences if one.matters]
         self.differences = in_words(data)
         self.finished_at = time.time()
         if len(data) < len(result.differences):
-            others = in_words([one for one in result.differences if one.is_index])
-            _log.warning("Indexes of the node's database and its backup differ: %s", others)
+            others = in_words([one for one in result.differences if not one.matters])
+            _log.warning(
+                "Indexes, or tables of other programs, of the node's database and its backup "
+                "differ: %s",
+                others,
+            )
         if result.left:
             names = ", ".join(result.left)
             _log.warning("Tables too large to be compared while the node runs: %s", names)

@@ -6,7 +6,7 @@ Content is the schema and the rows, whatever the pages, the journal mode or the 
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -47,10 +47,27 @@ CHANNEL_TABLES: Final = (
 """The tables that hold lightningd's channels, in any of its releases; a database has some of them.
 `vars` comes first: it has the data version."""
 
+LIGHTNINGDS_TABLES: Final = frozenset(CHANNEL_TABLES) | frozenset(
+    (
+        *("addresses", "blocks", "chain_moves", "channel_moves", "channel_state_changes"),
+        *("datastore", "db_upgrades", "forwarded_payments", "forwards", "invoice_fallbacks"),
+        *("invoicerequests", "invoices", "move_accounts", "network_events", "offers", "outputs"),
+        *("payments", "runes", "runes_blacklist", "transaction_annotations", "transactions"),
+        *("utxoset", "version"),
+    )
+)
+"""The tables of lightningd up to 26.06, in any of its releases (`wallet/db.c`). A migration that
+makes another one also raises the number in `version`."""
+
 _DOMAIN: Final = b"cln-backup content 1"
+_GONE: Final = "is missing in the database"
+_NEW: Final = "is missing in the backup"
+_OTHER: Final = "is defined differently"
+_WHOLE_TABLE: Final = frozenset(f"the table {what}" for what in (_GONE, _NEW, _OTHER))
 _HASH_BYTES: Final = 32
 _MODULUS: Final = 1 << (8 * _HASH_BYTES)
 _LOOK_EVERY_ROWS: Final = 1_000
+_LOOK_EVERY_STEPS: Final = 10_000
 
 
 class Difference(NamedTuple):
@@ -65,6 +82,17 @@ class Difference(NamedTuple):
     table: str
     detail: str
     is_index: bool = False
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is about a whole table that is not lightningd's: another program's."""
+        is_whole = self.detail in _WHOLE_TABLE and not self.is_index
+        return is_whole and self.table not in LIGHTNINGDS_TABLES
+
+    @property
+    def matters(self) -> bool:
+        """Whether it is about what lightningd stores."""
+        return not self.is_index and not self.is_foreign
 
 
 class Comparison(NamedTuple):
@@ -207,9 +235,23 @@ def compare(
         StorageError: one of them is locked, damaged, or its disk failed.
     """
     try:
-        return _compare(replica, database, tables, until)
+        with _interrupted(replica, until), _interrupted(database, until):
+            return _compare(replica, database, tables, until)
     except apsw.Error as error:
         raise unreadable(error) from error
+
+
+@contextmanager
+def _interrupted(connection: apsw.Connection, until: float | None) -> Iterator[None]:
+    """Ends a statement that runs at `until`, as one that sorts, with `apsw.InterruptError`."""
+    if until is None:
+        yield
+        return
+    connection.set_progress_handler(lambda: time.monotonic() >= until, _LOOK_EVERY_STEPS)
+    try:
+        yield
+    finally:
+        connection.set_progress_handler(None)
 
 
 def _compare(
@@ -229,7 +271,7 @@ def _compare(
             continue
         try:
             detail = _difference(replica, database, ours[name], theirs[name], until)
-        except _TimeIsUp:
+        except (_TimeIsUp, apsw.InterruptError):
             left.append(name)
             continue
         compared.append(name)
@@ -258,11 +300,11 @@ def schema_differences(
         row = our or their
         assert row is not None
         if their is None:
-            what = "is missing in the database"
+            what = _GONE
         elif our is None:
-            what = "is missing in the backup"
+            what = _NEW
         else:
-            what = "is defined differently"
+            what = _OTHER
         detail = f"the {kind} {what}" if kind == "table" else f"the {kind} {name} {what}"
         found.append(Difference(row.table, detail, is_index=kind != "table"))
     return found
@@ -310,15 +352,17 @@ def _counted(
 ) -> str | None:
     """How many rows of a table differ; `None` if only their order does."""
     counts = Counts()
-    steps = counts.count(hashed_in_key_order(replica, table), hashed_in_key_order(database, table))
-    for number, _ in enumerate(steps):
-        if number % _LOOK_EVERY_ROWS == 0:
-            try:
+    try:
+        ours, theirs = (hashed_in_key_order(each, table) for each in (replica, database))
+        for number, _ in enumerate(counts.count(ours, theirs)):
+            if number % _LOOK_EVERY_ROWS == 0:
                 _look_at(until)
-            except _TimeIsUp:
-                if counts.are_zero:
-                    raise
-                break
+    except (_TimeIsUp, apsw.InterruptError):
+        if not counts.are_zero:
+            return counts.told()
+        if not table.is_ordered:  # perhaps only the order of insertion differs
+            raise
+        return "rows differ"
     return counts.told()
 
 

@@ -61,7 +61,9 @@ def start(
         if node.has_replica and decide(facts) in EXPECT_EQUAL:
             from cln_backup.plugin.start.comparing import compare_before_answer
 
-            differences, found = compare_before_answer(node, facts, backend.place, log)
+            differences, found = compare_before_answer(
+                node, facts, backend.place, log, patience.bound_s()
+            )
             facts = facts._replace(
                 other_content=bool(differences), alarm=facts.alarm or bool(found)
             )
