@@ -13,7 +13,7 @@ from cln_backup.model.change import Kind
 from cln_backup.model.continuity import Facts
 from cln_backup.node.settings import read_settings
 from cln_backup.plugin.start.aside import aside
-from cln_backup.plugin.start.comparing import compare_before_answer
+from cln_backup.plugin.start.comparing import Say, compare_before_answer
 from cln_backup.plugin.start.facts import look_at_node
 from tests.histories import database
 from tests.plugin.home import CAPTURES, Home
@@ -59,17 +59,17 @@ def test_difference_counts_if_the_backup_cannot_be_replayed_again(
     directory, lines = str(home.directory), list[str]()
     monkeypatch.chdir(directory)
     node = look_at_node(directory, read_settings(directory), lines.append)
-    place = place_at(home.url)
+    place, say = place_at(home.url), Say(lines.append, lines.append)
     with place.open_reader() as reader:
         facts = Facts(reader.version + 1, False, reader.standing.head, None)
     assert facts.head is not None
     assert facts.head.kind is Kind.TRANSACTION
-    found = compare_before_answer(node, facts, place, lines.append, 0.0)
+    found = compare_before_answer(node, facts, place, say, 0.0)
     assert found.differences.startswith("channels (")
     assert "could not be replayed again (It takes longer than the node can wait.)" in (
         found.differences
     )
-    assert compare_before_answer(node, facts, place, lines.append, None) == ("", "")
+    assert compare_before_answer(node, facts, place, say, None) == ("", "")
 
 
 def test_only_lightningds_own_tables_stop_the_node(tmp_path: Path) -> None:

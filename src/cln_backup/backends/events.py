@@ -29,6 +29,9 @@ class Noticed(Enum):
     BACK = "back"
     """The storage can be reached again; the call continues."""
 
+    WARNED = "warned"
+    """Something at a node's start that its operator should look at; the start continues."""
+
 
 class Event(NamedTuple):
     """One event, with a text for the operator."""

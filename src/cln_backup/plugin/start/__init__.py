@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cln_backup.backends.events import Event, Noticed
 from cln_backup.model.continuity import EXPECT_EQUAL, decide
 from cln_backup.model.errors import Discontinuity
 from cln_backup.node.settings import read_settings
@@ -59,10 +60,11 @@ def start(
         facts = gather_facts(change, node, backend, log)
         differences = ""
         if node.has_replica and decide(facts) in EXPECT_EQUAL:
-            from cln_backup.plugin.start.comparing import compare_before_answer
+            from cln_backup.plugin.start.comparing import Say, compare_before_answer
 
+            say = Say(log, lambda text: on_event(Event(Noticed.WARNED, text)))
             differences, found = compare_before_answer(
-                node, facts, backend.place, log, patience.bound_s()
+                node, facts, backend.place, say, patience.bound_s()
             )
             facts = facts._replace(
                 other_content=bool(differences), alarm=facts.alarm or bool(found)

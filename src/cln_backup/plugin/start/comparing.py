@@ -9,7 +9,6 @@ disk may have damaged it, so a difference counts only if a fresh replay of the b
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -59,8 +58,6 @@ _NAMED: Final = 6
 
 _TOLD_LATER: Final = "The database is compared with its backup later, beside the running node"
 
-_log = logging.getLogger(__name__)
-
 
 class Compared(NamedTuple):
     """The result of a comparison.
@@ -74,6 +71,13 @@ class Compared(NamedTuple):
 
     differences: str = ""
     alarm: str = ""
+
+
+class Say(NamedTuple):
+    """How to tell the operator: in the log, or as a warning there."""
+
+    log: Callable[[str], None]
+    warn: Callable[[str], None]
 
 
 class _Found(NamedTuple):
@@ -110,7 +114,7 @@ class _Asked(NamedTuple):
 
 
 def compare_before_answer(
-    node: Node, facts: Facts, place: Place, log: Callable[[str], None], bound_s: float | None
+    node: Node, facts: Facts, place: Place, say: Say, bound_s: float | None
 ) -> Compared:
     """Compares what matters most within two seconds: channels, and what the head touched.
 
@@ -127,30 +131,31 @@ def compare_before_answer(
         return Compared()
     asked = _Asked(place, directory, node.database, facts.database_version, facts.backup_version)
     try:
-        return _decided(asked, log, bound_s)
+        return _decided(asked, say, bound_s)
     except Exception as error:  # noqa: BLE001 - nothing of this may stop a healthy node
-        log(f"{_TOLD_LATER}: {fault(error)}")
+        say.log(f"{_TOLD_LATER}: {fault(error)}")
         return Compared()
 
 
-def _decided(asked: _Asked, log: Callable[[str], None], bound_s: float | None) -> Compared:
+def _decided(asked: _Asked, say: Say, bound_s: float | None) -> Compared:
     found = _aside(_with_kept_replica, asked, (), COMPARE_S)
     is_wrong = bool(found.differences or found.alarm)
     if found.later and not is_wrong:
-        log(f"{_TOLD_LATER}: {found.later}")
+        say.log(f"{_TOLD_LATER}: {found.later}")
     if found.foreign:
-        _log.warning(
-            "The database has tables of another program, or lost such: %s. They do not belong to "
-            "lightningd, so the node starts.",
-            found.foreign,
+        say.warn(
+            "The database has tables of another program, or lost such: "
+            f"{found.foreign}. They do not belong to lightningd, so the node starts."
         )
     if is_wrong and not found.is_fresh:
-        log("The follower's replica differs from the database: the backup is replayed again")
-        return _confirmed(asked, found, CONFIRM_S if bound_s is None else min(CONFIRM_S, bound_s))
+        say.log("The follower's replica differs from the database: the backup is replayed again")
+        return _confirmed(
+            asked, found, say, CONFIRM_S if bound_s is None else min(CONFIRM_S, bound_s)
+        )
     return Compared(found.differences, found.alarm)
 
 
-def _confirmed(asked: _Asked, first: _Found, bound_s: float) -> Compared:
+def _confirmed(asked: _Asked, first: _Found, say: Say, bound_s: float) -> Compared:
     """The result of a fresh replay; the first one, if there can be none."""
     fresh = _aside(_with_fresh_replay, asked, first.touched, bound_s)
     scratch.clear_beside([_beside(asked.database)])  # if it was killed
@@ -158,17 +163,16 @@ def _confirmed(asked: _Asked, first: _Found, bound_s: float) -> Compared:
         return Compared(fresh.differences, fresh.alarm)
     why = fresh.later or fresh.alarm
     if why:
-        _log.warning("A fresh replay of the backup was not possible: %s", why)
+        say.warn(f"A fresh replay of the backup was not possible: {why}")
         if not first.differences:
             return Compared(alarm=first.alarm)
         return Compared(
             f"{first.differences}, according to the replica in {asked.directory} alone: the backup "
             f"could not be replayed again ({why})"
         )
-    _log.warning(
-        "The follower's replica in %s was damaged: it differed from the database, but a fresh "
-        "replay of the backup does not. It is built again. Check its disk for errors.",
-        asked.directory,
+    say.warn(
+        f"The follower's replica in {asked.directory} was damaged: it differed from the database, "
+        "but a fresh replay of the backup does not. It is built again. Check its disk for errors."
     )
     with contextlib.suppress(BackupError):
         remove_replica(asked.directory)
