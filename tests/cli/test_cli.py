@@ -322,6 +322,7 @@ def test_verify_json(made: Place) -> None:
         "version_count": len(HISTORY),
         "replayed": True,
         "foreign_key_faults": 0,
+        "healed": [],
         "good": True,
         "notices": [],
     }

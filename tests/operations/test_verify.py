@@ -9,6 +9,7 @@ from cln_backup.model.change import Change
 from cln_backup.model.errors import Damaged, ReplayFailed
 from cln_backup.operations.history import log, status
 from cln_backup.operations.verify import Verified, verify
+from cln_backup.replay.replica import Healed
 from tests.histories import (
     OFF,
     ON,
@@ -76,6 +77,14 @@ def test_replay_finds_what_reading_does_not(url: str) -> None:
     with pytest.raises(ReplayFailed) as failed:
         _verify(url)
     assert failed.value.good_version == 8
+
+
+def test_changes_that_a_snapshot_has_healed_are_told(url: str, tmp_path: Path) -> None:
+    bad = transaction(9, "INSERT INTO nowhere VALUES (1)")
+    healing = snapshot_of([*HISTORY, *payments(9, 12)], tmp_path / "healing.sqlite3")
+    append(url, [*HISTORY, bad, payment(10), healing, *payments(12, 15)])
+    assert _verify(url).healed == (Healed(8, 11),)
+    assert _verify(url, replayed=False).healed == ()
 
 
 def test_snapshot_that_is_no_database_is_found(url: str) -> None:

@@ -104,8 +104,15 @@ def register(
             which = "its 1 change was" if one else f"all {found.version_count} changes were"
             click.echo(f"Good up to data version {found.version}: {which} {how}.")
             warn_of_foreign_keys(found.foreign_key_faults)
+            for healed in found.healed:
+                warn(
+                    f"The changes after data version {healed.good_version} do not replay. A "
+                    f"snapshot at {healed.healed_version} has healed the backup: nothing is lost, "
+                    "but the versions between cannot be restored."
+                )
         show_notices(noticed.texts)
         fields = found._asdict() | {"good": True, "notices": noticed.texts}
+        fields["healed"] = [healed._asdict() for healed in found.healed]
         if compared is not None:
             fields |= _shown(compared, as_json=as_json)
             _require_same(compared, fields, as_json=as_json)

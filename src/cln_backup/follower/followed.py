@@ -201,7 +201,7 @@ class FollowedBackup:
     def _raise(self, kind: str, good_version: int, text: str) -> None:
         """Raises an alarm, once."""
         if (kind, good_version) not in self._alarms:
-            self._report()  # what passed before the alarm is no reason to end it
+            self._report()  # first: what passed before the alarm does not end it
             self._alarms.add((kind, good_version))
             self._say(Alarm(self.name, kind, text))
 

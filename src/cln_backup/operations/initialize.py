@@ -228,7 +228,7 @@ def _forget_former_backup(directory: str) -> None:
     """Removes what `backup.state` knows about a backup that a new one replaces."""
     try:
         state = read_state(directory)
-    except BadSettings:  # it cannot be understood: nothing in it is of use
+    except BadSettings:  # it cannot be understood
         write_state(directory, State())
         return
     of_backup = {"restore_point": None, "alarm": None, "drilled_at": None, "drill_passed": None}

@@ -9,7 +9,7 @@ from cln_backup.model.errors import NotFound
 from cln_backup.operations.against import Compared, compare_with_node, node_database
 from cln_backup.replay.ahead import read_ahead
 from cln_backup.replay.hand_over import adopt
-from cln_backup.replay.replica import replay
+from cln_backup.replay.replica import Healed, replay
 from cln_backup.storage import interruption, scratch
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ class Verified(NamedTuple):
         version_count: number of changes.
         replayed: whether they were replayed into a database, which was checked and removed.
         foreign_key_faults: number of rows that violate foreign keys, as in the node's database.
+        healed: faults in the history that later snapshots have healed; only a replay finds them.
     """
 
     version: int
     version_count: int
     replayed: bool
     foreign_key_faults: int
+    healed: tuple[Healed, ...] = ()
 
 
 def verify_against(
@@ -59,13 +61,14 @@ def verify_against(
     place = scratch.place(scratch_dir, reader.place.scratch_dir or directory)
     with interruption.deferred(), scratch.directory(place, op="verify") as work:
         path = os.path.join(work, "replica.sqlite3")
-        faults = _replay_and_check(reader, path, progress)
+        faults, healed = _replay_and_check(reader, path, progress)
         kept = adopt(path, os.path.join(work, "replica"), reader)
         try:
             compared = compare_with_node(reader, kept, directory, work)
         finally:
             kept.close()
-    return Verified(standing.version, standing.version_count, True, faults), compared
+    found = Verified(standing.version, standing.version_count, True, faults, healed)
+    return found, compared
 
 
 def verify(
@@ -87,22 +90,25 @@ def verify(
         StorageError.
     """
     faults = 0
+    healed: tuple[Healed, ...] = ()
     standing = reader.standing
     if replayed and standing.head is not None:
         place = scratch.place(scratch_dir, reader.place.scratch_dir)
         with interruption.deferred(), scratch.directory(place, op="verify") as directory:
             path = os.path.join(directory, "replica.sqlite3")
-            faults = _replay_and_check(reader, path, progress)
+            faults, healed = _replay_and_check(reader, path, progress)
     else:
         reader.check(progress)
-    return Verified(standing.version, standing.version_count, replayed, faults)
+    return Verified(standing.version, standing.version_count, replayed, faults, healed)
 
 
-def _replay_and_check(reader: Reader, path: str, progress: Callable[[Change], None] | None) -> int:
-    """Builds the database at `path`; returns the number of rows that violate foreign keys."""
+def _replay_and_check(
+    reader: Reader, path: str, progress: Callable[[Change], None] | None
+) -> tuple[int, tuple[Healed, ...]]:
+    """Builds the database at `path`; returns its foreign key faults, and what was healed."""
     with read_ahead(reader) as changes:
         replica = replay(changes, path, progress)
     try:
-        return replica.check()
+        return replica.check(), tuple(replica.healed)
     finally:
         replica.close()

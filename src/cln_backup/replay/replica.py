@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import apsw
 
@@ -52,6 +52,18 @@ class DatabaseFile:
             os.close(fd)
 
 
+class Healed(NamedTuple):
+    """Changes that do not replay, and the snapshot after them that makes up for it.
+
+    Attributes:
+        good_version: the last data version before them; 0 if there is none.
+        healed_version: data version of the snapshot. The versions between cannot be restored.
+    """
+
+    good_version: int
+    healed_version: int
+
+
 class Replica:
     """A database that is being built from changes; do not use it before `check` has passed.
 
@@ -64,6 +76,7 @@ class Replica:
         applied: data version of the last change applied.
         stored_ms: when that was stored, as `Change.stored_ms`.
         changes: the number of changes applied.
+        healed: the faults in the history that `replay` found healed by a later snapshot.
     """
 
     def __init__(self, path: str, *, hurries: bool = False) -> None:
@@ -81,6 +94,7 @@ class Replica:
         self.applied = 0
         self.stored_ms: int | None = None
         self.changes = 0
+        self.healed: list[Healed] = []
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(
@@ -209,13 +223,16 @@ def replay(
         for change in changes:
             if interruption.state.pending:
                 interruption.check()
-            if failed is None or change.snapshot is not None:
-                try:
-                    replica.apply(change)
-                except ReplayFailed as error:
-                    failed = failed or error
-                    continue
-                failed = None
+            if failed is not None and change.snapshot is None:
+                continue
+            try:
+                replica.apply(change)
+            except ReplayFailed as error:
+                failed = failed or error
+                continue
+            if failed is not None:
+                replica.healed.append(Healed(good, change.version))
+            failed = None
             good = change.version
             if progress is not None:
                 progress(change)
