@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import select
 from typing import TYPE_CHECKING
-from unittest.mock import Mock
 
 import pytest
 
-from cln_backup.backends.ticket import Generation
-from cln_backup.compaction.policy import NO_PAST, Facts, Limits
+from cln_backup.backends import create_backend, open_writer
+from cln_backup.compaction.policy import Limits
 from cln_backup.node.settings import Alarm
+from cln_backup.plugin.compact_command import CompactCommand
 from cln_backup.plugin.compaction_options import limits_of
+from cln_backup.plugin.following import Following
 from cln_backup.plugin.replicator import Replicator
 from cln_backup.plugin.self_compaction import SelfCompaction
+from tests.histories import append, first, payments
 from tests.plugin.home import Home
 from tests.waiting import wait_for
 
@@ -61,17 +64,24 @@ def test_alarm_that_is_not_written_yet_holds_it_off(
 ) -> None:
     """A busy node leaves no moment to write it."""
     monkeypatch.chdir(tmp_path)
-    replicator, command = Replicator(str(tmp_path), print), Mock()
-    replicator.backend = Mock(version=5)
-    if is_alarmed:
-        replicator.note(alarm=Alarm("content", "It differs.", 1.0))
-    by_itself = SelfCompaction(replicator, command, lambda _level, _text: None)
-    facts = Facts(Generation(1, 1 << 40, 1_000_000, 0.0), 1 << 40, 0.0)
-    monkeypatch.setattr(by_itself, "_facts", lambda _backend, _state: facts)
-    command.past.return_value = NO_PAST
-    by_itself.begin({})
-    by_itself.look()
-    assert command.start_by_itself.called is not is_alarmed
+    url = f"file://{tmp_path}/backup.dbak"
+    create_backend(url, None)
+    append(url, [first(), *payments(2, 320)])
+    poll, log = select.poll(), lambda _level, _text: None
+    replicator = Replicator(str(tmp_path), print)
+    command = CompactCommand(replicator, Following(replicator, log, poll), log, poll)
+    by_itself = SelfCompaction(replicator, command, log)
+    with open_writer(url) as writer:
+        replicator.backend = writer
+        if is_alarmed:
+            replicator.note(alarm=Alarm("content", "It differs.", 1.0))
+        by_itself.begin({"backup-compact-max-changes": 300})
+        by_itself.look()
+        assert command.is_under_way() is not is_alarmed
+        compactor = command._compactor
+        command.close()
+        if compactor is not None:
+            compactor.wait()
 
 
 @pytest.mark.parametrize(
