@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
+import sqlite3
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +18,10 @@ from cln_backup.backends.opening import Opening
 from cln_backup.follower import followed
 from cln_backup.follower.followed import FollowedBackup
 from cln_backup.follower.messages import Alarm, Backup, Progress, Removed
+from cln_backup.model.change import Change
 from cln_backup.model.errors import StorageError
 from cln_backup.replay.kept import KeptReplica
+from cln_backup.replay.replica import DatabaseFile
 from tests import captured
 from tests.backends.conformance import PLACES
 from tests.follower.following import Follower
@@ -34,10 +39,10 @@ from tests.small_disk import fill, small_disk
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cln_backup.model.change import Change
     from cln_backup.process.channel import Message
 
 HISTORY = [first(), *payments(2, 40)]
+_PIECES_KIB = 7 << 10
 
 
 def _backup(kind: str, place: Path, history: Iterable[Change]) -> str:
@@ -45,6 +50,11 @@ def _backup(kind: str, place: Path, history: Iterable[Change]) -> str:
     create_backend(url, None)
     append(url, history)
     return url
+
+
+def _peak_kib(follower: Follower) -> int:
+    status = Path(f"/proc/{follower.child.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
 
 
 def _require_replica_as(directory: Path, url: str, expected: Path) -> None:
@@ -263,6 +273,28 @@ def test_removes_former_replicas(tmp_path: Path) -> None:
             follower.hear(lambda _: False)
 
 
+@pytest.mark.parametrize("kind", ["dir", "dir-encrypted"])
+def test_memory_does_not_depend_on_the_size_of_the_snapshot(kind: str, tmp_path: Path) -> None:
+    peaks_kib = []
+    for name, size_bytes in (("small", 4_096), ("large", 24 << 20)):
+        home = tmp_path / name
+        home.mkdir()
+        database = build_database(home / "node.sqlite3", [first()])
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("CREATE TABLE large (content BLOB)")
+            for _ in range(max(1, size_bytes >> 17)):
+                content = os.urandom(min(size_bytes, 1 << 17))
+                connection.execute("INSERT INTO large VALUES (?)", (content,))
+            connection.commit()
+        url = _backup(kind, home, [Change(1, DatabaseFile(str(database)), None)])
+        with Follower(url, home / "replica") as follower:
+            follower.hear_version(1)
+            peaks_kib.append(_peak_kib(follower))
+    small, large = peaks_kib
+    assert large < 44 << 10
+    assert large - small < _PIECES_KIB
+
+
 def test_memory_and_priority(tmp_path: Path) -> None:
     recording = captured.COMMITTED / "small" / "router.jsonl.xz"
     url = _backup("dir", tmp_path, captured.changes(recording))
@@ -270,6 +302,5 @@ def test_memory_and_priority(tmp_path: Path) -> None:
         version = reader.version
     with Follower(url, tmp_path / "replica") as follower:
         follower.hear_version(version)
-        status = Path(f"/proc/{follower.child.pid}/status").read_text()
-        peak_kib = int(status.partition("VmHWM:")[2].split()[0])
+        peak_kib = _peak_kib(follower)
     assert peak_kib < 40 << 10

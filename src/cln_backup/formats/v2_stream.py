@@ -137,9 +137,8 @@ class Decoder:
             self._index += 1
             self.seal = bytes(sealed[-v2.SEAL_BYTES :])
             at = foot_at + v2.FOOT_BYTES
-            payload = body[v2.BODY_BYTES + (v2.TIME_BYTES if timed else 0) :]
-            if length < _LARGE_BYTES:
-                payload = bytes(payload)
+            rest = memoryview(body)[v2.BODY_BYTES + (v2.TIME_BYTES if timed else 0) :]
+            payload = rest.tobytes() if length < _LARGE_BYTES else rest
             end = offset_bytes + at
             found.append(Record(record_type, version, payload, start, end, self.seal, stored_ms))
         return found
@@ -153,15 +152,18 @@ class _Pending:
     """
 
     def __init__(self) -> None:
-        self._data = b""
+        self._data: bytes | memoryview = b""
 
-    def add(self, data: bytes) -> None:
-        self._data = self._data + data if self._data else data
+    def add(self, data: bytes | memoryview) -> None:
+        self._data = b"".join((self._data, data)) if self._data else data
 
-    def read(self, size_bytes: int) -> bytes:
+    def read(self, size_bytes: int) -> bytes | memoryview:
         data = self._data
+        if len(data) <= size_bytes:
+            self._data = b""  # an empty view would keep the whole buffer
+            return data
         self._data = data[size_bytes:]
-        return data if len(data) <= size_bytes else data[:size_bytes]
+        return data[:size_bytes]
 
 
 class Inflater:
@@ -186,7 +188,7 @@ class Inflater:
         if len(payload) < RAW_BYTES:
             raise v2.Malformed("a compressed record without its length")
         (wanted,) = _RAW.unpack_from(payload)
-        packed = bytes(payload[RAW_BYTES:])
+        packed = payload[RAW_BYTES:]
         if wanted > min(v2.MAX_TRANSACTION_BYTES, len(packed) * _MAX_RATIO):
             raise v2.Malformed(f"a record with an impossible length of {wanted} bytes")
         self._pending.add(packed)

@@ -45,6 +45,7 @@ def load(change: Change, path: str, before: Reached) -> Reached:
             content.update(chunk)
             header += chunk[: _HEADER_BYTES - len(header)]
             offset = fsio.write_at(fd, [chunk], offset, op="write replica")
+            del chunk
         if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
             raise ReplayFailed(
                 f"The snapshot at data version {change.version} is not a SQLite database."

@@ -55,12 +55,16 @@ def records(
             found = decoder.decode(window, segment, offset)
         except v2.Malformed as error:
             raise Unreadable(offset, str(error)) from None
-        yield from found
         if found:
             # A large record is usually followed by one of the same size, as in a snapshot.
             last = found[-1]
             wanted = max(_WINDOW_BYTES, last.end_bytes - last.start.offset_bytes + v2.FRAME_BYTES)
             offset = last.end_bytes
+            del last
+            window = b""  # it is not kept while the records are used
+            found.reverse()
+            while found:
+                yield found.pop()
         else:
             wanted = _whole_bytes(window, offset, end_bytes)
             if wanted <= len(window):

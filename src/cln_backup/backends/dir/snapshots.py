@@ -117,8 +117,10 @@ class StoredSnapshot(NamedTuple):
                 end = record.end_bytes
                 if record.type is v2.Type.CHUNK:
                     chunk = inflater.inflate(record.payload)
+                    del record  # a megabyte, which nobody needs any more
                     got += len(chunk)
                     yield chunk
+                    del chunk
                 elif record.type is v2.Type.END:
                     ended = record.payload == _LENGTH.pack(got) and got == self.size_bytes
         except (Unreadable, v2.Malformed) as error:
