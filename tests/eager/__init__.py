@@ -1,4 +1,4 @@
-"""A directory for PYTHONPATH: a node's follower keeps the priority of its node.
+"""A directory for PYTHONPATH: what runs beside a node keeps the priority of its node.
 
 At the lowest one, a machine that is busy with other tests would not run it for minutes.
 """

@@ -3,8 +3,12 @@
 import os
 
 
-def _stay(_increment: int) -> int:
+def _nice(_increment: int) -> int:
     return 0
 
 
-os.nice = _stay
+def _setpriority(_which: int, _who: int, _priority: int) -> None:
+    pass
+
+
+os.nice, os.setpriority = _nice, _setpriority

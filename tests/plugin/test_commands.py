@@ -13,7 +13,7 @@ import pytest
 
 from simulator import content
 from tests import programs
-from tests.plugin.home import CAPTURES, PLUGIN, WITHOUT_FOLLOWER, Home, processes_of
+from tests.plugin.home import CAPTURES, PLUGIN, Home, processes_of
 from tests.waiting import WAIT_S, wait_until
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _GETMANIFEST = (
 
 
 def test_status(home: Home) -> None:
+    home.follows = True
     home.init()
     node = home.start(*_ROUTER, "--calls", "60", "--hold")
     home.wait_for_calls(60)
@@ -48,6 +49,7 @@ def test_status(home: Home) -> None:
 
 
 def test_compactions_while_the_node_writes(home: Home, tmp_path: Path) -> None:
+    home.follows = True
     home.init()
     node = home.start(*_ROUTER, "--calls", "500", "--rate", "150", "--hold")
     done = []
@@ -123,8 +125,7 @@ def test_starting_touches_nothing(home: Home, tmp_path: Path) -> None:
     """Lightningd --help and a second lightningd start it in the live directory."""
     home.init()
     home.run(*_ROUTER, "--calls", "40")
-    # Without the follower, which writes to its replica in its own time.
-    node = home.start(*_ROUTER, "--calls", "20", "--hold", *WITHOUT_FOLLOWER)
+    node = home.start(*_ROUTER, "--calls", "20", "--hold")
     home.wait_for_calls(60)
     before = _seen(tmp_path)
     done = subprocess.run(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from simulator import client
-from tests.plugin.home import CAPTURES, WITHOUT_FOLLOWER, Home, processes_of
+from tests.plugin.home import CAPTURES, Home, processes_of
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def _force(home: Home) -> Any:
 
 @pytest.mark.parametrize("kind", ["file", "dir-encrypted"])
 def test_follower_makes_the_base_and_goes_on(home: Home) -> None:
+    home.follows = True
     home.init()
     node = home.start(*_ROUTER, "--calls", "400", "--rate", "300", "--hold")
     follower = _follower(home, node.pid)
@@ -68,7 +69,7 @@ def test_follower_makes_the_base_and_goes_on(home: Home) -> None:
 def test_child_process_does_it_without_a_follower(tmp_path: Path) -> None:
     home = Home(tmp_path, "dir")
     home.init()
-    node = home.start(*_ROUTER, "--calls", "100", "--hold", *WITHOUT_FOLLOWER)
+    node = home.start(*_ROUTER, "--calls", "100", "--hold")
     home.wait_for_calls(100)
     assert _force(home)["after"]["version_count"] == 2
     home.call("stop")
@@ -98,7 +99,7 @@ class _Asking:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_follower_that_ends_in_the_middle_is_replaced(tmp_path: Path, how: int) -> None:
     """Stopped first: then it cannot be done before it is killed."""
-    home = Home(tmp_path, "dir")
+    home = Home(tmp_path, "dir", follows=True)
     home.init()
     node = home.start("--generate", "60", "--database-mb", "1", "--hold")
     home.wait_for_calls(60)
@@ -115,7 +116,7 @@ def test_follower_that_ends_in_the_middle_is_replaced(tmp_path: Path, how: int) 
 
 @pytest.mark.parametrize("kind", ["file", "dir"])
 def test_node_that_shuts_down_in_the_middle(kind: str, tmp_path: Path) -> None:
-    home = Home(tmp_path, kind)
+    home = Home(tmp_path, kind, follows=True)
     home.init()
     node = home.start(*_ROUTER, "--calls", "60", "--hold")
     home.wait_for_calls(60)

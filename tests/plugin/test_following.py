@@ -14,7 +14,7 @@ from cln_backup.backends import open_reader
 from cln_backup.node.settings import read_state
 from cln_backup.operations.proven import opened_when_free
 from tests.histories import assert_same_database
-from tests.plugin.home import CAPTURES, WITHOUT_FOLLOWER, Home
+from tests.plugin.home import CAPTURES, Home
 from tests.waiting import WAIT_S, wait_for, wait_for_process_in, wait_until, wait_until_ended
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def _require_replica_of(home: Home, directory: Path) -> None:
 
 def test_replica_is_the_nodes_database(home: Home) -> None:
     """Through a crash, a compaction and a restart, and with what comes at the shutdown."""
+    home.follows = True
     home.init()
     home.run(*_ROUTER, "--calls", "300", "--crash", "after-answer@299", code=None)
     node = home.start(*_ROUTER, "--variant", "--calls", "150", "--hold")
@@ -75,7 +76,7 @@ def test_replica_is_the_nodes_database(home: Home) -> None:
 
 
 def test_killed_and_stopped_followers_delay_nothing(tmp_path: Path) -> None:
-    home = Home(tmp_path, "dir")
+    home = Home(tmp_path, "dir", follows=True)
     home.init()
     node = home.start(*_ROUTER, "--calls", "700", "--rate", "200", "--hold")
     home.wait_for_calls(50)
@@ -95,7 +96,7 @@ def test_killed_and_stopped_followers_delay_nothing(tmp_path: Path) -> None:
 
 
 def test_switched_off_and_moved(tmp_path: Path) -> None:
-    home = Home(tmp_path, "file")
+    home = Home(tmp_path, "file", follows=True)
     home.init()
     first, second = home.directory / "backup.replica", tmp_path / "elsewhere"
 
@@ -104,8 +105,9 @@ def test_switched_off_and_moved(tmp_path: Path) -> None:
 
     def lives(*options: str, leaves: Path | None = None) -> dict[str, Any]:
         node = home.start(*_ROUTER, "--calls", "30", "--hold", *options)
-        off = options == WITHOUT_FOLLOWER
-        status = _status(home, lambda found: found["protected"] and (off or _is_proven(found)))
+        status = _status(
+            home, lambda found: found["protected"] and (_is_proven(found) or not home.follows)
+        )
         noted = status["replica_dir"]
         wait_until(lambda: leaves is None or not leaves.exists(), f"{leaves} stays")
         wait_until(lambda: replica_dir() == noted, replica_dir)
@@ -118,12 +120,13 @@ def test_switched_off_and_moved(tmp_path: Path) -> None:
     status = lives("--option", f"backup-replica-dir={second}", leaves=first)
     assert status["replica_dir"] == str(second)
     assert second.is_dir()
-    status = lives(*WITHOUT_FOLLOWER, leaves=second)
+    home.follows = False
+    status = lives(leaves=second)
     assert (status["follower"], status["proven_version"]) == ("off", None)
 
 
 def test_never_beside_an_encrypted_backup(tmp_path: Path) -> None:
-    home = Home(tmp_path, "dir-encrypted")
+    home = Home(tmp_path, "dir-encrypted", follows=True)
     home.init()
     directory = home.backup / "replica"
     node = home.start(
@@ -138,7 +141,7 @@ def test_never_beside_an_encrypted_backup(tmp_path: Path) -> None:
 
 
 def test_alarm_is_told_once_and_remembered(tmp_path: Path) -> None:
-    home = Home(tmp_path, "file")
+    home = Home(tmp_path, "file", follows=True)
     home.init()
     node = home.start(*_ROUTER, "--calls", "400", "--rate", "50", "--hold")
     follower = _follower_of(home)
@@ -167,7 +170,7 @@ def test_alarm_is_told_once_and_remembered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["yes", ""])
 def test_wrong_value_follows(value: str, tmp_path: Path) -> None:
-    home = Home(tmp_path, "dir")
+    home = Home(tmp_path, "dir", follows=True)
     home.init()
     node = home.start(*_ROUTER, "--calls", "30", "--hold", "--option", f"backup-follower={value}")
     _status(home, _is_proven)

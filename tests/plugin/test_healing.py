@@ -106,7 +106,7 @@ def test_old_copy_that_overtook_the_backup_is_caught(
     kind: str, replica: bool, tmp_path: Path
 ) -> None:
     """An old copy is put back, and passes the backup's version by new blocks alone."""
-    home = Home(tmp_path, kind)
+    home = Home(tmp_path, kind, follows=True)
     _grow(home)
     shutil.copyfile(home.database, home.base / "old")
     home.run(*_ROUTER, "--calls", "120")
@@ -132,7 +132,7 @@ def test_head_that_was_never_committed_does_not_keep_a_gap_open(lost: bool, tmp_
 
     After a loss of power nobody knows that it was not committed.
     """
-    home = Home(tmp_path, "dir")
+    home = Home(tmp_path, "dir", follows=True)
     home.init()
     home.run(*_ROUTER, "--calls", "200", "--crash", "after-answer@170", code=None)
     _commit_unseen(home.database, count=3)
@@ -152,7 +152,7 @@ def test_other_content_at_one_version_is_caught(kind: str, tmp_path: Path) -> No
 
     `lightning-downgrade` commits such a change.
     """
-    home = Home(tmp_path, kind)
+    home = Home(tmp_path, kind, follows=True)
     home.init()
     home.run(*_ROUTER, "--calls", "200", "--crash", "after-answer@100", code=None)
     _kept_replica(home)
@@ -165,7 +165,7 @@ def test_other_content_at_one_version_is_caught(kind: str, tmp_path: Path) -> No
 
 
 def test_head_is_dropped_only_if_the_contents_before_it_are_equal(tmp_path: Path) -> None:
-    home = Home(tmp_path, "dir")
+    home = Home(tmp_path, "dir", follows=True)
     home.init()
     home.run(*_ROUTER, "--calls", "200", "--crash", "after-answer@100", code=None)
     _kept_replica(home)
@@ -183,7 +183,7 @@ def test_head_is_dropped_only_if_the_contents_before_it_are_equal(tmp_path: Path
 
 
 def test_replica_that_lags_leaves_the_comparison_to_the_follower(tmp_path: Path) -> None:
-    home = Home(tmp_path, "dir")
+    home = Home(tmp_path, "dir", follows=True)
     home.init()
     home.run(*_ROUTER, "--calls", "60")
     _kept_replica(home)
@@ -194,7 +194,7 @@ def test_replica_that_lags_leaves_the_comparison_to_the_follower(tmp_path: Path)
 
 
 def test_alarm_is_healed_and_then_cleared(tmp_path: Path) -> None:
-    home = Home(tmp_path, "dir")
+    home = Home(tmp_path, "dir", follows=True)
     home.init()
     home.run(*_ROUTER, "--calls", "200", "--crash", "after-answer@100", code=None)
     _kept_replica(home)
@@ -212,7 +212,7 @@ def test_alarm_is_healed_and_then_cleared(tmp_path: Path) -> None:
 
 def test_backup_that_does_not_replay_is_healed_at_once(tmp_path: Path) -> None:
     """The start finds out by itself, from the replica; everything before that change counts."""
-    home = Home(tmp_path, "file")
+    home = Home(tmp_path, "file", follows=True)
     _grow(home)
     _kept_replica(home)
     version = _version(home.database)
@@ -228,7 +228,7 @@ def test_backup_that_does_not_replay_is_healed_at_once(tmp_path: Path) -> None:
 
 
 def test_empty_database_beside_a_backup(tmp_path: Path) -> None:
-    home = Home(tmp_path, "dir")
+    home = Home(tmp_path, "dir", follows=True)
     _grow(home)
     before = home.stored()
     for path in home.directory.glob("lightningd.sqlite3*"):
@@ -240,7 +240,7 @@ def test_empty_database_beside_a_backup(tmp_path: Path) -> None:
 
 
 def test_gap_of_a_node_in_wal_mode_is_closed(tmp_path: Path) -> None:
-    home = Home(tmp_path, "dir")
+    home = Home(tmp_path, "dir", follows=True)
     _grow(home)
     _without_plugin(home, "--until", "80", "--journal-mode", "wal")
     home.run(*_ROUTER, "--calls", "10", "--journal-mode", "wal")
@@ -253,7 +253,7 @@ def test_transaction_that_spilled_its_cache_locks_the_database(tmp_path: Path) -
 
     A gap is then closed by hand, and a comparison is left to the follower.
     """
-    home = Home(tmp_path, "dir")
+    home = Home(tmp_path, "dir", follows=True)
     home.init()
     grown = ("--generate", "0", "--database-mb", "48")
     home.run(*grown, "--until", "3")

@@ -23,7 +23,7 @@ _HEALED = "Backup healed by a snapshot"
 
 
 def _with_gap(base: Path, kind: str) -> Home:
-    home = Home(base, kind)
+    home = Home(base, kind, follows=True)
     home.init()
     home.run(*_ROUTER, "--calls", "60")
     with programs.start(

@@ -29,6 +29,7 @@ _BY_ITSELF = "Starting compaction, because the log has more changes than the pol
 
 @pytest.mark.parametrize("kind", ["file", "dir-encrypted"])
 def test_busy_node_compacts_several_times(home: Home) -> None:
+    home.follows = True
     home.init()
     node = home.start("--generate", "900", "--rate", "300", "--hold", *_OFTEN)
     home.wait_for_calls(905)

@@ -284,7 +284,7 @@ def test_promoted_database_is_the_replica_itself(tmp_path: Path) -> None:
 
 def test_server_with_one_client_at_a_time_is_not_followed(tmp_path: Path) -> None:
     """Neither by a standby nor beside a node, which would have to wait for it."""
-    home = Home(tmp_path, "dir")
+    home = Home(tmp_path, "dir", follows=True)
     create_backend(home.url, None)
     with server_process(home.url) as server:
         home.url = f"{server.url}?protocol=1"
