@@ -78,6 +78,8 @@ def test_first_call_of_a_process(
         # an alarm
         alarmed = SNAPSHOT if expected is APPEND else expected
         assert decide(facts._replace(alarm=True)) is alarmed
+        if expected is APPEND:  # an alarm is no gap
+            assert decide(facts._replace(alarm=True, heals=False)) is SNAPSHOT
         # a comparison, which is made only where the contents should be equal
         if expected in (APPEND, DROP):
             for alarm in (False, True):

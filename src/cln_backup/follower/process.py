@@ -6,9 +6,11 @@ It has the lowest priority, and ends with its parent. It loses nothing when it i
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import TYPE_CHECKING
 
 from cln_backup.follower.messages import ASKS, Removed, Start
+from cln_backup.model.errors import BackupError
 from cln_backup.process.orphan import die_with_parent
 from cln_backup.process.parent import Parent, serve
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cln_backup.follower.messages import Asked
+
+_log = logging.getLogger(__name__)
 
 
 def _run(start: Start, parent: Parent[Asked]) -> None:
@@ -25,8 +29,14 @@ def _run(start: Start, parent: Parent[Asked]) -> None:
     from cln_backup.replay.kept_directory import remove_replica
 
     for directory in start.obsolete:
-        remove_replica(directory)
-        parent.say(Removed(directory))
+        try:
+            remove_replica(directory)
+        except (BackupError, OSError, ValueError) as error:
+            if not start.backups:
+                raise
+            _log.warning("The former replica in %s is still there: %s", directory, error)
+        else:
+            parent.say(Removed(directory))
     with contextlib.ExitStack() as opened:
         backups: dict[str, FollowedBackup] = {}
 

@@ -129,7 +129,9 @@ def decide(facts: Facts) -> Decision:
 
     - D > B without `heals`: GAP.
     - D = 0 in a row with OLDER: NEW_DATABASE, not an old copy of the database.
-    - D = B with an `alarm`: SNAPSHOT. DROP_HEAD stays; its action takes the snapshot afterwards.
+    - D = B with an `alarm`: SNAPSHOT, also without `heals`. DROP_HEAD stays; its action takes the
+      snapshot afterwards. If no snapshot can be appended (no time, no room), the change is
+      appended, and the alarm stays; but not if a restore would succeed and give other contents.
     - `other_content`, found by comparing the database with the backup at version D before an APPEND
       or a DROP_HEAD: OTHER_CONTENT. One unseen transaction, after an answered one that was never
       committed, leads to the same version with other content.

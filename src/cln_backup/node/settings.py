@@ -77,6 +77,11 @@ class Alarm(NamedTuple):
         """Whether a snapshot heals it. Damaged bytes stay in the way of every reader."""
         return self.kind != "damaged"
 
+    @property
+    def keeps_restore_from_ending(self) -> bool:
+        """Whether a restore of this backup fails. After "content" it would give other contents."""
+        return self.kind != "content"
+
 
 class State(NamedTuple):
     """The contents of `backup.state`.
@@ -210,6 +215,17 @@ def _alarm(fields: object) -> Alarm | None:
     if isinstance(kind, str) and isinstance(text, str) and isinstance(at, int | float):
         return Alarm(kind, text, at)
     return None
+
+
+def set_state_aside(directory: str) -> str:
+    """Renames a `backup.state` that cannot be understood; returns its new path; durable.
+
+    Raises `StorageError`.
+    """
+    path = os.path.join(directory, STATE_NAME)
+    aside = f"{path}.damaged"
+    fsio.replace(path, aside, op="set backup.state aside")
+    return aside
 
 
 def write_state(directory: str, state: State) -> None:

@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.plugin import jsonrpc
@@ -41,13 +42,17 @@ class InitCommand:
         log: Callable[[str, str], None],
         poll: select.poll,
         lightningd: int,
+        *,
+        only_looks: Callable[[Callable[[], None]], None],
     ) -> None:
         """Registers with `poll`, which reports when to call `go_on`; `lightningd`: its pid.
 
-        `begins` are the starts of what runs from `init` on; they take the options.
+        `begins` are the starts of what runs from `init` on; they take the options. `only_looks`
+        runs such work, and reports its errors.
         """
         self._hook = hook
         self._begins = begins
+        self._only_looks = only_looks
         self._patience = patience
         self._log = log
         self._poll = poll
@@ -75,13 +80,19 @@ class InitCommand:
         if not self._hook.node_is_up():
             self._stop_node(str(self._hook.halted))
         jsonrpc.write(jsonrpc.answer(bytes(message.id), {}))
+        self._only_looks(self._forward_logs)
+        for begin in self._begins:
+            self._only_looks(partial(begin, init.options))
+        self._only_looks(partial(self._ask, rpc_path))
+
+    def _forward_logs(self) -> None:
         # Imported late: lightningd waits for this program's start.
-        from cln_backup.node import rpc
         from cln_backup.plugin import logbridge
 
         logbridge.forward(self._log)
-        for begin in self._begins:
-            begin(init.options)
+
+    def _ask(self, rpc_path: str) -> None:
+        from cln_backup.node import rpc
 
         try:
             self._rpc = rpc.Request(rpc_path, "listconfigs")

@@ -26,13 +26,15 @@ from cln_backup.plugin.faults import fault
 from cln_backup.plugin.following import Following
 from cln_backup.plugin.hook import Hook
 from cln_backup.plugin.init_command import InitCommand
-from cln_backup.plugin.manifest import MANIFEST
+from cln_backup.plugin.manifest import ALARM_TOPIC, MANIFEST
 from cln_backup.plugin.replicator import Replicator
 from cln_backup.plugin.self_compaction import SelfCompaction
 from cln_backup.plugin.status_command import status
 from cln_backup.storage import ownership
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cln_backup.plugin.jsonrpc import Message
 
 _IDLE_MS = 100
@@ -57,9 +59,11 @@ class Plugin:
         self._compaction = CompactCommand(self._replicator, self._following, _log, self._poll)
         self._by_itself = SelfCompaction(self._replicator, self._compaction, _log)
         begins = (self._compaction.begin, self._by_itself.begin, self._following.begin)
+        self._faults: set[str] = set()
         self._init = InitCommand(
             *(self._hook, begins, self._replicator.patience),
             *(_log, self._poll, self._lightningd),
+            only_looks=self._only_looks,
         )
         self._guard = guard.Keeper(mailbox, self._lightningd, MANIFEST, _log, self._poll)
 
@@ -77,19 +81,43 @@ class Plugin:
                     if not self._read():
                         return
                     continue
-                for part in (self._guard, self._init, self._compaction, self._following):
+                if self._guard.is_at(fd):
+                    self._guard.go_on()
+                    continue
+                for part in (self._init, self._compaction, self._following):
                     if part.is_at(fd):
-                        part.go_on()
+                        self._only_looks(part.go_on, fd)
                         break
             self._guard.ensure()
             if self._leave_at is None:
-                self._by_itself.look()
-                self._following.ensure()
+                self._only_looks(self._by_itself.look)
+                self._only_looks(self._following.ensure)
             if self._leave_at is not None and (
                 time.monotonic() >= self._leave_at
                 or not other_plugins_live(self._lightningd, os.getpid())
             ):
                 return
+
+    def _only_looks(self, work: Callable[[], None], fd: int | None = None) -> None:
+        """Does work that the backup does not need: an error in it is an alarm, and no stop.
+
+        `fd` is the descriptor of `poll` that reported the work; after an error, it is not heard
+        again.
+        """
+        try:
+            work()
+        except BrokenPipeError:  # lightningd has ended
+            raise
+        except Exception as error:  # noqa: BLE001 - nothing of this may end the backup
+            if fd is not None:
+                with contextlib.suppress(KeyError):
+                    self._poll.unregister(fd)
+            why = str(error) if isinstance(error, BackupError) else fault(error)
+            if why not in self._faults:
+                self._faults.add(why)
+                _log("error", f"A part of the backup plugin failed: {why} Each change is stored.")
+                alarm = {"kind": "fault", "text": why, "at": time.time()}
+                jsonrpc.write(jsonrpc.notification(ALARM_TOPIC, alarm))
 
     def _timeout_ms(self) -> float | None:
         if self._leave_at is not None:
@@ -114,6 +142,8 @@ class Plugin:
             self._replicator.write_notes()
         except BackupError as error:
             _log("warn", str(error))
+        except Exception as error:  # noqa: BLE001 - the notes are not the backup
+            _log("warn", fault(error))
 
     def _serve(self, text: bytes) -> None:
         message = jsonrpc.decode(text)
@@ -166,8 +196,8 @@ class Plugin:
         try:
             self._guard.dismiss()
             self._write_notes()
-            self._compaction.close()
-            self._following.close()
+            self._only_looks(self._compaction.close)
+            self._only_looks(self._following.close)
             until = time.monotonic() + guard.LEAVE_S
             while not guard.is_quiet(until) or self._reader.has_begun():
                 if not self._read():

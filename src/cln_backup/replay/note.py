@@ -46,6 +46,8 @@ def read_note(directory: str) -> Note | None:
         return None
     try:
         return _understood(fsio.read_at(fd, _BYTES, 0, op="read position"))
+    except StorageError:
+        return None
     finally:
         os.close(fd)
 
@@ -59,7 +61,7 @@ def _understood(content: bytes) -> Note | None:
             for name in ("version", "changes", "stored_ms", "proven_version")
         )
         proven_at = None if fields["proven_at"] is None else float(fields["proven_at"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     if version is None or changes is None or len(digest or bytes(DIGEST_BYTES)) != DIGEST_BYTES:
         return None

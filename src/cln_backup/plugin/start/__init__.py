@@ -58,19 +58,22 @@ def start(
         raise
     try:
         facts = gather_facts(change, node, backend, log)
-        differences = ""
+        differences = found = ""
+
+        def warn(text: str) -> None:
+            on_event(Event(Noticed.WARNED, text))
+
         if node.has_replica and decide(facts) in EXPECT_EQUAL:
             from cln_backup.plugin.start.comparing import Say, compare_before_answer
 
-            say = Say(log, lambda text: on_event(Event(Noticed.WARNED, text)))
             differences, found = compare_before_answer(
-                node, facts, backend.place, say, patience.bound_s()
+                node, facts, backend.place, Say(log, warn), patience.bound_s()
             )
             facts = facts._replace(
                 other_content=bool(differences), alarm=facts.alarm or bool(found)
             )
         act = ACTIONS[decide(facts)]
-        act(Start(node, facts, backend, log, patience, differences))
+        act(Start(node, facts, backend, log, patience, warn, differences, found))
     except BaseException:
         backend.close()
         raise

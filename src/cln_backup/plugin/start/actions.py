@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
+import time
 from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +14,8 @@ from cln_backup.model.change import FOREIGN_KEYS_ON, Change
 from cln_backup.model.continuity import STARTED_WELL, Decision, Facts
 from cln_backup.model.errors import BackupError, Discontinuity
 from cln_backup.node.rollforward_marker import LOG_NAME, MARKER_NAME
-from cln_backup.node.settings import read_state, write_state
+from cln_backup.node.settings import Alarm, read_state, write_state
+from cln_backup.plugin.faults import fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +34,9 @@ class Start(NamedTuple):
     """The input of an action: the facts, and the objects that it acts on.
 
     Attributes:
+        warn: logs a warning.
         differences: where database and backup differ, for a message; empty if nowhere.
+        found: why the backup does not replay, as this start has found; empty if it has not.
     """
 
     node: Node
@@ -39,7 +44,9 @@ class Start(NamedTuple):
     backend: Writer
     log: Callable[[str], None]
     patience: Patience
+    warn: Callable[[str], None]
     differences: str = ""
+    found: str = ""
 
 
 def append(start: Start) -> None:
@@ -59,9 +66,7 @@ def drop_head(start: Start) -> None:
     )
     _note_storage(start)
     backend.rewind(start.patience.bound_s())
-    if start.facts.alarm:
-        _heal(start, head_in_doubt=False)
-    else:
+    if not start.facts.alarm or not _heal(start, head_in_doubt=False):
         _switch_foreign_keys_on(start)
 
 
@@ -69,12 +74,15 @@ def take_snapshot(start: Start) -> None:
     """Closes a gap, or heals a backup that does not restore to its version, with a snapshot."""
     # An answered change that was never committed makes no difference: the snapshot replaces it.
     # After a loss of the storage, it may have been committed.
-    _heal(start, head_in_doubt=start.facts.loss is None)
+    is_healed = _heal(start, head_in_doubt=start.facts.loss is None)
     _note_storage(start)
+    if not is_healed:
+        _switch_foreign_keys_on(start)
     start.log(STARTED_WELL)
 
 
-def _heal(start: Start, *, head_in_doubt: bool) -> None:
+def _heal(start: Start, *, head_in_doubt: bool) -> bool:
+    """Appends a snapshot; `False` if that was not possible, and the node may continue without."""
     from cln_backup.plugin.start.healing import append_snapshot
 
     where, node = _where(start), start.node
@@ -87,9 +95,14 @@ def _heal(start: Start, *, head_in_doubt: bool) -> None:
             f"{what}: {where}. {error}. Nothing was stored, and the earlier changes are safe in "
             f"the backup. Do not run this node without the plugin: {_restore(start)}"
         ) from None
-    except BackupError as error:
+    except Exception as error:  # noqa: BLE001 - the node may continue without
+        why = str(error) if isinstance(error, BackupError) else fault(error)
+        alarm = node.state.alarm or Alarm("replay", start.found, time.time())
+        if not gap and alarm.keeps_restore_from_ending:
+            _go_on_with(alarm, start, why)
+            return False
         raise Discontinuity(
-            f"{what}: {where}, and the start could not append a snapshot: {error} The database is "
+            f"{what}: {where}, and the start could not append a snapshot: {why} The database is "
             "safe; the node is halted until the backup is up to date. Run: "
             f"backup-cli snapshot --lightning-dir {quote(node.directory)}{_but_first(start)}"
         ) from None
@@ -100,6 +113,24 @@ def _heal(start: Start, *, head_in_doubt: bool) -> None:
     )
     if node.state.alarm is not None:
         write_state(node.directory, read_state(node.directory)._replace(alarm=None))
+    return True
+
+
+def _go_on_with(alarm: Alarm, start: Start, why: str) -> None:
+    """Keeps the alarm: nothing is lost by further changes, and a stopped node loses channels.
+
+    A restore fails until a snapshot is there; it never gives an older state.
+    """
+    node = start.node
+    start.warn(
+        f"The backup still cannot be restored to its last version, and this start could not append "
+        f"a snapshot: {why} The database is safe, and each change is stored. The next start "
+        f"tries again. To do it at leisure, stop the node and run: "
+        f"backup-cli snapshot --lightning-dir {quote(node.directory)}{_but_first(start)}"
+    )
+    if node.state.alarm is None:
+        with contextlib.suppress(BackupError):  # it is found again
+            write_state(node.directory, read_state(node.directory)._replace(alarm=alarm))
 
 
 def halt_out_of_date(start: Start) -> NoReturn:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.model.change import Kind
 from cln_backup.model.continuity import Facts, Storage, possible_loss
+from cln_backup.model.errors import BadSettings
 from cln_backup.node.outside import database_in_use, database_path, lightningd_above, storage_of
-from cln_backup.node.settings import OnGap, State, read_state
+from cln_backup.node.settings import OnGap, State, read_state, set_state_aside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,8 +50,7 @@ def look_at_node(directory: str, settings: Settings, log: Callable[[str], None])
     """Gathers facts about the node; `settings` are those in `backup.lock`.
 
     Raises:
-        BadSettings: `backup.state` cannot be understood.
-        BackupError: the database cannot be read.
+        BackupError: the database, or `backup.state`, cannot be read.
     """
     named = database_path(directory, settings.wallet)
     database = database_in_use(lightningd_above(), named)
@@ -62,7 +62,12 @@ def look_at_node(directory: str, settings: Settings, log: Callable[[str], None])
             f'"wallet": "{database}"'
         )
         log(wrong_lock)
-    state = read_state(directory)
+    try:
+        state = read_state(directory)
+    except BadSettings as error:
+        # Then nothing is assumed of the storage, and a missing change is rolled forward.
+        log(f"{error} It is kept as {set_state_aside(directory)}, and the start continues.")
+        state = State()
     storage = storage_of(database)
     heals = settings.on_gap is OnGap.SNAPSHOT
     return Node(directory, database, wrong_lock, state, storage, _node_id_of(database), heals)
