@@ -191,7 +191,7 @@ def test_working_directory_that_was_removed(place: Place) -> None:
     assert _shell(script, place.node / "gone", place.file).code == 0, "an absolute path is enough"
 
 
-@pytest.mark.parametrize("module", ["replay/ahead", "backends/file/reader"])
+@pytest.mark.parametrize("module", ["cli/presentation", "backends/file/reader"])
 def test_module_that_is_missing_since_an_upgrade_is_no_fault_of_the_program(
     module: str, place: Place
 ) -> None:

@@ -37,14 +37,8 @@ from cln_backup.cli.presentation import (
 from cln_backup.cli.secrets import register, secret_of, with_secrets
 from cln_backup.cli.server import server, takeover, token
 from cln_backup.cli.standby import register as register_standby
-from cln_backup.compaction.compact import compact as compact_backup
 from cln_backup.model.continuity import STARTED_WELL
 from cln_backup.model.errors import BadUrl
-from cln_backup.operations import history
-from cln_backup.operations.initialize import initialize, take_snapshot
-from cln_backup.operations.keyring import list_keys, network_directory
-from cln_backup.operations.restore import restore as restore_database
-from cln_backup.operations.restore import target_path
 from cln_backup.storage import interruption
 
 if TYPE_CHECKING:
@@ -144,6 +138,9 @@ def init(
 
     The node must be stopped. An existing backup or backup.lock is never overwritten.
     """
+    from cln_backup.operations.initialize import initialize
+    from cln_backup.operations.keyring import list_keys
+
     if wallet is not None and lightning_dir is None:
         raise click.UsageError("--wallet needs --lightning-dir.")
     given = secret is not None
@@ -214,6 +211,8 @@ def snapshot(lightning_dir: str, *, unproven: bool, as_json: bool, secret: Secre
     The node must be stopped. Nothing is removed from the backup. The backup is replayed to prove
     that no part of the database is older.
     """
+    from cln_backup.operations.initialize import take_snapshot
+
     with working("Taking a snapshot of the database", as_json=as_json):
         done = take_snapshot(lightning_dir, secret=secret, on_event=tell, unproven=unproven)
     if not as_json:
@@ -254,6 +253,9 @@ def restore(
     Nothing is ever overwritten. The database is built beside its destination, checked, and
     synced; only then it gets its name.
     """
+    from cln_backup.operations.restore import restore as restore_database
+    from cln_backup.operations.restore import target_path
+
     target_path(destination)
     # With a version, an incomplete backup will do; without one, nothing may be missing.
     place, accepting = place_at(url), to is not None
@@ -305,6 +307,9 @@ def compact(
     Compacts only if the backup gets smaller, or if at least 100,000 changes are folded. For a
     backup that no running node writes to. Otherwise use: lightning-cli backup-compact
     """
+    from cln_backup.compaction.compact import compact as compact_backup
+    from cln_backup.operations.keyring import network_directory
+
     with place_at(url).open_reader(secret=secret) as reader:
         of = size_of(reader)
     with progress(of, as_json=as_json) as step:
@@ -340,6 +345,8 @@ def log(url: str, start: int, dropped: bool, *, as_json: bool, secret: Secret | 
     Shows the data version, kind, size in bytes, number of statements, time of storage and the
     tables touched; with --json, one object per line. A file: backup stores no times.
     """
+    from cln_backup.operations import history
+
     noticed = Noticing()
     with place_at(url).open_reader(secret=secret, on_event=noticed) as reader:
         if not as_json:
@@ -371,6 +378,7 @@ register_standby(_command)
 def main() -> None:
     """The command line."""
     gc.freeze()  # imported modules live to the end, and need no garbage collection there
+    gc.enable()
     stop_by(interruption.arrived)
     code = speak(cli)
     interruption.ignore()

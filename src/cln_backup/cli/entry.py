@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ def backup_cli() -> None:
     """The command line: sets up streams and signals, then imports and runs the commands."""
     stop_by(_stop_at_once)
     open_streams()
+    gc.disable()  # nothing that is imported is garbage
     try:
         from cln_backup.cli.commands import main
     except ImportError as error:

@@ -20,11 +20,6 @@ from cln_backup.cli.presentation import (
     warn_of_foreign_keys,
 )
 from cln_backup.model.errors import Discontinuity
-from cln_backup.operations.drill import drill as drill_backup
-from cln_backup.operations.drill import failures_remembered
-from cln_backup.operations.keyring import network_directory
-from cln_backup.operations.verify import verify as verify_backup
-from cln_backup.operations.verify import verify_against
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,6 +76,10 @@ def register(
         Reads every change and replays it into a database, which is checked and removed again. Needs
         free space for the database: beside the backup, or in --scratch-dir.
         """
+        from cln_backup.operations.keyring import network_directory
+        from cln_backup.operations.verify import verify as verify_backup
+        from cln_backup.operations.verify import verify_against
+
         if checksums and against is not None:
             raise click.UsageError("--against needs a replay; leave out --checksums.")
         url = url_or(url, against, "--against")
@@ -149,6 +148,9 @@ def register(
         The node may run. The result is remembered in its directory, and shown by backup-status.
         Needs free space for the database: there, or in --scratch-dir.
         """
+        from cln_backup.operations.drill import drill as drill_backup
+        from cln_backup.operations.drill import failures_remembered
+
         url = url_or(url, lightning_dir, "--lightning-dir")
         noticed = Noticing()
         with (

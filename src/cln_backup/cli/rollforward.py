@@ -10,7 +10,6 @@ from cln_backup.backends import place_at
 from cln_backup.backends.ticket import size_of
 from cln_backup.cli.presentation import changes, progress, tell
 from cln_backup.node.settings import read_settings
-from cln_backup.operations.rollforward import roll_forward
 
 if TYPE_CHECKING:
     from cln_backup.cli.presentation import Fields
@@ -44,6 +43,8 @@ def register(command: Command) -> None:
         is compared with the backup before it is committed. The plugin does all this by itself after
         a loss of power.
         """
+        from cln_backup.operations.rollforward import roll_forward
+
         place = place_at(read_settings(lightning_dir).backend_url)
         with place.open_reader(secret=secret) as reader:
             of = size_of(reader)

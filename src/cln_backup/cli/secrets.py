@@ -12,12 +12,12 @@ import click
 from cln_backup.backends import redacted, url_of
 from cln_backup.cli.presentation import changes, progress, tell, warn
 from cln_backup.model.errors import Interrupted, Locked
-from cln_backup.operations import keyring
-from cln_backup.operations.copy import copy as copy_backup
 from cln_backup.storage import interruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cln_backup.operations.keyring import Secret
 
 Fields = dict[str, Any]
 
@@ -98,7 +98,7 @@ def _nobody(what: str) -> Locked:
     )
 
 
-def secret_of(options: dict[str, Any], *, new: bool = False) -> keyring.Secret | None:
+def secret_of(options: dict[str, Any], *, new: bool = False) -> Secret | None:
     """Removes these options from the others, and returns the secret that they name.
 
     With `new`, a typed secret is for a new backup, and is asked for twice.
@@ -113,6 +113,8 @@ def secret_of(options: dict[str, Any], *, new: bool = False) -> keyring.Secret |
         raise click.UsageError("Give one secret that unlocks the backup, not several.")
     if not given:
         return None
+    from cln_backup.operations import keyring
+
     if asked["passphrase"]:
         return keyring.passphrase_secret(_ask("Passphrase", twice=new))
     if asked["words"]:
@@ -138,13 +140,16 @@ def register(cli: click.Group, command: Command) -> None:
     @command("backup-cli copy file:///mnt/old/node.bkp dir:///mnt/new/node")
     @click.argument("source", metavar="FROM")
     @click.argument("target", metavar="TO")
-    def copy(source: str, target: str, *, as_json: bool, secret: keyring.Secret | None) -> Fields:
+    def copy(source: str, target: str, *, as_json: bool, secret: Secret | None) -> Fields:
         """Copy a backup to a new place, in the format of that place, and compare the two.
 
         The node must be stopped if it writes to FROM. To continue with the copy, name it in
         backup.lock. These options, or the URL, unlock FROM; the options in the URL of TO say
         whether it is encrypted, and which secret unlocks it.
         """
+        from cln_backup.operations import keyring
+        from cln_backup.operations.copy import copy as copy_backup
+
         bar = functools.partial(progress, as_json=as_json, passes=2)
         done = copy_backup(url_of(source), url_of(target), bar, secret=secret, on_event=tell)
         if keyring.is_encrypted(url_of(source)) and not keyring.is_encrypted(url_of(target)):
@@ -181,6 +186,8 @@ def register(cli: click.Group, command: Command) -> None:
     @url
     def list(url: str, *, as_json: bool, **_secret: object) -> Fields:  # noqa: A001
         """List the key slots of a backup."""
+        from cln_backup.operations import keyring
+
         keys = keyring.list_keys(url)
         if not as_json:
             for found in keys:
@@ -209,10 +216,12 @@ def register(cli: click.Group, command: Command) -> None:
         name: str | None,
         *,
         as_json: bool,
-        secret: keyring.Secret | None,
+        secret: Secret | None,
         **options: Any,  # noqa: ANN401
     ) -> Fields:
         """Add a key slot, for another secret. Needs a secret that unlocks the backup now."""
+        from cln_backup.operations import keyring
+
         new = {name.removeprefix("new_"): value for name, value in options.items()}
         path = options["new_key_file"]
         with keyring.key_file(path) if path else interruption.deferred():
@@ -234,6 +243,8 @@ def register(cli: click.Group, command: Command) -> None:
         The secret still unlocks older copies of the backup, and the master key in them decrypts
         later changes too: to revoke that access, copy the backup to a new place.
         """
+        from cln_backup.operations import keyring
+
         keyring.remove_key(url, name)
         if not as_json:
             click.echo(f"Removed {name}.")

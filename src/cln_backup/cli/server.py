@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from cln_backup.backends import redacted
-from cln_backup.backends.socket.token_file import create_token
 from cln_backup.cli.boundary import told
 from cln_backup.cli.parameters import Command
 from cln_backup.compaction.policy import Limits
@@ -132,6 +131,8 @@ _asks_for_json = click.option("--json", "as_json", is_flag=True, help="Print JSO
 @click.argument("path", metavar="FILE", type=click.Path(dir_okay=False))
 def token(path: str, *, as_json: bool) -> None:
     """Write a new token for a node to FILE, and print its hash for the server's list."""
+    from cln_backup.backends.socket.token_file import create_token
+
     with told(as_json=as_json):
         shown = create_token(path)
         click.echo(json.dumps({"hash": shown}) if as_json else shown)

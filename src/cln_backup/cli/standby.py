@@ -12,8 +12,6 @@ from cln_backup.backends import redacted, url_of
 from cln_backup.cli.installation import plugin_path
 from cln_backup.cli.presentation import moment, report, size, tell, warn, warn_of_foreign_keys
 from cln_backup.model.continuity import STARTED_WELL
-from cln_backup.operations.promote import promote
-from cln_backup.operations.standby import follow
 
 if TYPE_CHECKING:
     from cln_backup.cli.secrets import Command, Fields
@@ -50,6 +48,9 @@ def register(command: Command) -> None:
         that it stored; checks the database as a restore does, and puts it in place. Needs the
         backup that the node writes to, not a copy of it.
         """
+        from cln_backup.operations.promote import promote
+        from cln_backup.operations.standby import follow
+
         if promotes:
             done = promote(
                 url,

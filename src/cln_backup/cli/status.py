@@ -20,13 +20,12 @@ from cln_backup.cli.presentation import (
     size,
 )
 from cln_backup.model.errors import Locked
-from cln_backup.operations import history
-from cln_backup.operations.node_state import NodeState, node_state
 
 if TYPE_CHECKING:
     from cln_backup.cli.presentation import Fields
     from cln_backup.cli.secrets import Command
     from cln_backup.operations.keyring import Secret
+    from cln_backup.operations.node_state import NodeState
 
 
 def register(command: Command) -> None:
@@ -50,6 +49,9 @@ def register(command: Command) -> None:
 
         For an encrypted backup that is not unlocked, shows what can be read without a key.
         """
+        from cln_backup.operations import history
+        from cln_backup.operations.node_state import node_state
+
         url = url_or(url, lightning_dir, "--lightning-dir")
         node = None if lightning_dir is None else node_state(lightning_dir)
         held = history.holdings(url)

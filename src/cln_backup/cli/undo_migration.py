@@ -10,7 +10,6 @@ from cln_backup.backends import place_at
 from cln_backup.backends.ticket import size_of
 from cln_backup.cli.presentation import progress, size, tell, warn_of_foreign_keys
 from cln_backup.node.settings import read_settings
-from cln_backup.operations.undo_migration import undo_migration as undo
 
 if TYPE_CHECKING:
     from cln_backup.cli.presentation import Fields
@@ -35,6 +34,8 @@ def register(command: Command) -> None:
         stopped. The database as found and the earlier history of the backup are kept; the backup
         continues from the database before the migration. Can be run again if it was interrupted.
         """
+        from cln_backup.operations.undo_migration import undo_migration as undo
+
         place = place_at(read_settings(lightning_dir).backend_url)
         with place.open_reader(secret=secret) as reader:
             of = size_of(reader)

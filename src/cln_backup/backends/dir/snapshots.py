@@ -117,7 +117,7 @@ class StoredSnapshot(NamedTuple):
                 end = record.end_bytes
                 if record.type is v2.Type.CHUNK:
                     chunk = inflater.inflate(record.payload)
-                    del record  # a megabyte, which nobody needs any more
+                    del record  # a megabyte that is no longer needed
                     got += len(chunk)
                     yield chunk
                     del chunk
