@@ -7,7 +7,7 @@ def _nice(_increment: int) -> int:
     return 0
 
 
-def _setpriority(_which: int, _who: int, _priority: int) -> None:
+def _setpriority(which: int, who: int, priority: int) -> None:  # noqa: ARG001
     pass
 
 
