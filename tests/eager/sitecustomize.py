@@ -7,7 +7,7 @@ def _nice(_increment: int) -> int:
     return 0
 
 
-def _setpriority(which: int, who: int, priority: int) -> None:  # noqa: ARG001
+def _setpriority(which: int, who: int, priority: int) -> None:
     pass
 
 
