@@ -68,16 +68,16 @@ def _dir_encrypted(directory: Path) -> str:
 
 
 @functools.cache
-def _server() -> ServerHere:
+def server() -> ServerHere:
     return ServerHere()
 
 
 def _socket(directory: Path) -> str:
-    return _server().add(_file(directory))
+    return server().add(_file(directory))
 
 
 def _socket_dir(directory: Path) -> str:
-    return _server().add(_dir(directory))
+    return server().add(_dir(directory))
 
 
 PLACES: dict[str, Callable[[Path], str]] = {

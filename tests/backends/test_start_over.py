@@ -15,6 +15,7 @@ from cln_backup.backends.writer import WriterLock
 from cln_backup.model.change import Change
 from cln_backup.model.errors import BackupError, BadUrl, Discontinuity, WriterConflict
 from cln_backup.storage.local_objects import LocalObjects
+from cln_backup.wire import packets as wire
 from tests.backends.conformance import PLACES
 from tests.histories import (
     add_all,
@@ -187,7 +188,9 @@ def test_maintenance_leaves_the_earlier_history(tmp_path: Path) -> None:
     assert told_by(url_of(kept)) == told(HISTORY)
 
 
-def test_a_server_says_that_it_cannot(tmp_path: Path) -> None:
+def test_a_server_says_that_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of an older release."""
+    monkeypatch.setattr(wire, "FEATURES", wire.FEATURES & ~wire.CAN_START_OVER)
     url = PLACES["socket"](tmp_path)
     create_backend(url, None)
     append(url, HISTORY)

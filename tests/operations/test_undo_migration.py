@@ -31,7 +31,7 @@ from cln_backup.replay.kept import KeptReplica
 from cln_backup.storage import scratch
 from simulator.content import differences
 from tests import captured
-from tests.backends.conformance import PLACES
+from tests.backends.conformance import PLACES, server
 from tests.histories import (
     OFF,
     ON,
@@ -47,6 +47,7 @@ from tests.histories import (
     transaction,
 )
 from tests.soak import SOAK
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,7 +139,10 @@ class Node:
         assert left == []
 
 
-@pytest.fixture(params=["dir", "dir-encrypted", "file"])
+LOCAL = ["dir", "dir-encrypted", "file"]
+
+
+@pytest.fixture(params=[*LOCAL, "socket", "socket-dir"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return PLACES[request.param](tmp_path)
 
@@ -342,6 +346,7 @@ def test_a_node_that_runs(node: Node) -> None:
 # Compactions
 
 
+@pytest.mark.parametrize("url", LOCAL, indirect=True)
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_compaction_leaves_the_way_back(node: Node, cut: int) -> None:
     """Until the schema's version is written; the first change alone does not end the way back."""
@@ -359,6 +364,7 @@ def test_a_compaction_leaves_the_way_back(node: Node, cut: int) -> None:
         node.require_undone()
 
 
+@pytest.mark.parametrize("url", LOCAL, indirect=True)
 def test_a_compaction_by_force_folds_it(node: Node) -> None:
     node.starts(MIGRATION[:3], committed=3)
     compact(node.url)
@@ -370,6 +376,7 @@ def _finish(compactor: Compactor) -> None:
         pass
 
 
+@pytest.mark.parametrize("url", LOCAL, indirect=True)
 def test_a_compaction_beside_a_node_leaves_the_way_back(node: Node) -> None:
     append(node.url, MIGRATION[:4])
     with open_writer(node.url) as writer:
@@ -417,7 +424,14 @@ def _dies_in_step(directory: Path, step: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("kind", ["dir", "file"])
+def _wait_for_the_server(url: str) -> None:
+    """Until it has noticed that a client was killed."""
+    if url.startswith("socket:"):
+        served = server().nodes[url.partition("?node=")[2]]
+        wait_until(lambda: served.writer_peer() is None, "the server holds a dead connection")
+
+
+@pytest.mark.parametrize("kind", ["dir", "file", "socket"])
 def test_killed_at_every_step(kind: str, memory_path: Path) -> None:
     """Also the second attempt, at the same step; the third one completes the work."""
     step = 0
@@ -429,12 +443,14 @@ def test_killed_at_every_step(kind: str, memory_path: Path) -> None:
         found = node.database.read_bytes()
         if not _dies_in_step(node.directory, step):
             break
+        _wait_for_the_server(node.url)
         if node.database.exists():
             is_found = node.database.read_bytes() == found
             assert is_found or differences(node.database, node.original) == []
         assert told_by(node.url)[-1].version in (8, 10)
         if node.is_open():
             _dies_in_step(node.directory, step)
+            _wait_for_the_server(node.url)
         if node.is_open():
             node.undo()
         with scratch.directory(str(node.directory), op="undo"):
@@ -443,7 +459,7 @@ def test_killed_at_every_step(kind: str, memory_path: Path) -> None:
         kept = node.directory / "lightningd.sqlite3.before-undo-8" / "lightningd.sqlite3"
         assert kept.read_bytes() == found
         step += 1 if SOAK else 4
-    assert step > 20
+    assert step > (10 if kind == "socket" else 20)  # the server's own steps are not killed here
 
 
 # The recordings of real nodes

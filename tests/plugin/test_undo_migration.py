@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cln_backup.backends import create_backend
 from tests.histories import long_text, payment, payments, transaction
 from tests.operations.test_undo_migration import BEFORE, MIGRATION, SET
 from tests.plugin.home import Home, processes_of
 from tests.soak import SOAK
+from tests.socket.serving import server_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +73,30 @@ def test_cut_and_undone_and_migrated(node: Home, tmp_path: Path, crash: str, the
     assert "Backup is out of date" not in home.log()
     home.cli("undo-migration", "--lightning-dir", str(home.directory), code=4)
     home.require_same(home.database)
+
+
+@pytest.mark.parametrize("scheme", ["dir", "file"])
+def test_cut_and_undone_and_migrated_on_a_server(tmp_path: Path, scheme: str) -> None:
+    there = f"{scheme}://{tmp_path}/there"
+    create_backend(there, None)
+    with server_process(there, follows=True) as server:
+        home = Home(tmp_path / "home")
+        home.url = server.url
+        home.init()
+        home.run("--capture", _capture(tmp_path / "old.jsonl", BEFORE))
+        before = home.database.with_name("before")
+        before.write_bytes(home.database.read_bytes())
+        new = _capture(tmp_path / "new.jsonl", [*BEFORE, *MIGRATION])
+        home.run("--capture", new, "--crash", f"after-answer@{len(BEFORE) + 2}", code=None)
+        said = home.cli("undo-migration", "--lightning-dir", str(home.directory))
+        assert "to 8, before the migration" in said
+        assert "on the server, whose log has the path" in said
+        home.require_same(home.database, before)
+        home.run("--capture", new)
+        home.require_same(home.database)
+        assert "lost some state" not in home.log()
+        home.cli("undo-migration", "--lightning-dir", str(home.directory), code=4)
+    assert "Its earlier history, up to 10, is kept in" in "".join(server.said)
 
 
 @pytest.mark.parametrize("kind", ["dir", "file"])

@@ -105,6 +105,33 @@ def test_connection_cut_after_every_byte(
 
 
 @pytest.mark.parametrize("direction", [UP, DOWN], ids=["request", "answer"])
+def test_start_over_cut_after_every_byte(
+    server: ServerHere, memory_path: Path, direction: int
+) -> None:
+    """It is done once: the server keeps one earlier history."""
+    length, base = 0, Change(2, image(300 * "x"), None)
+    while True:
+        length += 1 if SOAK else 7
+        url = f"file://{memory_path}/{length}.bkp"
+        create_backend(url, None)
+        append(url, started_node())
+        with proxy(server.address.port, cut_after(direction, length)) as between:
+            with open_writer(_through(server.add(url), between.port)) as backend:
+                backend.start_over(base)
+                assert backend.version == base.version
+                backend.add_change(payment(3))
+            done = between.connections == 1
+        for node in server.nodes.values():
+            node.close()
+        assert told_by(url) == told([base, payment(3)]), length
+        assert told_by(f"{url}.before-undo") == told(started_node())
+        assert len(list(memory_path.glob(f"{length}.bkp.before-undo*"))) == 1
+        if done:
+            break
+    assert length > 20
+
+
+@pytest.mark.parametrize("direction", [UP, DOWN], ids=["request", "answer"])
 def test_every_change_of_a_stream_comes_once_when_it_is_cut_anywhere(
     server: ServerHere, tmp_path: Path, direction: int
 ) -> None:

@@ -13,15 +13,25 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend
+from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.follower.messages import Alarm, Progress
 from cln_backup.server.following import NotFollowed, replica_of
 from cln_backup.server.nodes import open_nodes, read_nodes, renew
 from cln_backup.server.proof import Proof
 from cln_backup.server.served import Served
+from simulator.content import differences
 from tests import programs
 from tests.format2.small import url_of
-from tests.histories import append, payment, payments, started_node, transaction
+from tests.histories import (
+    add_all,
+    append,
+    build_database,
+    payment,
+    payments,
+    snapshot_of,
+    started_node,
+    transaction,
+)
 from tests.socket.followers import followed, wait_until_proven
 from tests.socket.serving import server_here, server_process
 from tests.waiting import WAIT_S, wait_for, wait_until
@@ -174,6 +184,37 @@ def test_replica_of_an_open_backup_is_beside_it_or_where_it_is_told(tmp_path: Pa
     assert replica_of(url, "alice", str(tmp_path / "x")) == f"{tmp_path}/x/alice"
     with pytest.raises(NotFollowed, match="inside the backup"):
         replica_of(url, "", str(tmp_path / "node" / "replicas"))
+
+
+def test_replica_of_a_backup_that_was_started_over(tmp_path: Path) -> None:
+    """The follower sleeps meanwhile; then version and number of changes are as they were."""
+    url = f"file://{tmp_path}/node"
+    base = snapshot_of(started_node(), tmp_path / "base.sqlite3")
+    create_backend(url, None)
+    append(url, [base, *payments(4, 9)])
+    with server_here() as server, followed(server.nodes) as following:
+        there = server.add(url)
+        node = server.nodes[there.partition("?node=")[2]]
+        node.open()
+        wait_until_proven(node, 8)
+        assert following._child is not None
+        os.kill(following._child.pid, signal.SIGSTOP)
+        with open_writer(there) as writer:
+            writer.start_over(base)
+            writer.add_change(transaction(4, "DELETE FROM payments"))
+            add_all(writer, payments(5, 9))
+            done_at = time.time()
+            wait_until(lambda: _proven_since(node, done_at), lambda: node.proof.progress)
+    with open_reader(url) as reader:
+        expected = build_database(tmp_path / "expected.sqlite3", reader.stream_changes(head=False))
+    replica = tmp_path / "replica-of-node" / "replica.sqlite3"
+    assert differences(replica, expected) == []
+
+
+def _proven_since(node: Served, since: float) -> bool:
+    """Whether a replay up to the head has ended after this time."""
+    found = node.proof.progress
+    return found is not None and (found.proven_at or 0) > since and node.proof.version == 8
 
 
 def test_lag_begins_with_the_first_change_that_is_not_proven() -> None:

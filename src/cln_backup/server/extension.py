@@ -17,6 +17,7 @@ from cln_backup.server.standing import head_digest, standing_of
 from cln_backup.server.streaming import send_changes
 from cln_backup.storage import scratch
 from cln_backup.wire import packets as wire
+from cln_backup.wire.pieces import split_start_over
 from cln_backup.wire.refusals import refusal_of
 
 if TYPE_CHECKING:
@@ -150,6 +151,13 @@ class Extension(Answers):
                 return self.node.create(self._connection, change, digest)
             return self.node.append(self._connection, change, digest)
 
+    def _start_over(self, length_bytes: int) -> wire.Standing:
+        begin, replaced = split_start_over(self._fields(length_bytes))
+        self.node.require_writer(self._connection)  # before the disk is filled
+        with intake.snapshot(self._channel, begin, self._scratch_dir()) as received:
+            change = Change(received.version, received.spool, None)
+            return self.node.start_over(self._connection, change, replaced)
+
     def _scratch_dir(self) -> str:
         try:
             return self.node.scratch_dir()
@@ -203,6 +211,7 @@ class Extension(Answers):
     handlers: ClassVar[Handlers] = {
         wire.APPEND: _append,
         wire.SNAPSHOT_BEGIN: _snapshot,
+        wire.START_OVER: _start_over,
         wire.DROP: _drop,
         wire.STREAM: _stream,
         wire.REQ_METADATA: _metadata,

@@ -104,6 +104,7 @@ class Following:
         self._chosen = chosen
         self._places: dict[tuple[str, str], str | None] = {}
         self._followed: dict[str, Backup] = {}
+        self._restarts: dict[str, int] = {}
         self._answers: dict[str, tuple[int, SimpleQueue[CompactionAnswer | None]]] = {}
         self._child_lock = threading.Lock()
         self._child: Child[Said] | None = None
@@ -134,6 +135,7 @@ class Following:
 
     def _step(self) -> None:
         wanted = self._wanted()
+        self._remove_replaced(wanted)
         if wanted != self._followed:
             self._end()
             self._remove_former(wanted)
@@ -172,6 +174,19 @@ class Following:
         for name, backup in self._followed.items():
             if name not in self._nodes and backup.directory not in kept:
                 remove_replica(backup.directory)
+
+    def _remove_replaced(self, wanted: dict[str, Backup]) -> None:
+        """Removes the replicas of backups that were started over.
+
+        The digest of a history would tell the two apart, but a `file:` backup has none.
+        """
+        for name, backup in wanted.items():
+            restarts = self._nodes[name].restarts
+            if restarts != self._restarts.get(name, 0):
+                self._end()
+                self._start_at = 0.0
+                remove_replica(backup.directory)
+                self._restarts[name] = restarts
 
     def _start(self) -> None:
         self._started_at = time.monotonic()

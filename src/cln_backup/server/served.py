@@ -63,6 +63,7 @@ class Served:
         self.proof = Proof()
         self.follower: Callable[[], FollowerSide | None] = lambda: None
         self.last: wire.Standing | None = None
+        self.restarts = 0
         self.space_bound_bytes: int | None = None
         self._began_at = time.time()
         self._compacted_at: float | None = None
@@ -261,6 +262,39 @@ class Served:
             self.counters.changes += 1
             return self._stand(backend)
 
+    def start_over(self, writer: Client, change: Change, replaced: bytes) -> wire.Standing:
+        """Makes a snapshot the whole backup, as `Writer.start_over`; the log says what is kept.
+
+        `replaced` is the digest of the head that the client saw.
+
+        Raises:
+            Discontinuity: the head is a different change; nothing was changed.
+            BadUrl: the backup's storage cannot do it; nothing was changed.
+            WriterConflict, StorageError: as for `append`.
+        """
+        with self._changed:
+            backend = self._writable(writer)
+            head = self._stand(backend)
+            if head.digest != replaced:
+                raise Discontinuity(
+                    f"Cannot start the backup over: its last change, for data version "
+                    f"{head.version}, is not the one that was expected. Nothing was changed."
+                )
+            try:
+                kept = backend.start_over(change)
+            except BaseException as error:
+                self._judge(error)
+                raise
+            self._writes += 1
+            self.restarts += 1
+            self.say(
+                logging.WARNING,
+                f"The backup was started over from data version {change.version}, to undo a "
+                f"migration. Its earlier history, up to {head.version}, is kept in {kept}",
+            )
+            self._digest = None
+            return self._stand(backend)
+
     def drop(
         self, writer: Client, to_version: int, digest: bytes | None, *, writes: int | None = None
     ) -> wire.Standing:
@@ -350,14 +384,17 @@ class Served:
     def _compact(self) -> Statistics:
         follower = self.follower()
         with self._changed:
-            backend, writes = self._opened(), self._writes
+            backend, writes, restarts = self._opened(), self._writes, self.restarts
             preparing = Preparing(backend, follower)
         with preparing:
             while True:
                 step = preparing.wait()
                 with self._changed:
-                    if self._backend is not backend:
-                        raise StorageError("A write failed meanwhile; the compaction was given up.")
+                    if self._backend is not backend or self.restarts != restarts:
+                        raise StorageError(
+                            "A write failed meanwhile, or the backup was started over; the "
+                            "compaction was given up."
+                        )
                     statistics = step()
                     if statistics is not None:
                         self._compacted_at_write = writes

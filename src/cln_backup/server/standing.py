@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cln_backup.backends.contract import Writer
 from cln_backup.formats import digests
 from cln_backup.model.position import UNKNOWN
 from cln_backup.wire import packets as wire
@@ -21,6 +22,7 @@ def standing_of(
     """
     standing, changed_at = backend.standing, backend.last_change.at
     head, position = standing.head, standing.position
+    starts_over = not isinstance(backend, Writer) or backend.can_start_over
     return wire.Standing(
         standing.version,
         standing.prev_version,
@@ -31,7 +33,7 @@ def standing_of(
         0 if changed_at is None else int(changed_at * 1000),
         epoch,
         digest,
-        wire.FEATURES,
+        wire.FEATURES if starts_over else wire.FEATURES & ~wire.CAN_START_OVER,
         position.changes,
         position.digest or UNKNOWN,
     )

@@ -45,6 +45,7 @@ REFUSED: Final = 0x27
 CREATE: Final = 0x28
 CLAIM: Final = 0x29
 WAIT: Final = 0x2A
+START_OVER: Final = 0x2B
 
 PROTOCOL: Final = 1
 EXTENDED: Final = 2
@@ -54,7 +55,9 @@ CAN_STREAM_AFTER: Final = 2
 """Of `Standing.features`: the server accepts a position in STREAM."""
 TELLS_PROOF: Final = 4
 """Of `Standing.features`: the server says how far it has replayed the backup."""
-FEATURES: Final = CAN_WAIT | CAN_STREAM_AFTER | TELLS_PROOF
+CAN_START_OVER: Final = 8
+"""Of `Standing.features`: the server accepts START_OVER for this backup."""
+FEATURES: Final = CAN_WAIT | CAN_STREAM_AFTER | TELLS_PROOF | CAN_START_OVER
 """The additions to the extension that this release supports."""
 MAX_PAYLOAD_BYTES: Final = 0xFFFF_FFFF
 MAX_CHANGE_BYTES: Final = 1 << 28

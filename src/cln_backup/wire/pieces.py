@@ -1,4 +1,7 @@
-"""A snapshot in the extension: SNAPSHOT_BEGIN, its bytes in pieces, and SNAPSHOT_END."""
+"""A snapshot in the extension: SNAPSHOT_BEGIN, its bytes in pieces, and SNAPSHOT_END.
+
+START_OVER in the place of SNAPSHOT_BEGIN makes the snapshot the whole backup.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cln_backup.formats import digests, v1
 from cln_backup.model.errors import BadPacket, StorageError
+from cln_backup.model.position import DIGEST_BYTES
 from cln_backup.wire import packets as wire
 
 if TYPE_CHECKING:
@@ -14,10 +18,17 @@ if TYPE_CHECKING:
 
 
 def queue_snapshot(
-    channel: Channel, version: int, snapshot: Snapshot, offset_bytes: int = 0, *, deflate: bool
+    channel: Channel,
+    version: int,
+    snapshot: Snapshot,
+    offset_bytes: int = 0,
+    *,
+    deflate: bool,
+    replaces: bytes | None = None,
 ) -> bytes:
     """Sends a snapshot from an offset on, up to SNAPSHOT_END, which is queued.
 
+    With `replaces`, the digest of the backup's head, the history starts over from the snapshot.
     Returns the digest, which covers the whole snapshot.
 
     Raises:
@@ -25,7 +36,11 @@ def queue_snapshot(
         OSError: the connection is lost.
     """
     size = snapshot.size_bytes
-    channel.queue(wire.SNAPSHOT_BEGIN, wire.pack_snapshot_begin(version, size))
+    begin = wire.pack_snapshot_begin(version, size)
+    if replaces is None:
+        channel.queue(wire.SNAPSHOT_BEGIN, begin)
+    else:
+        channel.queue(wire.START_OVER, begin + replaces)
     digest = digests.change_digest(v1.SNAPSHOT, version)
     at = 0
     for chunk in snapshot.chunks():
@@ -41,6 +56,16 @@ def queue_snapshot(
         )
     channel.queue(wire.SNAPSHOT_END, digest.digest())
     return digest.digest()
+
+
+def split_start_over(payload: bytes) -> tuple[bytes, bytes]:
+    """Of a START_OVER: what a SNAPSHOT_BEGIN has, and the digest of the head to replace.
+
+    Raises `BadPacket`.
+    """
+    begin, replaced = payload[:-DIGEST_BYTES], payload[-DIGEST_BYTES:]
+    wire.unpack_snapshot_begin(begin)
+    return begin, replaced
 
 
 class Arriving:

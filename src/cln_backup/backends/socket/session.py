@@ -211,8 +211,8 @@ class ExtendedSession(Session):
         super().__init__(channel, standing)
         self._deflate = deflate
 
-    def append(self, change: Outgoing) -> None:
-        """See `Session.append`."""
+    def append(self, change: Outgoing, *, replaces: bytes | None = None) -> None:
+        """See `Session.append`; with the head's digest in `replaces`, only the snapshot stays."""
         storing_s = 0.0
         if change.snapshot is None:
             assert change.digest is not None
@@ -224,7 +224,11 @@ class ExtendedSession(Session):
             storing_s = change.snapshot.size_bytes / _STORING_BYTES_S
             try:
                 change.digest = queue_snapshot(
-                    self._channel, change.version, change.snapshot, deflate=self._deflate
+                    self._channel,
+                    change.version,
+                    change.snapshot,
+                    deflate=self._deflate,
+                    replaces=replaces,
                 )
                 self._channel.flush()
             except BaseException:

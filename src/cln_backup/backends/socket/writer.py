@@ -246,6 +246,31 @@ class SocketWriter(Writer):
             )
         return before
 
+    @property
+    def can_start_over(self) -> bool:
+        """See `Writer.can_start_over`; older servers cannot."""
+        return bool(self._known.features & wire.CAN_START_OVER)
+
+    def start_over(self, change: Change, timeout_s: float | None = None) -> str:
+        """See `Writer.start_over`; the server's log says where the earlier history is."""
+        self._require_writer()
+        if not self.can_start_over:
+            return super().start_over(change, timeout_s)
+        before, outgoing = self._known, Outgoing(change)
+
+        def attempt(session: Session) -> wire.Standing:
+            now = session.standing
+            assert isinstance(session, ExtendedSession)
+            if self._is_same(now, before):
+                session.append(outgoing, replaces=before.digest)
+            elif now.digest != outgoing.digest or now.version_count != 1:
+                raise self._taken_over(before, now)
+            return session.standing
+
+        with self._last_request():
+            self._known = self._link.until(self._limit_s(timeout_s), attempt)
+        return "its storage on the server, whose log has the path"
+
     def take_over(
         self, ticket: Ticket | None, timeout_s: float | None = None
     ) -> Statistics | MoreNeeded:
