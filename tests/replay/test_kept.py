@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_reader, open_writer
+from cln_backup.model.change import Change
 from cln_backup.model.errors import ReplayFailed, WriterConflict
 from cln_backup.replay.kept import KeptReplica
 from cln_backup.replay.kept_directory import remove_replica
@@ -19,6 +20,7 @@ from tests.histories import (
     assert_same_database,
     build_database,
     first,
+    image,
     payment,
     payments,
     rider,
@@ -29,8 +31,6 @@ from tests.random_node import RandomNode
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from cln_backup.model.change import Change
 
 _STEPS = 60
 
@@ -247,4 +247,24 @@ def test_files_are_private_and_the_wal_stays_small(tmp_path: Path) -> None:
             for path in directory.iterdir():
                 assert path.stat().st_mode & 0o777 == 0o600
                 assert path.stat().st_size < 12 << 20
+    replica.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "dir"])
+def test_snapshots_that_are_no_database_are_passed(kind: str, tmp_path: Path) -> None:
+    """A bad base, a good snapshot, a bad one, and the one that heals."""
+    good = snapshot_of(HISTORY, tmp_path / "node.sqlite3")
+    bad = Change(29, image("no database"), None)
+    url = _backup(kind, tmp_path, [bad, good, bad])
+    replica = KeptReplica.open(str(tmp_path / "replica"))
+    with open_reader(url) as reader, pytest.raises(ReplayFailed):
+        replica.catch_up(reader)
+    append(url, [good, *payments(30, 33)])
+    with open_reader(url) as reader:
+        assert replica.catch_up(reader)
+        _require_as(replica, [*HISTORY, *payments(30, 33)], tmp_path / "passed")
+        position = replica.position
+    replica.close()
+    replica = KeptReplica.open(str(tmp_path / "replica"))
+    assert (replica.position, replica.is_new) == (position, False)
     replica.close()

@@ -73,9 +73,12 @@ class Alarm(NamedTuple):
     at: float
 
     @property
-    def needs_snapshot(self) -> bool:
-        """Whether a snapshot heals it. Damaged bytes stay in the way of every reader."""
-        return self.kind != "damaged"
+    def starts_over(self) -> bool:
+        """Whether a snapshot heals it only as the start of a new history.
+
+        Damaged bytes stay in the way of every reader.
+        """
+        return self.kind == "damaged"
 
     @property
     def keeps_restore_from_ending(self) -> bool:

@@ -197,7 +197,7 @@ def take_snapshot(
                         database,
                         None,  # a fresh replay also rules out a fault of the kept one
                         head_in_doubt=loss is None,
-                        alarmed=state.alarm is not None and state.alarm.needs_snapshot,
+                        alarmed=state.alarm is not None,
                     )
                 )
                 proven_at = reader.standing.position
@@ -209,7 +209,11 @@ def take_snapshot(
                 "Another process changed the backup meanwhile. Nothing was stored; try again."
             )
         before = backend.version
-        backend.add_change(change)
+        alarm = read_state(directory).alarm
+        if alarm is not None and alarm.starts_over and backend.can_start_over:
+            backend.start_over(change)
+        else:
+            backend.add_change(change)
         interruption.finished()
         _clear_alarm(directory)
         assert change.snapshot is not None

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import apsw
 
-from cln_backup.model.errors import Discontinuity, ReplayFailed, StorageError, WriterConflict
+from cln_backup.model.errors import (
+    Damaged,
+    Discontinuity,
+    ReplayFailed,
+    StorageError,
+    WriterConflict,
+)
 from cln_backup.replay.descent import behind
 from cln_backup.replay.kept import KeptReplica
 from cln_backup.replay.replica import copy_database, node_id_in
@@ -78,7 +84,10 @@ def proven_copy(
             if reader.standing.head is not None:
                 with _replica(replica_dir, directory) as replica:
                     _catch_up(replica, reader, alarmed=alarmed, until=until)
-                    copying.result()
+                    if copying.result() > reader.version and replica.position is None:
+                        raise StorageError(
+                            "Nothing of the backup can be replayed to compare the database with."
+                        )
                     _require_descent(replica, path, head_in_doubt=head_in_doubt)
             version = copying.result()
         yield Copy(path, version)
@@ -129,10 +138,12 @@ def opened_when_free(replica_dir: str, wait_s: float) -> KeptReplica:
 def _catch_up(replica: KeptReplica, reader: Reader, *, alarmed: bool, until: float | None) -> None:
     try:
         finished = replica.catch_up(reader, until=until)
-    except ReplayFailed:
+    except (ReplayFailed, Damaged):
         if not alarmed:
             raise
         finished = True
+        if replica.position is None:
+            replica.start_anew()  # a snapshot that cannot be loaded leaves no database
     if not finished:
         raise StorageError("Replaying the backup takes longer than the node can wait.")
 

@@ -55,6 +55,7 @@ class KeptReplica:
         self.is_new = False
         self._committed = self._now = Reached()
         self._head: tuple[Position, int] | None = None
+        self._applying = 0
         self._is_verified = False
         self._database = KeptDatabase(self.path)
         self._lock_fd = lock(directory)
@@ -194,32 +195,41 @@ class KeptReplica:
     def _follow(self, reader: Reader, to: int | None, until: float | None) -> bool:
         try:
             return self._replay(reader, to, until, _BATCH_CHANGES)
-        except ReplayFailed:
-            if not self._database.is_open:
-                raise
+        except ReplayFailed as error:
+            failed = error
+        if self._database.is_open:
             # Again, one by one, to keep everything before the change that fails.
             try:
                 return self._replay(reader, to, until, 1)
-            except ReplayFailed:
-                if not self._skips_to_snapshot(reader, to):
-                    raise
-            return self._follow(reader, to, until)
+            except ReplayFailed as error:
+                failed = error
+        if not self._skips_to_snapshot(reader, to):
+            raise failed
+        return self._follow(reader, to, until)
 
     def _skips_to_snapshot(self, reader: Reader, to: int | None) -> bool:
         """Loads the next snapshot, which has healed a backup that does not replay up to there."""
-        if not self._database.is_open:
-            return False
         standing, number = reader.standing, self._now.changes
+        failed = self._applying
         if self.position is None:
             number = standing.position.changes - standing.version_count
         for change in reader.stream_changes(after=self.position):
             number += 1
             if to is not None and change.version > to:
                 break
-            if change.snapshot is not None:
-                self._now = Reached(change.version, number - 1)
+            if change.snapshot is None:
+                continue
+            if number <= failed:
+                for _ in change.snapshot.chunks():  # first: the stream has it open
+                    pass
+                continue
+            self._now = Reached(change.version, number - 1)
+            self._applying = number
+            try:
                 self._load(change)
-                return True
+            except ReplayFailed:
+                continue
+            return True
         return False
 
     def _replay(
@@ -278,6 +288,7 @@ class KeptReplica:
     def _apply(self, change: Change) -> None:
         """Applies one change, in a transaction that stays open; a snapshot for good."""
         version, transaction = change.version, change.transaction
+        self._applying = self._now.changes + 1
         if transaction is None:
             self._load(change)
             return

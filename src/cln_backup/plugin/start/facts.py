@@ -78,8 +78,9 @@ def gather_facts(change: Change, node: Node, backend: Writer, log: Callable[[str
     log(f"Comparing backup version {backend.version} versus first write version {change.version}")
     loss = possible_loss(Storage(node.state.boot_id, node.state.mount), node.storage)
     rider = change.kind is Kind.RIDER
-    alarm = node.state.alarm is not None and node.state.alarm.needs_snapshot
-    return Facts(change.version, rider, backend.standing.head, loss, node.heals, alarm)
+    alarm = node.state.alarm
+    heals = alarm is not None and (not alarm.starts_over or backend.can_start_over)
+    return Facts(change.version, rider, backend.standing.head, loss, node.heals, heals)
 
 
 def _node_id_of(database: str) -> str | None:

@@ -35,8 +35,9 @@ _END_S: Final = 2.0
 def append_snapshot(start: Start, *, head_in_doubt: bool) -> int:
     """Appends a snapshot of the node's database, at its exact version; returns its size in bytes.
 
-    It is on stable storage when this returns, and nothing else was changed. `head_in_doubt` is as
-    for `proven_copy`.
+    It is on stable storage when this returns, and nothing else was changed. After an alarm about
+    damaged bytes, the history starts over with it, and the earlier one is kept. `head_in_doubt` is
+    as for `proven_copy`.
 
     Raises:
         Discontinuity: the database does not descend from what the backup holds.
@@ -60,7 +61,11 @@ def append_snapshot(start: Start, *, head_in_doubt: bool) -> int:
     try:
         copy = BoundedFile(_received(child, until).path, until)
         change = Change(facts.database_version, copy, None)
-        start.backend.add_change(change, until - time.monotonic())
+        if facts.alarm and node.state.alarm is not None and node.state.alarm.starts_over:
+            kept = start.backend.start_over(change, until - time.monotonic())
+            start.log(f"Damaged history set aside: it is kept as {kept}")
+        else:
+            start.backend.add_change(change, until - time.monotonic())
     finally:
         child.close()  # it removes the copy and anything unfinished
         child.wait(_END_S)
