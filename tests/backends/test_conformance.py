@@ -41,7 +41,7 @@ from tests.histories import (
     told,
     told_by,
 )
-from tests.soak import parts
+from tests.soak import SOAK, parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,7 +94,8 @@ def test_any_order_of_calls(scheme: str, memory_path: Path, part: int) -> None:
     # A name of its own makes derandomized examples differ between the parts.
     Machine.__qualname__ = Machine.__name__ = f"Machine{part}"
     run_state_machine_as_test(
-        Machine, settings=settings(max_examples=examples, stateful_step_count=40)
+        Machine,
+        settings=settings(max_examples=examples if SOAK else examples // 2, stateful_step_count=40),
     )
 
 

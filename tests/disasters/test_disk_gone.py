@@ -86,8 +86,9 @@ def _loses_the_next_commit(home: Home, disk: Disk, version: int) -> bool:
     return os.path.exists(f"{home.database.resolve()}-journal")
 
 
-@pytest.mark.parametrize("kind", ["file", "dir"])
-@pytest.mark.parametrize("linked", [False, True], ids=["directory", "link"])
+@pytest.mark.parametrize(
+    ("kind", "linked"), [("file", False), ("dir", True)], ids=["directory-file", "link-dir"]
+)
 def test_commit_that_the_disk_took_back_is_not_dropped(
     kind: str, linked: bool, disk: Disk, tmp_path: Path
 ) -> None:

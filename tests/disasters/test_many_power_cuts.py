@@ -31,7 +31,7 @@ from tests.histories import (
     told,
     told_by,
 )
-from tests.soak import parts
+from tests.soak import SOAK, parts
 
 if TYPE_CHECKING:
     from cln_backup.backends.contract import Writer
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tests.histories import Told
 
 ROUNDS = 9
-LIVES = 12
+LIVES = 12 if SOAK else 8
 
 
 class Life:

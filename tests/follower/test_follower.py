@@ -35,6 +35,7 @@ from tests.histories import (
 )
 from tests.random_node import RandomNode
 from tests.small_disk import fill, small_disk
+from tests.soak import SOAK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -99,8 +100,15 @@ def test_says_nothing_of_a_quiet_node(tmp_path: Path) -> None:
         assert len(follower.heard) <= count + 2
 
 
-@pytest.mark.parametrize("kind", ["file", "dir"])
-@pytest.mark.parametrize("name", captured.SMALL)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for kind in ("file", "dir")
+        for name in captured.SMALL
+        if SOAK or (kind == "dir") is (name == "payer")
+    ],
+)
 def test_recording(name: str, kind: str, tmp_path: Path) -> None:
     """Killed at random moments while the recorded node writes, it ends with the node's database."""
     recording = captured.COMMITTED / "small" / f"{name}.jsonl.xz"
@@ -126,8 +134,7 @@ def test_recording(name: str, kind: str, tmp_path: Path) -> None:
     _require_replica_as(directory, url, expected)
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("kind", ["file", "dir"])
+@pytest.mark.parametrize(("kind", "seed"), [("file", 0), ("dir", 1)])
 def test_killed_while_its_node_drops_restarts_and_compacts(
     kind: str, seed: int, tmp_path: Path
 ) -> None:

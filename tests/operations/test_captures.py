@@ -18,6 +18,7 @@ from cln_backup.operations.verify import verify
 from tests import captured
 from tests.disasters.places import KINDS, kept_aside, url_in
 from tests.histories import append, assert_same_database, told, told_by
+from tests.soak import kinds_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -198,6 +199,8 @@ def test_every_migration_that_was_recorded_is_tried(large_captures: Path) -> Non
     assert found == set(MIGRATIONS)
 
 
+@pytest.mark.timeout(300)  # 10 s, if nothing else runs
+@pytest.mark.parametrize("kind", kinds_of("file", "dir-encrypted"))
 def test_large_recording_comes_back(
     kind: str, large_captures: Path, url: str, memory_path: Path
 ) -> None:

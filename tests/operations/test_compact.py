@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -299,7 +300,7 @@ def test_scratch_of_a_killed_compaction_does_not_stay_for_ever(url: str, tmp_pat
             compactor = Compactor(writer)
             assert compactor._child is not None
             while not _left_behind(url) and compactor._child.is_running():
-                pass
+                time.sleep(0.001)
             os.kill(compactor.pid, signal.SIGKILL)
             _end(compactor)
         compactor = Compactor(writer)

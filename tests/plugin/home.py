@@ -106,7 +106,7 @@ class Home:
 
     def end(self, node: subprocess.Popen[str], *, code: int | None = 0) -> dict[str, Any]:
         """Waits for a node's end; returns its report."""
-        _, self.stderr = node.communicate(timeout=WAIT_S)
+        _, self.stderr = node.communicate(timeout=2 * WAIT_S)
         if code is not None:
             assert node.returncode == code, self.stderr
         report: dict[str, Any] = json.loads(self.report.read_text())

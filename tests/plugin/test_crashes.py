@@ -9,7 +9,7 @@ import pytest
 
 from tests import captured
 from tests.plugin.home import CAPTURES, KINDS, Home
-from tests.soak import SOAK
+from tests.soak import SOAK, kinds_of
 
 _ROUTER = CAPTURES / "small" / "router"
 _POINTS = (
@@ -73,6 +73,7 @@ def test_killed_again_at_the_first_call_of_each_new_process(home: Home) -> None:
     assert home.dropped() == ["59", "59-2", "59-3", "59-4"]
 
 
+@pytest.mark.parametrize("kind", kinds_of("file", "dir-encrypted"))
 def test_five_kills_of_a_day_leave_the_recorded_database(home: Home, tmp_path: Path) -> None:
     home.init()
     points = ("after-answer@30", "in-commit@200", "in-plugin@333", "before-hook@500")
@@ -88,7 +89,10 @@ def test_killed_at_a_pragma_call(home: Home, point: str) -> None:
     home.require_same(home.database)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [(kind, seed) for kind in KINDS for seed in range(3) if SOAK or seed == KINDS.index(kind)],
+)
 def test_killed_anywhere_again_and_again(home: Home, seed: int) -> None:
     chance = random.Random(seed)
     home.init()

@@ -40,8 +40,7 @@ def test_killed_worker_halts_the_node(tmp_path: Path, important: bool, when: str
     home.require_same(home.database)
 
 
-@pytest.mark.parametrize("important", [True, False])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("important", "seed"), [(seed % 2 == 0, seed) for seed in range(6)])
 def test_worker_killed_at_any_moment_under_load(tmp_path: Path, important: bool, seed: int) -> None:
     home = Home(tmp_path)
     home.init()

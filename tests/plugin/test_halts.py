@@ -14,6 +14,7 @@ from tests import programs
 from tests.histories import payment, started_node, told, told_by
 from tests.plugin.home import CAPTURES, ROOT, Home
 from tests.small_disk import fill, small_disk
+from tests.soak import kinds_of
 from tests.socket.test_plugin import Node
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def test_last_change_is_dropped_only_on_storage_that_has_lost_nothing(
     assert home.dropped() == ["59"]
 
 
+@pytest.mark.parametrize("kind", kinds_of("file", "dir-encrypted"))
 def test_second_node_on_one_backup_is_refused_and_told_who_has_it(
     home: Home, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.plugin.home import Home
+from tests.soak import kinds_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,7 @@ _LOAD = ("--generate", "100000", "--blob-bytes", "30000", "--rate", "400")
 _TOO_LATE = "had ended before it was asked"
 
 
-@pytest.mark.parametrize("kind", ["file", "dir"])
+@pytest.mark.parametrize("kind", kinds_of("file"))
 def test_node_that_writes_while_it_stops_is_never_left_without_an_answer(
     kind: str, tmp_path: Path
 ) -> None:

@@ -65,7 +65,7 @@ def _names(directory: Path) -> list[str]:
 
 def test_running_node_is_compared_and_a_restore_rehearsed(home: Home) -> None:
     home.init()
-    node = home.start(*_ROUTER, "--calls", "650", "--rate", "60", "--hold")
+    node = home.start(*_ROUTER, "--calls", "650", "--rate", "100", "--hold")
     home.wait_for_calls(250)
     found = _against(home)
     assert (found["good"], found["differences"], found["not_compared"]) == (True, "", [])

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import captured
-from tests.plugin.home import CAPTURES, Home
+from tests.plugin.home import CAPTURES, KINDS, Home
+from tests.soak import SOAK, kinds_of
 
 _MIGRATIONS = (
     "channel_htlcs-pre-pagination",
@@ -22,7 +23,15 @@ _MIGRATIONS = (
 )
 
 
-@pytest.mark.parametrize("name", captured.SMALL)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for kind in KINDS
+        for name in captured.SMALL
+        if SOAK or kind == "file" or name == "router"
+    ],
+)
 def test_a_day_of_a_node_from_nothing(home: Home, tmp_path: Path, name: str) -> None:
     home.init()
     capture = CAPTURES / "small" / name
@@ -39,6 +48,8 @@ def test_a_node_killed_three_times_while_it_started(home: Home, tmp_path: Path) 
     assert "Last changes not applied" in home.log()
 
 
+@pytest.mark.timeout(300)  # 20 s, if nothing else runs
+@pytest.mark.parametrize("kind", kinds_of("file"))
 def test_six_hundred_payments(home: Home, tmp_path: Path, large_captures: Path) -> None:
     home.init()
     folder = large_captures / "payments600"
@@ -47,7 +58,15 @@ def test_six_hundred_payments(home: Home, tmp_path: Path, large_captures: Path) 
     home.require_same(home.database, recorded)
 
 
-@pytest.mark.parametrize("name", _MIGRATIONS)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for number, name in enumerate(_MIGRATIONS)
+        for kind in KINDS
+        if SOAK or kind == KINDS[number % len(KINDS)]
+    ],
+)
 def test_a_migration_of_an_older_database(
     home: Home, tmp_path: Path, large_captures: Path, name: str
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from tests import captured, programs
 from tests.plugin.home import CAPTURES, ROOT, Home, processes_of
+from tests.soak import SOAK
 from tests.socket.serving import server_process
 
 if TYPE_CHECKING:
@@ -103,12 +104,12 @@ def _killed_all_the_while(server: ServerProcess) -> Iterator[list[int]]:
         killer.join()
 
 
-@pytest.mark.parametrize("name", [f"small/{name}" for name in captured.SMALL])
+@pytest.mark.parametrize("name", captured.SMALL if SOAK else ["router"])
 def test_a_day_of_a_node_while_the_server_is_killed(
     tmp_path: Path, served: tuple[RemoteHome, ServerProcess], name: str
 ) -> None:
     home, server = served
-    capture = str(CAPTURES / name)
+    capture = str(CAPTURES / "small" / name)
     node = home.start("--capture", f"{capture}.jsonl.xz", "--rate", "150")
     with _killed_all_the_while(server) as kills:
         home.end(node)
