@@ -147,8 +147,12 @@ class CompactCommand:
     def _go_on_from_follower(self, number: int, said: CompactionAnswer | None) -> None:
         """Handles a message of the follower, or its end; then a child process does the work."""
         compactor, helper = self._compactor, self._helper
-        if compactor is None or helper is None or (said is not None and number != helper.number):
-            return  # about one that was given up
+        if said is not None and (helper is None or number != helper.number):
+            answer = type(said).__name__
+            self._log("debug", f"Ignored {answer} about a compaction that was given up.")
+            return
+        if compactor is None or helper is None:
+            return
         from cln_backup.compaction.messages import Declined, NotPrepared
 
         if said is None or isinstance(said, Declined):
@@ -168,7 +172,7 @@ class CompactCommand:
         self._end()
         try:
             self._start(backend, if_it_pays=self._if_it_pays, asks_follower=False)
-            self._runs_by_itself = by_itself
+            self._runs_by_itself = by_itself and self._compactor is not None
         except BackupError as error:
             self._fail(error)
 

@@ -227,6 +227,11 @@ class Following:
             number, answers = self._answers.get(said.name, (0, None))
             if answers is not None and number == said.number:
                 answers.put(said.said)
+            else:
+                answer = type(said.said).__name__
+                _log.debug(
+                    "%sIgnored %s about a compaction that was given up", _of(node.name), answer
+                )
         elif isinstance(said, Alarm):
             node.proof.raise_alarm(said)
             _log.critical("%sALARM: %s", _of(node.name), said.text)
