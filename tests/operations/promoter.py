@@ -61,7 +61,7 @@ def main() -> None:
     for label in LABELLED:
         setattr(fsio, label, clock.lethal(getattr(fsio, label)))
     apsw.connection_hooks.append(clock.watch)
-    promote(url, directory, clock.begin, on_event=ignore)
+    promote(url, directory, clock.begin, is_original=True, on_event=ignore)
     print("done", flush=True)
 
 

@@ -67,9 +67,9 @@ def test_killed_at_each_step_and_run_again(memory_path: Path, scheme: str, strid
         database = directory / "lightningd.sqlite3"
         if database.exists():
             with pytest.raises(AlreadyExists):
-                promote(url, str(directory), labels.append, on_event=ignore)
+                promote(url, str(directory), labels.append, is_original=True, on_event=ignore)
         else:
-            done = promote(url, str(directory), lambda _: None, on_event=ignore)
+            done = promote(url, str(directory), lambda _: None, is_original=True, on_event=ignore)
             assert done.version == 7
         lock = json.loads((directory / "backup.lock").read_text())
         assert lock == {"backend_url": url}

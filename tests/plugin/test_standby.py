@@ -104,7 +104,7 @@ def test_promoted_while_the_old_node_runs(tmp_path: Path, kind: str) -> None:
         if kind != "socket":  # as on another machine, to which the lock does not reach
             (old.backup / "backup.writer").unlink()
         assert node.poll() is None
-        said = new.cli("standby", "--promote", old.url, str(new.directory))
+        said = new.cli("standby", "--promote", "--original", old.url, str(new.directory))
         promoted_at = int(said.partition("at data version ")[2].partition(",")[0].split()[0])
         old.end(node, code=None)
         assert "failed db_write" in old.stderr
@@ -174,10 +174,14 @@ def test_copy_that_is_incomplete_for_a_moment_is_waited_for(tmp_path: Path) -> N
     last.rename(tmp_path / "later")
     with _following(f"dir://{copy}", tmp_path / "standby") as standby:
         assert standby.until_trouble()["type"] == "IncompleteCopy"
-        refused = programs.run("standby", "--promote", f"dir://{copy}", tmp_path / "other")
+        refused = programs.run(
+            "standby", "--promote", "--original", f"dir://{copy}", tmp_path / "other"
+        )
         assert refused.returncode == 4
         (tmp_path / "other").mkdir()
-        refused = programs.run("standby", "--promote", f"dir://{copy}", tmp_path / "other")
+        refused = programs.run(
+            "standby", "--promote", "--original", f"dir://{copy}", tmp_path / "other"
+        )
         assert refused.returncode == 20
         assert not (tmp_path / "other" / "lightningd.sqlite3").exists()
         (tmp_path / "later").rename(last)
@@ -198,7 +202,10 @@ def test_dropped_change_and_compaction_are_followed(tmp_path: Path) -> None:
         standby.until(12)
         assert standby.end() == (0, "")
     promoted = tmp_path / "standby" / "lightningd.sqlite3"
-    assert programs.run("standby", "--promote", url, tmp_path / "standby").returncode == 0
+    assert (
+        programs.run("standby", "--promote", "--original", url, tmp_path / "standby").returncode
+        == 0
+    )
     home = Home(tmp_path / "unused")
     home.url = url
     home.require_same(promoted)
@@ -216,20 +223,20 @@ def test_refused_before_anything_is_changed(tmp_path: Path) -> None:
     _refused(4, "There is no backup", f"dir://{tmp_path}/nowhere", directory)
     _refused(4, "does not exist", url, tmp_path / "no" / "parent")
     _refused(5, "inside the backup", url, tmp_path / "backup" / "standby")
-    _refused(4, "does not exist", "--promote", url, tmp_path / "nowhere")
+    _refused(4, "does not exist", "--promote", "--original", url, tmp_path / "nowhere")
     with _following(url, directory) as standby:
         standby.until(9)
         _refused(7, "open", url, directory)
-        _refused(7, "Stop the standby first", "--promote", url, directory)
+        _refused(7, "Stop the standby first", "--promote", "--original", url, directory)
     (directory / "backup.lock").write_text('{"backend_url": "file:///another"}')
-    _refused(5, "names another backup", "--promote", url, directory)
+    _refused(5, "names another backup", "--promote", "--original", url, directory)
     (directory / "backup.lock").unlink()
     (directory / "config").write_text("wallet=sqlite3:///elsewhere/wallet.sqlite3\n")
-    _refused(12, "/elsewhere/wallet.sqlite3", "--promote", url, directory)
+    _refused(12, "/elsewhere/wallet.sqlite3", "--promote", "--original", url, directory)
     (directory / "config").unlink()
     (directory / "lightningd.sqlite3").write_bytes(b"")
     _refused(5, "is a node's directory", url, directory)
-    _refused(5, "never overwrites", "--promote", url, directory)
+    _refused(5, "never overwrites", "--promote", "--original", url, directory)
 
 
 def test_never_promoted_without_the_backup(tmp_path: Path) -> None:
@@ -239,9 +246,9 @@ def test_never_promoted_without_the_backup(tmp_path: Path) -> None:
     with _following(url, directory) as standby:
         standby.until(9)
     (tmp_path / "backup").rename(tmp_path / "elsewhere")
-    _refused(4, "There is no backup", "--promote", url, directory)
+    _refused(4, "There is no backup", "--promote", "--original", url, directory)
     create_backend(url, None)
-    _refused(4, "the backup is empty", "--promote", url, directory)
+    _refused(4, "the backup is empty", "--promote", "--original", url, directory)
     assert [path.name for path in directory.iterdir()] == ["backup.replica"]
 
 
@@ -250,10 +257,10 @@ def test_living_node_whose_lock_shows_keeps_its_backup(tmp_path: Path, scheme: s
     url = _backup(tmp_path, scheme)
     (tmp_path / "standby").mkdir()
     with open_writer(url) as writer:
-        _refused(7, "is being written by", "--promote", url, tmp_path / "standby")
+        _refused(7, "is being written by", "--promote", "--original", url, tmp_path / "standby")
         writer.add_change(payment(10))
     assert not (tmp_path / "standby" / "lightningd.sqlite3").exists()
-    done = programs.run("standby", "--promote", "--json", url, tmp_path / "standby")
+    done = programs.run("standby", "--promote", "--original", "--json", url, tmp_path / "standby")
     assert json.loads(done.stdout)["version"] == 10
 
 
@@ -265,7 +272,7 @@ def test_promoted_database_is_the_replica_itself(tmp_path: Path) -> None:
         standby.until(9)
     inode = (directory / "backup.replica" / "replica.sqlite3").stat().st_ino
     (directory / "hsm_secret").write_bytes(bytes(32))
-    done = programs.run("standby", "--promote", url, directory)
+    done = programs.run("standby", "--promote", "--original", url, directory)
     assert done.returncode == 0
     assert "hsm_secret" not in done.stdout
     assert "old node is off" in done.stdout
@@ -293,3 +300,36 @@ def test_server_with_one_client_at_a_time_is_not_followed(tmp_path: Path) -> Non
         assert "The backup is not followed: its server's release is too old" in home.log()
         assert not (home.directory / "backup.replica").exists()
         _refused(3, "too old to be followed", home.url, tmp_path / "standby")
+
+
+@pytest.mark.parametrize("scheme", ["dir", "file"])
+def test_copy_is_promoted_only_if_somebody_knows_that_it_is_new(
+    tmp_path: Path, scheme: str
+) -> None:
+    """A complete copy looks like the backup itself."""
+    url = _backup(tmp_path, scheme)
+    append(url, payments(10, 12))
+    directory = tmp_path / "standby"
+    directory.mkdir()
+    with open_reader(url) as reader:
+        epoch = reader.standing.epoch
+    promote = ("--promote", url, directory)
+    _refused(13, "its last change is data version 11, stored", *promote)
+    _refused(13, "at data version 11, and the old node had 12", "--at-least", "12", *promote)
+    old_one = ("--original", "--at-least", "12")
+    _refused(13, "and the old node had 12", *old_one, *promote)
+    _refused(2, "need --promote", "--original", url, directory)
+    assert not (directory / "lightningd.sqlite3").exists()
+    assert not (directory / "backup.lock").exists()
+    with open_reader(url) as reader:
+        assert reader.standing.epoch == epoch, "the old node was fenced"
+    done = programs.run("standby", "--at-least", "11", "--json", *promote)
+    assert json.loads(done.stdout)["version"] == 11
+
+
+def test_server_vouches_for_its_backup(tmp_path: Path) -> None:
+    (tmp_path / "standby").mkdir()
+    with server_process(_backup(tmp_path)) as server:
+        promote = ("--promote", server.url, tmp_path / "standby")
+        _refused(13, "and the old node had 10", "--at-least", "10", *promote)
+        assert programs.run("standby", *promote).returncode == 0

@@ -103,7 +103,12 @@ def _settings(name: str) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in _UNITS.glob("*.service")))
+_STANDBY = "cln-backup-standby.service"
+_SERVERS = sorted(path.name for path in _UNITS.iterdir() if path.name != _STANDBY)
+_ALL = [*_SERVERS, _STANDBY]
+
+
+@pytest.mark.parametrize("name", [name for name in _SERVERS if name.endswith(".service")])
 def test_units_start_the_program_that_the_documented_install_makes(name: str) -> None:
     """Docs, unit, command line and the installed wheel agree."""
     (started,) = _settings(name)["ExecStart"]
@@ -140,9 +145,32 @@ def test_both_services_are_equally_hardened() -> None:
     assert "ProtectSystem=strict\n" in alone
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in _UNITS.iterdir()))
+def test_unit_of_the_standby_agrees_with_the_docs() -> None:
+    """It has the server's hardening, and writes where the documented commands make a directory."""
+    settings, server = _settings(_STANDBY), _settings("cln-backup-server.service")
+    program, command, *arguments = split(settings["ExecStart"][0])
+    assert (program, command) == (_PROGRAM, "standby")
+    commands = [line.strip() for line in _docs(_STANDBY).splitlines()]
+    assert f"backup-cli standby {arguments[0]} ~/.lightning/bitcoin" in commands
+    (user,), (home,) = settings["User"], settings["ReadWritePaths"]
+    assert f"useradd --system --home-dir {home} {user}" in commands
+    assert f"install -d -m 700 -o {user} -g {user} {home}" in commands
+    assert Path(arguments[1]).parent == Path(home)
+    assert settings["RestartPreventExitStatus"] == [str(AlreadyExists.exit_code)]
+    _, _, hardened = (_UNITS / "cln-backup-server.service").read_text().partition("\n\nNoNew")
+    for name in re.findall(r"^(\w+)=", "NoNew" + hardened, re.MULTILINE):
+        if name != "ReadWritePaths":
+            assert settings[name] == server[name], name
+
+
+def _docs(unit: str) -> str:
+    document = "operations.md" if unit == _STANDBY else "server.md"
+    return (_ROOT / "docs" / document).read_text()
+
+
+@pytest.mark.parametrize("name", _ALL)
 def test_documented_files_are_in_the_wheel(name: str) -> None:
-    install = (_ROOT / "docs" / "server.md").read_text()
+    install = _docs(name)
     assert name in install
     copied = re.findall(rf"cp {_INSTALLED}/share/cln-backup/systemd/(\S+)", install)
     assert copied
@@ -152,7 +180,7 @@ def test_documented_files_are_in_the_wheel(name: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
-@pytest.mark.parametrize("name", sorted(path.name for path in _UNITS.iterdir()))
+@pytest.mark.parametrize("name", _ALL)
 def test_unit_as_systemd_checks_it(tmp_path: Path, name: str) -> None:
     program = _program(tmp_path)
     for path in _UNITS.iterdir():

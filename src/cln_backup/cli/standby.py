@@ -33,10 +33,28 @@ def register(command: Command) -> None:
         is_flag=True,
         help="Make DIR the node's. First make sure that the old node is off for good.",
     )
+    @click.option(
+        "--original",
+        is_flag=True,
+        help="With --promote: the old node wrote to this very directory or file, not a copy of it.",
+    )
+    @click.option(
+        "--at-least",
+        type=click.IntRange(min=1),
+        metavar="VERSION",
+        help="With --promote: refuse if the backup is older than this data version of the node.",
+    )
     @click.argument("url", metavar="URL", callback=lambda _context, _parameter, url: url_of(url))
     @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False))
     def standby(
-        url: str, directory: str, *, promotes: bool, as_json: bool, secret: Secret | None
+        url: str,
+        directory: str,
+        *,
+        promotes: bool,
+        original: bool,
+        at_least: int | None,
+        as_json: bool,
+        secret: Secret | None,
     ) -> Fields:
         """Keep DIR on another machine restored and ready, until it is needed.
 
@@ -46,16 +64,21 @@ def register(command: Command) -> None:
 
         With --promote, fences the old node, which halts at its next change; replays everything
         that it stored; checks the database as a restore does, and puts it in place. Needs the
-        backup that the node writes to, not a copy of it.
+        backup that the node wrote to, not an older copy: without a server, say how you know
+        (--original, --at-least).
         """
         from cln_backup.operations.promote import promote
         from cln_backup.operations.standby import follow
 
+        if not promotes and (original or at_least is not None):
+            raise click.UsageError("--original and --at-least need --promote.")
         if promotes:
             done = promote(
                 url,
                 directory,
                 lambda text: None if as_json else click.echo(text),
+                is_original=original,
+                at_least=at_least,
                 secret=secret,
                 on_event=tell,
             )

@@ -1,15 +1,17 @@
 """Promotes a standby: fences the old node, and makes the directory the node's.
 
 In this order, so that a killed promotion can be run again, and an old state never gets the name of
-a node's database: the replica is brought up to the backup and checked, as a restore is; the old
-writer is fenced; the changes that it stored until then are replayed, and everything is checked
-again; `backup.lock` is written; last, the database gets its name.
+a node's database: the operator or a server vouches for the backup; the replica is brought up to it
+and checked, as a restore is; the old writer is fenced; the changes that it stored until then are
+replayed, and everything is checked again; `backup.lock` is written; last, the database gets its
+name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends import place_at, redacted
@@ -61,6 +63,8 @@ def promote(
     directory: str,
     say: Callable[[str], None],
     *,
+    is_original: bool = False,
+    at_least: int | None = None,
     secret: Secret | None = None,
     on_event: OnEvent,
 ) -> Promoted:
@@ -70,12 +74,24 @@ def promote(
     halts at its next change, or this refuses because it is alive (`Place.fence`). `say` is told
     each step. After any error, and if it is killed, run it again.
 
+    A complete copy of a backup on a disk looks like the backup itself, so the caller must know.
+
+    Args:
+        url: of the backup.
+        directory: of the standby.
+        say: is told each step.
+        is_original: the old node wrote to the backup at this very place; a server's always is.
+        at_least: a data version that the old node has certainly had.
+        secret: unlocks the backup.
+        on_event: is told what its backend notices.
+
     Raises:
         AlreadyExists: the directory has a database, or a `backup.lock` of another backup.
         NodeRunning: lightningd runs on the directory.
         BadSettings: lightningd's configuration there names another database.
         WriterConflict: the old node is alive, or the standby is still followed by a process.
-        Discontinuity: the backup belongs to another node than the database.
+        Discontinuity: the backup may be an old copy, or is older than `at_least`; or it belongs to
+            another node than the database.
         NotFound, Damaged, ReplayFailed, StorageError: no database was put in place.
     """
     place = place_at(url)
@@ -90,6 +106,7 @@ def promote(
     ):
         say("Bringing the replica up to the backup")
         with place.open_reader(secret=secret, on_event=on_event) as reader:
+            _require_newest(reader, at_least, is_original=is_original)
             _catch_up(replica, reader)
         say("Fencing the old node")
         with (
@@ -133,6 +150,41 @@ def _has_lock(url: str, directory: str) -> bool:
             "it is, and move it away."
         )
     return True
+
+
+def _require_newest(reader: Reader, at_least: int | None, *, is_original: bool) -> None:
+    """Makes sure that the backup is not an older copy, as far as the operator knows more."""
+    version, last = reader.version, reader.last_change
+    if reader.standing.head is None:
+        return  # refused later
+    if at_least is not None and version < at_least:
+        raise Discontinuity(
+            f"The backup is too old: it is at data version {version}, and the old node had "
+            f"{at_least}. It is an earlier copy, or not this node's. Nothing was changed. A node "
+            "that starts on an older state loses funds. Find the backup that the node wrote to."
+        )
+    is_on_server = reader.place.storage_dir is None
+    if is_on_server or is_original or at_least is not None:
+        return
+    when = "" if last.at is None else f", stored {_ago(time.time() - last.at)}"
+    if last.by_file and when:
+        when += " by the time of the file, which a copy may have changed"
+    raise Discontinuity(
+        "Cannot tell whether the backup is the one that the old node wrote to, or an older copy: "
+        f"its last change is data version {version}{when}. Nothing was changed. A node that starts "
+        "on an older state loses funds. Add --original if the old node wrote to this very place. "
+        "Add --at-least VERSION if you know the last data version of the old node: its database "
+        "or its log has it, and docs/operations.md says how to find it."
+    )
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 120:
+        return "in the last two minutes"
+    for name, length in (("days", 86_400), ("hours", 3600)):
+        if seconds >= 2 * length:
+            return f"{int(seconds / length)} {name} ago"
+    return f"{int(seconds / 60)} minutes ago"
 
 
 def _catch_up(replica: KeptReplica, reader: Reader) -> int:
