@@ -74,7 +74,6 @@ def fold(
     """
     head, storage_dir = reader.standing.head, reader.place.storage_dir
     assert head is not None
-    assert storage_dir is not None
     path = os.path.join(directory, "replica.sqlite3")
     with_head = head.kind is Kind.SNAPSHOT
     tracker = MigrationTracker()
@@ -91,7 +90,8 @@ def fold(
     if with_head:  # it was replayed too, so it is proved
         return Folded(None, foreign_keys=True)
     snapshot = DatabaseFile(path)
-    scratch.require_room(storage_dir, op="compact", needed_bytes=snapshot.size_bytes)
+    if storage_dir is not None:
+        scratch.require_room(storage_dir, op="compact", needed_bytes=snapshot.size_bytes)
     base = Change(replica.applied, snapshot, None, replica.stored_ms)
     return Folded(base, replica.foreign_keys)
 

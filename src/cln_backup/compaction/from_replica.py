@@ -52,7 +52,9 @@ def prepare(
         Damaged.
     """
     storage_dir, standing = reader.place.storage_dir, reader.standing
-    if storage_dir is None or standing.head is None or standing.head.kind is not Kind.TRANSACTION:
+    if standing.head is None or standing.head.kind is not Kind.TRANSACTION:
+        return None
+    if reader.generation() is None:
         return None
     replica.catch_up(reader)
     replica.without_head()
@@ -64,7 +66,8 @@ def prepare(
         assert folded.base is not None
         assert folded.base.snapshot is not None
         snapshot = folded.base.snapshot
-        scratch.require_room(storage_dir, op="compact", needed_bytes=snapshot.size_bytes)
+        if storage_dir is not None:
+            scratch.require_room(storage_dir, op="compact", needed_bytes=snapshot.size_bytes)
         paced = replace(folded.base, snapshot=PacedSnapshot(snapshot, storage_dir, check))
         ready = Folded(paced, folded.foreign_keys)
         return Prepared(stage(lambda: reader.prepare_compaction(lambda _: ready)), position)

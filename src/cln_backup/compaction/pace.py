@@ -20,9 +20,12 @@ class PacedSnapshot:
     """A snapshot in small pieces, with pauses that leave the disk to the node's writer."""
 
     def __init__(
-        self, snapshot: Snapshot, place: str, check: Callable[[], None] | None = None
+        self, snapshot: Snapshot, place: str | None, check: Callable[[], None] | None = None
     ) -> None:
-        """`place` is where it is written to; `check` is called after each piece, and may raise."""
+        """`check` is called after each piece, and may raise.
+
+        `place` is a directory on the disk that it is written to, if it is one of this machine.
+        """
         self._snapshot = snapshot
         self._place = place
         self._check = check
@@ -35,7 +38,8 @@ class PacedSnapshot:
         """
         for chunk in self._snapshot.chunks():
             for start in range(0, len(chunk), _PIECE_BYTES):
-                scratch.require_room(self._place, op="compact")
+                if self._place is not None:
+                    scratch.require_room(self._place, op="compact")
                 given_s = time.monotonic() - _delayed_s()
                 yield chunk[start : start + _PIECE_BYTES]
                 if self._check is not None:

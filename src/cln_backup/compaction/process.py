@@ -99,7 +99,6 @@ def _paced(reader: Reader, folding: Future[Folded]) -> Folded:
     base, storage_dir = folded.base, reader.place.storage_dir
     if base is not None:
         assert base.snapshot is not None
-        assert storage_dir is not None
         paced = PacedSnapshot(base.snapshot, storage_dir)
         folded = folded._replace(base=replace(base, snapshot=paced))
     return folded
