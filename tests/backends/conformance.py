@@ -27,6 +27,7 @@ from cln_backup.model.errors import (
     Discontinuity,
     WriterConflict,
 )
+from tests import postgres_cluster
 from tests.histories import (
     OFF,
     ON,
@@ -59,12 +60,16 @@ def _dir(directory: Path) -> str:
     return f"dir://{directory}/node"
 
 
-def _dir_encrypted(directory: Path) -> str:
+def _key_beside(directory: Path) -> Path:
     key = directory.parent / f"{directory.name}.key"
     if not key.exists():
         key.touch(mode=0o600)
         key.write_bytes(bytes(range(32)))
-    return f"dir://{directory}/node?key-file={key}"
+    return key
+
+
+def _dir_encrypted(directory: Path) -> str:
+    return f"dir://{directory}/node?key-file={_key_beside(directory)}"
 
 
 @functools.cache
@@ -80,10 +85,20 @@ def _socket_dir(directory: Path) -> str:
     return server().add(_dir(directory))
 
 
+def _postgres(directory: Path) -> str:
+    return postgres_cluster.shared().url(postgres_cluster.node_of(directory))
+
+
+def _postgres_encrypted(directory: Path) -> str:
+    return f"{_postgres(directory)}&key-file={_key_beside(directory)}"
+
+
 PLACES: dict[str, Callable[[Path], str]] = {
     "file": _file,
     "dir": _dir,
     "dir-encrypted": _dir_encrypted,
+    "postgresql": _postgres,
+    "postgresql-encrypted": _postgres_encrypted,
     "socket": _socket,
     "socket-dir": _socket_dir,
 }
@@ -128,6 +143,12 @@ def writer_elsewhere(url: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         finally:
             if process.poll() is None:
                 process.stdin.close()
+
+
+def _url_with_key(kept: str, url: str) -> str:
+    """The URL of an earlier history, with what unlocks it; a database names it as a URL."""
+    _, question_mark, query = url.partition("?")
+    return kept if "?" in kept else url_of(kept) + question_mark + query
 
 
 class Entry(NamedTuple):
@@ -313,8 +334,7 @@ class Conformance(RuleBasedStateMachine):
         change = Change(version, snapshot, None)
         kept = self.writer.start_over(change)
         self.oracle = Oracle(change)
-        _, question_mark, query = self.url.partition("?")
-        with open_reader(url_of(kept) + question_mark + query) as reader:
+        with open_reader(_url_with_key(kept, self.url)) as reader:
             assert told(reader.stream_changes()) == earlier
 
     @precondition(lambda self: self.staging is None)

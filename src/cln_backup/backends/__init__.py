@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SCHEMES = {
     "dir": ("cln_backup.backends.dir.place", "DirPlace"),
     "file": ("cln_backup.backends.file.place", "FilePlace"),
+    "postgresql": ("cln_backup.backends.postgres.place", "PostgresPlace"),
     "socket": ("cln_backup.backends.socket.place", "SocketPlace"),
 }
 
@@ -24,6 +25,9 @@ _HARMLESS = frozenset(
         *("key-file", "hsm-secret", "passphrase-file", "keep", "keep-days"),
         *("proxy", "node", "token-file", "tls", "fingerprint", "pin", "ca", "deadline", "protocol"),
         "insecure",
+        *("unsafe", "host", "hostaddr", "port", "user", "service", "passfile", "sslmode"),
+        *("target_session_attrs", "sslrootcert", "sslcert", "sslkey", "sslcrl", "channel_binding"),
+        *("require_auth", "gssencmode", "krbsrvname"),
     )
 )
 """Options of this project's URLs: paths of files with secrets, never the secrets themselves."""

@@ -162,6 +162,11 @@ class Reader(Backend):
         """How far the storage has replayed the backup; `None` if it has not, or does not say."""
         return None
 
+    @property
+    def durability(self) -> str | None:
+        """The worth of the storage's answers, in words, by its settings; `None` if unknown."""
+        return None
+
     @abstractmethod
     def stream_changes(
         self, start: int = 0, *, after: Position | None = None, head: bool = True

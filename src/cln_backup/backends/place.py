@@ -67,6 +67,14 @@ class Place(ABC):
         return self.storage_dir
 
     @property
+    def rights(self) -> str | None:
+        """The statements that give a node its rights, for the operator of the storage to run.
+
+        `None` if it needs none.
+        """
+        return None
+
+    @property
     def keeps(self) -> Keeps:
         """The replaced generations that a compaction leaves."""
         return Keeps(0, 0)

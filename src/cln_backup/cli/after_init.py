@@ -14,6 +14,8 @@ from cln_backup.node.outside import database_path
 if TYPE_CHECKING:
     from cln_backup.operations.initialize import Initialized
 
+_KEYS = tuple(f"{name}=" for name in ("key-file", "hsm-secret", "passphrase-file"))
+
 _REMIND_OF_HSM = (
     "hsm_secret is not in the backup, and a restored database is useless without it. Copy it once "
     "to a separate place; it does not change."
@@ -34,6 +36,19 @@ def show_next_steps(line: str, directory: str, database: str | None, wallet: str
         f"({os.path.dirname(os.path.abspath(directory))}/config):\n\n{line}\n\n"
         f"Then start Core-Lightning, and look for this in its log: {STARTED_WELL}"
     )
+
+
+def without_keys(url: str) -> str:
+    """The URL without the path of a key, for a command line that names another one."""
+    place, _, query = url.partition("?")
+    kept = [pair for pair in query.split("&") if not pair.startswith(_KEYS)]
+    return f"{place}?{'&'.join(kept)}" if any(kept) else place
+
+
+def show_rights(rights: str | None) -> None:
+    """Prints what the operator of the storage has to run, if there is anything."""
+    if rights is not None:
+        click.echo(f"A node's role needs these rights, and no others:\n\n{rights}\n")
 
 
 def warn_of_disk(done: Initialized, lightning_dir: str | None, *, as_json: bool) -> None:

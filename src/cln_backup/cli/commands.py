@@ -14,7 +14,12 @@ from cln_backup import __version__
 from cln_backup.backends import place_at, redacted, url_of
 from cln_backup.backends.ticket import size_of
 from cln_backup.cli import proof, rollforward, status, undo_migration
-from cln_backup.cli.after_init import show_next_steps, warn_of_disk
+from cln_backup.cli.after_init import (
+    show_next_steps,
+    show_rights,
+    warn_of_disk,
+    without_keys,
+)
 from cln_backup.cli.boundary import speak, told
 from cln_backup.cli.entry import stop_by
 from cln_backup.cli.installation import plugin_path
@@ -175,9 +180,10 @@ def init(
         if keys:
             click.echo(f"The backup is encrypted. Each of these keys unlocks it: {', '.join(keys)}")
         show_notices(list(done.lacks))
+        show_rights(place_at(url).rights)
     warn_of_disk(done, lightning_dir, as_json=as_json)
     if lightning_dir is not None and keys == ["key-file"] and not as_json:
-        bare = url.partition("?")[0]
+        bare = without_keys(url)
         warn(
             "Only the key file unlocks the backup. If it is lost with the node's disk, THE BACKUP "
             "CANNOT BE READ: copy the key file to a separate place, or let the node's hsm_secret "

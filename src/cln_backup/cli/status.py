@@ -80,6 +80,7 @@ def register(command: Command) -> None:
                     "unknown" if changed is None else f"{moment(changed)} ({age(changed)})",
                 ),
                 ("node", found.node_id or "unknown"),
+                *([("durable", found.durability)] if found.durability else []),
                 *rows_of_proof(found),
                 *_rows_of_node(node),
                 *rows_of(held),

@@ -47,6 +47,7 @@ class Status(NamedTuple):
         node_id: the node that the backup belongs to, if known.
         proven_version: the data version up to which a server has replayed its backup.
         proven_at: when it found that, in seconds since 1970.
+        durability: what an answer of the storage is worth, in words, if it says so.
     """
 
     backend_url: str
@@ -59,6 +60,7 @@ class Status(NamedTuple):
     node_id: str | None
     proven_version: int | None = None
     proven_at: float | None = None
+    durability: str | None = None
 
 
 class LogLine(NamedTuple):
@@ -83,6 +85,7 @@ def status(reader: Reader) -> Status:
     """The state of the backup."""
     standing, last_change = reader.standing, reader.last_change
     head = standing.head
+    proven_version, proven_at = reader.proof or (None, None)
     return Status(
         redacted(reader.place.url),
         standing.version,
@@ -92,7 +95,9 @@ def status(reader: Reader) -> Status:
         last_change.at,
         last_change.by_file,
         reader.node_id,
-        *(reader.proof or (None, None)),
+        proven_version,
+        proven_at,
+        reader.durability,
     )
 
 
