@@ -58,11 +58,8 @@ def url(scheme: str, tmp_path: Path) -> str:
     return PLACES[scheme](tmp_path)
 
 
-@pytest.fixture
-def stages(scheme: str) -> None:
-    """For tests of what the caller does in a compaction."""
-    if scheme in COMPACTED_ELSEWHERE:
-        pytest.skip(f"does not apply: the storage of {scheme}: compacts by itself")
+stages = pytest.mark.parametrize("scheme", sorted(set(PLACES) - set(COMPACTED_ELSEWHERE)))
+"""For tests of what the caller does in a compaction: elsewhere the storage compacts by itself."""
 
 
 @pytest.fixture
@@ -260,7 +257,7 @@ def test_snapshot_that_fails_in_the_middle_leaves_the_backup_as_it_was(
     assert told_by(started) == told([*started_node(), payment(4)])
 
 
-@pytest.mark.usefixtures("stages")
+@stages
 def test_compaction_keeps_the_head_and_what_came_meanwhile(started: str) -> None:
     with open_writer(started) as writer:
         with open_reader(started) as reader:
@@ -277,7 +274,7 @@ def test_compaction_keeps_the_head_and_what_came_meanwhile(started: str) -> None
     assert told_by(started) == expected
 
 
-@pytest.mark.usefixtures("stages")
+@stages
 def test_ticket_of_another_process_is_as_good(started: str) -> None:
     with open_writer(started) as writer:
         assert writer.take_over(None) is MoreNeeded.PREPARE
@@ -290,7 +287,7 @@ def test_ticket_of_another_process_is_as_good(started: str) -> None:
     assert told_by(started) == told([base, started_node()[-1]])
 
 
-@pytest.mark.usefixtures("stages")
+@stages
 def test_head_can_be_dropped_right_after_a_compaction(started: str) -> None:
     with open_writer(started) as writer:
         with open_reader(started) as reader:
@@ -304,7 +301,7 @@ def test_head_can_be_dropped_right_after_a_compaction(started: str) -> None:
     assert told_by(started) == told([base, started_node()[-1]])
 
 
-@pytest.mark.usefixtures("stages")
+@stages
 def test_snapshot_can_be_dropped_right_after_a_compaction_to_it(started: str) -> None:
     head = Change(9, image("a fresh one"), None)
     append(started, [head])
@@ -317,7 +314,7 @@ def test_snapshot_can_be_dropped_right_after_a_compaction_to_it(started: str) ->
     assert told_by(started) == []
 
 
-@pytest.mark.usefixtures("stages")
+@stages
 def test_compaction_with_foreign_keys_off_keeps_them_off(url: str) -> None:
     create_backend(url, None)
     history = started_node()[:3]
@@ -330,7 +327,7 @@ def test_compaction_with_foreign_keys_off_keeps_them_off(url: str) -> None:
     assert told_by(url) == told([base, *history[1:]])
 
 
-@pytest.mark.usefixtures("stages")
+@stages
 def test_replacement_that_was_discarded_cannot_be_put_in_place(started: str) -> None:
     with open_writer(started) as writer:
         with open_reader(started) as reader:
@@ -342,7 +339,7 @@ def test_replacement_that_was_discarded_cannot_be_put_in_place(started: str) -> 
     assert told_by(started) == told(started_node())
 
 
-@pytest.mark.usefixtures("stages")
+@stages
 def test_replacement_of_an_earlier_compaction_is_not_put_in_place(started: str) -> None:
     """Both have one name, because one process made them."""
     with open_writer(started) as writer, open_reader(started) as reader:
@@ -359,7 +356,7 @@ def test_replacement_of_an_earlier_compaction_is_not_put_in_place(started: str) 
         assert told_by(started) == told([base, started_node()[-1]])
 
 
-@pytest.mark.usefixtures("stages")
+@stages
 def test_leftover_of_a_compaction_is_gone_when_the_next_writer_opens(started: str) -> None:
     with open_reader(started) as reader:
         base = Change(2, image("all before the head"), None)
@@ -373,7 +370,7 @@ def test_leftover_of_a_compaction_is_gone_when_the_next_writer_opens(started: st
     assert told_by(started) == told([*started_node(), payment(4)])
 
 
-@pytest.mark.usefixtures("stages")
+@stages
 def test_rewind_during_a_compaction_cannot_mix_two_histories(started: str) -> None:
     stale, base = payment(4, "never committed"), Change(3, image("all before"), None)
     append(started, [stale])
@@ -388,7 +385,7 @@ def test_rewind_during_a_compaction_cannot_mix_two_histories(started: str) -> No
     assert found[-2:] == told([payment(4, "committed " * 40), payment(5)])
 
 
-@pytest.mark.usefixtures("stages")
+@stages
 def test_files_are_readable_by_their_owner_only(started: str, tmp_path: Path) -> None:
     before = os.umask(0)
     try:
@@ -444,7 +441,7 @@ def test_node_that_was_refused_does_not_keep_the_right_one_out(started: str) -> 
         backend.claim(other)
 
 
-@pytest.mark.usefixtures("stages")
+@stages
 def test_claim_outlives_compaction_rewind_and_a_killed_writer(started: str) -> None:
     with open_writer(started) as writer:
         writer.claim("02")

@@ -255,11 +255,10 @@ def test_disk_full_halts_and_says_so(tmp_path: Path) -> None:
     home.require_same(home.database)
 
 
+@pytest.mark.parametrize("kind", ["dir", "dir-encrypted"])  # a file has no segments
 def test_full_disk_that_has_no_room_for_a_segment_halts_and_says_so(
     home: Home, tmp_path: Path
 ) -> None:
-    if home.kind == "file":
-        pytest.skip("does not apply: a file has no segments")
     with small_disk(tmp_path / "backup", 600):
         _grow(home)
         other = fill(home.backup)
