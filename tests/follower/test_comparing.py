@@ -96,6 +96,25 @@ def test_difference_is_an_alarm_in_names_and_counts(tmp_path: Path) -> None:
         assert follower.alarms() == [alarm]
 
 
+def test_difference_of_a_damaged_replica_is_no_alarm(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path)
+    replica = KeptReplica.open(str(recorded.replica))
+    with open_reader(recorded.url) as reader:
+        replica.catch_up(reader)
+    replica.close()
+    with database(recorded.replica / "replica.sqlite3") as connection:
+        connection.execute("UPDATE forwards SET in_msatoshi = in_msatoshi + 1")
+    with recorded.follower() as follower:
+        follower.hear(_is_compared)
+        assert follower.alarms() == []
+        follower.close()
+    replica = KeptReplica.open(str(recorded.replica))
+    own = replica.connection.execute("SELECT sum(in_msatoshi) FROM forwards").fetchall()
+    replica.close()
+    with database(recorded.database) as connection:
+        assert connection.execute("SELECT sum(in_msatoshi) FROM forwards").fetchall() == own
+
+
 def test_head_that_is_not_committed_is_not_compared(tmp_path: Path) -> None:
     """The node is one change behind its backup: it is just about to commit that change."""
     recorded = Recorded(tmp_path)

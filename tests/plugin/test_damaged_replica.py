@@ -17,7 +17,7 @@ from cln_backup.plugin.start.comparing import Say, compare_before_answer
 from cln_backup.plugin.start.facts import look_at_node
 from tests.histories import database
 from tests.plugin.home import CAPTURES, Home
-from tests.plugin.test_healing import _grow, _kept_replica, _refused
+from tests.plugin.test_healing import _commit_unseen, _grow, _kept_replica, _refused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +46,19 @@ def test_damaged_replica_does_not_stop_the_node(home: Home) -> None:
     assert home.log().count("was damaged") == 1
     home.require_same(home.database)
     assert not list(home.directory.glob(".verify-*"))
+
+
+def test_damaged_replica_does_not_keep_a_gap_open(tmp_path: Path) -> None:
+    """It says that a counter of the database is behind; a fresh replay does not."""
+    home = Home(tmp_path, "dir")
+    _grow(home, 200)
+    _kept_replica(home)
+    _flip(home, "UPDATE channels SET next_htlc_id = next_htlc_id + 64")
+    _commit_unseen(home.database)
+    home.run(*_ROUTER, "--calls", "3")
+    assert "Backup healed by a snapshot" in home.log()
+    assert "BROKEN" not in home.log()
+    home.require_same(home.database)
 
 
 def test_difference_counts_if_the_backup_cannot_be_replayed_again(

@@ -72,6 +72,7 @@ class FollowedBackup:
         self._doubt: tuple[str, int] | None = None
         self._doubts = 0
         self._confirms = False
+        self._run = run
         self._comparison = NodeComparison(backup.database, run)
         self._alarms: set[tuple[str, int]] = set()
         self._looked_at: float | None = None
@@ -170,7 +171,15 @@ class FollowedBackup:
         self._is_behind = True  # it brings the replica to the database's version
         self._comparison.go_on(self.replica, self.reader)
         self._look_at += _COMPARING_PAUSE_S
-        if self._comparison.differences:
+        if self._comparison.differences and not self.replica.is_new:
+            # The replica's disk may have changed it, which no check of SQLite finds.
+            _log.warning(
+                "The replica differs from the node's database: it is built again, and compared "
+                "once more."
+            )
+            self._start_anew()
+            self._comparison = NodeComparison(self._backup.database, self._run)
+        elif self._comparison.differences:
             text = "Its content differs from the node's database: "
             self._raise("content", 0, f"{text}{self._comparison.differences}.")
 

@@ -8,6 +8,7 @@ backup (`replay.descent`).
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import apsw
 
 from cln_backup.model.errors import (
+    BackupError,
     Damaged,
     Discontinuity,
     ReplayFailed,
@@ -38,6 +40,8 @@ _NAMED: Final = 6
 """How many differences a message lists."""
 
 _WAIT_FOR_REPLICA_S: Final = 5.0
+
+_log = logging.getLogger(__name__)
 
 
 class Copy(NamedTuple):
@@ -88,9 +92,49 @@ def proven_copy(
                         raise StorageError(
                             "Nothing of the backup can be replayed to compare the database with."
                         )
-                    _require_descent(replica, path, head_in_doubt=head_in_doubt)
+                    try:
+                        _require_descent(replica, path, head_in_doubt=head_in_doubt)
+                    except Discontinuity:
+                        if replica.is_new:
+                            raise
+                        scratch.require_room(place, op=_OP, needed_bytes=os.path.getsize(path))
+                        if not _is_refuted(
+                            *(replica, reader, directory, path),
+                            head_in_doubt=head_in_doubt,
+                            until=until,
+                        ):
+                            raise
             version = copying.result()
         yield Copy(path, version)
+
+
+def _is_refuted(
+    replica: KeptReplica,
+    reader: Reader,
+    directory: str,
+    path: str,
+    *,
+    head_in_doubt: bool,
+    until: float | None,
+) -> bool:
+    """Whether the kept replica is damaged: the database descends from a fresh replay.
+
+    Then the kept one is made empty, and the follower builds it again.
+    """
+    reached = replica.version
+    fresh = KeptReplica.open(os.path.join(directory, "replica"))
+    try:
+        _catch_up(fresh, reader, alarmed=False, until=until)
+        if fresh.version < reached:
+            return False
+        _require_descent(fresh, path, head_in_doubt=head_in_doubt)
+    except BackupError:
+        return False
+    finally:
+        fresh.close()
+    _log.warning("The follower's replica in %s was damaged: it is built again.", replica.directory)
+    replica.start_anew()
+    return True
 
 
 def require_newer(version: int, backup_version: int) -> None:
