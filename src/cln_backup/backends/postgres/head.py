@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from cln_backup.backends.events import OnEvent
     from cln_backup.backends.postgres.link import Link
     from cln_backup.backends.postgres.opening import HeadRow
-    from cln_backup.backends.postgres.session import Session, Value
+    from cln_backup.backends.postgres.session import Session
+    from cln_backup.backends.postgres.values import Value
 
 _WRITING: Final = "writing"
 """The purpose of the lock of a writer on its epoch: a courtesy, so that others are told."""

@@ -8,10 +8,10 @@ alone, with nothing but a warning.
 from __future__ import annotations
 
 import select
-import struct
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
+from cln_backup.backends.postgres.values import packed, rows_of
 from cln_backup.model.errors import (
     AccessDenied,
     BadUrl,
@@ -23,13 +23,11 @@ from cln_backup.model.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import ModuleType
-    from typing import TypeAlias
 
     from psycopg.pq.abc import PGconn, PGresult
 
     from cln_backup.backends.postgres.url import PostgresUrl
-
-    Value: TypeAlias = int | str | bytes | float | None
+    from cln_backup.backends.postgres.values import Value
 
 _CONNECT_S: Final = 10
 _LEAST_CONNECT_S: Final = 2  # libpq takes no less
@@ -185,10 +183,10 @@ class Session:
         waiting: Callable[[], None] | None = None,
     ) -> list[list[Value]]:
         """As `run`, for a statement that was prepared."""
-        packed = [_packed(value) for value in values]
+        sent = [packed(value) for value in values]
         self._send(
             lambda: self._connection.send_query_prepared(
-                name.encode(), [one[0] for one in packed], [one[2] for one in packed], 1
+                name.encode(), [one[0] for one in sent], [one[2] for one in sent], 1
             )
         )
         return self._answer(until, waiting)
@@ -217,13 +215,13 @@ class Session:
             Lost: it is unknown whether the statement has run.
             BackupError: it has not.
         """
-        packed = [_packed(value) for value in values]
+        sent = [packed(value) for value in values]
         self._send(
             lambda: self._connection.send_query_params(
                 sql.encode(),
-                [one[0] for one in packed],
-                [one[1] for one in packed],
-                [one[2] for one in packed],
+                [one[0] for one in sent],
+                [one[1] for one in sent],
+                [one[2] for one in sent],
                 1,
             )
         )
@@ -269,7 +267,7 @@ class Session:
             failed: PGresult | None = None
             while (result := self._connection.get_result()) is not None:
                 if result.status == ExecStatus.TUPLES_OK:
-                    rows = _rows(result)
+                    rows = rows_of(result)
                 elif result.status != ExecStatus.COMMAND_OK:
                     failed = failed or result
                 self._wait(until, waiting)
@@ -381,38 +379,3 @@ def _refuse_connection(at: PostgresUrl, error: Exception) -> NoReturn:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-def _packed(value: Value) -> tuple[bytes | None, int, int]:
-    """The bytes of a value, its type and its format."""
-    if value is None:
-        return None, 25, 0
-    if isinstance(value, bytes):
-        return value, 17, 1
-    if isinstance(value, int):
-        return str(value).encode(), 20, 0
-    return str(value).encode(), 25, 0
-
-
-_FLOAT: Final = struct.Struct("!d")
-
-
-def _unpacked(value: bytes | None, kind: int) -> Value:
-    if value is None or kind == 17:
-        return value
-    if kind in (20, 21, 23):
-        return int.from_bytes(value, "big", signed=True)
-    if kind == 16:
-        return int(value != b"\x00")
-    if kind == 701:
-        unpacked: float = _FLOAT.unpack(value)[0]
-        return unpacked
-    return value.decode("utf-8", "surrogateescape")
-
-
-def _rows(result: PGresult) -> list[list[Value]]:
-    kinds = [result.ftype(column) for column in range(result.nfields)]
-    return [
-        [_unpacked(result.get_value(row, column), kind) for column, kind in enumerate(kinds)]
-        for row in range(result.ntuples)
-    ]
