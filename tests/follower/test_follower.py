@@ -302,6 +302,14 @@ def test_memory_does_not_depend_on_the_size_of_the_snapshot(kind: str, tmp_path:
     assert large - small < _PIECES_KIB
 
 
+def test_former_replica_that_cannot_be_removed_is_no_obstacle(tmp_path: Path) -> None:
+    url = _backup("dir", tmp_path, HISTORY)
+    (tmp_path / "old" / "replica.sqlite3" / "in").mkdir(parents=True)
+    with Follower(url, tmp_path / "new", tmp_path / "old") as follower:
+        follower.hear_version(39)
+        follower.close()
+
+
 def test_memory_and_priority(tmp_path: Path) -> None:
     recording = captured.COMMITTED / "small" / "router.jsonl.xz"
     url = _backup("dir", tmp_path, captured.changes(recording))

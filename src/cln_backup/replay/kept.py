@@ -25,7 +25,7 @@ from cln_backup.replay.kept_database import KeptDatabase
 from cln_backup.replay.kept_directory import DATABASE_NAME, is_same, lock
 from cln_backup.replay.note import Note, NoteFile, read_note
 from cln_backup.replay.reached import Reached, mark_of, stored
-from cln_backup.replay.resuming import changes_after
+from cln_backup.replay.resuming import changes_after, snapshots_after
 from cln_backup.storage import fsio, scratch
 
 if TYPE_CHECKING:
@@ -209,20 +209,9 @@ class KeptReplica:
 
     def _skips_to_snapshot(self, reader: Reader, to: int | None) -> bool:
         """Loads the next snapshot, which has healed a backup that does not replay up to there."""
-        standing, number = reader.standing, self._now.changes
-        failed = self._applying
-        if self.position is None:
-            number = standing.position.changes - standing.version_count
-        for change in reader.stream_changes(after=self.position):
-            number += 1
+        for number, change in snapshots_after(reader, self.position, self._applying):
             if to is not None and change.version > to:
                 break
-            if change.snapshot is None:
-                continue
-            if number <= failed:
-                for _ in change.snapshot.chunks():  # first: the stream has it open
-                    pass
-                continue
             self._now = Reached(change.version, number - 1)
             self._applying = number
             try:

@@ -40,3 +40,23 @@ def changes_after(reader: Reader, reached: Reached) -> Iterator[Change]:
         if mark_of(last) == reached.mark:
             return changes
     raise position_is_gone(position)
+
+
+def snapshots_after(
+    reader: Reader, position: Position | None, failed: int
+) -> Iterator[tuple[int, Change]]:
+    """The snapshots after a position (`None`: all), with their numbers, if above `failed`.
+
+    Raises as `Reader.stream_changes`.
+    """
+    standing = reader.standing
+    before = standing.position.changes - standing.version_count
+    first = 1 + (before if position is None else position.changes)
+    for number, change in enumerate(reader.stream_changes(after=position), first):
+        if change.snapshot is None:
+            continue
+        if number > failed:
+            yield number, change
+        else:
+            for _ in change.snapshot.chunks():  # it must be read before the next change
+                pass
