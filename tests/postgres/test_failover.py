@@ -1,4 +1,4 @@
-"""A synchronous standby: without it the node waits; after its promotion the node continues there."""
+"""A synchronous standby: without it the node waits; promoted, it takes the place of the primary."""
 
 from __future__ import annotations
 
