@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_reader, open_writer, url_of
+from cln_backup.backends import create_backend, open_reader, open_writer, redacted, url_of
 from cln_backup.compaction.compact import compact, require_no_migration
 from cln_backup.compaction.compactor import Compactor
 from cln_backup.model.change import Change, Kind
@@ -242,6 +242,58 @@ def test_a_kept_replica_is_built_again(node: Node) -> None:
     node.undo()
     assert not replica_dir.exists()
     node.require_undone()
+
+
+@pytest.mark.parametrize("url", ["dir", "dir-encrypted", "file"], indirect=True)
+def test_restore_point_of_another_backup_at_this_place(node: Node, url: str) -> None:
+    """It is dropped with a notice; the history itself tells where the migration begins."""
+    node.starts(MIGRATION[:1], committed=1)
+    point = read_state(str(node.directory)).restore_point
+    assert point is not None
+    place = Path(url.partition("://")[2].partition("?")[0])
+    place.rename(place.with_name("former"))
+    first = [*BEFORE[:-1], payment(8, "another"), payment(9)]
+    other = [*first, transaction(10, "ALTER TABLE payments ADD a TEXT"), payment(11)]
+    create_backend(url, None)
+    append(url, other)
+    node.database.unlink()
+    build_database(node.database, other)
+    if url.startswith("file:"):  # which has no digests: the place must be another one
+        assert point.digest is None
+        state = read_state(str(node.directory))
+        point = point._replace(url=f"file://{place}-2")
+        write_state(str(node.directory), state._replace(restore_point=point))
+    said: list[str] = []
+    done = undo_migration(str(node.directory), on_event=lambda event: said.append(event.text))
+    assert done.version == 9
+    assert "restore point at data version 8 was set in another backup" in said[0]
+    build_database(node.directory / "expected.sqlite3", first)
+    assert differences(node.database, node.directory / "expected.sqlite3") == []
+
+
+def test_restore_point_names_its_history(node: Node) -> None:
+    node.starts(MIGRATION[:2], committed=2)
+    point = read_state(str(node.directory)).restore_point
+    assert point is not None
+    assert (point.version, point.changes) == (8, len(BEFORE))
+    assert point.is_of(redacted(node.url))
+    with open_reader(node.url) as reader:
+        if point.position is not None:
+            assert told(reader.stream_changes(after=point.position)) == told(MIGRATION[:2])
+        assert (point.position is None) == (reader.standing.position.digest is None)
+
+
+def test_restore_point_of_another_backup_is_replaced_at_a_start(node: Node) -> None:
+    node.starts(MIGRATION[:1], committed=1)
+    state = read_state(str(node.directory))
+    assert state.restore_point is not None
+    elsewhere = state.restore_point._replace(version=2, changes=1, url="dir:///elsewhere")
+    write_state(str(node.directory), state._replace(restore_point=elsewhere))
+    node.starts(MIGRATION[2:3], committed=1)
+    point = read_state(str(node.directory)).restore_point
+    assert point is not None
+    assert point.version == 9
+    assert point.is_of(redacted(node.url))
 
 
 # Refusals

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.model.change import Kind
+from cln_backup.model.position import DIGEST_BYTES, Position
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,8 @@ class RestorePoint(NamedTuple):
         undo_from: data version of the database that an unfinished undo found; `None` if none began.
         url: of the backup, without secrets; the versions say nothing about another one. `None` if
             an earlier release set it.
+        number: `changes` of the backup's `Position` then; `None` if unknown.
+        digest: of that position, in hex; `None` if unknown, as always for `file:`.
     """
 
     version: int
@@ -38,10 +41,26 @@ class RestorePoint(NamedTuple):
     at: float
     undo_from: int | None = None
     url: str | None = None
+    number: int | None = None
+    digest: str | None = None
 
     def is_of(self, url: str) -> bool:
         """Whether it belongs to the backup at this URL (without secrets)."""
         return self.url in (None, url)
+
+    @property
+    def position(self) -> Position | None:
+        """Where the history was; `None` if that does not tell it from another one."""
+        if self.number is None or self.digest is None:
+            return None
+        return Position(self.version, self.number, bytes.fromhex(self.digest))
+
+
+def is_digest(text: object) -> bool:
+    """Whether this is a position's digest in hex, as a restore point has it."""
+    return (
+        isinstance(text, str) and re.fullmatch(rf"[0-9a-f]{{{2 * DIGEST_BYTES}}}", text) is not None
+    )
 
 
 def alters_schema(transaction: Sequence[str]) -> bool:

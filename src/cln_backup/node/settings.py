@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from cln_backup.backends import SCHEMES, redacted, url_of
 from cln_backup.model.errors import BadSettings, StorageError
-from cln_backup.model.migration import RestorePoint
+from cln_backup.model.migration import RestorePoint, is_digest
 from cln_backup.storage import fsio
 
 LOCK_NAME = "backup.lock"
@@ -207,7 +207,9 @@ def _restore_point(fields: object) -> RestorePoint | None:
     version, changes, at, undo_from = (fields.get(name) for name in RestorePoint._fields[:4])
     if isinstance(version, int) and isinstance(changes, int) and isinstance(at, int | float):
         began = undo_from if isinstance(undo_from, int) else None
-        return RestorePoint(version, changes, at, began, _text(fields, "url"))
+        digest = fields.get("digest") if is_digest(fields.get("digest")) else None
+        number = fields.get("number") if isinstance(fields.get("number"), int) else None
+        return RestorePoint(version, changes, at, began, _text(fields, "url"), number, digest)
     return None
 
 

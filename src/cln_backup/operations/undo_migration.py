@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.backends import place_at, redacted
-from cln_backup.backends.events import ignore
+from cln_backup.backends.events import Event, Noticed, ignore
 from cln_backup.model.change import Change
 from cln_backup.model.errors import BadUrl, Discontinuity, NotFound
 from cln_backup.model.migration import MigrationTracker, RestorePoint, sets_schema_version
@@ -111,13 +111,16 @@ def undo_migration(
                 f"does not support that. Nothing was changed. {_MANUALLY}"
             )
         with place.open_reader(secret=secret) as reader:
-            return _Work(directory, database, writer, reader).run(progress)
+            return _Work(directory, database, writer, reader, on_event).run(progress)
 
 
 class _Work:
     """One undo, while no lightningd can start."""
 
-    def __init__(self, directory: str, database: str, writer: Writer, reader: Reader) -> None:
+    def __init__(
+        self, directory: str, database: str, writer: Writer, reader: Reader, on_event: OnEvent
+    ) -> None:
+        self._on_event = on_event
         self._directory = directory
         self._database = database
         self._writer = writer
@@ -128,11 +131,16 @@ class _Work:
     def run(self, progress: Callable[[Change], None] | None) -> Undone:
         state, before = read_state(self._directory), self._reader.version
         point, url = state.restore_point, redacted(self._reader.place.url)
-        if point is not None and not point.is_of(url):
-            point = None  # it was set in another backup, which this one has replaced
-        if point is not None and self._is_half_done(point):
+        if point is not None and point.is_of(url) and self._is_half_done(point):
             version = point.version
         else:
+            if point is not None and not self._is_in_history(point, url):
+                text = (
+                    f"The restore point at data version {point.version} was set in another backup "
+                    "than this one. It is not used; this backup's own history is searched."
+                )
+                self._on_event(Event(Noticed.WARNED, text))
+                point = None
             version = self._require_point(point)
             undo_from = before if self._version is None else self._version
             if point is None or point.version != version:
@@ -160,6 +168,20 @@ class _Work:
                 interruption.finished()
         size, faults = restored.size_bytes, restored.foreign_key_faults
         return Undone(self._database, version, before, kept, earlier, size, faults)
+
+    def _is_in_history(self, point: RestorePoint, url: str) -> bool:
+        """Whether a restore point was set in this backup, and not in one at its place before."""
+        if not point.is_of(url):
+            return False
+        if point.position is None:
+            return True
+        try:
+            next(self._reader.stream_changes(after=point.position), None)
+        except Discontinuity:
+            # A compaction may have folded it, which is another reason to refuse.
+            first = next(self._reader.stream_changes(), None)
+            return first is not None and first.version > point.version
+        return True
 
     def _is_half_done(self, point: RestorePoint) -> bool:
         """Whether an earlier undo has started the backup over, and nothing happened since."""

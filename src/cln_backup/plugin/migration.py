@@ -12,7 +12,7 @@ from cln_backup.node.settings import read_state, write_state
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cln_backup.backends.contract import Writer
+    from cln_backup.backends.contract import Standing, Writer
 
 STARTED = "A migration of the database begins"
 """The log phrase of a restore point that is set."""
@@ -30,7 +30,7 @@ class MigrationWatch:
         self._directory = directory
         self._backend = backend
         self._log = log
-        self._began_at: tuple[int, int] | None = None
+        self._began_at: Standing | None = None
         self._is_done = backend.standing.head is None  # a new node has nothing to go back to
 
     def before(self, transaction: Sequence[str]) -> None:
@@ -45,24 +45,29 @@ class MigrationWatch:
         if self._is_done:
             return
         if self._began_at is None:
-            self._began_at = self._backend.version, self._backend.standing.version_count
+            self._began_at = self._backend.standing
         if alters_schema(transaction):
             self._is_done = True
-            self._set(*self._began_at)
+            self._set(self._began_at)
         elif sets_schema_version(transaction):
             self._is_done = True
 
-    def _set(self, version: int, changes: int) -> None:
+    def _set(self, began_at: Standing) -> None:
+        version, changes, number, digest = (
+            *(began_at.version, began_at.version_count),
+            *began_at.position[1:],
+        )
         state = read_state(self._directory)
         known, url = state.restore_point, redacted(self._backend.place.url)
-        if (
-            known is not None
-            and known.is_of(url)
-            and version > known.version
-            and changes > known.changes
-        ):
+        if known is not None and not known.is_of(url):
+            self._log(
+                f"The restore point at data version {known.version} was set in another backup, so "
+                "it is dropped"
+            )
+        elif known is not None and version > known.version and changes > known.changes:
             return
-        point = RestorePoint(version, changes, time.time(), url=url)
+        hexed = None if digest is None else digest.hex()
+        point = RestorePoint(version, changes, time.time(), None, url, number, hexed)
         write_state(self._directory, state._replace(restore_point=point))
         self._log(
             f"{STARTED}: the restore point is data version {version}. If the migration is "
