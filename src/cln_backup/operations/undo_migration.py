@@ -178,7 +178,7 @@ class _Work:
         try:
             next(self._reader.stream_changes(after=point.position), None)
         except Discontinuity:
-            # A compaction may have folded it, which is another reason to refuse.
+            # A compaction that has folded it is refused later, for that reason.
             first = next(self._reader.stream_changes(), None)
             return first is not None and first.version > point.version
         return True
