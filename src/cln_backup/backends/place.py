@@ -67,6 +67,11 @@ class Place(ABC):
         return self.storage_dir
 
     @property
+    def removes_unfinished(self) -> bool:
+        """Whether `creating` removes the backup if its block fails; a server keeps it."""
+        return self.storage_dir is not None
+
+    @property
     def rights(self) -> str | None:
         """The statements that give a node its rights, for the operator of the storage to run.
 

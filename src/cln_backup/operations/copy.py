@@ -95,7 +95,7 @@ def copy(
         if source.standing.head is None:
             raise NotFound(f"Nothing to copy: the backup {redacted(source_url)} is empty.")
         with (
-            _said_where_it_stays(target_url, stays=target.storage_dir is None),
+            _said_where_it_stays(target_url, stays=not target.removes_unfinished),
             progress(size_of(source)) as given,
         ):
             copied = _copy(source, target, given or _ignore, on_event)

@@ -137,7 +137,7 @@ def initialize(
             try:
                 create_settings(directory, Settings(url, wallet))
             except StorageError as error:
-                if place.storage_dir is None:
+                if not place.removes_unfinished:
                     raise _only_on_server(url, error) from error
                 raise
             interruption.finished()

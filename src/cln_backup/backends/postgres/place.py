@@ -54,6 +54,11 @@ class PostgresPlace(Place):
         self.at = parse_postgres_url(url)
 
     @property
+    def removes_unfinished(self) -> bool:
+        """See `Place.removes_unfinished`."""
+        return True
+
+    @property
     def rights(self) -> str:
         """See `Place.rights`: SQL."""
         return RIGHTS
