@@ -331,6 +331,22 @@ def test_verify_json(made: Place) -> None:
     assert without == expected | {"replayed": False}
 
 
+def test_verify_says_what_a_snapshot_has_healed(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/healed.bkp"
+    create_backend(url, None)
+    bad = transaction(4, "INSERT INTO nowhere VALUES (1)")
+    healing = snapshot_of([*started_node(), *payments(4, 7)], tmp_path / "healing.sqlite3")
+    append(url, [*started_node(), bad, payment(5), healing, payment(7)])
+    told = run("verify", url)
+    assert told.code == 0
+    assert told.out == "Good up to data version 7: 7 of 9 changes were replayed and checked.\n"
+    assert "Passed over 2 changes after data version 3" in told.err
+    assert "A snapshot at 6 has healed the backup: its last version is right" in told.err
+    assert run("verify", "--json", url).fields["healed"] == [
+        {"good_version": 3, "healed_version": 6, "changes": 2}
+    ]
+
+
 def test_verify_of_a_damaged_backup(made: Place) -> None:
     content = bytearray(made.path.read_bytes())
     content[512 + 8] = 7

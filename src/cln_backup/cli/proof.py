@@ -101,13 +101,18 @@ def register(
             how = "replayed and checked" if found.replayed else "read"
             one = found.version_count == 1
             which = "its 1 change was" if one else f"all {found.version_count} changes were"
+            if found.healed:
+                passed_over = sum(healed.changes for healed in found.healed)
+                left = found.version_count - passed_over
+                which = f"{left} of {found.version_count} changes were"
             click.echo(f"Good up to data version {found.version}: {which} {how}.")
             warn_of_foreign_keys(found.foreign_key_faults)
             for healed in found.healed:
+                count = "1 change" if healed.changes == 1 else f"{healed.changes} changes"
                 warn(
-                    f"The changes after data version {healed.good_version} do not replay. A "
-                    f"snapshot at {healed.healed_version} has healed the backup: nothing is lost, "
-                    "but the versions between cannot be restored."
+                    f"Passed over {count} after data version {healed.good_version} that cannot be "
+                    f"replayed. A snapshot at {healed.healed_version} has healed the backup: its "
+                    "last version is right, but the versions between cannot be restored."
                 )
         show_notices(noticed.texts)
         fields = found._asdict() | {"good": True, "notices": noticed.texts}

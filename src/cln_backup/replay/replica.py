@@ -58,10 +58,12 @@ class Healed(NamedTuple):
     Attributes:
         good_version: the last data version before them; 0 if there is none.
         healed_version: data version of the snapshot. The versions between cannot be restored.
+        changes: how many changes were passed over: the one that fails, and those after it.
     """
 
     good_version: int
     healed_version: int
+    changes: int
 
 
 class Replica:
@@ -217,22 +219,24 @@ def replay(
         ReplayFailed, Damaged, StorageError: the caller must remove the file at `path`.
     """
     replica = Replica(path, hurries=hurries)
-    good = 0
+    good = passed_over = 0
     failed: ReplayFailed | None = None
     try:
         for change in changes:
             if interruption.state.pending:
                 interruption.check()
             if failed is not None and change.snapshot is None:
+                passed_over += 1
                 continue
             try:
                 replica.apply(change)
             except ReplayFailed as error:
                 failed = failed or error
+                passed_over += 1
                 continue
             if failed is not None:
-                replica.healed.append(Healed(good, change.version))
-            failed = None
+                replica.healed.append(Healed(good, change.version, passed_over))
+                failed, passed_over = None, 0
             good = change.version
             if progress is not None:
                 progress(change)
