@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import sqlite3
 import time
 from pathlib import Path
@@ -20,8 +21,10 @@ from cln_backup.follower.followed import FollowedBackup
 from cln_backup.follower.messages import Alarm, Backup, Progress, Removed
 from cln_backup.model.change import Change
 from cln_backup.model.errors import StorageError
+from cln_backup.process.channel import Message
 from cln_backup.replay.kept import KeptReplica
 from cln_backup.replay.replica import DatabaseFile
+from cln_backup.server.proof import Proof
 from tests import captured
 from tests.backends.conformance import PLACES
 from tests.follower.following import Follower
@@ -39,8 +42,6 @@ from tests.soak import SOAK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from cln_backup.process.channel import Message
 
 HISTORY = [first(), *payments(2, 40)]
 _PIECES_KIB = 7 << 10
@@ -191,6 +192,43 @@ def test_damage_is_an_alarm(tmp_path: Path) -> None:
         file.write(bytes([byte[0] ^ 1]))
     with Follower(url, tmp_path / "replica") as follower:
         assert follower.hear_alarm().kind == "damaged"
+
+
+def test_damage_that_comes_back_is_an_alarm_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent has ended the first alarm when the backup was read to its end."""
+    monkeypatch.setattr(followed, "_DOUBTS_S", {"replay": (), "damaged": ()})
+    monkeypatch.setattr(followed, "_LONGEST_TROUBLE_S", 0.0)
+    monkeypatch.setattr(followed, "_LOOK_S", 0.0)
+    monkeypatch.setattr(followed, "_SHARE", 0)
+    url, directory = _backup("dir", tmp_path, HISTORY), tmp_path / "replica"
+    (log,) = (tmp_path / "node").glob("log-*")
+    whole = log.read_bytes()
+    damaged = whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:]
+    proof, said = Proof(), list[Message]()
+    backup = FollowedBackup(Backup("node", Opening(url), str(directory)), said.append)
+
+    def is_alarmed_after_looks() -> bool:
+        said.clear()
+        for _ in range(3):
+            time.sleep(backup.due_s())
+            backup.look()
+        for message in said:
+            if isinstance(message, Alarm):
+                proof.raise_alarm(message)
+            elif isinstance(message, Progress):
+                proof.take(message)
+        return proof.alarm is not None
+
+    for _ in range(2):
+        log.write_bytes(damaged)
+        assert is_alarmed_after_looks()
+        assert sum(isinstance(message, Alarm) for message in said) == 1
+        log.write_bytes(whole)
+        assert not is_alarmed_after_looks()
+        shutil.rmtree(directory)  # so that everything is read again
+    backup.close()
 
 
 def test_unreachable_backup_is_no_alarm(tmp_path: Path) -> None:

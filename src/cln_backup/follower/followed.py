@@ -137,6 +137,7 @@ class FollowedBackup:
             if not self.replica.catch_up(self.reader, until=until):
                 return
             self._is_behind = False
+            self._forget_alarms("replay", "damaged")
         self._looked_at = looked_at
         self._doubt = None
 
@@ -158,6 +159,7 @@ class FollowedBackup:
             self._check_at = began_s  # as soon as it is at the head
             return
         self._confirms = False
+        self._forget_alarms("integrity")
         self._checked_at = time.time()
         took_s = time.monotonic() - began_s
         self._check_at = began_s + max(_LEAST_CHECK_S, took_s * _CHECK_SHARE)
@@ -213,6 +215,10 @@ class FollowedBackup:
             self._report()  # first: what passed before the alarm does not end it
             self._alarms.add((kind, good_version))
             self._say(Alarm(self.name, kind, text))
+
+    def _forget_alarms(self, *kinds: str) -> None:
+        """Ends alarms, as the parent does now too; the same fault raises one again."""
+        self._alarms = {alarm for alarm in self._alarms if alarm[0] not in kinds}
 
     def _endure(self, trouble: str) -> None:
         """Tries again later, with everything opened again."""
