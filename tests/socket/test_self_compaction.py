@@ -9,13 +9,18 @@ import pytest
 
 from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.compaction.policy import Limits
+from cln_backup.model.errors import StorageError
 from cln_backup.server.preparing import Preparing
 from cln_backup.server.self_compaction import SETTLED_S, SelfCompaction
 from tests.histories import (
     append,
     assert_same_database,
     build_database,
+    payments,
+    snapshot_of,
     started_node,
+    told,
+    told_by,
     transaction,
     wearing_payments,
 )
@@ -24,9 +29,10 @@ from tests.socket.serving import server_here
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from cln_backup.backends.ticket import Statistics
     from cln_backup.server.preparing import FollowerSide
     from cln_backup.server.served import Served
 
@@ -167,3 +173,35 @@ def test_thread_looks_at_every_node_and_ends(served: tuple[Served, str]) -> None
         by_itself.stop()
         by_itself._thread.join()
     assert _changes(url) == 2
+
+
+@pytest.mark.parametrize("scheme", ["dir", "file"])
+def test_compaction_is_given_up_when_the_backup_is_started_over(
+    tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its replacement has the earlier history."""
+    url = f"{scheme}://{tmp_path}/node"
+    base = snapshot_of(started_node(), tmp_path / "base.sqlite3")
+    create_backend(url, None)
+    append(url, [*started_node(), *wearing_payments(4, 60)])
+    with server_here() as server:
+        there = server.add(url)
+        wait = Preparing.wait
+
+        def wait_and_start_over(self: Preparing) -> Callable[[], Statistics | None]:
+            step = wait(self)
+            with open_writer(there) as writer:
+                writer.start_over(base)
+            return step
+
+        monkeypatch.setattr(Preparing, "wait", wait_and_start_over)
+        node = server.nodes[there.partition("?node=")[2]]
+        with pytest.raises(StorageError, match="started over"):
+            node.compact()
+        monkeypatch.undo()
+        append(there, payments(4, 6))
+        assert told_by(there) == told([base, *payments(4, 6)])
+        node.compact()
+        node.close()
+    assert told_by(url)[-1] == told(payments(5, 6))[0]
+    assert list(tmp_path.rglob("*compacting*")) == []
