@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 _SLICE_S: Final = 0.25
 _PAUSE: Final = 4.0
 
+_COMPARING_S: Final = 120.0
+"""How long to compare the replica with the database; the rest is not compared."""
+
+_COMPARING_PAUSE_S: Final = 0.1
+
 _MAX_WAL_BYTES: Final = 32 << 20
 """While its file is read, the replica's new changes stay in its WAL: no more than these."""
 
@@ -93,6 +98,10 @@ class Compacting:
         if replica is None or not self._followed.is_at_hand():
             self._say(Declined())
             return
+        if not self._is_as_the_database():
+            self._followed.build_again()
+            self._say(Declined())
+            return
         # Not at the lowest priority: on a busy machine, that takes very long, and while a process
         # of low priority holds the file system's journal, the node's writer would wait.
         self._reader = self._parent.aside(self._followed.open_reader).result()
@@ -114,6 +123,27 @@ class Compacting:
             self._prepared = prepared
             self._followed.holds = True
             self._say(Ready(prepared.ticket))
+
+    def _is_as_the_database(self) -> bool:
+        """Whether the replica has the contents of the node's database, if that is at hand.
+
+        A bit that the replica's disk has changed would otherwise get into the backup, and the
+        history that does not have it would be removed.
+        """
+        followed, comparison = self._followed, self._followed.comparison()
+        assert followed.replica is not None
+        assert followed.reader is not None
+        until = time.monotonic() + _COMPARING_S
+        followed.replica.forget_pages()
+        try:
+            while not comparison.is_over and time.monotonic() < until:
+                self._parent.check()
+                followed.reader.wait_for_more(0)
+                comparison.go_on(followed.replica, followed.reader)
+                time.sleep(_COMPARING_PAUSE_S)
+        finally:
+            comparison.close()
+        return not comparison.differences
 
     def _catch_up(self) -> None:
         """Replays what the replica lacks, with pauses that leave the processor to the node."""

@@ -174,16 +174,27 @@ class FollowedBackup:
         self._comparison.go_on(self.replica, self.reader)
         self._look_at += _COMPARING_PAUSE_S
         if self._comparison.differences and not self.replica.is_new:
-            # The replica's disk may have changed it, which no check of SQLite finds.
-            _log.warning(
-                "The replica differs from the node's database: it is built again, and compared "
-                "once more."
-            )
-            self._start_anew()
-            self._comparison = NodeComparison(self._backup.database, self._run)
+            self.build_again()
         elif self._comparison.differences:
             text = "Its content differs from the node's database: "
             self._raise("content", 0, f"{text}{self._comparison.differences}.")
+
+    def comparison(self) -> NodeComparison:
+        """One more comparison with the node's database, which moves the replica."""
+        self._is_behind = True
+        return NodeComparison(self._backup.database, self._run)
+
+    def build_again(self) -> None:
+        """Builds a replica again that differs from the node's database, and compares once more.
+
+        Its disk may have changed it, which no check of SQLite finds.
+        """
+        _log.warning(
+            "The replica differs from the node's database: it is built again, and compared once "
+            "more."
+        )
+        self._start_anew()
+        self._comparison = self.comparison()
 
     def _start_anew(self) -> None:
         """Makes the replica again: what is wrong may be wrong in the replica only."""

@@ -337,6 +337,11 @@ class KeptReplica:
             self.connection.execute("ROLLBACK")
         self._now = self._committed
 
+    def forget_pages(self) -> None:
+        """Rolls the open head back; what `connection` reads next comes from the file."""
+        self.without_head()
+        self.connection.execute("PRAGMA shrink_memory")
+
     def commit_head(self) -> None:
         """Commits the open head: for a backup whose writer is this process, so it drops nothing.
 
