@@ -120,6 +120,13 @@ def test_secret_for_a_backup_that_cannot_be_encrypted_is_refused(
     assert [path.name for path in node.iterdir()] == ["lightningd.sqlite3"]
 
 
+def test_backup_on_a_server_is_not_encrypted_and_the_server_is_not_contacted(node: Path) -> None:
+    url = "socket:127.0.0.1:1"  # nothing listens: contacting it would be `Unreachable`
+    error = _json("init", "--encrypt", "--lightning-dir", node, url, code=3)["error"]
+    assert "A socket: backup cannot be encrypted" in error["message"]
+    assert [path.name for path in node.iterdir()] == ["lightningd.sqlite3"]
+
+
 def test_new_node_is_told_that_its_key_file_alone_unlocks_the_backup(tmp_path: Path) -> None:
     node, backup = tmp_path / "node", tmp_path / "backup"
     node.mkdir()

@@ -248,6 +248,14 @@ class Place(ABC):
             assert not isinstance(done, MoreNeeded), "no change was appended"
             return done
 
+    def require_encryption(self) -> None:
+        """Raises `BadUrl` if the format cannot be encrypted; nothing is read or contacted."""
+        if not self.can_encrypt:
+            raise self._cannot_encrypt()
+
     def _cannot_encrypt(self) -> BadUrl:
         scheme = self.url.partition(":")[0]
-        return BadUrl(f"A {scheme}: backup cannot be encrypted; only a dir: backup can.")
+        return BadUrl(
+            f"A {scheme}: backup cannot be encrypted; nothing was changed. "
+            "Only a dir: backup can be encrypted, or one in PostgreSQL (postgresql:)."
+        )

@@ -43,7 +43,6 @@ from cln_backup.cli.secrets import register, secret_of, with_secrets
 from cln_backup.cli.server import server, takeover, token
 from cln_backup.cli.standby import register as register_standby
 from cln_backup.model.continuity import STARTED_WELL
-from cln_backup.model.errors import BadUrl
 from cln_backup.storage import interruption
 
 if TYPE_CHECKING:
@@ -149,8 +148,8 @@ def init(
     if wallet is not None and lightning_dir is None:
         raise click.UsageError("--wallet needs --lightning-dir.")
     given = secret is not None
-    if given and not place_at(url).can_encrypt:
-        raise BadUrl("Only a dir: backup can be encrypted.")
+    if given or encrypt:
+        place_at(url).require_encryption()
     with working("Taking a snapshot of the database", as_json=as_json):
         if lightning_dir is None:
             if encrypt and not given:

@@ -20,7 +20,7 @@ from cln_backup.backends.secrets import (
     secret_from,
     secret_of_words,
 )
-from cln_backup.model.errors import AlreadyExists, BackupError, BadUrl, NotFound
+from cln_backup.model.errors import AlreadyExists, BackupError, NotFound
 from cln_backup.node.settings import LOCK_NAME
 from cln_backup.storage import fsio, interruption
 
@@ -142,8 +142,7 @@ def encrypted(url: str, directory: str) -> Iterator[str]:
 
     The file is made here, and removed again if the block does not make a backup.
     """
-    if not place_at(url).can_encrypt:
-        raise BadUrl("Only a dir: backup can be encrypted.")
+    place_at(url).require_encryption()
     if not os.path.isdir(directory):
         yield url  # the block reports that
         return
