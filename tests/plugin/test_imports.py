@@ -38,6 +38,9 @@ _LATER = {
     *("cln_backup.backends.file.reader", "cln_backup.backends.opening"),
     *("cln_backup.process.parent", "cln_backup.storage.scratch"),
 }
+if sys.version_info < (3, 11):
+    # The standard library's uuid, which msgspec imports, loads them there.
+    _LATER -= {"subprocess", "threading"}
 _LIMITS = {"file": 76, "dir": 94, "dir-encrypted": 94}
 """How many modules of this project a start may load: each costs about half a millisecond."""
 
