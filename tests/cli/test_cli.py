@@ -275,6 +275,7 @@ def test_status_json(made: Place) -> None:
         "node_id": None,
         "proven_version": None,
         "proven_at": None,
+        "durability": None,
         "encrypted": False,
         "cipher": None,
         "keys": [],

@@ -86,7 +86,7 @@ def test_difference_counts_if_the_backup_cannot_be_replayed_again(
 
 
 def test_only_lightningds_own_tables_stop_the_node(tmp_path: Path) -> None:
-    home = Home(tmp_path, "dir")
+    home = Home(tmp_path, "dir", follows=True)
     _grow(home, 200)
     with database(home.database) as connection:
         connection.execute("CREATE TABLE notes (text)")
