@@ -31,6 +31,16 @@ if TYPE_CHECKING:
 HISTORY = [first(), *payments(2, 200)]
 
 
+@pytest.fixture(params=KINDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new backup, in a directory of its own."""
+    place = tmp_path / "backup"
+    place.mkdir()
+    made = url_in(place, request.param)
+    create_backend(made, None)
+    return made
+
+
 def _helper(follower: Follower) -> FollowerHelper:
     def ask(message: Message) -> bool:
         follower.child.send(message)
@@ -46,15 +56,10 @@ def _answer(follower: Follower) -> CompactionSaid:
     return said
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_late_answer_of_a_compaction_that_was_given_up_is_told_apart(
-    kind: str, tmp_path: Path
+    url: str, tmp_path: Path
 ) -> None:
     """Both were asked for before the follower came to the first one."""
-    place = tmp_path / "backup"
-    place.mkdir()
-    url = url_in(place, kind)
-    create_backend(url, None)
     append(url, HISTORY)
     with Follower(url, tmp_path / "replica") as follower:
         follower.hear_version(199)
@@ -95,15 +100,10 @@ def _change_a_bit(path: Path) -> bool:
     return b"payment 150" in content
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_bit_that_the_replicas_disk_changed_does_not_get_into_the_backup(
-    kind: str, tmp_path: Path
+    url: str, tmp_path: Path
 ) -> None:
     """No check of SQLite finds it; the node's database does."""
-    place = tmp_path / "backup"
-    place.mkdir()
-    url = url_in(place, kind)
-    create_backend(url, None)
     append(url, [snapshot_of(HISTORY, tmp_path / "base.sqlite3"), *payments(200, 210)])
     node = build_database(tmp_path / "node.sqlite3", [*HISTORY, *payments(200, 210)])
     with Follower(url, tmp_path / "replica", database=node) as follower, open_writer(url) as writer:
