@@ -100,4 +100,4 @@ class Bucket(ABC):
 
     @abstractmethod
     def delete(self, keys: Sequence[str]) -> None:
-        """Removes objects; those that do not exist are no error. Durable when it returns."""
+        """Removes objects; those that do not exist are ignored. Durable when it returns."""
