@@ -36,8 +36,9 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m compileall -q src
 	touch $@
 
+# The backup is in a directory, or in an engine that is started for it: make demo ENGINE=postgres
 demo: setup
-	$(BIN)/python -m demo
+	$(BIN)/python -m demo $(ENGINE)
 
 test: setup
 	$(BIN)/pytest -n auto

@@ -1,6 +1,7 @@
-"""`python -m demo`: a recorded node through the plugin, its loss, and its way back.
+"""`python -m demo [ENGINE]`: a recorded node through the plugin, its loss, and its way back.
 
-Ends with a table of figures; fails if the node that comes back differs by one statement.
+Ends with a table of figures; fails if the node that comes back differs by one statement. The
+backup is in a directory, or in an engine that is started for it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,19 +17,25 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apsw
 
+from demo.engines import ENGINES
 from simulator import client, content
+
+if TYPE_CHECKING:
+    from demo.engines import Engine
 
 _ROOT = Path(__file__).resolve().parent.parent
 _CAPTURES = _ROOT / "tests" / "data" / "captures" / "small"
 _BIN = Path(sys.executable).parent
 _CALLS_A_SECOND = 400
+_TROUBLE_AT = 300
 _COMPACT_AT = 600
 _COMPACTION_S = 600
 """A compaction gives way to every other process: on a busy machine it takes long."""
+_DROPPED = re.compile(r"before it committed version (\d+), which is dropped from the backup")
 
 
 def _say(text: str) -> None:
@@ -73,17 +81,18 @@ def _same(name: str, one: Path, other: Path) -> bool:
     return not found
 
 
-def _run(work: Path) -> bool:
-    node, backup = work / "node" / "regtest", work / "another-disk" / "node"
+def _run(work: Path, engine: Engine) -> bool:
+    node = work / "node" / "regtest"
     node.mkdir(parents=True)
-    backup.parent.mkdir()
-    url = str(backup)
+    url, secret = engine.url, engine.secret
     recorded = work / "recorded.sqlite3"
     with lzma.open(_CAPTURES / "router.sqlite3.xz") as file:
         recorded.write_bytes(file.read())
 
+    if engine.at_start:
+        _say(engine.at_start)
     _say("A new node gets a backup before its first start")
-    _cli("init", "--lightning-dir", str(node), url)
+    _cli("init", *secret, "--lightning-dir", str(node), url)
 
     _say("The recorded router lives its day; it is killed (SIGKILL) twice on the way")
     print(
@@ -103,6 +112,10 @@ def _run(work: Path) -> bool:
         cwd=_ROOT,
     )
     try:
+        if engine.make_trouble is not None:
+            _wait_for_version(node, _TROUBLE_AT, simulator)
+            _say(engine.trouble)
+            engine.make_trouble()
         _wait_for_version(node, _COMPACT_AT, simulator)
         _say("The backup is compacted while the node continues to write")
         statistics = client.call(node, "backup-compact", timeout_s=_COMPACTION_S)
@@ -125,9 +138,9 @@ def _run(work: Path) -> bool:
     shutil.copyfile(node / "lightningd.sqlite3", own)
     shutil.rmtree(node)
     node.mkdir()
-    _cli("status", url)
+    _cli("status", *secret, url)
     started = time.perf_counter()
-    _cli("restore", url, str(node))
+    _cli("restore", *secret, url, str(node))
     restored_s = time.perf_counter() - started
 
     _say("Is it the node?")
@@ -138,7 +151,7 @@ def _run(work: Path) -> bool:
     _say("Figures")
     processes = json.loads(report.read_text(encoding="utf-8"))["processes"]
     before, after = statistics["before"], statistics["after"]
-    dropped = sorted(path.name.rpartition("-")[2].lstrip("0") for path in backup.glob("dropped-*"))
+    dropped = _DROPPED.findall(log)
     for name, value in (
         ("changes answered", sum(process["answered"] for process in processes)),
         ("lives of the node", len(processes)),
@@ -147,7 +160,7 @@ def _run(work: Path) -> bool:
         ("answer, p99", f"{status['answer_p99_us']} µs"),
         ("backup before compaction", f"{before['backupsize']:,} bytes"),
         ("backup after compaction", f"{after['backupsize']:,} bytes"),
-        ("restored data version", _cli_json("status", url)["version"]),
+        ("restored data version", _cli_json("status", *secret, url)["version"]),
         ("restore, the whole command", f"{restored_s:.2f} s"),
         ("differences", "none" if same else "SEE ABOVE"),
     ):
@@ -155,12 +168,18 @@ def _run(work: Path) -> bool:
     return same and len(processes) == 3 and len(dropped) == 2
 
 
-def main() -> int:
-    """Runs the demo in a directory that is removed at the end."""
+def main(name: str = "dir") -> int:
+    """Runs the demo in a directory that is removed at the end, with the backup in an engine."""
+    if name not in ENGINES:
+        print(f"Unknown engine {name!r}. The engines are {', '.join(ENGINES)}.", file=sys.stderr)
+        return 2
     os.environ["PYTHONUNBUFFERED"] = "1"
-    with tempfile.TemporaryDirectory(prefix="cln-backup-demo-") as work:
-        return 0 if _run(Path(work)) else 1
+    with (
+        tempfile.TemporaryDirectory(prefix="cln-backup-demo-") as work,
+        ENGINES[name](Path(work)) as engine,
+    ):
+        return 0 if _run(Path(work), engine) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:2]))

@@ -1,6 +1,7 @@
 """Real PostgreSQL servers: one for the whole session, shared by its workers, and private ones.
 
-PostgreSQL refuses to run as root; then it runs as `nobody`. Its data are in memory if possible.
+PostgreSQL refuses to run as root; then it runs as `nobody`. Its data are in memory if possible,
+unless the disk is wanted.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ _AS: dict[str, Any] = (
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def new_directory() -> Path:
+def new_directory(*, on_disk: bool = False) -> Path:
     """A directory of the servers' user, with a path that is short enough for a socket."""
-    place = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    place = _MEMORY if not on_disk and os.access(_MEMORY, os.W_OK) else None
     path = Path(tempfile.mkdtemp(prefix="cln-pg-", dir=place))
     path.chmod(0o755)
     if _AS:
@@ -221,9 +222,9 @@ def node_of(directory: Path) -> str:
 
 
 @contextlib.contextmanager
-def private(**settings: str) -> Iterator[Server]:
+def private(*, on_disk: bool = False, **settings: str) -> Iterator[Server]:
     """A server of a test's own."""
-    server = Server(new_directory())
+    server = Server(new_directory(on_disk=on_disk))
     try:
         server.create()
         server.start(**settings)

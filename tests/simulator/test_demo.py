@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pytest
 
 import demo.__main__ as demo
 from simulator import client
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def test_demo_waits_for_its_compaction_on_a_busy_machine(
@@ -27,3 +26,16 @@ def test_demo_waits_for_its_compaction_on_a_busy_machine(
     shown = capfd.readouterr().out
     assert "differences                         none" in shown
     assert "dropped and set aside, at version   199, 449" in shown
+
+
+@pytest.mark.timeout(300)
+def test_demo_in_a_database_whose_standby_takes_over(capfd: pytest.CaptureFixture[str]) -> None:
+    assert demo.main("postgres") == 0, capfd.readouterr().out
+    shown = capfd.readouterr().out
+    assert "differences                         none" in shown
+    assert "on the disk of the server alone" in shown  # of the standby that was promoted
+
+
+def test_unknown_engine_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    assert demo.main("mongo") == 2
+    assert "Unknown engine 'mongo'. The engines are dir, postgres" in capfd.readouterr().err

@@ -1,0 +1,83 @@
+"""The engines that a demo's backup may be in: started for it, disturbed once, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests import postgres_cluster
+from tests.postgres.appending import confirm_by, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+
+class Engine(NamedTuple):
+    """Where the backup of a demo is.
+
+    Attributes:
+        url: of the backup.
+        secret: the options that make an encrypted backup and unlock it; none without encryption.
+        at_start: what was started, in a sentence.
+        trouble: what happens to the engine while the node runs, in a sentence.
+        make_trouble: makes it happen.
+    """
+
+    url: str
+    secret: tuple[str, ...] = ()
+    at_start: str = ""
+    trouble: str = ""
+    make_trouble: Callable[[], None] | None = None
+
+
+@contextlib.contextmanager
+def directory(work: Path) -> Iterator[Engine]:
+    """A directory, as on another disk."""
+    backup = work / "another-disk" / "node"
+    backup.parent.mkdir()
+    yield Engine(str(backup))
+
+
+def _hsm_secret(work: Path) -> tuple[str, ...]:
+    """An encrypted backup is unlocked by the copy of the node's hsm_secret."""
+    copy = work / "copied-once" / "hsm_secret"
+    copy.parent.mkdir()
+    copy.write_bytes(bytes(range(32)))
+    return "--hsm-secret", str(copy)
+
+
+@contextlib.contextmanager
+def postgres(work: Path) -> Iterator[Engine]:
+    """A PostgreSQL server and its synchronous standby; on the way, the standby takes over."""
+    with postgres_cluster.private(on_disk=True) as primary:
+        standby = postgres_cluster.Server(postgres_cluster.new_directory(on_disk=True))
+
+        def fail_over() -> None:
+            primary.kill()
+            standby.sql("SELECT pg_promote(wait => false)")
+            wait_for(lambda: standby.sql("SELECT pg_is_in_recovery()") == [(False,)])
+
+        try:
+            standby.copy_from(primary, "s1")
+            standby.start()
+            confirm_by(primary, "s1")
+            yield Engine(
+                postgres_cluster.url_of((primary, standby), "demo"),
+                _hsm_secret(work),
+                "A PostgreSQL server runs, and a synchronous standby that confirms each commit",
+                "The PostgreSQL server is killed; its standby is promoted, and the node goes on",
+                fail_over,
+            )
+        finally:
+            standby.kill()
+            shutil.rmtree(standby.directory, ignore_errors=True)
+
+
+ENGINES: dict[str, Callable[[Path], AbstractContextManager[Engine]]] = {
+    "dir": directory,
+    "postgres": postgres,
+}
+"""By the name that `make demo ENGINE=NAME` takes."""
