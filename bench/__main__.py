@@ -11,6 +11,7 @@ import time
 
 from bench import (
     cold,
+    databases,
     directory,
     following,
     growth,
@@ -53,6 +54,7 @@ def main() -> None:
         *long_run.ALL,
         *restoring.ALL,
         *socket.ALL,
+        *databases.ALL,
     ):
         if options.only is not None and options.only not in measure.__name__:
             continue
