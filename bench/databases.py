@@ -95,10 +95,10 @@ def _measured(
 
             ways: list[Callable[[int], None]] = [insert, write, insert_and_commit, ask]
             for turn in range(len(ways)):
-                way = ways[(number + turn) % len(ways)]
+                act = ways[(number + turn) % len(ways)]
                 started = time.perf_counter()
-                way(number)
-                times_s[way.__name__].append(time.perf_counter() - started)
+                act(number)
+                times_s[act.__name__].append(time.perf_counter() - started)
                 writer.settle()  # a node does not wait for it
             row = look.execute(_NEWEST, (name,)).fetchone()
             assert row is not None
