@@ -113,6 +113,9 @@ def start(directory: Path, ports: Sequence[int]) -> subprocess.Popen[bytes]:
         *("-s3", f"-s3.port={s3}", f"-s3.config={directory}/s3.json", "-s3.iam=false"),
         *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
         *("-master.volumeSizeLimitMB=64", "-volume.max=30", "-volume.preStopSeconds=0"),
+        # Two engines on one machine; and a second start, which waits for an election.
+        *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
+        *("-master.electionTimeout=1s", "-master.heartbeatInterval=100ms"),
     ]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=directory)
 
