@@ -41,6 +41,7 @@ from tests.histories import (
     told,
     transaction,
 )
+from tests.objects.engine import engine
 from tests.socket.serving import ServerHere
 
 if TYPE_CHECKING:
@@ -93,6 +94,15 @@ def _postgres_encrypted(directory: Path) -> str:
     return f"{_postgres(directory)}&key-file={_key_beside(directory)}"
 
 
+def _s3(directory: Path) -> str:
+    return engine().url(f"{os.getpid()}{directory}/node".replace("_", "-"))
+
+
+def _s3_encrypted(directory: Path) -> str:
+    _, _, key_file = _dir_encrypted(directory).partition("?")
+    return f"{_s3(directory)}&{key_file}"
+
+
 PLACES: dict[str, Callable[[Path], str]] = {
     "file": _file,
     "dir": _dir,
@@ -101,6 +111,8 @@ PLACES: dict[str, Callable[[Path], str]] = {
     "postgresql-encrypted": _postgres_encrypted,
     "socket": _socket,
     "socket-dir": _socket_dir,
+    "s3": _s3,
+    "s3-encrypted": _s3_encrypted,
 }
 """For each scheme, a function that makes an unused URL of it in an empty directory."""
 
@@ -327,7 +339,7 @@ class Conformance(RuleBasedStateMachine):
         with pytest.raises(Discontinuity):
             self.writer.rewind()
 
-    @precondition(lambda self: self.stages and self.staging is None)
+    @precondition(lambda self: self.stages and self.staging is None and self.writer.can_start_over)
     @rule(version=st.integers(0, 30), snapshot=_SNAPSHOT)
     def start_over(self, version: int, snapshot: SnapshotBytes) -> None:
         earlier = self.oracle.told()

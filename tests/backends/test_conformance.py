@@ -88,7 +88,8 @@ def test_any_order_of_calls(scheme: str, memory_path: Path, part: int) -> None:
             super().__init__(new_url)
 
     numbers_of = {"socket": 20, "socket-dir": 8, "dir": 50, "dir-encrypted": 30}
-    examples = (numbers_of | {"postgresql": 8, "postgresql-encrypted": 6}).get(scheme, 75)
+    numbers_of |= {"postgresql": 8, "postgresql-encrypted": 6, "s3": 8, "s3-encrypted": 4}
+    examples = numbers_of.get(scheme, 75)
     # A name of its own makes derandomized examples differ between the parts.
     Machine.__qualname__ = Machine.__name__ = f"Machine{part}"
     run_state_machine_as_test(

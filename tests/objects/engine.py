@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BUCKET = "tests"
 _START_S = 120.0
+_STARTS = 4
 KEY, SECRET = "access", "secret-of-tests"
 _numbers = itertools.count()
 
@@ -136,23 +137,33 @@ def wait_until_ready(directory: Path, port: int, process: subprocess.Popen[bytes
         client_options={"allow_http": True, "timeout": "5s"},
         retry_config={"max_retries": 0},
     )
-    until = time.monotonic() + _START_S
+    until = time.monotonic() + _START_S / _STARTS
     while True:
         try:
             obstore.put(store, "ready", b"ready", use_multipart=False)
         except (BaseError, OSError):
             assert process.poll() is None, "the engine ended"
-            assert time.monotonic() < until, "the engine does not start"
+            assert time.monotonic() < until, "the engine does not become ready"
             time.sleep(0.1)
         else:
             return
 
 
 def _run(directory: Path) -> None:
-    ports = free_ports(4)
-    process = start(directory, ports)
+    for attempt in range(_STARTS):  # another program may take a port meanwhile
+        ports = free_ports(4)
+        process = start(directory, ports)
+        try:
+            wait_until_ready(directory, ports[0], process)
+        except AssertionError:
+            process.kill()
+            process.wait()
+            if attempt == _STARTS - 1:
+                raise
+            shutil.rmtree(directory / "data")
+        else:
+            break
     try:
-        wait_until_ready(directory, ports[0], process)
         unfinished = directory / "ready.new"
         unfinished.write_text(str(ports[0]))
         unfinished.rename(directory / "ready")

@@ -17,6 +17,7 @@ SCHEMES = {
     "dir": ("cln_backup.backends.dir.place", "DirPlace"),
     "file": ("cln_backup.backends.file.place", "FilePlace"),
     "postgresql": ("cln_backup.backends.postgres.place", "PostgresPlace"),
+    "s3": ("cln_backup.backends.objects.place", "ObjectsPlace"),
     "socket": ("cln_backup.backends.socket.place", "SocketPlace"),
 }
 
@@ -24,10 +25,10 @@ _HARMLESS = frozenset(
     (
         *("key-file", "hsm-secret", "passphrase-file", "keep", "keep-days"),
         *("proxy", "node", "token-file", "tls", "fingerprint", "pin", "ca", "deadline", "protocol"),
-        "insecure",
         *("unsafe", "host", "hostaddr", "port", "user", "service", "passfile", "sslmode"),
         *("target_session_attrs", "sslrootcert", "sslcert", "sslkey", "sslcrl", "channel_binding"),
         *("require_auth", "gssencmode", "krbsrvname"),
+        *("insecure", "endpoint", "region", "credentials-file", "fencing"),
     )
 )
 """Options of this project's URLs: paths of files with secrets, never the secrets themselves."""

@@ -33,6 +33,8 @@ _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 5.0
 _SAY_EVERY_S: Final = 30.0
 
+_DELETED_AT_ONCE: Final = 500
+
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _CODE: Final = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>")
 _NOT_NOW: Final = frozenset((408, 409, 425, 429))
@@ -169,14 +171,19 @@ class ObjectStoreBucket(Bucket):
         return self._until("list", attempt)
 
     def delete(self, keys: Sequence[str]) -> None:
-        """See `Bucket.delete`. One by one."""
+        """See `Bucket.delete`. Many with one request, where the store can."""
         import obstore
 
-        for key in keys:
+        for start in range(0, len(keys), _DELETED_AT_ONCE):
+            some = list(keys[start : start + _DELETED_AT_ONCE])
 
-            def attempt(client: ObjectStore, key: str = key) -> None:
-                with contextlib.suppress(FileNotFoundError):
-                    obstore.delete(client, key)
+            def attempt(client: ObjectStore, some: list[str] = some) -> None:
+                try:
+                    obstore.delete(client, some)
+                except FileNotFoundError:  # not of S3; the rest may be there
+                    for key in some:
+                        with contextlib.suppress(FileNotFoundError):
+                            obstore.delete(client, key)
 
             self._until("remove", attempt)
 

@@ -59,6 +59,11 @@ def _manifest(content: bytes) -> _Manifest | None:
     return _Manifest(str(parts), int(size_bytes))
 
 
+def may_be_in_parts(size_bytes: int) -> bool:
+    """Whether an object of this size may be one that only names the parts of a large one."""
+    return size_bytes == MANIFEST_BYTES
+
+
 def _part_key(parts: str, index: int) -> str:
     return f"{_directory(parts)}{index:08}"
 
@@ -138,6 +143,22 @@ class RemoteObjects(Objects):
         if found:
             found.difference_update(self._published())
         return sorted(found)
+
+    def abandoned(self, before: float) -> Sequence[str]:
+        """Prepared objects of which every part was stored before, in seconds since 1970."""
+        newest: dict[str, float] = {}
+        for one in self.bucket.list(_directory()):
+            parts = one.key.split("/")[1]
+            newest[parts] = max(newest.get(parts, 0.0), one.stored_at)
+        old = {parts for parts, stored_at in newest.items() if stored_at < before}
+        if old:
+            old.difference_update(self._published())
+        return sorted(old)
+
+    @staticmethod
+    def is_in_parts(content: bytes) -> bool:
+        """Whether an object's content only names the parts of a large one."""
+        return _manifest(content) is not None
 
     def _published(self) -> Iterator[str]:
         """The names of the parts of all large objects."""

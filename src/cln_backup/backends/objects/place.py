@@ -1,0 +1,198 @@
+"""`s3://BUCKET/PREFIX`: a backup in a bucket of an object store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Final
+
+from cln_backup.backends.dir.create import create_first_base
+from cln_backup.backends.dir.keys import (
+    add_key_slot,
+    create_keys,
+    key_slots,
+    remove_key_slot,
+    without_keys,
+)
+from cln_backup.backends.events import ignore
+from cln_backup.backends.inventory import Inventory, Key
+from cln_backup.backends.objects.connect import connect
+from cln_backup.backends.objects.layout import read_layout
+from cln_backup.backends.objects.log_objects import LogObjects, ObjectsStore
+from cln_backup.backends.objects.opening import machine_lock, newest_header
+from cln_backup.backends.objects.probe import probe
+from cln_backup.backends.objects.reader import ObjectsReader
+from cln_backup.backends.objects.url import parse_objects_url
+from cln_backup.backends.place import Keeps, Place
+from cln_backup.backends.secrets import kind_name
+from cln_backup.formats import v2
+from cln_backup.model.errors import AlreadyExists, Locked, StorageError, WriterConflict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cln_backup.backends.contract import Writer
+    from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.objects.writer import ObjectsWriter
+    from cln_backup.backends.secrets import Secret
+    from cln_backup.model.change import Change
+    from cln_backup.model.position import Position
+    from cln_backup.storage.bucket import Bucket
+
+OPEN_WRITER_S: Final = 50.0
+"""How long the first call of a node waits: other plugins time out about 120 s after its start."""
+
+OPEN_READER_S: Final = 15.0
+_FENCE_TRIES: Final = 20
+
+
+class ObjectsPlace(Place):
+    """A prefix in a bucket. Opening also raises `AccessDenied` and `Unreachable`."""
+
+    can_encrypt = True
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.at = parse_objects_url(url)
+
+    @property
+    def keeps(self) -> Keeps:
+        """See `Place.keeps`."""
+        return Keeps(self.at.keep, self.at.keep_days)
+
+    def bucket(self, limit_s: float, on_event: OnEvent = ignore) -> Bucket:
+        """The bucket; its requests are retried for so long."""
+        return connect(self.at, min(limit_s, self.at.deadline_s), on_event)
+
+    @contextlib.contextmanager
+    def creating(
+        self,
+        base: Change | None = None,
+        *,
+        origin: Position | None = None,
+        secret: Secret | None = None,
+        hidden: bool = False,
+    ) -> Iterator[Place]:
+        """See `Place.creating`. The store is probed first."""
+        del hidden  # a bucket has no renames
+        bucket = self.bucket(OPEN_WRITER_S)
+        self._require_vacant(bucket)
+        lock = machine_lock(self.at)
+        objects = LogObjects(bucket)
+        made = False
+        try:
+            self._require_vacant(bucket)
+            if self.at.fenced:
+                probe(bucket)
+            backup_id = os.urandom(v2.ID_BYTES)
+            made = True
+            key = create_keys(self.at, objects, backup_id, secret)
+            create_first_base(ObjectsStore(objects, backup_id, key), base, origin)
+            lock.release()
+            yield self
+        except BaseException:
+            if made:
+                with contextlib.suppress(StorageError):
+                    self._withdraw(bucket)
+            raise
+        finally:
+            lock.release()
+
+    def _require_vacant(self, bucket: Bucket) -> None:
+        found = [one.key for one in bucket.list() if not one.key.startswith(("probe-", "parts/"))]
+        if any(not name.startswith("key-") for name in found):
+            raise AlreadyExists(
+                f"{self.at.path} is not empty; it was not changed. If it is a backup, you can use "
+                "it; otherwise choose another prefix."
+            )
+        if found:  # of a creation that was interrupted; without a base they unlock nothing
+            bucket.delete(found)
+
+    def _withdraw(self, bucket: Bucket) -> None:
+        """Removes an unfinished backup; the base first, without which the rest is none."""
+        found = [one.key for one in bucket.list()]
+        bucket.delete(sorted(found, key=lambda key: not key.startswith("base-")))
+
+    def open_reader(
+        self,
+        *,
+        secret: Secret | None = None,
+        on_event: OnEvent = ignore,
+        timeout_s: float | None = None,
+        accept_incomplete: bool = False,  # noqa: ARG002 - of directories that were copied
+    ) -> ObjectsReader:
+        """See `Place.open_reader`."""
+        limit_s = OPEN_READER_S if timeout_s is None else min(OPEN_READER_S, timeout_s)
+        return ObjectsReader(self, secret, on_event, limit_s)
+
+    def _open_writer(
+        self, secret: Secret | None, on_event: OnEvent, timeout_s: float | None
+    ) -> ObjectsWriter:
+        from cln_backup.backends.objects.writer import ObjectsWriter
+
+        limit_s = OPEN_WRITER_S if timeout_s is None else min(OPEN_WRITER_S, timeout_s)
+        return ObjectsWriter(self, secret, on_event, limit_s)
+
+    def fence(
+        self,
+        node_id: str | None = None,
+        *,
+        secret: Secret | None = None,
+        on_event: OnEvent = ignore,
+    ) -> Writer:
+        """See `Place.fence`. An older writer that is busy may store more first; then again."""
+        for last in (False,) * _FENCE_TRIES + (True,):
+            writer = self.open_writer(node_id, secret=secret, on_event=on_event)
+            try:
+                writer.fence()  # type: ignore[attr-defined]
+            except WriterConflict:
+                writer.close()
+                if last:
+                    raise
+            except BaseException:
+                writer.close()
+                raise
+            else:
+                break
+        return writer
+
+    def keys(self) -> list[Key]:
+        """See `Place.keys`."""
+        return self._keys(*newest_header(self.at, self.bucket(OPEN_READER_S)))
+
+    def _keys(self, objects: LogObjects, newest: v2.Open) -> list[Key]:
+        found = [
+            Key(slot.label, kind_name(slot.kind), slot.created_ms / 1000)
+            for slot in key_slots(objects, newest.backup_id)
+        ]
+        if not found and newest.cipher != v2.PLAIN:
+            raise without_keys(self.at.path)
+        return found
+
+    def add_key(self, added: Secret, label: str, *, secret: Secret | None = None) -> None:
+        """See `Place.add_key`."""
+        with self.open_reader(secret=secret) as reader:
+            store = reader.store
+            if store.master_key is None:
+                raise Locked(
+                    "This backup is not encrypted, so it has no key slots. Copy it to encrypt it."
+                )
+            add_key_slot(reader.objects, store.backup_id, store.master_key, added, label)
+
+    def remove_key(self, label: str) -> None:
+        """See `Place.remove_key`."""
+        objects, newest = newest_header(self.at, self.bucket(OPEN_READER_S))
+        self._keys(objects, newest)  # no key slots at all is a different error
+        remove_key_slot(objects, newest.backup_id, label)
+
+    def usage(self) -> Inventory:
+        """See `Place.usage`."""
+        objects, newest = newest_header(self.at, self.bucket(OPEN_READER_S))
+        layout = read_layout(objects.bucket)
+        bases = [name for name in layout.objects if name.startswith("base-")]
+        oldest_at = min((layout.objects[name].stored_at for name in bases), default=None)
+        space = sum(one.size_bytes for one in layout.objects.values()) + sum(layout.parts.values())
+        cipher, keys = None, list[Key]()
+        if newest.cipher != v2.PLAIN:
+            cipher, keys = "AES-256-GCM", self._keys(objects, newest)
+        return Inventory(cipher, tuple(keys), len(bases), oldest_at, space)

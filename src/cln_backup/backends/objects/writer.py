@@ -1,0 +1,373 @@
+"""Writes a backup in a bucket: each change is one object, put if absent under the next number.
+
+Before its first change a writer puts a fence under the next number, and continues only if it won.
+An older writer that is still active finds the fence, or another writer's change, in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from typing import TYPE_CHECKING, Final
+
+from cln_backup.backends.contract import Writer
+from cln_backup.backends.dir.base import PREPARED, Prepared
+from cln_backup.backends.dir.dropped import set_aside
+from cln_backup.backends.dir.history import History
+from cln_backup.backends.dir.keys import NodeVeil
+from cln_backup.backends.dir.snapshots import NewSnapshot, last_seal
+from cln_backup.backends.dir.stock import last_change_of, marks_of, standing_of
+from cln_backup.backends.dir.store import segment_name, snapshot_name, stored_now_ms
+from cln_backup.backends.events import Event, Noticed
+from cln_backup.backends.follows import check_follows, nothing_to_drop
+from cln_backup.backends.objects.layout import NODE, new_fence
+from cln_backup.backends.objects.merging import LEAST, UNMERGED
+from cln_backup.backends.objects.opening import machine_lock, open_backup, publish_base
+from cln_backup.backends.objects.reader import UNFENCED, noted_node
+from cln_backup.backends.objects.stock import generation_of, size_bytes
+from cln_backup.backends.objects.upkeep import Start
+from cln_backup.backends.ticket import MoreNeeded, size_of
+from cln_backup.formats import v2
+from cln_backup.formats.v2_stream import Encoder, pack_transaction
+from cln_backup.model.change import Kind
+from cln_backup.model.errors import (
+    AlreadyExists,
+    BadChange,
+    Discontinuity,
+    StorageError,
+    WriterConflict,
+)
+from cln_backup.model.position import after_snapshot, after_statements, digest_of_snapshot
+from cln_backup.model.statements import foreign_keys_after
+from cln_backup.process.channel import Message
+from cln_backup.process.child import Child
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cln_backup.backends.contract import LastChange, Standing
+    from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.objects.place import ObjectsPlace
+    from cln_backup.backends.secrets import Secret
+    from cln_backup.backends.ticket import Generation, Statistics, Ticket
+    from cln_backup.model.change import Change
+
+MAX_NUMBER: Final = 10**10 - 1
+"""The largest number that fits in a name."""
+
+_UPKEEP_WAIT_S: Final = 3.0
+
+
+class ObjectsWriter(Writer):
+    """The writer of a backup in a bucket."""
+
+    def __init__(
+        self, place: ObjectsPlace, secret: Secret | None, on_event: OnEvent, limit_s: float
+    ) -> None:
+        """Opens the backup; see `Place.open_writer`. Nothing is written before the first append."""
+        self.place: ObjectsPlace = place
+        self._on_event = on_event
+        self._secret = secret
+        self._lock = machine_lock(place.at)
+        self._finished = ""
+        self._fenced = False
+        self._unsigned: str | None = None
+        self._added: tuple[v2.Type, int, int, bytes, v2.LogOffset] | None = None  # not settled
+        self._upkeep: Child[Message] | None = None
+        try:
+            self._bucket = place.bucket(place.at.deadline_s, on_event)
+            with self._bucket.within(limit_s):
+                self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        if not place.at.fenced:
+            on_event(Event(Noticed.FOUND, UNFENCED))
+
+    def _open(self) -> None:
+        opened = open_backup(self.place.at, self._bucket, self._secret)
+        self._objects, self._store, self._base, _, self._end, self._tracker = opened
+        self._epoch = self._end.epoch + 1
+        self._number = self._end.last_number + 1
+        self._unmerged = len(self._objects.layout.singles)
+        self._node = noted_node(self._objects, self._store.master_key)
+        if not self._end.segment:
+            self._end = self._end._replace(seal=last_seal(self._store, self._base.name))
+        self._head = marks_of(self._base, self._tracker).head
+
+    def _require_usable(self) -> None:
+        if self._finished:
+            raise StorageError(
+                f"A write to {self.place.at.path} failed before: {self._finished} Nothing more "
+                "is written until the backup is opened again."
+            )
+
+    @contextlib.contextmanager
+    def _last_request(self, timeout_s: float | None) -> Iterator[None]:
+        """Any error inside makes this the writer's last request."""
+        self._finished = "whether it arrived is unknown."
+        with self._bucket.within(timeout_s):
+            yield
+        self._finished = ""
+
+    @property
+    def standing(self) -> Standing:
+        """See `Backend.standing`."""
+        marks = marks_of(self._base, self._tracker)
+        return standing_of(self._base, self._tracker, marks, self._end.epoch)
+
+    @property
+    def version(self) -> int:
+        """See `Backend.version`."""
+        return 0 if self._head is None else self._head.version
+
+    @property
+    def size_bytes(self) -> int:
+        """See `Backend.size_bytes`."""
+        return size_bytes(self._objects, self.place.at.keep, self.place.at.keep_days)
+
+    def generation(self) -> Generation:
+        """See `Backend.generation`."""
+        return generation_of(self._objects, self._base, self.standing.version_count)
+
+    @property
+    def last_change(self) -> LastChange:
+        """See `Backend.last_change`."""
+        return last_change_of(self._store, self._base, self._head, self._end)
+
+    def claim(self, node_id: str, timeout_s: float | None = None) -> None:  # noqa: ARG002
+        """See `Writer.claim`. An object records it, with the first change."""
+        self._require_usable()
+        noted = self._node or self._unsigned
+        if self._node is not None and self._node != node_id:
+            raise Discontinuity(
+                f"{self.place.at.path} is the backup of another node: {self._node}, not {node_id}. "
+                "Nothing was written. Use this node's own backup, or make a new one with "
+                "`backup-cli init`."
+            )
+        if noted is None or self._node is None:
+            self._unsigned = node_id
+
+    def _sign(self) -> None:
+        """Records the node that the backup belongs to, before its first change."""
+        if self._unsigned is None or self._node is not None:
+            return
+        key = self._store.master_key
+        text = self._unsigned if key is None else NodeVeil(key).hide(self._unsigned)
+        content = json.dumps({"node_id": text}).encode()
+        if not self._bucket.put_new(NODE, content):
+            self._node = noted_node(self._objects, key)
+            self.claim(self._unsigned)
+        self._node, self._unsigned = self._unsigned, None
+
+    def fence(self) -> None:
+        """Refuses every older writer, durably.
+
+        Raises:
+            WriterConflict: another writer stored more since this one opened the backup.
+            StorageError.
+        """
+        if self._fenced:
+            return
+        self._claim_number(new_fence())
+        self._fenced = True
+
+    def _claim_number(self, content: bytes) -> int:
+        """Stores an object of the log under the next number; returns the number."""
+        if self._number > MAX_NUMBER:
+            raise StorageError(
+                f"{self.place.at.path} contains object {MAX_NUMBER}, the last possible number. No "
+                "backup gets that far; make a new one with `backup-cli init`."
+            )
+        name = segment_name(self._number)
+        try:
+            self._objects.put_new(name, "record", [content], op="store change")
+        except AlreadyExists:
+            raise WriterConflict(
+                f"Another process wrote to this backup: {self._objects.where(name)} was not made "
+                "by this process, which writes nothing more. Either another node writes to the "
+                "backup, or this machine was set back to an older state, such as a checkpoint of a "
+                "virtual machine, and its database is as old. Do not start the node from an old "
+                "state, which can lose its funds: find and stop the other writer, or move the "
+                "database away and restore the newest state with `backup-cli restore`."
+            ) from None
+        self._number += 1
+        return self._number - 1
+
+    def store_change(self, change: Change, timeout_s: float | None = None) -> None:
+        """See `Writer.store_change`. A snapshot is published in an object of its own first.
+
+        Raises:
+            Unreachable: as `StorageError`; the store did not answer before the deadline.
+            WriterConflict: another writer has taken this backup over.
+        """
+        self._require_usable()
+        assert self._added is None, "not settled"
+        head = self._head
+        kind = check_follows(change, 0 if head is None else head.version, empty=head is None)
+        transaction = change.transaction
+        if transaction is None:
+            record_type, content = v2.Type.SNAPSHOT, b""
+            v2.pack_body(record_type, change.version)  # raises if it does not fit
+        else:
+            content = pack_transaction(transaction)
+            is_rider = kind is not Kind.TRANSACTION
+            record_type = self._rider(transaction) if is_rider else v2.Type.TRANSACTION
+        with self._last_request(timeout_s):
+            self._ready()
+            hashed = content
+            if transaction is None:
+                content, hashed = self._write_snapshot(change)
+            stored_ms = stored_now_ms(change)
+            start = self._put(record_type, change.version, content, stored_ms)
+        self._added = record_type, change.version, stored_ms, hashed, start
+
+    def _ready(self) -> None:
+        """Stores what precedes the first write: the node's name, and the fence."""
+        if not self._fenced:
+            with contextlib.suppress(BadChange):
+                self._sign()
+            self.fence()
+
+    def _rider(self, transaction: Sequence[str]) -> v2.Type:
+        """The type of a rider's record; it tells whether foreign keys are enforced after it."""
+        enforced = self._head is None or self._head.foreign_keys
+        if foreign_keys_after(transaction, enforced):
+            return v2.Type.RIDER
+        return v2.Type.RIDER_WITHOUT_KEYS
+
+    def _put(
+        self, record_type: v2.Type, version: int, content: bytes, stored_ms: int
+    ) -> v2.LogOffset:
+        """Stores one record as an object of the log; returns where the record starts."""
+        end, tracker = self._end, self._tracker
+        state = v2.LogState(
+            *(end.segment, end.end_bytes, end.seal, end.digest),
+            *(tracker.ordinal, tracker.may_rewind, tracker.head, tracker.before),
+            v2.HEADER_BYTES,
+        )
+        header, sealer = self._store.new_header(
+            v2.FileKind.TIMED_LOG, self._number, self._epoch, v2.pack_log_state(state)
+        )
+        encoder = Encoder(sealer, header[-v2.SEAL_BYTES :], timed=True)
+        data = header + encoder.encode(record_type, version, content, stored_ms)
+        number = self._claim_number(data)
+        digest = hashlib.sha256(data).digest()
+        self._end = end._replace(
+            segment=number, end_bytes=len(data), seal=encoder.seal, digest=digest,
+            epoch=self._epoch, last_number=number,
+        )  # fmt: skip
+        return v2.LogOffset(number, v2.HEADER_BYTES, header[-v2.SEAL_BYTES :])
+
+    def settle(self) -> None:
+        """See `Writer.settle`. Updates the digests and the head."""
+        if self._added is None:
+            return
+        (record_type, version, stored_ms, hashed, start), self._added = self._added, None
+        after = after_snapshot if record_type is v2.Type.SNAPSHOT else after_statements
+        digest = after(self._tracker.digest, version, hashed)
+        self._tracker.apply(record_type, version, start, stored_ms, digest)
+        self._head = self._tracker.head
+        self._unmerged += 1
+        if self._unmerged >= LEAST + UNMERGED:
+            self._start_upkeep()
+
+    def _start_upkeep(self) -> None:
+        """Starts the child process that merges objects, and removes what has expired.
+
+        If it cannot be started, the backup still works, with more objects to list and read.
+        """
+        if self._upkeep is not None:
+            if self._upkeep.is_running():
+                return
+            self._upkeep.close()
+        self._unmerged = UNMERGED
+        with contextlib.suppress(StorageError):
+            self._upkeep = Child(
+                "cln_backup.backends.objects.upkeep",
+                Start(url=self.place.url),
+                (Message,),
+                work="merges objects",
+                lowest_priority=True,
+            )
+
+    def _write_snapshot(self, change: Change) -> tuple[bytes, bytes]:
+        """Publishes a snapshot; returns the content of its record, and the snapshot's digest."""
+        assert change.snapshot is not None
+        segment, number = self._number, v2.HEADER_BYTES
+        digest = digest_of_snapshot(change.snapshot)
+        size = change.snapshot.size_bytes
+        state = v2.pack_snapshot_state(v2.SnapshotState(change.version, size, digest))
+        header = self._store.new_header(v2.FileKind.SNAPSHOT, number, self._epoch, state)
+        content = NewSnapshot(header, change.version, change.snapshot, digest)
+        name = snapshot_name(segment, number)
+        self._objects.put_new(name, "snapshot", content.chunks(), op="publish snapshot")
+        return v2.pack_reference(v2.Reference(number, size, content.seal)), digest
+
+    def rewind(self, timeout_s: float | None = None) -> None:
+        """See `Writer.rewind`. The dropped change is set aside first; then an object drops it."""
+        self._require_usable()
+        head = self._head
+        if head is None or not self._tracker.may_rewind:
+            raise nothing_to_drop()
+        with self._last_request(timeout_s):
+            self._ready()
+            kept = set_aside(self._store, self._change_at(head.at), self._epoch)
+            start = self._put(v2.Type.DROP, head.version, b"", 0)
+            self._tracker.apply(v2.Type.DROP, head.version, start, 0)
+        self._head = marks_of(self._base, self._tracker).head
+        self._on_event(
+            Event(
+                Noticed.KEPT,
+                f"The dropped change is kept as {kept}; a restore does not use it. "
+                "`backup-cli log --dropped` lists it.",
+            )
+        )
+
+    def _change_at(self, start: v2.LogOffset) -> Change:
+        if start == v2.NOWHERE:
+            return self._base.changes(self._store)[-1]
+        numbers = self._objects.refresh().numbers(start.segment)
+        return History(self._store, self._base, numbers, self._end).change_at(start)
+
+    def take_over(
+        self, ticket: Ticket | None, timeout_s: float | None = None
+    ) -> Statistics | MoreNeeded:
+        """See `Writer.take_over`. One object is published."""
+        if ticket is None:
+            return MoreNeeded.PREPARE
+        if ticket.done is not None:
+            return ticket.done
+        self._require_usable()
+        prepared = Prepared(*json.loads(ticket.content))
+        with self._bucket.within(timeout_s):
+            if (
+                prepared.made_from != self._base.generation
+                or prepared.name not in self._objects.prepared(PREPARED)
+                or last_seal(self._store, prepared.name).hex() != prepared.seal
+            ):
+                raise StorageError(
+                    f"{self._objects.where(prepared.name)} is not the prepared base; the backup is "
+                    "unchanged."
+                )
+            self._base = publish_base(self.place.at, self._store, self._base, prepared.name)
+            self._head = marks_of(self._base, self._tracker).head
+            self._start_upkeep()
+            return {"before": ticket.before, "after": size_of(self)}
+
+    def discard(self) -> None:
+        """See `Writer.discard`."""
+        for prepared in self._objects.prepared(PREPARED):
+            self._objects.discard(prepared)
+
+    def close(self) -> None:
+        """See `Backend.close`. A child process that still works is ended."""
+        if self._upkeep is not None:
+            self._upkeep.close()
+            self._upkeep.wait(_UPKEEP_WAIT_S)
+            self._upkeep = None
+        self._lock.release()
+        objects = getattr(self, "_objects", None)
+        if objects is not None:
+            objects.close()
