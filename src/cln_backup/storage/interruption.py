@@ -9,6 +9,7 @@ error; a second signal does not cut that short.
 from __future__ import annotations
 
 import signal
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -102,7 +103,13 @@ def let_through() -> Iterator[None]:
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Inside, a signal takes effect at once: for waits that leave nothing unfinished."""
+    """Inside, a signal takes effect at once: for waits that leave nothing unfinished.
+
+    Signals arrive in the main thread; in another one this changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     check()
     if state.holding or state.finished:
         yield

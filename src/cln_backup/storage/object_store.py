@@ -230,11 +230,12 @@ class ObjectStoreBucket(Bucket):
     def _client(self, timeout_s: float) -> ObjectStore:
         """A client whose requests end in time; few different ones are kept."""
         step_s = timeout_s if timeout_s in (QUICK_S, _SLOW_S) else round(timeout_s, 1)
-        if step_s not in self._clients:
+        client = self._clients.get(step_s)  # other threads may forget them
+        if client is None:
             if len(self._clients) > 8:
                 self._clients.clear()
-            self._clients[step_s] = self._connect(step_s)
-        return self._clients[step_s]
+            client = self._clients[step_s] = self._connect(step_s)
+        return client
 
     def _require_bucket(self, error: Exception) -> None:
         if "NoSuchBucket" in str(error):
