@@ -12,6 +12,7 @@ from cln_backup.backends import place_at
 from cln_backup.model.change import Kind
 from cln_backup.model.continuity import Facts
 from cln_backup.node.settings import read_settings
+from cln_backup.plugin.start import comparing
 from cln_backup.plugin.start.aside import aside
 from cln_backup.plugin.start.comparing import Say, compare_before_answer
 from cln_backup.plugin.start.facts import look_at_node
@@ -61,10 +62,11 @@ def test_damaged_replica_does_not_keep_a_gap_open(tmp_path: Path) -> None:
     home.require_same(home.database)
 
 
+@pytest.mark.parametrize("works_in_fork", [True, False])
 def test_difference_counts_if_the_backup_cannot_be_replayed_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works_in_fork: bool
 ) -> None:
-    """The safe side, with the reason."""
+    """The safe side, with the reason. A place whose library has threads gets a new process."""
     home = Home(tmp_path, "dir")
     _grow(home, 200)
     _kept_replica(home)
@@ -73,6 +75,8 @@ def test_difference_counts_if_the_backup_cannot_be_replayed_again(
     monkeypatch.chdir(directory)
     node = look_at_node(directory, read_settings(directory), lines.append)
     place, say = place_at(home.url), Say(lines.append, lines.append)
+    monkeypatch.setattr(type(place), "works_in_fork", works_in_fork)
+    monkeypatch.setattr(comparing, "COMPARE_S", 60.0)
     with place.open_reader() as reader:
         facts = Facts(reader.version + 1, False, reader.standing.head, None)
     assert facts.head is not None

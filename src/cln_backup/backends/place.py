@@ -46,9 +46,11 @@ class Place(ABC):
     Attributes:
         url: as given.
         can_encrypt: whether the format supports encryption; otherwise methods about keys raise.
+        works_in_fork: whether it can be read in a copy (`fork`) of a process that has used it.
     """
 
     can_encrypt: ClassVar[bool] = False
+    works_in_fork: ClassVar[bool] = True
 
     def __init__(self, url: str) -> None:
         self.url = url

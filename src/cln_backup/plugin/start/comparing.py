@@ -26,7 +26,8 @@ from cln_backup.model.errors import (
 )
 from cln_backup.operations.proven import opened_when_free
 from cln_backup.plugin.faults import fault
-from cln_backup.plugin.start.aside import aside
+from cln_backup.plugin.start.aside import anew, aside
+from cln_backup.plugin.start.messages import Look
 from cln_backup.replay.content import CHANNEL_TABLES, compare, in_words
 from cln_backup.replay.kept import KeptReplica
 from cln_backup.replay.kept_directory import remove_replica
@@ -187,15 +188,25 @@ def _aside(
 ) -> _Found:
     """Looks in a process that is killed when the time is over, or whatever else happens."""
     until = time.monotonic() + limit_s
+    is_fresh = look is _with_fresh_replay
+    wanted = Look(asked.place.url, *asked[1:], touched, is_fresh, until - _SPARE_S)
     try:
-        result = aside(
-            lambda: msgspec.json.encode(_looked(look, asked, touched, until - _SPARE_S)), until
-        )
+        if asked.place.works_in_fork:
+            result = aside(lambda: looked(asked.place, wanted), until)
+        else:
+            result = anew(wanted, until)
         return msgspec.json.decode(result, type=_Found)
     except BackupError as error:
         return _Found(later=str(error))
     except Exception as error:  # noqa: BLE001 - nothing of this may stop a healthy node
         return _Found(later=fault(error))
+
+
+def looked(place: Place, wanted: Look) -> bytes:
+    """What the process that looks has found, for the one that decides."""
+    asked = _Asked(place, wanted.directory, wanted.database, wanted.version, wanted.backup_version)
+    look = _with_fresh_replay if wanted.is_fresh else _with_kept_replica
+    return msgspec.json.encode(_looked(look, asked, wanted.touched, wanted.until))
 
 
 def _looked(

@@ -1,4 +1,4 @@
-"""The messages between a start and the process that prepares its snapshot."""
+"""The messages between a start and the processes that prepare a snapshot or compare."""
 
 from __future__ import annotations
 
@@ -36,3 +36,33 @@ class Prepared(Message):
     """
 
     path: str
+
+
+class Look(Message):
+    """Compares a database with its backup.
+
+    Attributes:
+        url: of the backup.
+        directory: of the follower's replica.
+        database: the path of the node's database.
+        version: that of the database.
+        backup_version: that of the backup; equal, or the next one.
+        touched: more tables to compare.
+        is_fresh: replays the whole backup, instead of using the replica.
+        until: when it must have ended, by the monotonic clock of this machine.
+    """
+
+    url: str
+    directory: str
+    database: str
+    version: int
+    backup_version: int
+    touched: tuple[str, ...]
+    is_fresh: bool
+    until: float
+
+
+class Looked(Message):
+    """What was found, as JSON."""
+
+    found: bytes
