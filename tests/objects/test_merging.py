@@ -73,6 +73,21 @@ def test_writer_that_stood_still_is_refused_after_a_merge(url: str) -> None:
     assert told_by(url) == told([*_HISTORY, *payments(25, 60)])
 
 
+def test_writer_that_stood_still_before_its_first_change_gets_no_removed_name(url: str) -> None:
+    """A store forgets the names that it removed, so put if absent succeeds there again."""
+    with open_writer(url) as active:
+        assert isinstance(active, ObjectsWriter)
+        add_all(active, payments(25, 27))
+        active._lock.release()  # as if on another machine
+        with open_writer(url) as stale:
+            add_all(active, payments(27, 60))
+            assert _merge(url, unmerged=0, least=1) > 30
+            with pytest.raises(WriterConflict, match="Another process wrote"):
+                add_all(stale, payments(27, 28))
+        active.add_change(payments(60, 61)[0])
+    assert told_by(url) == told([*_HISTORY, *payments(25, 61)])
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_any_history_is_the_same_merged(seed: int) -> None:
     url, chance = engine().url(), random.Random(seed)

@@ -144,6 +144,10 @@ class RemoteObjects(Objects):
             found.difference_update(self._published())
         return sorted(found)
 
+    def has_parts(self, prepared: str) -> bool:
+        """Whether the parts of an object are there; it may have been published."""
+        return bool(self.bucket.list(_directory(prepared)))
+
     def abandoned(self, before: float) -> Sequence[str]:
         """Prepared objects of which every part was stored before, in seconds since 1970."""
         newest: dict[str, float] = {}

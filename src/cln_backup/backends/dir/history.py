@@ -140,12 +140,17 @@ class History(NamedTuple):
 
     def _segment_with(self, number: int) -> Segment | None:
         """The segment that a change is in or after; `None` if that may be the base's."""
-        for segment_number in reversed(self.segments):
-            if self.base.state.start.segment < segment_number <= self.end.segment:
-                source, segment = open_segment(self.store, segment_number)
+        at = len(self.segments) - 1
+        while at >= 0 and self.segments[at] > self.base.state.start.segment:
+            steps = 1
+            if self.segments[at] <= self.end.segment:
+                source, segment = open_segment(self.store, self.segments[at])
                 source.close()
                 if segment is not None and segment.state.ordinal < number:
                     return segment
+                if segment is not None and self.store.one_record:
+                    steps = segment.state.ordinal - number + 1
+            at -= steps
         return None
 
     def _records_from(self, first: int) -> Iterator[tuple[Record, Piece, Inflater]]:

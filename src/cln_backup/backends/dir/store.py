@@ -123,9 +123,11 @@ class Store:
 
     Attributes:
         salted: whether a header without encryption has a salt, too: then no two are equal.
+        one_record: whether a segment of the log has one record.
     """
 
     salted: ClassVar[bool] = False
+    one_record: ClassVar[bool] = False
 
     def __init__(self, objects: Objects, backup_id: bytes, master_key: bytes | None) -> None:
         self.objects = objects

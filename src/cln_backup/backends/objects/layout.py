@@ -7,6 +7,7 @@ log between two numbers, byte for byte.
 
 from __future__ import annotations
 
+import bisect
 import os
 import re
 import struct
@@ -16,11 +17,14 @@ from cln_backup.backends.dir.store import segment_name
 from cln_backup.formats import v2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from cln_backup.storage.bucket import Bucket, Listed
 
 NODE: Final = "node"
+MAX_NUMBER: Final = 10**10 - 1
+"""The largest number that fits in a name."""
+
 _FENCE: Final = b"CLNFENCE"
 _FENCE_BYTES: Final = 48
 _PACK: Final = b"CLNPACK1"
@@ -67,6 +71,13 @@ def unpack(content: bytes) -> dict[int, bytes]:
     return found
 
 
+def packs_of(number: int, packs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Those packs, of a sorted list, that have a number; the nearest first."""
+    for at in range(bisect.bisect_right(packs, (number, MAX_NUMBER)) - 1, -1, -1):
+        if number <= packs[at][1]:
+            yield packs[at]
+
+
 class Layout(NamedTuple):
     """A listing of a backup, each list sorted.
 
@@ -92,14 +103,14 @@ class Layout(NamedTuple):
     def last_number(self) -> int:
         """The highest number that any object of the log has had; 0 if there is none."""
         ends = [*self.singles[-1:], *self.fences[-1:], *(last for _, last in self.packs)]
-        return max(ends, default=0)
+        return max([*ends, *(start - 1 for _, start in self.bases[-1:])], default=0)
 
     def numbers(self, first: int) -> list[int]:
         """The numbers of the log's objects from one on, without fences."""
         found = {number for number in self.singles if number >= first}
         for start, last in self.packs:
             found.update(range(max(start, first), last + 1))
-        return sorted(found.difference(self.fences))
+        return sorted(found)
 
     def log_names(self, first: int, last: int) -> list[str]:
         """The names of the log's objects, without fences, that have only numbers of a range."""

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.backends.dir.store import Store, segment_name
-from cln_backup.backends.objects.layout import Layout, pack_name, read_layout, unpack
+from cln_backup.backends.objects.layout import Layout, pack_name, packs_of, read_layout, unpack
 from cln_backup.formats import v2
 from cln_backup.model.errors import Damaged, StorageError
 from cln_backup.storage.objects import ObjectStatus
@@ -99,9 +99,8 @@ class LogObjects(RemoteObjects):
 
     def _names_of(self, number: int) -> Iterator[str]:
         """The names of objects that may contain one of the log; packs first."""
-        for first, last in self.layout.packs:
-            if first <= number <= last:
-                yield pack_name(first, last)
+        for found in packs_of(number, self.layout.packs):
+            yield pack_name(*found)
         if segment_name(number) in self.layout.objects:
             yield segment_name(number)
 
@@ -113,9 +112,12 @@ class LogObjects(RemoteObjects):
         if name.startswith(_LOG):
             return {int(name.removeprefix(_LOG)): content}
         try:
-            return unpack(content)
+            found = unpack(content)
         except v2.Malformed as error:
             raise Damaged(f"{self.where(name)} is damaged: it is {error}.") from None
+        if pack_name(min(found, default=0), max(found, default=0)) != name:
+            raise Damaged(f"{self.where(name)} is damaged: it has other numbers than its name.")
+        return found
 
     def _content(self, name: str) -> bytes | None:
         # As a rule, one request: few are larger than listed, since they are in parts.
@@ -168,6 +170,7 @@ class ObjectsStore(Store):
     """As of a `dir:` backup; every header has a salt, so no two writers make equal objects."""
 
     salted = True
+    one_record = True
 
     def folded_bytes(self, base: str, segment: int, replacement: str) -> int:
         """See `Store.folded_bytes`."""

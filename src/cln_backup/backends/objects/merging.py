@@ -1,7 +1,9 @@
 """Merges small objects of the log into packs, so that fewer are listed and read.
 
 A pack contains them byte for byte, so no key is needed. They are removed after the pack was read
-back. Two processes that merge the same objects make packs that overlap, which a reader allows.
+back. It has every number of its range and no fence, so that its name tells what it has: the fence
+of a writer that was suspended may get the name of an object that was removed, and changes nothing.
+Two processes that merge the same objects make packs that overlap, which a reader allows.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ UNMERGED: Final = 64
 """The newest objects of the log, which stay as they are."""
 
 LEAST: Final = 256
-"""A pack has at least so many objects, or is nearly full."""
+"""A pack has at least so many objects, or is nearly full, or is followed by a fence."""
 
 _LARGE_BYTES: Final = PART_BYTES // 8
 _PACK_BYTES: Final = PART_BYTES - PART_BYTES // 8
@@ -50,7 +52,10 @@ def merge(objects: LogObjects, *, unmerged: int = UNMERGED, least: int = LEAST) 
 
 
 def groups(layout: Layout, *, unmerged: int, least: int) -> Iterator[list[int]]:
-    """The numbers of the objects that each new pack has. Large ones are left as they are."""
+    """The numbers, without a gap, of the objects that each new pack has.
+
+    Large ones are left as they are.
+    """
     before = layout.last_number - unmerged
     group: list[int] = []
     group_bytes = 0
@@ -60,12 +65,13 @@ def groups(layout: Layout, *, unmerged: int, least: int) -> Iterator[list[int]]:
             break
         if size_bytes > _LARGE_BYTES or may_be_in_parts(size_bytes):
             continue
-        if group_bytes + size_bytes > _PACK_BYTES:
-            yield group
+        if group and (number != group[-1] + 1 or group_bytes + size_bytes > _PACK_BYTES):
+            if len(group) > 1:
+                yield group
             group, group_bytes = [], 0
         group.append(number)
         group_bytes += size_bytes
-    if len(group) >= least:
+    if len(group) >= max(least, 2):
         yield group
 
 

@@ -51,6 +51,15 @@ def newest_header(place: ObjectsUrl, bucket: Bucket) -> tuple[LogObjects, v2.Ope
     return objects, _newest(place, objects)[1]
 
 
+def newest_id(objects: LogObjects) -> bytes | None:
+    """The id of the backup that the last listing has; `None` if it has no base."""
+    if not objects.layout.bases:
+        return None
+    name = base_name(*objects.layout.bases[-1])
+    with objects.open(name, op="open base") as source:
+        return read_open(source, objects.where(name)).backup_id
+
+
 def _newest(place: ObjectsUrl, objects: LogObjects) -> tuple[str, v2.Open]:
     layout = objects.refresh()
     if not layout.bases:

@@ -21,9 +21,9 @@ from cln_backup.backends.dir.stock import last_change_of, marks_of, standing_of
 from cln_backup.backends.dir.store import segment_name, snapshot_name, stored_now_ms
 from cln_backup.backends.events import Event, Noticed
 from cln_backup.backends.follows import check_follows, nothing_to_drop
-from cln_backup.backends.objects.layout import NODE, new_fence
+from cln_backup.backends.objects.layout import MAX_NUMBER, NODE, new_fence
 from cln_backup.backends.objects.merging import LEAST, UNMERGED
-from cln_backup.backends.objects.opening import machine_lock, open_backup, publish_base
+from cln_backup.backends.objects.opening import machine_lock, newest_id, open_backup, publish_base
 from cln_backup.backends.objects.reader import UNFENCED, noted_node
 from cln_backup.backends.objects.stock import generation_of, size_bytes
 from cln_backup.backends.objects.upkeep import Start
@@ -52,9 +52,6 @@ if TYPE_CHECKING:
     from cln_backup.backends.secrets import Secret
     from cln_backup.backends.ticket import Generation, Statistics, Ticket
     from cln_backup.model.change import Change
-
-MAX_NUMBER: Final = 10**10 - 1
-"""The largest number that fits in a name."""
 
 _UPKEEP_WAIT_S: Final = 3.0
 
@@ -170,7 +167,13 @@ class ObjectsWriter(Writer):
         """
         if self._fenced:
             return
-        self._claim_number(new_fence())
+        fence = self._claim_number(new_fence())
+        # A store forgets the names that it removed: this one may have been another writer's.
+        layout, base = self._objects.layout, self._base.name
+        opened, now = layout.objects.get(base), self._objects.refresh().objects.get(base)
+        same = opened == now or newest_id(self._objects) == self._store.backup_id
+        if not same or self._objects.layout.last_number > fence:
+            raise self._overtaken(segment_name(fence + 1))
         self._fenced = True
 
     def _claim_number(self, content: bytes) -> int:
@@ -184,16 +187,19 @@ class ObjectsWriter(Writer):
         try:
             self._objects.put_new(name, "record", [content], op="store change")
         except AlreadyExists:
-            raise WriterConflict(
-                f"Another process wrote to this backup: {self._objects.where(name)} was not made "
-                "by this process, which writes nothing more. Either another node writes to the "
-                "backup, or this machine was set back to an older state, such as a checkpoint of a "
-                "virtual machine, and its database is as old. Do not start the node from an old "
-                "state, which can lose its funds: find and stop the other writer, or move the "
-                "database away and restore the newest state with `backup-cli restore`."
-            ) from None
+            raise self._overtaken(name) from None
         self._number += 1
         return self._number - 1
+
+    def _overtaken(self, name: str) -> WriterConflict:
+        return WriterConflict(
+            f"Another process wrote to this backup: {self._objects.where(name)} was not made "
+            "by this process, which writes nothing more. Either another node writes to the "
+            "backup, or this machine was set back to an older state, such as a checkpoint of a "
+            "virtual machine, and its database is as old. Do not start the node from an old "
+            "state, which can lose its funds: find and stop the other writer, or move the "
+            "database away and restore the newest state with `backup-cli restore`."
+        )
 
     def store_change(self, change: Change, timeout_s: float | None = None) -> None:
         """See `Writer.store_change`. A snapshot is published in an object of its own first.
@@ -344,7 +350,7 @@ class ObjectsWriter(Writer):
         with self._bucket.within(timeout_s):
             if (
                 prepared.made_from != self._base.generation
-                or prepared.name not in self._objects.prepared(PREPARED)
+                or not self._objects.has_parts(prepared.name)
                 or last_seal(self._store, prepared.name).hex() != prepared.seal
             ):
                 raise StorageError(
