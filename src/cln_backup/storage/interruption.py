@@ -9,7 +9,6 @@ error; a second signal does not cut that short.
 from __future__ import annotations
 
 import signal
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -107,6 +106,8 @@ def at_once() -> Iterator[None]:
 
     Signals arrive in the main thread; in another one this changes nothing.
     """
+    import threading  # only where something waits: a start has no time for it
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return

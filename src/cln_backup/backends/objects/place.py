@@ -50,6 +50,7 @@ class ObjectsPlace(Place):
     """A prefix in a bucket. Opening also raises `AccessDenied` and `Unreachable`."""
 
     can_encrypt = True
+    works_in_fork = False
 
     def __init__(self, url: str) -> None:
         super().__init__(url)

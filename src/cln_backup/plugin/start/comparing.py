@@ -203,7 +203,7 @@ def _aside(
 
 
 def looked(place: Place, wanted: Look) -> bytes:
-    """What the process that looks has found, for the one that decides."""
+    """The result of the process that looks, for the one that decides."""
     asked = _Asked(place, wanted.directory, wanted.database, wanted.version, wanted.backup_version)
     look = _with_fresh_replay if wanted.is_fresh else _with_kept_replica
     return msgspec.json.encode(_looked(look, asked, wanted.touched, wanted.until))

@@ -63,6 +63,6 @@ class Look(Message):
 
 
 class Looked(Message):
-    """What was found, as JSON."""
+    """The result, as JSON."""
 
     found: bytes
