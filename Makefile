@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m compileall -q src
 	touch $@
 
-# The backup is in a directory, or in an engine that is started for it: make demo ENGINE=postgres
+# The backup is in a directory, or in an engine that is started for it: make demo ENGINE=s3
 demo: setup
 	$(BIN)/python -m demo $(ENGINE)
 

@@ -20,6 +20,7 @@ from bench import (
     long_run,
     looks,
     measures,
+    object_stores,
     restoring,
     socket,
 )
@@ -55,6 +56,7 @@ def main() -> None:
         *restoring.ALL,
         *socket.ALL,
         *databases.ALL,
+        *object_stores.ALL,
     ):
         if options.only is not None and options.only not in measure.__name__:
             continue

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests import postgres_cluster
+from tests.objects import engine as object_store
 from tests.postgres.appending import confirm_by, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
 
 class Engine(NamedTuple):
@@ -76,8 +79,60 @@ def postgres(work: Path) -> Iterator[Engine]:
             shutil.rmtree(standby.directory, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def running_store() -> Iterator[tuple[object_store.Engine, Callable[[], None]]]:
+    """An object store that syncs what it answers, and a function that kills and restarts it."""
+    with tempfile.TemporaryDirectory(prefix="cln-backup-store-") as place:
+        directory = Path(place)
+        ports = object_store.free_ports(4)
+        running: list[subprocess.Popen[bytes]] = []
+
+        def start() -> None:
+            with (directory / "log").open("ab") as log:
+                running.append(object_store.start(directory, ports, log=log))
+            object_store.wait_until_ready(directory, ports[0], running[-1])
+
+        def stop() -> None:
+            process = running.pop()
+            process.kill()
+            process.wait()
+
+        def restart() -> None:
+            stop()
+            start()
+
+        start()
+        try:
+            subprocess.run(
+                [
+                    *(object_store.program(), "shell"),
+                    *(f"-master=127.0.0.1:{ports[1]}", f"-filer=127.0.0.1:{ports[3]}"),
+                ],
+                input=b"fs.configure -locationPrefix=/buckets/ -fsync -apply\nexit\n",
+                check=True,
+                capture_output=True,
+            )
+            yield object_store.Engine(ports[0], directory / "credentials"), restart
+        finally:
+            stop()
+
+
+@contextlib.contextmanager
+def s3(work: Path) -> Iterator[Engine]:
+    """An object store, which is killed on the way."""
+    with running_store() as (store, restart):
+        yield Engine(
+            store.url("demo"),
+            _hsm_secret(work),
+            "An object store runs (SeaweedFS), and syncs each object",
+            "The object store is killed and started again; meanwhile the node waits",
+            restart,
+        )
+
+
 ENGINES: dict[str, Callable[[Path], AbstractContextManager[Engine]]] = {
     "dir": directory,
     "postgres": postgres,
+    "s3": s3,
 }
 """By the name that `make demo ENGINE=NAME` takes."""

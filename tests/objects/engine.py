@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +96,9 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
-def start(directory: Path, ports: Sequence[int]) -> subprocess.Popen[bytes]:
+def start(
+    directory: Path, ports: Sequence[int], *, log: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
     """Starts an engine on files in a directory; it is not ready yet."""
     user = {
         "name": "tests",
@@ -118,7 +120,9 @@ def start(directory: Path, ports: Sequence[int]) -> subprocess.Popen[bytes]:
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
         *("-master.electionTimeout=1s", "-master.heartbeatInterval=100ms"),
     ]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=directory)
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory
+    )
 
 
 def wait_until_ready(directory: Path, port: int, process: subprocess.Popen[bytes]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import demo.__main__ as demo
 from simulator import client
+from tests.soak import SOAK
 
 
 def test_demo_waits_for_its_compaction_on_a_busy_machine(
@@ -36,6 +37,15 @@ def test_demo_in_a_database_whose_standby_takes_over(capfd: pytest.CaptureFixtur
     assert "on the disk of the server alone" in shown  # of the standby that was promoted
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not SOAK, reason="CLN_BACKUP_SOAK is not set")
+def test_demo_in_an_object_store_that_is_killed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert demo.main("s3") == 0, capfd.readouterr().out
+    shown = capfd.readouterr().out
+    assert "differences                         none" in shown
+    assert "The backup in s3://tests/demo can be reached again" in shown
+
+
 def test_unknown_engine_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     assert demo.main("mongo") == 2
-    assert "Unknown engine 'mongo'. The engines are dir, postgres" in capfd.readouterr().err
+    assert "Unknown engine 'mongo'. The engines are dir, postgres, s3" in capfd.readouterr().err
