@@ -71,7 +71,8 @@ def started(url: str) -> str:
 
 
 def test_every_scheme_is_in_this_suite() -> None:
-    assert {place.partition("-")[0] for place in PLACES} == set(SCHEMES)
+    """But `az` and `gs`: the same code as `s3`, and no wheel has an engine (tests/objects)."""
+    assert {place.partition("-")[0] for place in PLACES} == set(SCHEMES) - {"az", "gs"}
 
 
 @pytest.mark.parametrize("part", parts(4))

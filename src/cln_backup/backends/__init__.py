@@ -17,6 +17,8 @@ SCHEMES = {
     "dir": ("cln_backup.backends.dir.place", "DirPlace"),
     "file": ("cln_backup.backends.file.place", "FilePlace"),
     "postgresql": ("cln_backup.backends.postgres.place", "PostgresPlace"),
+    "az": ("cln_backup.backends.objects.place", "ObjectsPlace"),
+    "gs": ("cln_backup.backends.objects.place", "ObjectsPlace"),
     "s3": ("cln_backup.backends.objects.place", "ObjectsPlace"),
     "socket": ("cln_backup.backends.socket.place", "SocketPlace"),
 }
@@ -28,7 +30,7 @@ _HARMLESS = frozenset(
         *("unsafe", "host", "hostaddr", "port", "user", "service", "passfile", "sslmode"),
         *("target_session_attrs", "sslrootcert", "sslcert", "sslkey", "sslcrl", "channel_binding"),
         *("require_auth", "gssencmode", "krbsrvname"),
-        *("insecure", "endpoint", "region", "credentials-file", "fencing"),
+        *("insecure", "endpoint", "region", "credentials-file", "fencing", "account"),
     )
 )
 """Options of this project's URLs: paths of files with secrets, never the secrets themselves."""

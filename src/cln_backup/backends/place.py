@@ -259,5 +259,5 @@ class Place(ABC):
         scheme = self.url.partition(":")[0]
         return BadUrl(
             f"A {scheme}: backup cannot be encrypted; nothing was changed. "
-            "Only a dir: backup can be encrypted, or one in PostgreSQL (postgresql:)."
+            "Only a dir: backup can be encrypted, or one in PostgreSQL or an object store."
         )

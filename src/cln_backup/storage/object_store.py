@@ -173,6 +173,7 @@ class ObjectStoreBucket(Bucket):
     def delete(self, keys: Sequence[str]) -> None:
         """See `Bucket.delete`. Many with one request, where the store can."""
         import obstore
+        from obstore.exceptions import BaseError
 
         for start in range(0, len(keys), _DELETED_AT_ONCE):
             some = list(keys[start : start + _DELETED_AT_ONCE])
@@ -184,6 +185,11 @@ class ObjectStoreBucket(Bucket):
                     for key in some:
                         with contextlib.suppress(FileNotFoundError):
                             obstore.delete(client, key)
+                except BaseError as error:
+                    if _status(error) != 501:
+                        raise
+                    text = "it does not support the request that removes several (501)"
+                    raise _Failure(text, StorageError, lasting=True) from None
 
             self._until("remove", attempt)
 

@@ -180,7 +180,7 @@ def publish_base(place: ObjectsUrl, store: ObjectsStore, base: Base, prepared: s
 def machine_lock(at: ObjectsUrl) -> MachineLock:
     """The right to write among the processes of this machine. Raises `WriterConflict`."""
     try:
-        return MachineLock(f"{at.endpoint} {at.path}")
+        return MachineLock(at.full_name)
     except Taken as taken:
         raise WriterConflict(
             f"{at.path} is being written by process {taken.pid} on this machine; this process "

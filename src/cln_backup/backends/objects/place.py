@@ -1,4 +1,4 @@
-"""`s3://BUCKET/PREFIX`: a backup in a bucket of an object store."""
+"""`s3://BUCKET/PREFIX`, `gs:`, `az:`: a backup in a bucket of an object store."""
 
 from __future__ import annotations
 
