@@ -36,6 +36,9 @@ _DISCARDED: Final = "discarded"
 """The mark of parts that no object may name any more."""
 
 _FIRST_READ_BYTES: Final = 1 << 18
+_SMALL_READ_BYTES: Final = 4096
+"""Less is read alone, such as a header, unless it continues what was read before."""
+
 _AHEAD: Final = 4
 """Parts that are read or written at the same time."""
 
@@ -271,6 +274,7 @@ class RemoteSource:
         self._kept: dict[int, bytes] = {}
         self._coming: dict[int, Future[bytes]] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._follows_at = -1
 
     def _look(self) -> None:
         if self._start is not None or self._parts is not None:
@@ -311,7 +315,15 @@ class RemoteSource:
             if end_bytes <= len(self._start):
                 return self._start[offset_bytes:end_bytes]
             return self._range(self._name, offset_bytes, end_bytes - offset_bytes)
+        in_order, self._follows_at = offset_bytes == self._follows_at, end_bytes
         first, last = offset_bytes // PART_BYTES, (end_bytes - 1) // PART_BYTES
+        if (
+            first == last
+            and end_bytes - offset_bytes <= _SMALL_READ_BYTES
+            and not (in_order or first in self._kept)
+        ):
+            key, start = _part_key(self._parts, first), first * PART_BYTES
+            return self._range(key, offset_bytes - start, end_bytes - offset_bytes)
         found = b"".join(self._part(index) for index in range(first, last + 1))
         start = first * PART_BYTES
         return found[offset_bytes - start : end_bytes - start]

@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from cln_backup.backends.dir.walk import Walks
     from cln_backup.backends.objects.url import ObjectsUrl
     from cln_backup.backends.secrets import Secret
-    from cln_backup.storage.bucket import Bucket
+    from cln_backup.storage.bucket import Bucket, Listed
 
 
 class Opened(NamedTuple):
     """A backup as one listing has it.
 
     Attributes:
+        listed: the base, as it was listed.
         numbers: of the log's objects from the base on, without fences.
         end, tracker: the end of the log, and the state there.
     """
@@ -40,6 +41,7 @@ class Opened(NamedTuple):
     objects: LogObjects
     store: ObjectsStore
     base: Base
+    listed: Listed
     numbers: list[int]
     end: LogEnd
     tracker: Tracker
@@ -119,6 +121,17 @@ def open_backup(
     return _with_end(objects, store, base, walks)
 
 
+def updated(known: Opened, walks: Walks | None) -> Opened | None:
+    """As `open_backup`, by the listing that `known.objects` has now; `None` if the base differs.
+
+    Only the end of the log is read again. Raises `Damaged`, `StorageError`.
+    """
+    layout, name = known.objects.layout, known.base.name
+    if layout.objects.get(name) != known.listed or base_name(*layout.bases[-1]) != name:
+        return None
+    return _with_end(known.objects, known.store, known.base, walks)
+
+
 def _with_end(objects: LogObjects, store: ObjectsStore, base: Base, walks: Walks | None) -> Opened:
     state, layout = base.state, objects.layout
     numbers = layout.numbers(state.start.segment)
@@ -143,7 +156,7 @@ def _with_end(objects: LogObjects, store: ObjectsStore, base: Base, walks: Walks
         if numbers[0] != state.start.segment:
             what = f"the log continues with object {state.start.segment}, which is missing"
             damaged(objects.where(base.name), 0, state.version, what)
-    return Opened(objects, store, base, numbers, end, tracker)
+    return Opened(objects, store, base, layout.objects[base.name], numbers, end, tracker)
 
 
 def publish_base(place: ObjectsUrl, store: ObjectsStore, base: Base, prepared: str) -> Base:

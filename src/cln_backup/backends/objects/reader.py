@@ -15,7 +15,7 @@ from cln_backup.backends.dir.store import segment_name
 from cln_backup.backends.dir.walk import Walks
 from cln_backup.backends.events import Event, Noticed, ignore
 from cln_backup.backends.objects.layout import NODE
-from cln_backup.backends.objects.opening import open_backup
+from cln_backup.backends.objects.opening import open_backup, updated
 from cln_backup.backends.objects.stock import generation_of, size_bytes
 from cln_backup.storage.waiting import wait_until
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.dir.store import Store
     from cln_backup.backends.events import OnEvent
     from cln_backup.backends.objects.log_objects import LogObjects, ObjectsStore
+    from cln_backup.backends.objects.opening import Opened
     from cln_backup.backends.objects.place import ObjectsPlace
     from cln_backup.backends.secrets import Secret
     from cln_backup.backends.ticket import Generation
@@ -55,7 +56,7 @@ class ObjectsReader(DirReader):
         self._held = None
         self._walks = Walks()
         self._looks = 0
-        self._objects: LogObjects | None = None
+        self._opened: Opened | None = None
         self._bucket = place.bucket(limit_s, on_event)
         self._take_stock(on_event, None)
         if not place.at.fenced:
@@ -63,18 +64,21 @@ class ObjectsReader(DirReader):
 
     def _take_stock(self, on_event: OnEvent, known: Store | None) -> None:  # noqa: ARG002
         before = cast("ObjectsStore | None", known)
-        opened = open_backup(self._at, self._bucket, self._secret, before, self._walks)
-        if self._objects is not None:
-            self._objects.close()
-        self._objects, self.store, self._base, self._segments, self._end, self._tracker = opened
+        opened = None if self._opened is None else updated(self._opened, self._walks)
+        if opened is None:
+            opened = open_backup(self._at, self._bucket, self._secret, before, self._walks)
+            self.close()
+        self._opened = opened
+        self.store, self._base, self._segments = opened.store, opened.base, opened.numbers
+        self._end, self._tracker = opened.end, opened.tracker
         self._marks = marks_of(self._base, self._tracker)
         self._standing = standing_of(self._base, self._tracker, self._marks, self._end.epoch)
 
     @property
     def objects(self) -> LogObjects:
         """The objects of the backup."""
-        assert self._objects is not None
-        return self._objects
+        assert self._opened is not None
+        return self._opened.objects
 
     @property
     def size_bytes(self) -> int:
@@ -116,8 +120,8 @@ class ObjectsReader(DirReader):
 
     def close(self) -> None:
         """See `Backend.close`."""
-        if self._objects is not None:
-            self._objects.close()
+        if self._opened is not None:
+            self._opened.objects.close()
 
 
 def noted_node(objects: LogObjects, master_key: bytes | None) -> str | None:

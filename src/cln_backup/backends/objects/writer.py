@@ -84,7 +84,8 @@ class ObjectsWriter(Writer):
 
     def _open(self) -> None:
         opened = open_backup(self.place.at, self._bucket, self._secret)
-        self._objects, self._store, self._base, _, self._end, self._tracker = opened
+        self._objects, self._store, self._base = opened.objects, opened.store, opened.base
+        self._end, self._tracker = opened.end, opened.tracker
         self._epoch = self._end.epoch + 1
         self._number = self._end.last_number + 1
         self._unmerged = len(self._objects.layout.singles)
