@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_reader, open_writer
+from cln_backup.backends.dir.store import segment_name
 from cln_backup.backends.objects import merging, upkeep
 from cln_backup.backends.objects.layout import pack, unpack
 from cln_backup.backends.objects.log_objects import LogObjects
 from cln_backup.backends.objects.place import ObjectsPlace
 from cln_backup.backends.objects.writer import ObjectsWriter
 from cln_backup.formats import v2
-from cln_backup.model.errors import StorageError, WriterConflict
+from cln_backup.model.errors import AccessDenied, Damaged, StorageError, WriterConflict
 from cln_backup.storage.object_store import ObjectStoreBucket
 from tests.histories import add_all, append, payments, prepared, started_node, told, told_by
 from tests.objects.engine import engine
@@ -140,6 +141,38 @@ def test_merge_that_is_killed_at_any_request_loses_nothing(url: str) -> None:
             assert told_by(url) == told(_HISTORY)
         left += 3
     assert left > 6
+    assert told_by(url) == told(_HISTORY)
+
+
+class _Keeping(ObjectStoreBucket):
+    """A bucket with no right to remove."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        if keys:
+            raise AccessDenied("no right to remove")
+
+
+def test_without_the_right_to_remove_nothing_is_packed_twice(url: str) -> None:
+    for _ in range(3):
+        objects = _objects(url)
+        objects.bucket.__class__ = _Keeping
+        with pytest.raises(AccessDenied):
+            merging.merge(objects, unmerged=2, least=3)
+    assert len(objects.refresh().packs) == 1
+    assert told_by(url) == told(_HISTORY)
+    _merge(url)
+    assert len(_objects(url).refresh().singles) < 5
+    assert told_by(url) == told(_HISTORY)
+
+
+def test_object_that_differs_from_its_pack_is_not_removed(url: str) -> None:
+    _merge(url)
+    objects = _objects(url)
+    name = segment_name(objects.refresh().packs[0][0])
+    objects.bucket.put_new(name, b"other bytes of a segment")
+    with pytest.raises(Damaged, match=name):
+        _merge(url)
+    assert objects.bucket.status(name) is not None
     assert told_by(url) == told(_HISTORY)
 
 

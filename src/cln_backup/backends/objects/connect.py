@@ -85,7 +85,11 @@ def _refusals(place: ObjectsUrl, variables: str) -> Iterator[None]:
 def _s3(place: ObjectsUrl, timeout_s: float) -> ObjectStore:
     from obstore.store import S3Store
 
-    config: S3Config = {"region": place.region, "virtual_hosted_style_request": False}
+    config: S3Config = {
+        "region": place.region,
+        "virtual_hosted_style_request": False,
+        "checksum_algorithm": "SHA256",  # a bucket with object lock wants one
+    }
     if place.endpoint is not None:
         config["endpoint"] = place.endpoint
     access = _credentials(place)

@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.backends.dir.store import segment_name
-from cln_backup.backends.objects.layout import pack, pack_name
-from cln_backup.model.errors import StorageError
+from cln_backup.backends.objects.layout import pack, pack_name, packs_of, unpack
+from cln_backup.formats.v2 import Malformed
+from cln_backup.model.errors import Damaged, StorageError
 from cln_backup.storage import interruption
 from cln_backup.storage.remote_objects import PART_BYTES, may_be_in_parts
 
@@ -40,15 +41,47 @@ def merge(objects: LogObjects, *, unmerged: int = UNMERGED, least: int = LEAST) 
     Durable at each step; interrupted at any, the backup is whole.
 
     Raises:
+        Damaged: a pack has other bytes than an object that it replaces; both stay.
         StorageError: an object is missing, or a pack was not stored as it should be; nothing that
             it contains was removed.
+        AccessDenied: there is no right to remove; each object is in one pack at the most.
     """
-    merged = 0
-    for group in groups(objects.refresh(), unmerged=unmerged, least=least):
+    layout, merged = objects.refresh(), 0
+    _finish(objects, layout)
+    for group in groups(layout, unmerged=unmerged, least=least):
         interruption.check()
         _merge(objects, group)
         merged += len(group)
     return merged
+
+
+def _finish(objects: LogObjects, layout: Layout) -> None:
+    """Removes what is in a pack already, as an interrupted merge leaves it."""
+    left: dict[tuple[int, int], list[int]] = {}
+    for number in layout.singles:
+        found = next(packs_of(number, layout.packs), None)
+        if found is not None:
+            left.setdefault(found, []).append(number)
+    for found, numbers in left.items():
+        content = objects.bucket.read(pack_name(*found), 0, PART_BYTES)
+        if content is None:  # it has expired at this moment
+            continue
+        try:
+            entries = unpack(content.content)
+        except Malformed as error:
+            raise _differs(objects, found, f"it is {error}") from None
+        singles = _contents(objects, numbers)
+        for number, single in zip(numbers, singles, strict=True):
+            if single not in (None, entries.get(number)):
+                raise _differs(objects, found, f"{segment_name(number)} has other bytes")
+        objects.bucket.delete([segment_name(number) for number in numbers])
+
+
+def _differs(objects: LogObjects, found: tuple[int, int], how: str) -> Damaged:
+    return Damaged(
+        f"{objects.where(pack_name(*found))} is damaged: {how}. The objects that it replaces are "
+        "still there; nothing was removed."
+    )
 
 
 def groups(layout: Layout, *, unmerged: int, least: int) -> Iterator[list[int]]:
@@ -65,6 +98,8 @@ def groups(layout: Layout, *, unmerged: int, least: int) -> Iterator[list[int]]:
             break
         if size_bytes > _LARGE_BYTES or may_be_in_parts(size_bytes):
             continue
+        if any(packs_of(number, layout.packs)):
+            continue
         if group and (number != group[-1] + 1 or group_bytes + size_bytes > _PACK_BYTES):
             if len(group) > 1:
                 yield group
@@ -75,22 +110,30 @@ def groups(layout: Layout, *, unmerged: int, least: int) -> Iterator[list[int]]:
         yield group
 
 
+def _contents(objects: LogObjects, numbers: list[int]) -> list[bytes | None]:
+    """The objects of the log, as they are in the store; `None` for one that is gone."""
+    bucket, sizes = objects.bucket, objects.layout.objects
+
+    def read(number: int) -> bytes | None:
+        name = segment_name(number)
+        found = bucket.read(name, 0, sizes[name].size_bytes)
+        return None if found is None else found.content
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(read, numbers))
+
+
 def _merge(objects: LogObjects, numbers: list[int]) -> None:
     bucket, name = objects.bucket, pack_name(numbers[0], numbers[-1])
-    sizes = objects.layout.objects
-
-    def read(number: int) -> bytes:
-        found = bucket.read(segment_name(number), 0, sizes[segment_name(number)].size_bytes)
-        if found is None:
+    entries: list[tuple[int, bytes]] = []
+    for number, single in zip(numbers, _contents(objects, numbers), strict=True):
+        if single is None:
             raise StorageError(
                 f"{objects.where(segment_name(number))} is gone: another process merges the same "
                 "objects. Nothing was removed."
             )
-        return found.content
-
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        contents = list(pool.map(read, numbers))
-    content = pack(list(zip(numbers, contents, strict=True)))
+        entries.append((number, single))
+    content = pack(entries)
     stored = bucket.put_new(name, content)
     found = bucket.read(name, 0, len(content) + 1) if stored else None
     if found is None or found.content != content:

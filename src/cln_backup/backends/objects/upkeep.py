@@ -26,6 +26,10 @@ _ABANDONED_S: Final = 86_400.0
 _LIMIT_S: Final = 60.0
 
 
+class Done(Message):
+    """The work is done."""
+
+
 class Start(Message):
     """The request: the URL of the backup."""
 
@@ -50,13 +54,14 @@ def remove_expired(
         objects.discard(prepared)
 
 
-def _run(start: Start, parent: Parent[Message]) -> None:  # noqa: ARG001
+def _run(start: Start, parent: Parent[Message]) -> None:
     from cln_backup.backends.objects.place import ObjectsPlace
 
     place = ObjectsPlace(start.url)
     objects = LogObjects(place.bucket(_LIMIT_S))
     merge(objects)
     remove_expired(objects, *place.keeps)
+    parent.say(Done())
 
 
 if __name__ == "__main__":

@@ -26,13 +26,14 @@ from cln_backup.backends.objects.merging import LEAST, UNMERGED
 from cln_backup.backends.objects.opening import machine_lock, newest_id, open_backup, publish_base
 from cln_backup.backends.objects.reader import UNFENCED, noted_node
 from cln_backup.backends.objects.stock import generation_of, size_bytes
-from cln_backup.backends.objects.upkeep import Start
+from cln_backup.backends.objects.upkeep import Done, Start
 from cln_backup.backends.ticket import MoreNeeded, size_of
 from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import Encoder, pack_transaction
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import (
     AlreadyExists,
+    BackupError,
     BadChange,
     Discontinuity,
     StorageError,
@@ -40,7 +41,6 @@ from cln_backup.model.errors import (
 )
 from cln_backup.model.position import after_snapshot, after_statements, digest_of_snapshot
 from cln_backup.model.statements import foreign_keys_after
-from cln_backup.process.channel import Message
 from cln_backup.process.child import Child
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ class ObjectsWriter(Writer):
         self._fenced = False
         self._unsigned: str | None = None
         self._added: tuple[v2.Type, int, int, bytes, v2.LogOffset] | None = None  # not settled
-        self._upkeep: Child[Message] | None = None
+        self._upkeep: Child[Done] | None = None
+        self._upkeep_failure = ""
         try:
             self._bucket = place.bucket(place.at.deadline_s, on_event)
             with self._bucket.within(limit_s):
@@ -288,16 +289,28 @@ class ObjectsWriter(Writer):
         if self._upkeep is not None:
             if self._upkeep.is_running():
                 return
-            self._upkeep.close()
+            self._hear(self._upkeep)
         self._unmerged = UNMERGED
         with contextlib.suppress(StorageError):
             self._upkeep = Child(
                 "cln_backup.backends.objects.upkeep",
                 Start(url=self.place.url),
-                (Message,),
+                (Done,),
                 work="merges objects",
                 lowest_priority=True,
             )
+
+    def _hear(self, ended: Child[Done]) -> None:
+        """Says why the maintenance failed, if it is not what was said before."""
+        try:
+            ended.receive()
+        except BackupError as error:
+            if str(error) != self._upkeep_failure:
+                self._upkeep_failure = str(error)
+                at = self.place.at.path
+                text = f"The maintenance of {at} failed: {error} Each change is stored there."
+                self._on_event(Event(Noticed.FOUND, text))
+        ended.close()
 
     def _write_snapshot(self, change: Change) -> tuple[bytes, bytes]:
         """Publishes a snapshot; returns the content of its record, and the snapshot's digest."""
