@@ -358,6 +358,14 @@ _PERMANENT: Final = ("28", "3D", "0A", "42")
 """Classes of errors that no retry repairs: wrong password or role, no such database."""
 
 
+_UNTRUSTED: Final = (
+    "certificate verify failed",
+    "does not match host name",
+    "root certificate file",
+)
+"""In libpq's messages about a server that `sslmode=verify-full` does not accept."""
+
+
 def _refuse_connection(at: PostgresUrl, error: Exception) -> NoReturn:
     state = getattr(error, "sqlstate", None) or ""
     text = _first_line(error)
@@ -365,6 +373,13 @@ def _refuse_connection(at: PostgresUrl, error: Exception) -> NoReturn:
         raise AccessDenied(
             f"PostgreSQL refused the connection to {at.path}: {text}. Nothing was stored. Check "
             "the role, its password in ~/.pgpass (mode 0600), and pg_hba.conf on the server."
+        ) from None
+    alone = "," not in at.libpq.get("host", "")  # of several, another one may come back
+    if alone and any(sign in str(error) for sign in _UNTRUSTED):
+        raise AccessDenied(
+            f"Certificate mismatch: the server of {at.path} is a different one, or a "
+            f"man-in-the-middle attack ({text}). Nothing was stored. If its certificate was "
+            "changed, correct sslrootcert=PATH in the URL."
         ) from None
     if "no password supplied" in str(error):
         raise AccessDenied(
