@@ -86,6 +86,11 @@ def _socket_dir(directory: Path) -> str:
     return server().add(_dir(directory))
 
 
+def _socket_sealed(directory: Path) -> str:
+    _, _, key_file = _dir_encrypted(directory).partition("?")
+    return f"{server().add(_objects(directory))}&{key_file}"
+
+
 def _postgres(directory: Path) -> str:
     return postgres_cluster.shared().url(postgres_cluster.node_of(directory))
 
@@ -103,6 +108,15 @@ def _s3_encrypted(directory: Path) -> str:
     return f"{_s3(directory)}&{key_file}"
 
 
+def _objects(directory: Path) -> str:
+    return f"objects://{directory}/objects"
+
+
+def _objects_encrypted(directory: Path) -> str:
+    _, _, key_file = _dir_encrypted(directory).partition("?")
+    return f"{_objects(directory)}?{key_file}"
+
+
 PLACES: dict[str, Callable[[Path], str]] = {
     "file": _file,
     "dir": _dir,
@@ -111,6 +125,9 @@ PLACES: dict[str, Callable[[Path], str]] = {
     "postgresql-encrypted": _postgres_encrypted,
     "socket": _socket,
     "socket-dir": _socket_dir,
+    "socket-sealed": _socket_sealed,
+    "objects": _objects,
+    "objects-encrypted": _objects_encrypted,
     "s3": _s3,
     "s3-encrypted": _s3_encrypted,
 }

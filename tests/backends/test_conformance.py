@@ -89,7 +89,8 @@ def test_any_order_of_calls(scheme: str, memory_path: Path, part: int) -> None:
             super().__init__(new_url)
 
     numbers_of = {"socket": 20, "socket-dir": 8, "dir": 50, "dir-encrypted": 30}
-    numbers_of |= {"postgresql": 8, "postgresql-encrypted": 6, "s3": 8, "s3-encrypted": 4}
+    numbers_of |= {"postgresql": 8, "postgresql-encrypted": 6, "s3": 4, "s3-encrypted": 2}
+    numbers_of |= {"objects": 30, "objects-encrypted": 20, "socket-sealed": 10}
     examples = numbers_of.get(scheme, 75)
     # A name of its own makes derandomized examples differ between the parts.
     Machine.__qualname__ = Machine.__name__ = f"Machine{part}"

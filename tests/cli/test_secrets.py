@@ -115,15 +115,15 @@ def test_secret_for_a_backup_that_cannot_be_encrypted_is_refused(
     passphrase.write_text("four words on paper\n")
     secret = [*encrypt, "--passphrase-file", passphrase]
     error = _json("init", *secret, "--lightning-dir", node, f"file://{backup}", code=3)["error"]
-    assert "Only a dir: backup can be encrypted" in error["message"]
+    assert "These can be encrypted: a directory (dir:)" in error["message"]
     assert not backup.exists()
     assert [path.name for path in node.iterdir()] == ["lightningd.sqlite3"]
 
 
-def test_backup_on_a_server_is_not_encrypted_and_the_server_is_not_contacted(node: Path) -> None:
-    url = "socket:127.0.0.1:1"  # nothing listens: contacting it would be `Unreachable`
-    error = _json("init", "--encrypt", "--lightning-dir", node, url, code=3)["error"]
-    assert "A socket: backup cannot be encrypted" in error["message"]
+def test_server_that_cannot_be_reached_leaves_no_key_file(node: Path) -> None:
+    url = "socket:127.0.0.1:1?deadline=1"  # nothing listens
+    error = _json("init", "--encrypt", "--lightning-dir", node, url, code=15)["error"]
+    assert "could not be reached" in error["message"]
     assert [path.name for path in node.iterdir()] == ["lightningd.sqlite3"]
 
 

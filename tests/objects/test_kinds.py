@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends.objects.place import ObjectsPlace
+from cln_backup.backends.objects.stores import StorePlace
 from cln_backup.model.errors import AccessDenied, BadUrl, StorageError, Unreachable
 from tests.objects.stand_in import StandIn, stand_in
 
@@ -46,7 +46,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def bucket(kind: str, server: StandIn, tmp_path: Path) -> Bucket:
-    return ObjectsPlace(_url(kind, server, tmp_path)).bucket(20.0)
+    return StorePlace(_url(kind, server, tmp_path)).bucket(20.0)
 
 
 def test_objects_are_put_if_absent_read_and_removed(
@@ -110,7 +110,7 @@ def test_refusals_are_named_without_the_secret(server: StandIn, bucket: Bucket) 
 def test_credentials_that_cannot_be_used_are_named(
     kind: str, server: StandIn, tmp_path: Path
 ) -> None:
-    place = ObjectsPlace(_url(kind, server, tmp_path))
+    place = StorePlace(_url(kind, server, tmp_path))
     file = tmp_path / "credentials"
     file.write_text("[other]\nazure_storage_account_key = x\n")
     with pytest.raises((StorageError, AccessDenied), match=str(file)):

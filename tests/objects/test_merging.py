@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, open_reader, open_writer
+from cln_backup.backends import create_backend, open_reader, open_writer, place_at
 from cln_backup.backends.dir.store import segment_name
 from cln_backup.backends.objects import merging, upkeep
 from cln_backup.backends.objects.layout import pack, unpack
@@ -28,7 +28,9 @@ _HISTORY = [*started_node(), *payments(4, 25)]
 
 
 def _objects(url: str) -> LogObjects:
-    return LogObjects(ObjectsPlace(url).bucket(60.0))
+    place = place_at(url)
+    assert isinstance(place, ObjectsPlace)
+    return LogObjects(place.bucket(60.0))
 
 
 def _merge(url: str, *, unmerged: int = 2, least: int = 3) -> int:

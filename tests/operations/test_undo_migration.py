@@ -479,7 +479,7 @@ def _dies_in_step(directory: Path, step: int) -> bool:
 def _wait_for_the_server(url: str) -> None:
     """Until it has noticed that a client was killed."""
     if url.startswith("socket:"):
-        served = server().nodes[url.partition("?node=")[2]]
+        served = server().served(url)
         wait_until(lambda: served.writer_peer() is None, "the server holds a dead connection")
 
 

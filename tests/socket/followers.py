@@ -12,12 +12,13 @@ from unittest.mock import patch
 from cln_backup.process.child import Child, Said
 from cln_backup.server import following
 from cln_backup.server.following import Following
+from cln_backup.server.served import Served
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from cln_backup.server.served import Served
+    from cln_backup.server.node import Node
 
 
 class _Eager(Child[Said]):
@@ -29,7 +30,7 @@ class _Eager(Child[Said]):
 
 
 @contextlib.contextmanager
-def followed(nodes: Mapping[str, Served], replicas: str | None = None) -> Iterator[Following]:
+def followed(nodes: Mapping[str, Node], replicas: str | None = None) -> Iterator[Following]:
     """Follows the backups of a server while the block runs."""
     with patch.object(following, "Child", _Eager):
         found = Following(nodes, replicas)
@@ -40,8 +41,9 @@ def followed(nodes: Mapping[str, Served], replicas: str | None = None) -> Iterat
             found.stop()
 
 
-def wait_until_proven(node: Served, version: int) -> None:
+def wait_until_proven(node: Node, version: int) -> None:
     """Waits until a backup is proven up to a version, at least."""
+    assert isinstance(node, Served)
     wait_until(
         lambda: node.proof.version >= version and node.proof.is_followed(),
         lambda: node.proof.progress,

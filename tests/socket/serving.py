@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from cln_backup.model.errors import StorageError
 from cln_backup.server.command import _raise_file_limit as raise_file_limit
 from cln_backup.server.listener import Listener, bind
+from cln_backup.server.nodes import node_of
+from cln_backup.server.sealed import Sealed
 from cln_backup.server.served import Served
 from cln_backup.wire.address import Address
 from tests import programs
@@ -24,6 +26,8 @@ from tests import programs
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
+
+    from cln_backup.server.node import Node
 
 CLI = os.path.join(os.path.dirname(sys.executable), "backup-cli")
 _numbers = count()
@@ -34,18 +38,26 @@ class ServerHere:
 
     def __init__(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         raise_file_limit()
-        self.nodes: dict[str, Served] = {}
+        self.nodes: dict[str, Node] = {}
         sockets = bind(Address(host, 0))
         self.address = Address(*sockets[0].getsockname()[:2])
         self.listener = Listener(self.nodes, sockets, tls)
         self._thread = threading.Thread(target=self.listener.run, daemon=True)
         self._thread.start()
 
-    def add(self, url: str, token_hash: str | None = None) -> str:
+    def add(self, url: str, token_hash: str | None = None, *limits: str) -> str:
         """Serves one more backup; returns its URL here."""
         name = f"n{next(_numbers)}"
-        self.nodes[name] = Served(name, url, token_hash)
+        self.nodes[name] = node = node_of(name, url, token_hash, limits)
+        if isinstance(node, Sealed):
+            node.open()
         return f"socket:{self.address}?node={name}"
+
+    def served(self, url: str) -> Served:
+        """The node with the backup at a URL of this server."""
+        node = self.nodes[url.partition("?node=")[2]]
+        assert isinstance(node, Served)
+        return node
 
     def stop(self) -> None:
         self.listener.stop()

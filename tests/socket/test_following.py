@@ -158,7 +158,9 @@ def test_list_of_nodes_that_is_read_again_changes_what_is_followed(tmp_path: Pat
         wait_until_proven(nodes["b"], 9)
         listed.write_text(lines[1].replace("0" * 64, "1" * 64))
         renew(nodes, str(listed))
-        assert nodes["b"].proof.version == 9, "a new token is no new backup"
+        node = nodes["b"]
+        assert isinstance(node, Served)
+        assert node.proof.version == 9, "a new token is no new backup"
         wait_until(lambda: not (replicas / "a").exists(), "the replica stays")
         assert (replicas / "b" / "replica.sqlite3").exists()
     nodes["b"].close()
@@ -194,7 +196,7 @@ def test_replica_of_a_backup_that_was_started_over(tmp_path: Path) -> None:
     append(url, [base, *payments(4, 9)])
     with server_here() as server, followed(server.nodes) as following:
         there = server.add(url)
-        node = server.nodes[there.partition("?node=")[2]]
+        node = server.served(there)
         node.open()
         wait_until_proven(node, 8)
         assert following._child is not None

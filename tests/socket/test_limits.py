@@ -17,7 +17,7 @@ from cln_backup.backends.socket.token_file import create_token
 from cln_backup.model.errors import Unreachable
 from cln_backup.server import certificate, conversation, listener
 from cln_backup.server.admission import why_refused
-from cln_backup.server.served import MAX_NODE_CONNECTIONS
+from cln_backup.server.node import MAX_NODE_CONNECTIONS
 from cln_backup.wire import packets as wire
 from tests.histories import (
     add_all,

@@ -48,7 +48,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Served, str]]:
     append(here, [*started_node(), *wearing_payments(4, 150)])
     with server_here() as server:
         there = server.add(here)
-        (node,) = server.nodes.values()
+        node = server.served(there)
         node.open()
         yield node, there
 
@@ -195,7 +195,7 @@ def test_compaction_is_given_up_when_the_backup_is_started_over(
             return step
 
         monkeypatch.setattr(Preparing, "wait", wait_and_start_over)
-        node = server.nodes[there.partition("?node=")[2]]
+        node = server.served(there)
         with pytest.raises(StorageError, match="started over"):
             node.compact()
         monkeypatch.undo()

@@ -533,9 +533,8 @@ def test_metrics_of_each_node(tmp_path: Path) -> None:
 def test_one_nodes_wait_does_not_hold_up_another(tmp_path: Path) -> None:
     with server_here() as server:
         slow, quick = (server.add(_made(tmp_path, name)) for name in ("slow", "quick"))
-        name = slow.partition("=")[2]
         with open_writer(slow) as one, open_writer(quick) as other:
-            with server.nodes[name]._changed:
+            with server.served(slow)._changed:
                 thread = threading.Thread(target=add_all, args=(one, started_node()))
                 thread.start()
                 add_all(other, started_node())

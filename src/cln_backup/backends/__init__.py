@@ -17,10 +17,11 @@ SCHEMES = {
     "dir": ("cln_backup.backends.dir.place", "DirPlace"),
     "file": ("cln_backup.backends.file.place", "FilePlace"),
     "postgresql": ("cln_backup.backends.postgres.place", "PostgresPlace"),
-    "az": ("cln_backup.backends.objects.place", "ObjectsPlace"),
-    "gs": ("cln_backup.backends.objects.place", "ObjectsPlace"),
-    "s3": ("cln_backup.backends.objects.place", "ObjectsPlace"),
-    "socket": ("cln_backup.backends.socket.place", "SocketPlace"),
+    "objects": ("cln_backup.backends.objects.local", "LocalObjectsPlace"),
+    "s3": ("cln_backup.backends.objects.stores", "StorePlace"),
+    "gs": ("cln_backup.backends.objects.stores", "StorePlace"),
+    "az": ("cln_backup.backends.objects.stores", "StorePlace"),
+    "socket": ("cln_backup.backends.socket.place", "socket_place"),
 }
 
 _HARMLESS = frozenset(
@@ -42,18 +43,13 @@ def place_at(url: str) -> Place:
     Raises:
         BadUrl: no backend has this scheme, or the URL cannot be understood.
     """
-    return place_class(url)(url)
-
-
-def place_class(url: str) -> type[Place]:
-    """The class for a URL's scheme, imported only now. Raises `BadUrl`, as `place_at`."""
     scheme, colon, _ = url.partition(":")
     if not colon or scheme not in SCHEMES:
         known = ", ".join(f"{name}:" for name in SCHEMES)
         raise BadUrl(f"Unknown scheme in {redacted(url)!r}. The schemes are {known}")
     module, name = SCHEMES[scheme]
-    found: type[Place] = getattr(import_module(module), name)
-    return found
+    place: Place = getattr(import_module(module), name)(url)
+    return place
 
 
 def url_of(place: str) -> str:

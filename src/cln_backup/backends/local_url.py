@@ -7,6 +7,10 @@ from typing import Final
 from cln_backup.backends import redacted
 from cln_backup.model.errors import BadUrl
 
+KEY_SOURCES: Final = ("key-file", "hsm-secret", "passphrase-file")
+"""Names of the options with the path of a secret that unlocks the backup. Paths, never secrets:
+`backup.lock` and command lines are not the place for secrets."""
+
 _CUTS_OFF: Final = "?#\r\n\t\x00"
 
 

@@ -259,5 +259,6 @@ class Place(ABC):
         scheme = self.url.partition(":")[0]
         return BadUrl(
             f"A {scheme}: backup cannot be encrypted; nothing was changed. "
-            "Only a dir: backup can be encrypted, or one in PostgreSQL or an object store."
+            "These can be encrypted: a directory (dir:), a database (postgresql:), an object store "
+            "(s3:, gs:, az:), and a server that stores a sealed backup (socket:)."
         )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cln_backup.server.connection import Connection
+    from cln_backup.server.node import Node
     from cln_backup.server.served import Served
 
     Handlers = Mapping[int, Callable[[Any, int], wire.Standing | None]]
@@ -31,7 +32,7 @@ class Answers(ABC):
 
     handlers: ClassVar[Handlers]
 
-    def __init__(self, connection: Connection, node: Served) -> None:
+    def __init__(self, connection: Connection, node: Node) -> None:
         self.node = node
         self._connection = connection
         self._channel = connection.channel
@@ -55,6 +56,18 @@ class Answers(ABC):
             raise BadPacket(f"a packet of type {packet_type}, which is not in its protocol")
         return handler(self, length_bytes)
 
+    def _say(self, text: str) -> None:
+        self._connection.say(logging.INFO, text)
+
+
+class ServedAnswers(Answers):
+    """The answers about a backup that the server reads and writes itself."""
+
+    node: Served
+
+    def __init__(self, connection: Connection, node: Served) -> None:
+        super().__init__(connection, node)
+
     def compact(self, length_bytes: int) -> None:
         """Handles COMPACT, which is the same in both protocols."""
         self._channel.payload(length_bytes, 0)
@@ -62,6 +75,3 @@ class Answers(ABC):
         statistics = json.dumps(self.node.compact())
         self._say(f"compaction finished: {statistics}")
         self._channel.send(wire.COMPACT_RES, statistics.encode())
-
-    def _say(self, text: str) -> None:
-        self._connection.say(logging.INFO, text)

@@ -13,15 +13,17 @@ from cln_backup.model.errors import BackupError, BadSettings, BadUrl, NotFound
 from cln_backup.server import certificate, listener, logs, systemd
 from cln_backup.server.admission import MAX_CONNECTIONS
 from cln_backup.server.following import OFF, Following
-from cln_backup.server.nodes import of_this_machine, open_nodes, read_nodes, renew, say_not_found
+from cln_backup.server.nodes import node_of, open_nodes, read_nodes, renew, say_not_found
+from cln_backup.server.sealed import Sealed
 from cln_backup.server.self_compaction import SelfCompaction
-from cln_backup.server.served import Served
 from cln_backup.wire.address import Address, BadAddress, parse_address
 
 if TYPE_CHECKING:
     import socket
     import ssl
     from types import FrameType
+
+    from cln_backup.server.node import Node
 
 _log = logging.getLogger("cln_backup.server")
 
@@ -91,9 +93,8 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
         port = metrics.serve(figures_at, nodes, server)
         _log.info("Metrics at http://%s/metrics", Address(figures_at.host, port))
     for node in nodes.values():
-        version = node.last.version if node.last is not None else 0
         name = f" for the node {node.name}" if node.name else ""
-        _log.info("Serving %s%s, at version %d", redacted(node.url), name, version)
+        _log.info("Serving %s%s, %s", redacted(node.url), name, _state_of(node))
     for sock in sockets:
         # The phrase of the community's server, for which scripts wait.
         _log.info("Waiting for connection on %s", Address(*sock.getsockname()[:2]))
@@ -110,7 +111,13 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
     _log.info("Stopped")
 
 
-def _beside(nodes: dict[str, Served], options: Options) -> list[Following | SelfCompaction]:
+def _state_of(node: Node) -> str:
+    if isinstance(node, Sealed):
+        return f"sealed, with {node.objects} objects"
+    return f"at version {node.last.version if node.last is not None else 0}"
+
+
+def _beside(nodes: dict[str, Node], options: Options) -> list[Following | SelfCompaction]:
     """The parts of the server that work beside its connections."""
     found: list[Following | SelfCompaction] = []
     if options.replica_dir != OFF:
@@ -136,20 +143,20 @@ def _leave_soon(_signal: int, _frame: FrameType | None) -> None:
     signal.alarm(_LEAVE_S)
 
 
-def _open(node: Served) -> None:
+def _open(node: Node) -> None:
     try:
         node.open()
     except NotFound:
         say_not_found(node)
 
 
-def _nodes(url: str | None, options: Options) -> dict[str, Served]:
+def _nodes(url: str | None, options: Options) -> dict[str, Node]:
     if (url is None) == (options.nodes_file is None):
         raise BadSettings("Give either the URL of one backup, or a list of nodes with --nodes.")
     if options.nodes_file is not None:
         return read_nodes(options.nodes_file)
     assert url is not None
-    return {"": Served("", of_this_machine(url_of(url)), None)}
+    return {"": node_of("", url_of(url), None)}
 
 
 def _certificate(options: Options) -> tuple[str, str] | None:
@@ -193,7 +200,7 @@ def _sockets(place: Address | None) -> list[socket.socket]:
 
 def _refuse_unsafe(
     sockets: list[socket.socket],
-    nodes: dict[str, Served],
+    nodes: dict[str, Node],
     tls: ssl.SSLContext | None,
     options: Options,
 ) -> None:

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cln_backup.server.served import Served
+    from cln_backup.server.node import Node
     from cln_backup.wire.channel import Channel
 
 _log = logging.getLogger("cln_backup.server")
@@ -28,10 +28,10 @@ class Connection:
         self.peer = peer
         self.local = local
         self.who = ""
-        self.node: Served | None = None
+        self.node: Node | None = None
         self._evicted = False
 
-    def admit(self, node: Served, who: str) -> None:
+    def admit(self, node: Node, who: str) -> None:
         """Lets the client in. Raises `ConnectionAbortedError` if the node has too many."""
         self.who = "".join(sign for sign in who[:100] if sign.isprintable())
         node.enter(self)

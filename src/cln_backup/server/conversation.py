@@ -6,18 +6,22 @@ import logging
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
-from cln_backup.model.errors import AccessDenied, BackupError, BadPacket
+from cln_backup.model.errors import AccessDenied, BackupError, BadPacket, Locked
 from cln_backup.server.extension import Extension, refuse
+from cln_backup.server.object_answers import ObjectAnswers
 from cln_backup.server.protocol1 import Protocol1
+from cln_backup.server.sealed import Sealed
+from cln_backup.server.served import Served
 from cln_backup.wire import packets as wire
 from cln_backup.wire.credentials import token_hash
+from cln_backup.wire.object_packets import ROLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cln_backup.server.answers import Answers
     from cln_backup.server.connection import Connection
-    from cln_backup.server.served import Served
+    from cln_backup.server.node import Node
 
 _log = logging.getLogger("cln_backup.server")
 
@@ -28,7 +32,7 @@ IDLE_S = 300.0
 """How long a client that is not the writer may be idle. A writer may be idle for days."""
 
 
-def converse(connection: Connection, nodes: Mapping[str, Served]) -> None:
+def converse(connection: Connection, nodes: Mapping[str, Node]) -> None:
     """Serves a client until it closes the connection or breaks a rule. Raises nothing."""
     answers: Answers | None = None
     try:
@@ -62,7 +66,7 @@ def _serve(connection: Connection, answers: Answers) -> None:
         answers.answer(*found)
 
 
-def _greeted(connection: Connection, nodes: Mapping[str, Served]) -> Answers | None:
+def _greeted(connection: Connection, nodes: Mapping[str, Node]) -> Answers | None:
     """Admits the client and answers its first request; `None` if it closed without any."""
     channel = connection.channel
     channel.limit(GREETING_S)
@@ -71,13 +75,16 @@ def _greeted(connection: Connection, nodes: Mapping[str, Served]) -> Answers | N
         return None
     if found[0] == wire.METADATA:
         return _greet_extended(connection, nodes, found[1])
-    plain = Protocol1(connection, _admit(connection, nodes, wire.Hello("write")))
+    node = _admit(connection, nodes, wire.Hello("write"))
+    if not isinstance(node, Served):
+        raise BadPacket("protocol 1, which cannot be used for a sealed backup")
+    plain = Protocol1(connection, node)
     plain.answer(*found)
     return plain
 
 
 def _greet_extended(
-    connection: Connection, nodes: Mapping[str, Served], length_bytes: int
+    connection: Connection, nodes: Mapping[str, Node], length_bytes: int
 ) -> Answers:
     channel = connection.channel
     hello = wire.unpack_hello(channel.payload(length_bytes, wire.MAX_HELLO_BYTES))
@@ -88,16 +95,31 @@ def _greet_extended(
     except BackupError as error:
         refuse(connection, error)
         raise
-    extension = Extension(connection, node, hello)
+    answers = _answers(connection, node, hello)
     try:
-        extension.greet()
+        answers.greet()
     except BaseException:
-        extension.close()
+        answers.close()
         raise
-    return extension
+    return answers
 
 
-def _admit(connection: Connection, nodes: Mapping[str, Served], hello: wire.Hello) -> Served:
+def _answers(connection: Connection, node: Node, hello: wire.Hello) -> Extension | ObjectAnswers:
+    """The answers that the client gets from now on. Raises the error of a refusal, once sent."""
+    if isinstance(node, Sealed) and hello.role == ROLE:
+        return ObjectAnswers(connection, node)
+    if isinstance(node, Served):
+        return Extension(connection, node, hello)
+    error = Locked(
+        "This node's backup on the server is sealed: only its objects are there, which the server "
+        "cannot read. Nothing was stored. Name its key in the URL (key-file=PATH) or give the "
+        "words; `backup-cli init --encrypt` makes a new one."
+    )
+    refuse(connection, error)
+    raise error
+
+
+def _admit(connection: Connection, nodes: Mapping[str, Node], hello: wire.Hello) -> Node:
     """Finds the client's node, and refuses the client without the right token."""
     node = nodes.get(hello.node)
     if not hello.node and len(nodes) == 1:

@@ -12,11 +12,12 @@ from cln_backup.formats import digests
 from cln_backup.model.change import Change
 from cln_backup.model.errors import BackupError, BadPacket, NotFound, WriterConflict
 from cln_backup.server import intake
-from cln_backup.server.answers import Answers
+from cln_backup.server.answers import ServedAnswers
 from cln_backup.server.standing import head_digest, standing_of
 from cln_backup.server.streaming import send_changes
 from cln_backup.storage import scratch
 from cln_backup.wire import packets as wire
+from cln_backup.wire.object_packets import ROLE
 from cln_backup.wire.pieces import split_start_over
 from cln_backup.wire.refusals import refusal_of
 
@@ -45,7 +46,7 @@ def refuse(connection: Connection, error: BackupError) -> None:
     connection.channel.send(wire.REFUSED, wire.pack_refusal(refusal_of(error)))
 
 
-class Extension(Answers):
+class Extension(ServedAnswers):
     """Answers in the extension.
 
     A reader sees the backup as it was at its greeting, or at its last WAIT.
@@ -99,11 +100,15 @@ class Extension(Answers):
         except NotFound:
             return wire.Standing(0, 0, 0, features=wire.FEATURES)
 
+    def _tell_that_it_is_plain(self) -> wire.Standing:
+        return wire.Standing(0, 0, 0, features=wire.FEATURES)
+
     _roles: ClassVar[Mapping[str, Callable[[Extension], wire.Standing]]] = {
         "write": _begin_to_write,
         "takeover": _take_over,
         "read": _begin_to_read,
         "create": _begin_to_create,
+        ROLE: _tell_that_it_is_plain,
     }
 
     def close(self) -> None:
@@ -217,6 +222,6 @@ class Extension(Answers):
         wire.REQ_METADATA: _metadata,
         wire.CREATE: _create,
         wire.CLAIM: _claim,
-        wire.COMPACT: Answers.compact,
+        wire.COMPACT: ServedAnswers.compact,
         wire.WAIT: _wait,
     }

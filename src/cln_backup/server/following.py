@@ -33,6 +33,7 @@ from cln_backup.model.errors import BackupError
 from cln_backup.process.child import Child
 from cln_backup.replay.kept_directory import remove_replica
 from cln_backup.server.preparing import FollowerSide
+from cln_backup.server.served import served_of
 from cln_backup.storage import directories
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from cln_backup.compaction.messages import CompactionAnswer
     from cln_backup.process.channel import Message
+    from cln_backup.server.node import Node
     from cln_backup.server.served import Served
 
 OFF: Final = "off"
@@ -93,7 +95,7 @@ def replica_of(url: str, name: str, chosen: str | None) -> str:
 class Following:
     """Starts the follower for the nodes whose backups are open, and takes its reports over."""
 
-    def __init__(self, nodes: Mapping[str, Served], chosen: str | None) -> None:
+    def __init__(self, nodes: Mapping[str, Node], chosen: str | None) -> None:
         """`chosen` is the directory for the replicas; `None` for one beside each backup.
 
         It is made if it does not exist. Raises `StorageError`.
@@ -143,13 +145,13 @@ class Following:
         if self._child is None and wanted and time.monotonic() >= self._start_at:
             self._start()
         self._receive()
-        for node in list(self._nodes.values()):
+        for node in list(served_of(self._nodes).values()):
             if node.last is not None:
                 node.proof.look_at(node.last.version)
 
     def _wanted(self) -> dict[str, Backup]:
         """The backups to follow now: those that are open, and whose replica has a place."""
-        nodes = [node for node in list(self._nodes.values()) if node.last is not None]
+        nodes = [node for node in list(served_of(self._nodes).values()) if node.last is not None]
         found = {}
         for node in nodes:
             directory = self._place_of(node)
@@ -181,7 +183,7 @@ class Following:
         The digest of a history would tell the two apart, but a `file:` backup has none.
         """
         for name, backup in wanted.items():
-            restarts = self._nodes[name].restarts
+            restarts = served_of(self._nodes)[name].restarts
             if restarts != self._restarts.get(name, 0):
                 self._end()
                 self._start_at = 0.0
@@ -213,7 +215,7 @@ class Following:
                     self._take(said)
 
     def _take(self, said: Said) -> None:
-        node = None if isinstance(said, Removed) else self._nodes.get(said.name)
+        node = None if isinstance(said, Removed) else served_of(self._nodes).get(said.name)
         if node is None:
             return
         if isinstance(said, Progress):
@@ -269,7 +271,7 @@ class Following:
 
     def _side_for(self, name: str) -> FollowerSide | None:
         """The follower for a compaction of a backup, from any thread; `None` if it cannot help."""
-        node = self._nodes.get(name)
+        node = served_of(self._nodes).get(name)
         with self._child_lock:
             if self._child is None or node is None or not node.proof.is_followed():
                 return None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping, Sequence
 
-    from cln_backup.server.served import Served
+    from cln_backup.server.node import Node
     from cln_backup.wire.address import Address
 
 _log = logging.getLogger("cln_backup.server")
@@ -86,7 +86,7 @@ class Listener:
 
     def __init__(
         self,
-        nodes: Mapping[str, Served],
+        nodes: Mapping[str, Node],
         sockets: Sequence[socket.socket],
         tls: ssl.SSLContext | None,
         *,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from cln_backup.model.errors import BadSettings
 from cln_backup.server.listener import bind
+from cln_backup.server.sealed import Sealed
+from cln_backup.server.served import Served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from cln_backup.server.listener import Listener
-    from cln_backup.server.served import Served
+    from cln_backup.server.node import Node
     from cln_backup.wire.address import Address
 
 
@@ -29,7 +31,7 @@ _REQUEST_S = 10.0
 class _Figures:
     """Collects the state of the backups as of their last write, without waiting."""
 
-    def __init__(self, nodes: Mapping[str, Served], listener: Listener) -> None:
+    def __init__(self, nodes: Mapping[str, Node], listener: Listener) -> None:
         self._nodes = nodes
         self._listener = listener
 
@@ -51,6 +53,9 @@ class _Figures:
                 ("proof_lag_seconds", "For how long a change has not been replayed yet"),
                 ("integrity_timestamp_seconds", "When the replica was last checked, since 1970"),
                 ("space_bound_bytes", "Most that the backup uses if its compactions succeed"),
+                ("quota_bytes", "Most that a sealed backup may use"),
+                ("objects", "Number of objects of a sealed backup"),
+                ("last_object_timestamp_seconds", "When its last one was stored, since 1970"),
                 ("alarm", "Whether the backup does not replay, or is damaged"),
             )
         }
@@ -73,6 +78,15 @@ class _Figures:
             counters["refusals"].add_metric([name], figures.refusals)
             gauges["node_connections"].add_metric([name], node.connections())
             gauges["writer_connected"].add_metric([name], node.writer_peer() is not None)
+            if isinstance(node, Sealed):
+                gauges["size_bytes"].add_metric([name], node.size_bytes())
+                gauges["objects"].add_metric([name], node.objects)
+                if node.quota_bytes:
+                    gauges["quota_bytes"].add_metric([name], node.quota_bytes)
+                if node.last_stored_at is not None:
+                    gauges["last_object_timestamp_seconds"].add_metric([name], node.last_stored_at)
+            if not isinstance(node, Served):
+                continue
             proof, progress = node.proof, node.proof.progress
             if progress is not None:
                 gauges["proven_version"].add_metric([name], progress.proven_version)
@@ -146,7 +160,7 @@ def _shut(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-def serve(address: Address, nodes: Mapping[str, Served], listener: Listener) -> int:
+def serve(address: Address, nodes: Mapping[str, Node], listener: Listener) -> int:
     """Serves the metrics at an address, in a thread; returns the port.
 
     Raises:

@@ -9,7 +9,7 @@ from cln_backup.formats import digests
 from cln_backup.model.change import Change
 from cln_backup.model.errors import BackupError, BadPacket, WriterConflict
 from cln_backup.server import intake
-from cln_backup.server.answers import Answers
+from cln_backup.server.answers import ServedAnswers
 from cln_backup.server.streaming import send_all_plain
 from cln_backup.storage import scratch
 from cln_backup.storage.spool import Spool
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _MAX_IGNORED_BYTES = 1 << 16
 
 
-class Protocol1(Answers):
+class Protocol1(ServedAnswers):
     """Answers in protocol 1, which has no sessions: each write takes the right to write.
 
     It also passes on the number of writes that the client knows of; see `Served.append`.
@@ -104,7 +104,7 @@ class Protocol1(Answers):
         wire.REWIND: _rewind,
         wire.REQ_METADATA: _metadata,
         wire.RESTORE: _restore,
-        wire.COMPACT: Answers.compact,
+        wire.COMPACT: ServedAnswers.compact,
         wire.ACK: _ignore,
         wire.NACK: _ignore,
         wire.METADATA: _ignore,

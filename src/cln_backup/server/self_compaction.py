@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.compaction.policy import NO_PAST, Past, due, space_bound_bytes
 from cln_backup.model.errors import BackupError
+from cln_backup.server.served import served_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cln_backup.compaction.policy import Facts, Limits
+    from cln_backup.server.node import Node
     from cln_backup.server.served import Served
 
 SETTLED_S: Final = 600.0
@@ -48,7 +50,7 @@ class SelfCompaction:
 
     def __init__(
         self,
-        nodes: Mapping[str, Served],
+        nodes: Mapping[str, Node],
         limits: Limits,
         *,
         look_s: float = _LOOK_S,
@@ -72,7 +74,7 @@ class SelfCompaction:
 
     def _run(self) -> None:
         while not self._stopping.wait(self._look_s):
-            nodes = list(self._nodes.values())
+            nodes = list(served_of(self._nodes).values())
             self._attempts = {node: self._attempts.get(node, _Attempt()) for node in nodes}
             for node in nodes:
                 try:

@@ -20,7 +20,7 @@ from cln_backup.model.errors import (
     WriterConflict,
 )
 from cln_backup.server.bells import Bells
-from cln_backup.server.counters import Counters
+from cln_backup.server.node import Node
 from cln_backup.server.preparing import Preparing
 from cln_backup.server.proof import Proof
 from cln_backup.server.right import Right
@@ -28,7 +28,7 @@ from cln_backup.server.standing import head_digest, standing_of
 from cln_backup.storage import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from cln_backup.backends.contract import Reader, Writer
     from cln_backup.backends.events import Event
@@ -40,44 +40,32 @@ if TYPE_CHECKING:
     from cln_backup.server.right import Client
     from cln_backup.wire import packets as wire
 
-_log = logging.getLogger("cln_backup.server")
-
-MAX_NODE_CONNECTIONS = 32
-"""The maximum number of connections per node; it has one, and a second for a compaction."""
-
 _compacting_now = threading.BoundedSemaphore(2)
 
 
-class Served:
-    """One backup. Its methods may be called from any thread; writes are serialized.
+class Served(Node):
+    """One backup that the server reads and writes itself; writes are serialized.
 
     The backup is kept open for writing, so that no other process writes to it.
     """
 
     def __init__(self, name: str, url: str, token_hash: str | None) -> None:
-        self.name = name
-        self.url = url
-        self.token_hash = token_hash
-        self.counters = Counters()
+        super().__init__(name, url, token_hash)
         self.bells = Bells()
         self.proof = Proof()
         self.follower: Callable[[], FollowerSide | None] = lambda: None
-        self.last: wire.Standing | None = None
         self.restarts = 0
         self.space_bound_bytes: int | None = None
         self._began_at = time.time()
         self._compacted_at: float | None = None
         self._changed = threading.Condition(threading.RLock())
-        self._clients_lock = threading.Lock()
         self._backend: Writer | None = None
         self._digest: bytes | None = None
-        self._clients: set[Client] = set()
         self._right = Right(self._changed)
         self._writes = 0
         self._size_bytes = 0
         self._compacting = False
         self._compacted_at_write = -1
-        self._retired = False
 
     def open(self) -> None:
         """Opens the backup for writing. Raises as `Place.open_writer` does."""
@@ -85,8 +73,7 @@ class Served:
             self._stand_and_measure()
 
     def _opened(self) -> Writer:
-        if self._retired:
-            raise ConnectionAbortedError("the list of nodes was changed")
+        self.require_open()
         if self._backend is None:
             self._digest = None
             self._backend = place_at(self.url).open_writer(on_event=self._say_event)
@@ -94,10 +81,6 @@ class Served:
 
     def _say_event(self, event: Event) -> None:
         self.say(logging.WARNING, event.text)
-
-    def say(self, level: int, text: str) -> None:
-        """Logs a line about this backup."""
-        _log.log(level, "%s%s", f"{self.name}: " if self.name else "", text)
 
     def _stand(self, backend: Writer) -> wire.Standing:
         if self._digest is None:
@@ -190,23 +173,6 @@ class Served:
         with self._changed:
             self._right.revoke(session)
 
-    def enter(self, client: Client) -> None:
-        """Registers a connection.
-
-        Raises:
-            ConnectionAbortedError: there are too many; the client may retry.
-        """
-        with self._clients_lock:
-            if len(self._clients) >= MAX_NODE_CONNECTIONS:
-                raise ConnectionAbortedError(
-                    f"too many connections of this node: {len(self._clients)} are open"
-                )
-            self._clients.add(client)
-
-    def connections(self) -> int:
-        """The number of open connections of the node."""
-        return len(self._clients)
-
     def is_writer(self, client: Client) -> bool:
         """Whether a connection has the right to write."""
         return self._right.holder is client
@@ -217,10 +183,8 @@ class Served:
             self._writable(client)
 
     def leave(self, client: Client, received_bytes: int) -> None:
-        """Unregisters a connection."""
-        with self._clients_lock:
-            self._clients.discard(client)
-            self.counters.received_bytes += received_bytes
+        """See `Node.leave`. Frees the right to write if the connection had it."""
+        super().leave(client, received_bytes)
         with self._changed:
             self._right.release(client)
 
@@ -326,8 +290,7 @@ class Served:
             return self._stand(backend)
 
     def _writable(self, writer: Client, writes: int | None = None) -> Writer:
-        if self._retired:
-            raise ConnectionAbortedError("the list of nodes was changed")
+        self.require_open()
         self._right.require(writer)
         if writes is not None and writes != self._writes:
             raise WriterConflict(
@@ -417,13 +380,9 @@ class Served:
         self._digest = None
 
     def retire(self) -> None:
-        """Ends all connections and closes the backup for good: it is no longer in the list."""
-        with self._clients_lock:
-            clients = list(self._clients)
-        for client in clients:
-            client.evict("closed: the list of nodes was changed")
+        """See `Node.retire`. Closes the backup."""
+        super().retire()
         with self._changed:
-            self._retired = True
             self._right.holder = None
             self._shut()
 
@@ -431,3 +390,8 @@ class Served:
         """Closes the backup, after the write in progress."""
         with self._changed:
             self._shut()
+
+
+def served_of(nodes: Mapping[str, Node]) -> dict[str, Served]:
+    """The nodes whose backups the server can read; without sealed ones."""
+    return {name: node for name, node in dict(nodes).items() if isinstance(node, Served)}

@@ -101,3 +101,6 @@ class Bucket(ABC):
     @abstractmethod
     def delete(self, keys: Sequence[str]) -> None:
         """Removes objects; those that do not exist are ignored. Durable when it returns."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to release
+        """Releases connections; a later request makes new ones."""

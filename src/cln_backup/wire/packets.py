@@ -57,6 +57,8 @@ TELLS_PROOF: Final = 4
 """Of `Standing.features`: the server says how far it has replayed the backup."""
 CAN_START_OVER: Final = 8
 """Of `Standing.features`: the server accepts START_OVER for this backup."""
+IS_SEALED: Final = 16
+"""Of `Standing.features`: the backup consists of objects that the server cannot read."""
 FEATURES: Final = CAN_WAIT | CAN_STREAM_AFTER | TELLS_PROOF | CAN_START_OVER
 """The additions to the extension that this release supports."""
 MAX_PAYLOAD_BYTES: Final = 0xFFFF_FFFF
@@ -106,7 +108,7 @@ class Hello(msgspec.Struct, frozen=True):
     """The greeting of a client that supports the extension, as JSON.
 
     Attributes:
-        role: `read`, `write`, `create` or `takeover`.
+        role: `read`, `write`, `create` or `takeover`; `objects` for a sealed backup.
         node: name of the node, on a server with several.
         token: the credential, if the server requires one.
         session: a random name of the writing process, by which it resumes a lost connection.

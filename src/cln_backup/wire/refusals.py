@@ -11,6 +11,7 @@ from cln_backup.model.errors import (
     Damaged,
     Discontinuity,
     IncompleteCopy,
+    Locked,
     NotFound,
     ReplayFailed,
     StorageError,
@@ -22,8 +23,8 @@ from cln_backup.wire.packets import Refusal
 _ERRORS = {
     error.exit_code: error
     for error in (
-        AccessDenied, AlreadyExists, BackupError, BadChange, BadPacket, Discontinuity, NotFound,
-        ReplayFailed, StorageError, Unreachable, WriterConflict,
+        AccessDenied, AlreadyExists, BackupError, BadChange, BadPacket, Discontinuity, Locked,
+        NotFound, ReplayFailed, StorageError, Unreachable, WriterConflict,
     )
 }  # fmt: skip
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from cln_backup.backends.local_url import absolute_path
+from cln_backup.backends.local_url import KEY_SOURCES, absolute_path
 from cln_backup.model.errors import BadUrl
-
-KEY_SOURCES = ("key-file", "hsm-secret", "passphrase-file")
-"""Names of the options with the path of a secret that unlocks the backup. Paths, never secrets:
-`backup.lock` and command lines are not the place for secrets."""
 
 
 class DirUrl(NamedTuple):
@@ -29,7 +25,7 @@ class DirUrl(NamedTuple):
     keep_days: int
 
 
-def parse_dir_url(url: str) -> DirUrl:
+def parse_dir_url(url: str, scheme: str = "dir") -> DirUrl:
     """Parses a URL: `dir:///path?key-file=/path/of/key&keep=1&keep-days=7`.
 
     The path is taken literally; in the options, `%26` is `&`.
@@ -37,7 +33,7 @@ def parse_dir_url(url: str) -> DirUrl:
     Raises:
         BadUrl: the path is not absolute, or an option is unknown.
     """
-    path, query = absolute_path(url, "dir", options=True)
+    path, query = absolute_path(url, scheme, options=True)
     source: tuple[str, str] | None = None
     numbers = {"keep": 0, "keep-days": 0}
     for pair in filter(None, query.split("&")):

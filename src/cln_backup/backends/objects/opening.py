@@ -24,7 +24,7 @@ from cln_backup.storage.machine_lock import MachineLock, Taken
 if TYPE_CHECKING:
     from cln_backup.backends.dir.log import LogEnd
     from cln_backup.backends.dir.walk import Walks
-    from cln_backup.backends.objects.url import ObjectsUrl
+    from cln_backup.backends.objects.place import ObjectsAt
     from cln_backup.backends.secrets import Secret
     from cln_backup.storage.bucket import Bucket, Listed
 
@@ -47,7 +47,7 @@ class Opened(NamedTuple):
     tracker: Tracker
 
 
-def newest_header(place: ObjectsUrl, bucket: Bucket) -> tuple[LogObjects, v2.Open]:
+def newest_header(place: ObjectsAt, bucket: Bucket) -> tuple[LogObjects, v2.Open]:
     """The open part of the newest base's header. Raises `NotFound`, `Damaged`, `StorageError`."""
     objects = LogObjects(bucket)
     return objects, _newest(place, objects)[1]
@@ -62,7 +62,7 @@ def newest_id(objects: LogObjects) -> bytes | None:
         return read_open(source, objects.where(name)).backup_id
 
 
-def _newest(place: ObjectsUrl, objects: LogObjects) -> tuple[str, v2.Open]:
+def _newest(place: ObjectsAt, objects: LogObjects) -> tuple[str, v2.Open]:
     layout = objects.refresh()
     if not layout.bases:
         if layout.last_number:
@@ -77,7 +77,7 @@ def _newest(place: ObjectsUrl, objects: LogObjects) -> tuple[str, v2.Open]:
 
 
 def open_backup(
-    place: ObjectsUrl,
+    place: ObjectsAt,
     bucket: Bucket,
     secret: Secret | None,
     known: ObjectsStore | None = None,
@@ -159,7 +159,7 @@ def _with_end(objects: LogObjects, store: ObjectsStore, base: Base, walks: Walks
     return Opened(objects, store, base, layout.objects[base.name], numbers, end, tracker)
 
 
-def publish_base(place: ObjectsUrl, store: ObjectsStore, base: Base, prepared: str) -> Base:
+def publish_base(place: ObjectsAt, store: ObjectsStore, base: Base, prepared: str) -> Base:
     """Publishes a prepared base, as the next generation; returns it.
 
     No right to write is needed: all that it replaces is before the head. It is read back from the
@@ -190,10 +190,10 @@ def publish_base(place: ObjectsUrl, store: ObjectsStore, base: Base, prepared: s
     return Base(generation, name, state, header.open.epoch)
 
 
-def machine_lock(at: ObjectsUrl) -> MachineLock:
+def machine_lock(at: ObjectsAt) -> MachineLock:
     """The right to write among the processes of this machine. Raises `WriterConflict`."""
     try:
-        return MachineLock(at.full_name)
+        return MachineLock(at.lock)
     except Taken as taken:
         raise WriterConflict(
             f"{at.path} is being written by process {taken.pid} on this machine; this process "

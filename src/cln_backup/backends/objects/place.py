@@ -1,10 +1,11 @@
-"""`s3://BUCKET/PREFIX`, `gs:`, `az:`: a backup in a bucket of an object store."""
+"""A backup in a bucket, whatever the bucket is: an object store's, a server's, a directory."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Final
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.backends.dir.create import create_first_base
 from cln_backup.backends.dir.keys import (
@@ -16,13 +17,10 @@ from cln_backup.backends.dir.keys import (
 )
 from cln_backup.backends.events import ignore
 from cln_backup.backends.inventory import Inventory, Key
-from cln_backup.backends.objects.connect import connect
 from cln_backup.backends.objects.layout import read_layout
 from cln_backup.backends.objects.log_objects import LogObjects, ObjectsStore
 from cln_backup.backends.objects.opening import machine_lock, newest_header
-from cln_backup.backends.objects.probe import probe
 from cln_backup.backends.objects.reader import ObjectsReader
-from cln_backup.backends.objects.url import parse_objects_url
 from cln_backup.backends.place import Keeps, Place
 from cln_backup.backends.secrets import kind_name
 from cln_backup.formats import v2
@@ -46,24 +44,47 @@ OPEN_READER_S: Final = 15.0
 _FENCE_TRIES: Final = 20
 
 
+class ObjectsAt(NamedTuple):
+    """The options that every backup in a bucket has in its URL, or by default.
+
+    Attributes:
+        path: the place, for messages.
+        lock: the name of the lock among the writers of this machine.
+        key_source, keep, keep_days: as in the URL of a `dir:` backup.
+        deadline_s: how long a running node waits for the bucket before it is stopped.
+        fenced: whether the bucket supports put if absent.
+    """
+
+    path: str
+    lock: str
+    key_source: tuple[str, str] | None = None
+    keep: int = 0
+    keep_days: int = 0
+    deadline_s: int = 600
+    fenced: bool = True
+
+
 class ObjectsPlace(Place):
-    """A prefix in a bucket. Opening also raises `AccessDenied` and `Unreachable`."""
+    """A bucket. Opening also raises `AccessDenied` and `Unreachable`.
+
+    Attributes:
+        at: where it is, and its options.
+    """
 
     can_encrypt = True
-    works_in_fork = False
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.at = parse_objects_url(url)
+    at: ObjectsAt
 
     @property
     def keeps(self) -> Keeps:
         """See `Place.keeps`."""
         return Keeps(self.at.keep, self.at.keep_days)
 
+    @abstractmethod
     def bucket(self, limit_s: float, on_event: OnEvent = ignore) -> Bucket:
-        """The bucket; its requests are retried for so long."""
-        return connect(self.at, min(limit_s, self.at.deadline_s), on_event)
+        """The bucket; its requests are made again for so long, and at most until the deadline."""
+
+    def prepare(self, bucket: Bucket) -> None:
+        """Makes sure that a new backup can be made there. Raises `BadUrl`, `StorageError`."""
 
     @contextlib.contextmanager
     def creating(
@@ -76,28 +97,27 @@ class ObjectsPlace(Place):
     ) -> Iterator[Place]:
         """See `Place.creating`. The store is probed first."""
         del hidden  # a bucket has no renames
-        bucket = self.bucket(OPEN_WRITER_S)
-        self._require_vacant(bucket)
-        lock = machine_lock(self.at)
-        objects = LogObjects(bucket)
-        made = False
-        try:
+        with contextlib.closing(self.bucket(OPEN_WRITER_S)) as bucket:
             self._require_vacant(bucket)
-            if self.at.fenced:
-                probe(bucket)
-            backup_id = os.urandom(v2.ID_BYTES)
-            made = True
-            key = create_keys(self.at, objects, backup_id, secret)
-            create_first_base(ObjectsStore(objects, backup_id, key), base, origin)
-            lock.release()
-            yield self
-        except BaseException:
-            if made:
-                with contextlib.suppress(StorageError):
-                    self._withdraw(bucket)
-            raise
-        finally:
-            lock.release()
+            lock = machine_lock(self.at)
+            objects = LogObjects(bucket)
+            made = False
+            try:
+                self._require_vacant(bucket)
+                self.prepare(bucket)
+                backup_id = os.urandom(v2.ID_BYTES)
+                made = True
+                key = create_keys(self.at, objects, backup_id, secret)
+                create_first_base(ObjectsStore(objects, backup_id, key), base, origin)
+                lock.release()
+                yield self
+            except BaseException:
+                if made:
+                    with contextlib.suppress(StorageError):
+                        self._withdraw(bucket)
+                raise
+            finally:
+                lock.release()
 
     def _require_vacant(self, bucket: Bucket) -> None:
         found = [one.key for one in bucket.list() if not one.key.startswith(("probe-", "parts/"))]
@@ -157,9 +177,16 @@ class ObjectsPlace(Place):
                 break
         return writer
 
+    @contextlib.contextmanager
+    def _newest(self) -> Iterator[tuple[LogObjects, v2.Open]]:
+        """The objects and the open part of the newest base's header, which needs no key."""
+        with contextlib.closing(self.bucket(OPEN_READER_S)) as bucket:
+            yield newest_header(self.at, bucket)
+
     def keys(self) -> list[Key]:
         """See `Place.keys`."""
-        return self._keys(*newest_header(self.at, self.bucket(OPEN_READER_S)))
+        with self._newest() as found:
+            return self._keys(*found)
 
     def _keys(self, objects: LogObjects, newest: v2.Open) -> list[Key]:
         found = [
@@ -182,18 +209,19 @@ class ObjectsPlace(Place):
 
     def remove_key(self, label: str) -> None:
         """See `Place.remove_key`."""
-        objects, newest = newest_header(self.at, self.bucket(OPEN_READER_S))
-        self._keys(objects, newest)  # no key slots at all is a different error
-        remove_key_slot(objects, newest.backup_id, label)
+        with self._newest() as (objects, newest):
+            self._keys(objects, newest)  # no key slots at all is a different error
+            remove_key_slot(objects, newest.backup_id, label)
 
     def usage(self) -> Inventory:
         """See `Place.usage`."""
-        objects, newest = newest_header(self.at, self.bucket(OPEN_READER_S))
-        layout = read_layout(objects.bucket)
-        bases = [name for name in layout.objects if name.startswith("base-")]
-        oldest_at = min((layout.objects[name].stored_at for name in bases), default=None)
-        space = sum(one.size_bytes for one in layout.objects.values()) + sum(layout.parts.values())
-        cipher, keys = None, list[Key]()
-        if newest.cipher != v2.PLAIN:
-            cipher, keys = "AES-256-GCM", self._keys(objects, newest)
+        with self._newest() as (objects, newest):
+            layout = read_layout(objects.bucket)
+            bases = [name for name in layout.objects if name.startswith("base-")]
+            oldest_at = min((layout.objects[name].stored_at for name in bases), default=None)
+            space = sum(one.size_bytes for one in layout.objects.values())
+            cipher, keys = None, list[Key]()
+            if newest.cipher != v2.PLAIN:
+                cipher, keys = "AES-256-GCM", self._keys(objects, newest)
+        space += sum(layout.parts.values())
         return Inventory(cipher, tuple(keys), len(bases), oldest_at, space)

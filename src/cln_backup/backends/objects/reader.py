@@ -58,7 +58,11 @@ class ObjectsReader(DirReader):
         self._looks = 0
         self._opened: Opened | None = None
         self._bucket = place.bucket(limit_s, on_event)
-        self._take_stock(on_event, None)
+        try:
+            self._take_stock(on_event, None)
+        except BaseException:
+            self.close()
+            raise
         if not place.at.fenced:
             on_event(Event(Noticed.FOUND, UNFENCED))
 
@@ -122,6 +126,7 @@ class ObjectsReader(DirReader):
         """See `Backend.close`."""
         if self._opened is not None:
             self._opened.objects.close()
+        self._bucket.close()
 
 
 def noted_node(objects: LogObjects, master_key: bytes | None) -> str | None:

@@ -6,6 +6,7 @@ any more; never a fence. It needs no key. Idempotent: the next run finishes inte
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.backends.objects.log_objects import LogObjects
@@ -15,6 +16,7 @@ from cln_backup.process.channel import Message
 from cln_backup.storage.remote_objects import may_be_in_parts
 
 if TYPE_CHECKING:
+    from cln_backup.backends.objects.place import ObjectsPlace
     from cln_backup.process.parent import Parent
 
 GRACE_S: Final = 3600.0
@@ -31,9 +33,11 @@ class Done(Message):
 
 
 class Start(Message):
-    """The request: the URL of the backup."""
+    """The request: the URL of the backup, and the class of its place."""
 
     url: str
+    module: str
+    place: str
 
 
 def remove_expired(
@@ -55,9 +59,8 @@ def remove_expired(
 
 
 def _run(start: Start, parent: Parent[Message]) -> None:
-    from cln_backup.backends.objects.place import ObjectsPlace
-
-    place = ObjectsPlace(start.url)
+    kind: type[ObjectsPlace] = getattr(import_module(start.module), start.place)
+    place = kind(start.url)
     objects = LogObjects(place.bucket(_LIMIT_S))
     merge(objects)
     remove_expired(objects, *place.keeps)

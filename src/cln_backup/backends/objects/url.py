@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, NoReturn
 from urllib.parse import unquote
 
 from cln_backup.backends import redacted
-from cln_backup.backends.dir.url import KEY_SOURCES
+from cln_backup.backends.local_url import KEY_SOURCES
 from cln_backup.model.errors import BadUrl
 
 _FORMS: Final = {

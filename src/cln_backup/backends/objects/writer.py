@@ -75,8 +75,11 @@ class ObjectsWriter(Writer):
         self._upkeep_failure = ""
         try:
             self._bucket = place.bucket(place.at.deadline_s, on_event)
-            with self._bucket.within(limit_s):
-                self._open()
+            with contextlib.ExitStack() as on_error:
+                on_error.callback(self._bucket.close)
+                with self._bucket.within(limit_s):
+                    self._open()
+                on_error.pop_all()
         except BaseException:
             self._lock.release()
             raise
@@ -294,7 +297,7 @@ class ObjectsWriter(Writer):
         with contextlib.suppress(StorageError):
             self._upkeep = Child(
                 "cln_backup.backends.objects.upkeep",
-                Start(url=self.place.url),
+                Start(self.place.url, type(self.place).__module__, type(self.place).__name__),
                 (Done,),
                 work="merges objects",
                 lowest_priority=True,
@@ -388,6 +391,5 @@ class ObjectsWriter(Writer):
             self._upkeep.wait(_UPKEEP_WAIT_S)
             self._upkeep = None
         self._lock.release()
-        objects = getattr(self, "_objects", None)
-        if objects is not None:
-            objects.close()
+        self._objects.close()
+        self._bucket.close()

@@ -116,6 +116,11 @@ class Session(ABC):
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise BadPacket("The server sent invalid statistics.") from None
 
+    def ask(self, packet_type: int, payload: bytes, answer_type: int, limit_bytes: int) -> bytes:
+        """Sends one packet, and returns the payload of the answer of the expected type."""
+        self._channel.send(packet_type, payload)
+        return self._expect(answer_type, limit_bytes)
+
     def incoming(self) -> Incoming:
         """The head of the next packet of a stream. Raises the error of a refusal."""
         found = self._channel.head(self._stall_s)

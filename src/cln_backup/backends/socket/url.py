@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import NamedTuple, NoReturn
 from urllib.parse import unquote
 
 from cln_backup.backends import redacted
+from cln_backup.backends.local_url import KEY_SOURCES
 from cln_backup.model.errors import BadUrl
 from cln_backup.wire.address import Address, BadAddress, parse_address
 
@@ -21,7 +23,11 @@ _OPTIONS = (
     "deadline",
     "protocol",
     "insecure",
+    *KEY_SOURCES,
+    "keep",
+    "keep-days",
 )
+_COUNT = re.compile(r"[0-9]{1,6}")
 _NODE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _DIGITS = re.compile(r"[0-9]{1,9}")
 _DEADLINE_S = 600
@@ -42,6 +48,7 @@ class SocketUrl(NamedTuple):
         ca: path of the certificates to trust, instead of the system's.
         deadline_s: how long to retry a lost connection before the node is stopped.
         protocol: 1 when the extension shall not be offered.
+        key_source, keep, keep_days: of a sealed backup, as in the URL of a `dir:` backup.
     """
 
     server: Address
@@ -54,6 +61,9 @@ class SocketUrl(NamedTuple):
     ca: str | None = None
     deadline_s: int = _DEADLINE_S
     protocol: int = 2
+    key_source: tuple[str, str] | None = None
+    keep: int = 0
+    keep_days: int = 0
 
 
 def parse_socket_url(url: str) -> SocketUrl:
@@ -129,7 +139,29 @@ def _checked(
         options.get("ca"),
         int(deadline),
         int(protocol),
+        _key_source(url, options, protocol),
+        _count(url, options, "keep"),
+        _count(url, options, "keep-days"),
     )
+
+
+def _key_source(url: str, options: dict[str, str], protocol: str) -> tuple[str, str] | None:
+    found = [(name, options[name]) for name in KEY_SOURCES if name in options]
+    if len(found) > 1:
+        _bad(url, f"{found[0][0]} and {found[1][0]} cannot be combined")
+    for name, path in found:
+        if not os.path.isabs(path):
+            _bad(url, f"{name} needs an absolute path")
+        if protocol == "1":
+            _bad(url, f"protocol 1 has no sealed backups, so it does not support {name}")
+    return found[0] if found else None
+
+
+def _count(url: str, options: dict[str, str], name: str) -> int:
+    value = options.get(name, "0")
+    if _COUNT.fullmatch(value) is None:
+        _bad(url, f"{name} must be a whole number")
+    return int(value)
 
 
 def _is_private(server: Address) -> bool:
