@@ -9,9 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from cln_backup.backends.socket.token_file import create_token
 from tests import postgres_cluster
 from tests.objects import engine as object_store
 from tests.postgres.appending import confirm_by, wait_for
+from tests.socket.serving import server_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -130,9 +132,33 @@ def s3(work: Path) -> Iterator[Engine]:
         )
 
 
+@contextlib.contextmanager
+def sealed(work: Path) -> Iterator[Engine]:
+    """A server that cannot read the backup, and is killed on the way."""
+    token, nodes = work / "backup.token", work / "nodes"
+    disk = work / "friends-disk"
+    disk.mkdir()
+    shown = create_token(str(token))
+    nodes.write_text(f"demo objects://{disk}/demo {shown} quota=1G retain=30\n")
+    with server_process("--nodes", str(nodes)) as server:
+
+        def restart() -> None:
+            server.kill()
+            server.start()
+
+        yield Engine(
+            f"{server.url}?node=demo&token-file={token}",
+            _hsm_secret(work),
+            "A friend's server runs: it stores the backup, and has no key to read it",
+            "The server is killed and started again; meanwhile the node waits",
+            restart,
+        )
+
+
 ENGINES: dict[str, Callable[[Path], AbstractContextManager[Engine]]] = {
     "dir": directory,
     "postgres": postgres,
     "s3": s3,
+    "sealed": sealed,
 }
 """By the name that `make demo ENGINE=NAME` takes."""

@@ -40,7 +40,7 @@ def test_commands_are_accepted(line: str) -> None:
     urls = [word for word in words if word.partition(":")[0] in SCHEMES and "…" not in word]
     for url in urls:
         place_at(url)
-    assert urls or "…" in line
+    assert urls or "…" in line or name in {"server", "token"}
 
 
 def test_rights_of_a_role_are_those_that_init_prints() -> None:

@@ -39,13 +39,25 @@ def test_demo_in_a_database_whose_standby_takes_over(capfd: pytest.CaptureFixtur
 
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not SOAK, reason="CLN_BACKUP_SOAK is not set")
-def test_demo_in_an_object_store_that_is_killed(capfd: pytest.CaptureFixture[str]) -> None:
-    assert demo.main("s3") == 0, capfd.readouterr().out
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        ("s3", "The backup in s3://tests/demo can be reached again"),
+        ("sealed", "The backup server 127.0.0.1"),
+    ],
+)
+def test_demo_in_an_engine_that_is_killed(
+    engine: str, says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.main(engine) == 0, capfd.readouterr().out
     shown = capfd.readouterr().out
     assert "differences                         none" in shown
-    assert "The backup in s3://tests/demo can be reached again" in shown
+    assert says in shown
 
 
 def test_unknown_engine_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     assert demo.main("mongo") == 2
-    assert "Unknown engine 'mongo'. The engines are dir, postgres, s3" in capfd.readouterr().err
+    assert (
+        "Unknown engine 'mongo'. The engines are dir, postgres, s3, sealed"
+        in capfd.readouterr().err
+    )
