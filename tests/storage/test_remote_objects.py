@@ -13,7 +13,8 @@ from obstore.store import S3Store
 
 from cln_backup.model.errors import AccessDenied, AlreadyExists, StorageError, Unreachable
 from cln_backup.storage.object_store import ObjectStoreBucket
-from cln_backup.storage.remote_objects import PART_BYTES, RemoteObjects
+from cln_backup.storage.parts import PART_BYTES
+from cln_backup.storage.remote_objects import RemoteObjects
 from tests.objects.engine import BUCKET, KEY, SECRET, engine
 from tests.storage import test_objects as every_store
 

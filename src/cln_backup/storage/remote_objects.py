@@ -7,14 +7,23 @@ So neither memory nor the limits of a store's conditional writes depend on the s
 
 from __future__ import annotations
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from cln_backup.model.errors import AlreadyExists, StorageError
 from cln_backup.storage import interruption
 from cln_backup.storage.objects import Objects, ObjectStatus, is_name, require_name
+from cln_backup.storage.parts import (
+    MAGIC,
+    MANIFEST_BYTES,
+    PART_BYTES,
+    Manifest,
+    directory_of,
+    in_parts,
+    manifest_of,
+    part_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -24,16 +33,11 @@ if TYPE_CHECKING:
 
     from cln_backup.storage.bucket import Bucket
 
-PART_BYTES: Final = 4 << 20
-"""The length of each part but the last; also the most that is stored without parts."""
-
-MANIFEST_BYTES: Final = 160
-"""The length of an object that names parts; no other is taken for one."""
-
-_MAGIC: Final = b"CLNPARTS"
-_PARTS: Final = "parts"
 _DISCARDED: Final = "discarded"
 """The mark of parts that no object may name any more."""
+
+_BEGUN: Final = "begun"
+"""The mark of parts that an object may name, from now on or later."""
 
 _FIRST_READ_BYTES: Final = 1 << 18
 _SMALL_READ_BYTES: Final = 4096
@@ -43,36 +47,9 @@ _AHEAD: Final = 4
 """Parts that are read or written at the same time."""
 
 
-class _Manifest(NamedTuple):
-    """The content of an object in parts."""
-
-    parts: str
-    size_bytes: int
-
-    def pack(self) -> bytes:
-        packed = _MAGIC + json.dumps([self.parts, self.size_bytes]).encode()
-        assert len(packed) < MANIFEST_BYTES
-        return packed.ljust(MANIFEST_BYTES)
-
-
-def _manifest(content: bytes) -> _Manifest | None:
-    if len(content) != MANIFEST_BYTES or not content.startswith(_MAGIC):
-        return None
-    parts, size_bytes = json.loads(content[len(_MAGIC) :])
-    return _Manifest(str(parts), int(size_bytes))
-
-
 def may_be_in_parts(size_bytes: int) -> bool:
     """Whether an object of this size may be one that only names the parts of a large one."""
     return size_bytes == MANIFEST_BYTES
-
-
-def _part_key(parts: str, index: int) -> str:
-    return f"{_directory(parts)}{index:08}"
-
-
-def _directory(parts: str = "") -> str:
-    return f"{_PARTS}/{parts}/" if parts else f"{_PARTS}/"
 
 
 class RemoteObjects(Objects):
@@ -95,9 +72,9 @@ class RemoteObjects(Objects):
         try:
             with ThreadPoolExecutor(_AHEAD) as pool:
                 waiting: list[Future[None]] = []
-                for index, part in enumerate(_in_parts(content)):
+                for index, part in enumerate(in_parts(content)):
                     interruption.check()
-                    waiting.append(pool.submit(self._put_part, _part_key(parts, index), part))
+                    waiting.append(pool.submit(self._put_part, part_key(parts, index), part))
                     if len(waiting) >= _AHEAD:
                         waiting.pop(0).result()
                 for one in waiting:
@@ -114,12 +91,23 @@ class RemoteObjects(Objects):
     def publish(self, prepared: str, name: str, *, op: str, withdraws: bool = True) -> None:  # noqa: ARG002
         """See `Objects.publish`. A prepared object of which a part is missing is refused.
 
-        Looked at before and after, since another process may `discard` it meanwhile.
+        If the answer is lost for good, the object may get its name later: so its parts stay, until
+        `remove_abandoned`.
         """
         require_name(name)
-        size_bytes = self._require_whole(prepared)
-        manifest = _Manifest(prepared, size_bytes).pack()
-        self._put(name, manifest)
+        self._require_whole(prepared)
+        begun = directory_of(prepared) + _BEGUN
+        self.bucket.put_new(begun, _BEGUN.encode())
+        try:
+            size_bytes = self._require_whole(prepared)
+        except StorageError:
+            self.bucket.delete([begun])
+            raise
+        try:
+            self._put(name, Manifest(prepared, size_bytes).pack())
+        except AlreadyExists:
+            self.bucket.delete([begun])
+            raise
         try:
             self._require_whole(prepared)
         except StorageError:
@@ -128,9 +116,10 @@ class RemoteObjects(Objects):
 
     def _require_whole(self, prepared: str) -> int:
         """The size of a prepared object. Raises `StorageError` if a part is missing."""
-        found = self.bucket.list(_directory(prepared))
+        directory = directory_of(prepared)
+        found = [one for one in self.bucket.list(directory) if one.key != directory + _BEGUN]
         size_bytes = sum(one.size_bytes for one in found)
-        whole = [_part_key(prepared, index) for index in range(-(-size_bytes // PART_BYTES) or 1)]
+        whole = [part_key(prepared, index) for index in range(-(-size_bytes // PART_BYTES) or 1)]
         if [one.key for one in found] != whole:
             raise StorageError(f"{self.where(prepared)}, which was prepared, is gone; try again.")
         return size_bytes
@@ -141,7 +130,7 @@ class RemoteObjects(Objects):
 
     def prepared(self, purpose: str = "") -> Sequence[str]:
         """See `Objects.prepared`."""
-        found = {one.key.split("/")[1] for one in self.bucket.list(_directory())}
+        found = {one.key.split("/")[1] for one in self.bucket.list(directory_of())}
         found = {parts for parts in found if parts.startswith(purpose)}
         if found:
             found.difference_update(self._published())
@@ -149,30 +138,32 @@ class RemoteObjects(Objects):
 
     def has_parts(self, prepared: str) -> bool:
         """Whether the parts of an object are there; it may have been published."""
-        return bool(self.bucket.list(_directory(prepared)))
+        return bool(self.bucket.list(directory_of(prepared)))
 
-    def abandoned(self, before: float) -> Sequence[str]:
-        """Prepared objects of which every part was stored before, in seconds since 1970."""
+    def remove_abandoned(self, before: float) -> None:
+        """Removes prepared objects of which all was stored before, in seconds since 1970.
+
+        Also those that may have been published at that time, and were not.
+        """
         newest: dict[str, float] = {}
-        for one in self.bucket.list(_directory()):
+        for one in self.bucket.list(directory_of()):
             parts = one.key.split("/")[1]
             newest[parts] = max(newest.get(parts, 0.0), one.stored_at)
         old = {parts for parts, stored_at in newest.items() if stored_at < before}
-        if old:
-            old.difference_update(self._published())
-        return sorted(old)
+        for parts in sorted(old.difference(self._published()) if old else ()):
+            self._discard(parts, even_if_begun=True)
 
     @staticmethod
     def is_in_parts(content: bytes) -> bool:
         """Whether an object's content only names the parts of a large one."""
-        return _manifest(content) is not None
+        return manifest_of(content) is not None
 
     def _published(self) -> Iterator[str]:
         """The names of the parts of all large objects."""
         for one in self.bucket.list():
             if one.size_bytes == MANIFEST_BYTES and is_name(one.key):
                 content = self.bucket.read(one.key, 0, MANIFEST_BYTES)
-                manifest = None if content is None else _manifest(content.content)
+                manifest = None if content is None else manifest_of(content.content)
                 if manifest is not None:
                     yield manifest.parts
 
@@ -185,10 +176,10 @@ class RemoteObjects(Objects):
         the object may have its name.
         """
         require_name(name)
-        pieces = _in_parts(content)
+        pieces = in_parts(content)
         first = next(pieces)
         second = next(pieces, None)
-        if second is None and not first.startswith(_MAGIC):
+        if second is None and not first.startswith(MAGIC):
             self._put(name, first)
             return
 
@@ -215,7 +206,7 @@ class RemoteObjects(Objects):
         found = self.bucket.read(self._key(name), 0, MANIFEST_BYTES)
         if found is None:
             return None
-        manifest = _manifest(found.content) if found.size_bytes == MANIFEST_BYTES else None
+        manifest = manifest_of(found.content) if found.size_bytes == MANIFEST_BYTES else None
         size_bytes = found.size_bytes if manifest is None else manifest.size_bytes
         return ObjectStatus(size_bytes, found.stored_at)
 
@@ -230,28 +221,33 @@ class RemoteObjects(Objects):
         found = self.bucket.read(self._key(name), 0, MANIFEST_BYTES)
         if found is None:
             return
-        manifest = _manifest(found.content) if found.size_bytes == MANIFEST_BYTES else None
+        manifest = manifest_of(found.content) if found.size_bytes == MANIFEST_BYTES else None
         self.bucket.delete([name])
         if manifest is not None:
             self._remove_parts(manifest.parts)
 
     def discard(self, prepared: str, *, in_steps: bool = False) -> None:  # noqa: ARG002
-        """See `Objects.discard`. Removes nothing that was published.
+        """See `Objects.discard`. Removes nothing that was published, or may be.
 
-        The mark is stored before the look for a name, and `publish` looks for a mark after it
-        stored the name: so one of the two sees the other.
+        The mark is stored before the look for the beginning of a publication, and `publish` looks
+        for a mark after it stored that: so one of the two sees the other.
         """
-        if not self.bucket.list(_directory(prepared)):
+        self._discard(prepared, even_if_begun=False)
+
+    def _discard(self, prepared: str, *, even_if_begun: bool) -> None:
+        directory = directory_of(prepared)
+        if not self.bucket.list(directory):
             return
-        mark = _directory(prepared) + _DISCARDED
+        mark = directory + _DISCARDED
         self.bucket.put_new(mark, os.urandom(16))
-        if prepared in self._published():
+        begun = self.bucket.status(directory + _BEGUN) is not None
+        if (begun and not even_if_begun) or prepared in self._published():
             self.bucket.delete([mark])
         else:
             self._remove_parts(prepared)
 
     def _remove_parts(self, parts: str) -> None:
-        self.bucket.delete([one.key for one in self.bucket.list(_directory(parts))])
+        self.bucket.delete([one.key for one in self.bucket.list(directory_of(parts))])
 
     def _key(self, name: str) -> str:
         return require_name(name)
@@ -286,7 +282,7 @@ class RemoteSource:
                 raise StorageError(f"{self._objects.where(self._name)} does not exist.")
             return
         if found.size_bytes == MANIFEST_BYTES:
-            manifest = _manifest(found.content)
+            manifest = manifest_of(found.content)
         if manifest is None:
             self._start, self._size_bytes = found.content, found.size_bytes
         else:
@@ -294,7 +290,8 @@ class RemoteSource:
 
     def _read_prepared(self) -> bool:
         """Whether the name is of a prepared object."""
-        found = [one.size_bytes for one in self._objects.bucket.list(_directory(self._name))]
+        listed = self._objects.bucket.list(directory_of(self._name))
+        found = [one.size_bytes for one in listed if one.key[-1].isdigit()]  # without marks
         if found:
             self._parts, self._size_bytes = self._name, sum(found)
         return bool(found)
@@ -322,7 +319,7 @@ class RemoteSource:
             and end_bytes - offset_bytes <= _SMALL_READ_BYTES
             and not (in_order or first in self._kept)
         ):
-            key, start = _part_key(self._parts, first), first * PART_BYTES
+            key, start = part_key(self._parts, first), first * PART_BYTES
             return self._range(key, offset_bytes - start, end_bytes - offset_bytes)
         found = b"".join(self._part(index) for index in range(first, last + 1))
         start = first * PART_BYTES
@@ -353,7 +350,7 @@ class RemoteSource:
     def _fetch(self, index: int) -> bytes:
         assert self._parts is not None
         length = min(PART_BYTES, self._size_bytes - index * PART_BYTES)
-        return self._range(_part_key(self._parts, index), 0, length)
+        return self._range(part_key(self._parts, index), 0, length)
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -367,22 +364,3 @@ class RemoteSource:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
-
-
-def _in_parts(content: Iterable[bytes]) -> Iterator[bytes]:
-    """The same content in parts of `PART_BYTES`; at least one, the last may be shorter."""
-    held: list[bytes] = []
-    held_bytes = 0
-    any_yet = False
-    for piece in content:
-        at = 0
-        while at < len(piece):
-            took = piece[at : at + PART_BYTES - held_bytes]
-            held.append(took)
-            held_bytes += len(took)
-            at += len(took)
-            if held_bytes == PART_BYTES:
-                yield b"".join(held)
-                held, held_bytes, any_yet = [], 0, True
-    if held or not any_yet:
-        yield b"".join(held)

@@ -16,7 +16,8 @@ from cln_backup.backends.objects.layout import pack, pack_name, packs_of, unpack
 from cln_backup.formats.v2 import Malformed
 from cln_backup.model.errors import Damaged, StorageError
 from cln_backup.storage import interruption
-from cln_backup.storage.remote_objects import PART_BYTES, may_be_in_parts
+from cln_backup.storage.parts import PART_BYTES
+from cln_backup.storage.remote_objects import may_be_in_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -159,8 +159,12 @@ def _with_end(objects: LogObjects, store: ObjectsStore, base: Base, walks: Walks
     return Opened(objects, store, base, layout.objects[base.name], numbers, end, tracker)
 
 
-def publish_base(place: ObjectsAt, store: ObjectsStore, base: Base, prepared: str) -> Base:
+def publish_base(
+    place: ObjectsAt, store: ObjectsStore, base: Base, prepared: str, newest: int
+) -> Base:
     """Publishes a prepared base, as the next generation; returns it.
+
+    It must be of a history up to the object `newest` of the log, the writer's own last one.
 
     No right to write is needed: all that it replaces is before the head. It is read back from the
     store before anything that it replaces may be removed.
@@ -175,6 +179,11 @@ def publish_base(place: ObjectsAt, store: ObjectsStore, base: Base, prepared: st
         header = store.read_header(source, prepared, v2.FileKind.BASE, generation)
     assert header is not None
     state = v2.unpack_base_state(header.state)
+    if state.start.segment > newest + 1:
+        raise StorageError(
+            f"Another process writes to the backup in {place.path}: the compaction contains "
+            "changes that this process does not have. The backup is unchanged."
+        )
     name = base_name(generation, state.start.segment)
     newer = [found for found in objects.refresh().bases if found[0] > base.generation]
     try:

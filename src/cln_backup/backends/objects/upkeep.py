@@ -54,8 +54,7 @@ def remove_expired(
     for name in set(gone).difference(small):
         objects.delete(name, op="remove expired object")
     objects.bucket.delete(small)
-    for prepared in objects.abandoned(now - _ABANDONED_S):
-        objects.discard(prepared)
+    objects.remove_abandoned(now - _ABANDONED_S)
 
 
 def _run(start: Start, parent: Parent[Message]) -> None:

@@ -21,7 +21,7 @@ from cln_backup.backends.dir.stock import last_change_of, marks_of, standing_of
 from cln_backup.backends.dir.store import segment_name, snapshot_name, stored_now_ms
 from cln_backup.backends.events import Event, Noticed
 from cln_backup.backends.follows import check_follows, nothing_to_drop
-from cln_backup.backends.objects.layout import MAX_NUMBER, NODE, new_fence
+from cln_backup.backends.objects.layout import MAX_NUMBER, NODE, new_fence, packs_of
 from cln_backup.backends.objects.merging import LEAST, UNMERGED
 from cln_backup.backends.objects.opening import machine_lock, newest_id, open_backup, publish_base
 from cln_backup.backends.objects.reader import UNFENCED, noted_node
@@ -177,7 +177,8 @@ class ObjectsWriter(Writer):
         layout, base = self._objects.layout, self._base.name
         opened, now = layout.objects.get(base), self._objects.refresh().objects.get(base)
         same = opened == now or newest_id(self._objects) == self._store.backup_id
-        if not same or self._objects.layout.last_number > fence:
+        layout = self._objects.layout
+        if not same or layout.last_number > fence or any(packs_of(fence, layout.packs)):
             raise self._overtaken(segment_name(fence + 1))
         self._fenced = True
 
@@ -374,7 +375,9 @@ class ObjectsWriter(Writer):
                     f"{self._objects.where(prepared.name)} is not the prepared base; the backup is "
                     "unchanged."
                 )
-            self._base = publish_base(self.place.at, self._store, self._base, prepared.name)
+            self._base = publish_base(
+                self.place.at, self._store, self._base, prepared.name, self._end.last_number
+            )
             self._head = marks_of(self._base, self._tracker).head
             self._start_upkeep()
             return {"before": ticket.before, "after": size_of(self)}
