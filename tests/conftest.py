@@ -1,22 +1,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import captured
+from tests.in_memory import memory_path
 from tests.skips import pytest_make_collect_report, pytest_runtest_makereport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
-__all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]
+__all__ = ["memory_path", "pytest_make_collect_report", "pytest_runtest_makereport"]
 
 _CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 # The same examples in every run, so that a failure can be reproduced.
@@ -34,8 +32,6 @@ for _name in (signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(_name) is signal.SIG_IGN:
         signal.signal(_name, signal.SIG_DFL)
 
-_MEMORY = "/dev/shm"  # noqa: S108 - what is tried thousands of times need not wait for a disk
-
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:  # noqa: ARG001
@@ -50,17 +46,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     is_default = config.getvalue("dist") == "load"
     return WorkStealingScheduling(config, log) if is_default else None
-
-
-@pytest.fixture
-def memory_path() -> Iterator[Path]:
-    """A directory in memory if there is one; for frequent attempts."""
-    place = _MEMORY if os.access(_MEMORY, os.W_OK) else None
-    path = Path(tempfile.mkdtemp(prefix="cln-backup-", dir=place))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
 
 
 @pytest.fixture

@@ -35,6 +35,12 @@ class _Node(NamedTuple):
     url: str
 
 
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On the disk, whose file system is what is tested."""
+    return tmp_path_factory.mktemp("test")
+
+
 @pytest.fixture(params=["dir", "file"])
 def node(request: pytest.FixtureRequest, tmp_path: Path) -> _Node:
     directory, place = tmp_path / "node", tmp_path / "place"

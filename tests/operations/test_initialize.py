@@ -78,6 +78,12 @@ class Node:
 
 
 @pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On the disk, whose file system is what is tested."""
+    return tmp_path_factory.mktemp("test")
+
+
+@pytest.fixture
 def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 

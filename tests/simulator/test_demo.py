@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from typing import Any
 
@@ -9,7 +10,14 @@ import pytest
 
 import demo.__main__ as demo
 from simulator import client
+from tests.in_memory import directory_with_room
 from tests.soak import SOAK
+
+
+@pytest.fixture(autouse=True)
+def _in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that other tests use too, a compaction in the database takes many seconds."""
+    monkeypatch.setattr(tempfile, "tempdir", directory_with_room())
 
 
 def test_demo_waits_for_its_compaction_on_a_busy_machine(
