@@ -24,6 +24,12 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+# Whatever the tests start keeps their priority: at the lowest one, a machine that is busy with
+# other tests would not run it for minutes.
+_EAGER = os.path.join(os.path.dirname(__file__), "eager")
+if _EAGER not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_EAGER, os.environ.get("PYTHONPATH"))))
+
 # A shell starts what it runs in the background with these ignored, and so would be what the tests
 # start: a program that ignores them from its start continues to do so.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -1,4 +1,4 @@
-"""A directory for PYTHONPATH: what runs beside a node keeps the priority of its node.
+"""A directory for PYTHONPATH: no process that the tests start gives way to all others.
 
-At the lowest one, a machine that is busy with other tests would not run it for minutes.
+At the lowest priority, a machine that is busy with other tests would not run it for minutes.
 """

@@ -17,12 +17,12 @@ from tests.waiting import WAIT_S, wait_for, wait_until
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PLUGIN = BIN / "cln-backup"
-_EAGER = str(ROOT / "tests" / "eager")
 CAPTURES = ROOT / "tests" / "data" / "captures"
 _WITHOUT_FOLLOWER = ("--option", "backup-follower=off")
 
 KINDS = ("file", "dir", "dir-encrypted")
 """The kinds of backup that a node may have."""
+DIRECTORIES = KINDS[1:]
 
 
 class Home:
@@ -96,7 +96,7 @@ class Home:
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": _EAGER} | (env or {}),
+            env=os.environ | (env or {}),
         )
         return self._node
 

@@ -16,7 +16,6 @@ from cln_backup.plugin.following import REPLICA_NAME, Following
 from cln_backup.plugin.replicator import Replicator
 from cln_backup.replay.kept import KeptReplica
 from tests.histories import append, first, payments, transaction
-from tests.plugin.home import ROOT
 from tests.waiting import WAIT_S
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ def test_alarm_ends_only_if_the_backup_replays(
     clock_s: float, is_sound: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "eager"))
     url = f"file://{tmp_path}/node.bkp"
     create_backend(url, None)
     append(url, [first(), *payments(2, 20)])

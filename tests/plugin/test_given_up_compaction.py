@@ -20,7 +20,6 @@ from cln_backup.server.preparing import Preparing
 from cln_backup.server.served import Served
 from tests.disasters.places import KINDS, url_in
 from tests.histories import append, assert_same_database, build_database, first, wearing_payments
-from tests.plugin.home import ROOT
 from tests.socket.followers import followed, wait_until_proven
 from tests.waiting import WAIT_S
 
@@ -40,7 +39,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("backups/backup", "node"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "node")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "eager"))
     made = url_in(tmp_path / "backups" / "backup", request.param)
     create_backend(made, None)
     append(made, HISTORY)

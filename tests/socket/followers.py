@@ -1,16 +1,10 @@
-"""A follower beside a server in this process, at the normal priority.
-
-At the lowest one, a machine that is busy with other tests would not run it for minutes.
-"""
+"""A follower beside a server in this process."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
+from typing import TYPE_CHECKING
 
-from cln_backup.process.child import Child, Said
-from cln_backup.server import following
 from cln_backup.server.following import Following
 from cln_backup.server.served import Served
 from tests.waiting import wait_until
@@ -21,24 +15,15 @@ if TYPE_CHECKING:
     from cln_backup.server.node import Node
 
 
-class _Eager(Child[Said]):
-    """A child of the normal priority."""
-
-    def __init__(self, *given: Any, lowest_priority: bool, **options: Any) -> None:
-        assert lowest_priority
-        super().__init__(*given, **options)
-
-
 @contextlib.contextmanager
 def followed(nodes: Mapping[str, Node], replicas: str | None = None) -> Iterator[Following]:
     """Follows the backups of a server while the block runs."""
-    with patch.object(following, "Child", _Eager):
-        found = Following(nodes, replicas)
-        found.start()
-        try:
-            yield found
-        finally:
-            found.stop()
+    found = Following(nodes, replicas)
+    found.start()
+    try:
+        yield found
+    finally:
+        found.stop()
 
 
 def wait_until_proven(node: Node, version: int) -> None:
