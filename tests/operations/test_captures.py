@@ -200,7 +200,7 @@ def test_every_migration_that_was_recorded_is_tried(large_captures: Path) -> Non
 
 
 @pytest.mark.timeout(300)  # 10 s, if nothing else runs
-@pytest.mark.parametrize("kind", kinds_of("file", "dir-encrypted"))
+@pytest.mark.parametrize("kind", kinds_of("dir-encrypted"))
 def test_large_recording_comes_back(
     kind: str, large_captures: Path, url: str, memory_path: Path
 ) -> None:

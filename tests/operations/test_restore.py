@@ -39,6 +39,7 @@ from tests.histories import (
     started_node,
     transaction,
 )
+from tests.seed_file import SeedNode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -431,15 +432,21 @@ def test_database_without_a_version_row(url: str, place: Path, tmp_path: Path) -
     assert_same_database(restored.path, path)
 
 
+@pytest.fixture(scope="module")
+def long_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A backup whose restore takes long enough to be stopped; nothing writes to it."""
+    path = tmp_path_factory.mktemp("long") / "node.bkp"
+    SeedNode(path, [first(), *payments(2, 10_000)])
+    return f"file://{path}"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("when", ["at once", "later"])
 def test_interrupted_restore_leaves_nothing(
-    number: signal.Signals, when: str, memory_path: Path
+    number: signal.Signals, when: str, long_url: str, memory_path: Path
 ) -> None:
-    url, place = f"file://{memory_path}/node.bkp", memory_path / "place"
+    url, place = long_url, memory_path / "place"
     place.mkdir()
-    create_backend(url, None)
-    append(url, [first(), *payments(2, 10_000)])
     process = subprocess.Popen(
         [sys.executable, "-m", "cln_backup.cli.commands", "restore", url, str(place)],
         stdout=subprocess.PIPE,

@@ -531,7 +531,12 @@ RECORDED = {
 
 @pytest.mark.parametrize(
     ("name", "cut"),
-    [(name, cut) for name, calls in RECORDED.items() for cut in range(1, calls + 1)],
+    [
+        (name, cut)
+        for name, calls in RECORDED.items()
+        for cut in range(1, calls + 1)
+        if SOAK or cut in {1, 3, calls}
+    ],
 )
 def test_recorded_migration_cut_between_any_two_changes(
     large_captures: Path, tmp_path: Path, name: str, cut: int
@@ -541,7 +546,7 @@ def test_recorded_migration_cut_between_any_two_changes(
     assert len(calls) == RECORDED[name]
     before = captured.unpacked(folder / "before.sqlite3.xz", tmp_path / "before.sqlite3")
     version = calls[0].version - 1
-    url = PLACES[("dir", "file", "dir-encrypted")[cut % 3]](tmp_path)
+    url = PLACES[("dir", "file", "dir-encrypted")[(cut + len(name)) % 3]](tmp_path)
     node = Node(tmp_path, url, [Change(version, SnapshotBytes(before.read_bytes()), None)])
     node.starts(calls[:cut], committed=cut)
     assert node.undo().version == version

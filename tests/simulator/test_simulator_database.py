@@ -13,6 +13,7 @@ from simulator.build import build_database, place_database
 from simulator.calls import Call, committed_calls, read_recording
 from simulator.database import DatabaseError, NodeDatabase, without_stray_bytes
 from tests.simulator.simulated_node import CAPTURES, Setup, recordings
+from tests.soak import SOAK
 
 LOCAL = sorted(CAPTURES.glob("*/*.jsonl.xz"))
 MIGRATIONS = recordings("migrations")
@@ -52,6 +53,7 @@ def test_migration_gives_the_migrated_database(folder: Path, tmp_path: Path) -> 
 
 
 @ELSEWHERE
+@pytest.mark.skipif(not SOAK, reason="CLN_BACKUP_SOAK is not set; takes ten seconds")
 def test_long_recording_gives_the_recorded_database(tmp_path: Path) -> None:
     folder = Path(os.environ["CLN_BACKUP_CAPTURES"], "payments600")
     calls = committed_calls(read_recording(folder / "payee.jsonl.xz"))

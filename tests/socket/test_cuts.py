@@ -78,11 +78,11 @@ _WORK: dict[str, tuple[Callable[[Writer], None], list[Change]]] = {
 def test_connection_cut_after_every_byte(
     server: ServerHere, memory_path: Path, what: str, direction: int, protocol: int
 ) -> None:
-    """After every fifth one, from another one for each kind of work; `make soak`: every one."""
+    """After every eleventh one, from another one for each kind of work; `make soak`: each."""
     work, expected = _WORK[what]
     length = 0 if SOAK else -list(_WORK).index(what)
     while True:
-        length += 1 if SOAK else 5
+        length += 1 if SOAK else 11
         url = f"file://{memory_path}/{length}.bkp"
         create_backend(url, None)
         append(url, started_node())
@@ -111,7 +111,7 @@ def test_start_over_cut_after_every_byte(
     """It is done once: the server keeps one earlier history."""
     length, base = 0, Change(2, image(300 * "x"), None)
     while True:
-        length += 1 if SOAK else 7
+        length += 1 if SOAK else 13
         url = f"file://{memory_path}/{length}.bkp"
         create_backend(url, None)
         append(url, started_node())
@@ -141,7 +141,7 @@ def test_every_change_of_a_stream_comes_once_when_it_is_cut_anywhere(
     history = [*started_node(), *payments(4, 9), rider(8), rider(8), snapshot, payment(10)]
     append(url, history)
     there = server.add(url)
-    for length in [*range(1, 900, 7), *range(1000, 780_000, 40_009)]:
+    for length in [*range(1, 900, 7 if SOAK else 29), *range(1000, 780_000, 40_009)]:
         with (
             proxy(server.address.port, cut_after(direction, length)) as between,
             open_reader(_through(there, between.port)) as backend,
