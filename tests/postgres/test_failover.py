@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import create_backend, open_writer, place_at
-from cln_backup.model.errors import StorageError
+from cln_backup.backends.events import ignore
+from cln_backup.model.errors import Discontinuity, StorageError
+from cln_backup.operations.promote import promote
 from tests import postgres_cluster
 from tests.histories import append, payment, started_node, told, told_by
 from tests.postgres.appending import Appending, confirm_by, wait_for, wait_until_at
@@ -17,6 +19,7 @@ from tests.postgres_cluster import Server, new_directory, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -62,7 +65,7 @@ def test_node_goes_on_at_the_promoted_standby_with_nothing_lost_or_doubled() -> 
             assert "no synchronous standby" in (reader.durability or "")
 
 
-def test_promoted_standby_that_lacks_an_answered_change_is_refused() -> None:
+def test_promoted_standby_that_lacks_an_answered_change_is_refused(tmp_path: Path) -> None:
     with postgres_cluster.private() as primary, _standby_of(primary) as standby:
         url = url_of((primary, standby), "two", "deadline=60")
         create_backend(url, None)
@@ -79,3 +82,6 @@ def test_promoted_standby_that_lacks_an_answered_change_is_refused() -> None:
             with pytest.raises(StorageError, match="lost changes"):
                 writer.add_change(payment(6))
         assert told_by(url) == told([*started_node(), payment(4)])
+        # A standby of the node that was never there cannot know: its operator must.
+        with pytest.raises(Discontinuity, match="Cannot tell whether the backup is the one"):
+            promote(url, str(tmp_path), print, on_event=ignore)

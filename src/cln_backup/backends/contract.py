@@ -163,6 +163,14 @@ class Reader(Backend):
         return None
 
     @property
+    def is_original(self) -> bool:
+        """Whether this is certainly the storage that the last writer wrote to, not a copy of it.
+
+        A complete copy of a directory looks like the directory itself.
+        """
+        return self.place.storage_dir is None
+
+    @property
     def durability(self) -> str | None:
         """The worth of the storage's answers, in words, by its settings; `None` if unknown."""
         return None

@@ -74,13 +74,14 @@ def promote(
     halts at its next change, or this refuses because it is alive (`Place.fence`). `say` is told
     each step. After any error, and if it is killed, run it again.
 
-    A complete copy of a backup on a disk looks like the backup itself, so the caller must know.
+    A complete copy of a backup on a disk looks like the backup itself, so the caller must know;
+    likewise of a database that was restored, or promoted itself, since the last writer opened it.
 
     Args:
         url: of the backup.
         directory: of the standby.
         say: is told each step.
-        is_original: the old node wrote to the backup at this very place; a server's always is.
+        is_original: the old node wrote to the backup at this very place (see `Reader.is_original`).
         at_least: a data version that the old node has certainly had.
         secret: unlocks the backup.
         on_event: is told what its backend notices.
@@ -163,8 +164,7 @@ def _require_newest(reader: Reader, at_least: int | None, *, is_original: bool) 
             f"{at_least}. It is an earlier copy, or not this node's. Nothing was changed. A node "
             "that starts on an older state loses funds. Find the backup that the node wrote to."
         )
-    is_on_server = reader.place.storage_dir is None
-    if is_on_server or is_original or at_least is not None:
+    if reader.is_original or is_original or at_least is not None:
         return
     when = "" if last.at is None else f", stored {_ago(time.time() - last.at)}"
     if last.by_file and when:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.backends.events import Event, Noticed
-from cln_backup.backends.postgres.opening import head_row
+from cln_backup.backends.postgres.opening import head_row, line_of
 from cln_backup.backends.postgres.schema import require_version
 from cln_backup.backends.postgres.tables import LOCK, PIECE_BYTES
 from cln_backup.model.errors import StorageError, WriterConflict
@@ -106,7 +106,7 @@ class HeadWriter:
             WriterConflict: a living process has it; not if `forced`.
             NotFound, StorageError.
         """
-        writer = self._writer()
+        writer = self._writer(line_of(self._link))
         gives_up_at = time.monotonic() + _DEAD_WRITER_S
         for _ in range(_CLAIM_TRIES):
             claimed = self._link.until(
@@ -293,13 +293,14 @@ class HeadWriter:
                 session.run("SELECT pg_advisory_unlock_all()", until=time.monotonic() + 2.0)
         self._locked = None
 
-    def _writer(self) -> str:
-        """The row's note about this process; no other one says the same."""
+    def _writer(self, line: str) -> str:
+        """The row's note about this process; no other one says the same. `line` as `line_of`."""
         fields: dict[str, object] = {
             "pid": os.getpid(),
             "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "machine": _machine(),
             "token": os.urandom(8).hex(),
+            "line": line,
         }
         if not self._discreet:
             fields["program"] = os.path.basename(sys.argv[0])
@@ -337,7 +338,8 @@ def _machine() -> str:
     return hashlib.sha256(f"cln-backup {os.uname().nodename}".encode()).hexdigest()[:16]
 
 
-def _read_writer(writer: str) -> dict[str, object]:
+def read_writer(writer: str) -> dict[str, object]:
+    """The fields of a row's note about its last writer; none if it is not valid."""
     with suppress(ValueError):
         found = json.loads(writer)
         if isinstance(found, dict):
@@ -347,7 +349,7 @@ def _read_writer(writer: str) -> dict[str, object]:
 
 def _lives(writer: str) -> bool:
     """Whether the last writer may be alive: it is on another machine, or its process exists."""
-    found = _read_writer(writer)
+    found = read_writer(writer)
     pid = found.get("pid")
     if found.get("machine") != _machine() or not isinstance(pid, int):
         return True
@@ -361,7 +363,7 @@ def _lives(writer: str) -> bool:
 
 
 def _conflict(path: str, writer: str) -> WriterConflict:
-    found = _read_writer(writer)
+    found = read_writer(writer)
     pid = found.get("pid")
     who = "another process"
     if pid is not None:

@@ -12,7 +12,7 @@ from cln_backup.backends.dir.tracker import Tracker
 from cln_backup.backends.postgres.schema import require_version
 from cln_backup.backends.postgres.tables import TableObjects, TableStore
 from cln_backup.formats import v2
-from cln_backup.model.errors import Damaged, IncompleteCopy, NotFound
+from cln_backup.model.errors import AccessDenied, Damaged, IncompleteCopy, NotFound
 
 if TYPE_CHECKING:
     from cln_backup.backends.dir.log import LogEnd
@@ -25,6 +25,11 @@ _HEAD: Final = (
     "SELECT backup, epoch, segment, end_bytes, seal, generation, owner, writer "
     "FROM cln_backup.heads WHERE node = $1"
 )
+
+_LINE: Final = """
+SELECT system_identifier::text || '/' || left(pg_walfile_name(pg_current_wal_lsn()), 8)
+FROM pg_control_system()
+"""
 
 
 class HeadRow(NamedTuple):
@@ -83,6 +88,27 @@ def head_row(session: Session, link: Link, until: float) -> HeadRow:
             "database and node= in the URL. `backup-cli init` makes a new one."
         )
     return HeadRow(*rows[0])  # type: ignore[arg-type]
+
+
+def line_of(link: Link) -> str:
+    """The server's own history: its cluster, and its timeline, which a promotion begins anew.
+
+    Empty if the server does not tell. Raises `StorageError`.
+    """
+    asked = False
+
+    def attempt(session: Session, until: float) -> str:
+        nonlocal asked
+        if asked:
+            return ""  # some services refuse, and break the connection's answer
+        asked = True
+        found = session.run(_LINE, until=until)
+        return str(found[0][0] or "")
+
+    try:
+        return link.until(attempt)
+    except AccessDenied:
+        return ""
 
 
 def newest_header(link: Link, head: HeadRow) -> tuple[TableObjects, str, v2.Open]:

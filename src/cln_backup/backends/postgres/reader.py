@@ -10,8 +10,9 @@ from cln_backup.backends.dir.keys import NodeVeil, key_slots
 from cln_backup.backends.dir.reader import DirReader
 from cln_backup.backends.dir.stock import marks_of, standing_of
 from cln_backup.backends.dir.walk import Walks
+from cln_backup.backends.postgres.head import read_writer
 from cln_backup.backends.postgres.link import Link
-from cln_backup.backends.postgres.opening import open_backup, read_head
+from cln_backup.backends.postgres.opening import line_of, open_backup, read_head
 from cln_backup.backends.postgres.stock import READING, generation_of, size_bytes
 from cln_backup.backends.postgres.tables import LOCK
 from cln_backup.storage.waiting import wait_until
@@ -94,6 +95,16 @@ class PostgresReader(DirReader):
     def node_id(self) -> str | None:
         """See `Reader.node_id`."""
         return owner_of(read_head(self._link).owner, self.store.master_key)
+
+    @property
+    def is_original(self) -> bool:
+        """See `Reader.is_original`. The server has the history that the last writer found there.
+
+        A standby that was promoted since then, or a cluster that was restored, may lack answered
+        changes.
+        """
+        noted = read_writer(read_head(self._link).writer).get("line")
+        return bool(noted) and noted == line_of(self._link)
 
     @property
     def durability(self) -> str | None:
