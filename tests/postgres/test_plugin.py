@@ -12,6 +12,7 @@ from cln_backup.backends import redacted
 from tests import postgres_cluster
 from tests.plugin.home import CAPTURES, Home
 from tests.soak import SOAK
+from tests.waiting import wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,11 +40,18 @@ def test_recorded_day_comes_back_from_a_database(home: Home, tmp_path: Path, nod
     said = home.cli("init", "--lightning-dir", str(home.directory), "--encrypt", home.url)
     assert "GRANT SELECT, INSERT, UPDATE, DELETE" in said
     home.url = json.loads((home.directory / "backup.lock").read_text())["backend_url"]
-    running = home.start("--capture", str(_CAPTURED / f"{node}.jsonl.xz"), "--hold")
-    home.wait_for_calls(100)
-    home.call("backup-compact", {"force": True})
+    day = ("--capture", str(_CAPTURED / f"{node}.jsonl.xz"), "--hold")
+    running = home.start(*day, "--option", "backup-compact-max-changes=100")
     calls = lzma.decompress((_CAPTURED / f"{node}.jsonl.xz").read_bytes())
     home.wait_for_calls(len(calls.splitlines()))
+    wait_for(
+        lambda: home.call("backup-status"),
+        lambda found: (
+            found["last_compaction_at"] and not (found["compacting"] or found["next_compaction"])
+        ),
+        home.log,
+        pause_s=0.05,
+    )
     assert home.call("backup-compact", {"force": True})["after"]["version_count"] == 2
     home.call("stop")
     home.end(running)
@@ -82,9 +90,9 @@ def test_another_key_unlocks_it_and_is_removed(home: Home, tmp_path: Path) -> No
 def test_promoted_while_the_old_node_runs(home: Home, tmp_path: Path) -> None:
     """The server is known to be the one that the old node writes to: nobody must vouch for it."""
     home.init()
-    day = ("--capture", str(_CAPTURED / "payee.jsonl.xz"))
-    running = home.start(*day, "--rate", "40")
-    home.wait_for_version(40)
+    day = ("--capture", str(_CAPTURED / "router.jsonl.xz"))
+    running = home.start(*day, "--rate", "10")
+    home.wait_for_version(12)
     new = Home(tmp_path / "new")
     new.url = home.url
     said = new.cli("standby", "--promote", new.url, str(new.directory))
@@ -94,6 +102,6 @@ def test_promoted_while_the_old_node_runs(home: Home, tmp_path: Path) -> None:
     home.require_same(new.database)
     before = json.loads(new.cli("status", "--json", new.url))["version"]
     assert f"at data version {before}," in said
-    new.run(*day)
+    new.run(*day, "--calls", "60")
     new.require_same(new.database)
     assert home.run(*day, code=None)["committed"] == 0

@@ -91,7 +91,7 @@ def head_row(session: Session, link: Link, until: float) -> HeadRow:
 
 
 def line_of(link: Link) -> str:
-    """The server's own history: its cluster, and its timeline, which a promotion begins anew.
+    """The server's own history: its cluster, and its timeline, which a promotion changes.
 
     Empty if the server does not tell. Raises `StorageError`.
     """
