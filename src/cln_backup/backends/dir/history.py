@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
 
 from cln_backup.backends.dir.chain import check_tail_of_closed, pieces, read_piece
@@ -153,9 +154,12 @@ class History(NamedTuple):
             at -= steps
         return None
 
+    def _segments_from(self, first: int) -> Sequence[int]:
+        return self.segments[bisect_left(self.segments, first) :]
+
     def _records_from(self, first: int) -> Iterator[tuple[Record, Piece, Inflater]]:
         """As `records`, from the start of a segment."""
-        for piece in pieces(self.store, [n for n in self.segments if n >= first], self.end):
+        for piece in pieces(self.store, self._segments_from(first), self.end):
             inflater = Inflater()
             for record in read_piece(self.store, piece):
                 yield record, piece, inflater
@@ -170,7 +174,7 @@ class History(NamedTuple):
 
     def change_at(self, start: v2.LogOffset) -> Change:
         """The change whose record starts at a place in the log, even if it was dropped."""
-        later = [number for number in self.segments if number >= start.segment]
+        later = self._segments_from(start.segment)
         for piece in pieces(self.store, later, self.end):
             inflater = Inflater()
             for record in read_piece(self.store, piece):

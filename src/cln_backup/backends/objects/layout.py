@@ -14,6 +14,7 @@ import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.backends.dir.store import segment_name
+from cln_backup.backends.objects.numbers import Numbers
 from cln_backup.formats import v2
 
 if TYPE_CHECKING:
@@ -105,12 +106,11 @@ class Layout(NamedTuple):
         ends = [*self.singles[-1:], *self.fences[-1:], *(last for _, last in self.packs)]
         return max([*ends, *(start - 1 for _, start in self.bases[-1:])], default=0)
 
-    def numbers(self, first: int) -> list[int]:
+    def numbers(self, first: int) -> Numbers:
         """The numbers of the log's objects from one on, without fences."""
-        found = {number for number in self.singles if number >= first}
-        for start, last in self.packs:
-            found.update(range(max(start, first), last + 1))
-        return sorted(found)
+        singles = ((number, number) for number in self.singles if number >= first)
+        packs = ((max(start, first), last) for start, last in self.packs if last >= first)
+        return Numbers((*singles, *packs))
 
     def log_names(self, first: int, last: int) -> list[str]:
         """The names of the log's objects, without fences, that have only numbers of a range."""

@@ -24,6 +24,7 @@ from cln_backup.storage.machine_lock import MachineLock, Taken
 if TYPE_CHECKING:
     from cln_backup.backends.dir.log import LogEnd
     from cln_backup.backends.dir.walk import Walks
+    from cln_backup.backends.objects.numbers import Numbers
     from cln_backup.backends.objects.place import ObjectsAt
     from cln_backup.backends.secrets import Secret
     from cln_backup.storage.bucket import Bucket, Listed
@@ -42,7 +43,7 @@ class Opened(NamedTuple):
     store: ObjectsStore
     base: Base
     listed: Listed
-    numbers: list[int]
+    numbers: Numbers
     end: LogEnd
     tracker: Tracker
 
