@@ -8,19 +8,23 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cln_backup.backends import create_backend, open_reader, open_writer
 from cln_backup.model.errors import WriterConflict
+from cln_backup.server.served import Served
 from tests.histories import add_all, append, payment, payments, started_node, told, told_by
 from tests.socket.proxies import DOWN, UP, proxy
-from tests.socket.serving import server_process
+from tests.socket.serving import server_here, server_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from cln_backup.server.right import Client
 
 
 def _made(path: Path) -> str:
@@ -60,6 +64,24 @@ def test_connection_on_which_nothing_comes_through_any_more(
             add_all(writer, payments(6, 9))
             assert between.connections == 2
     assert told_by(url) == told([*started_node(), *payments(4, 9)])
+
+
+def test_writer_that_has_left_a_busy_server_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine, a node that was started again was refused because of itself."""
+    url, leave = _made(tmp_path), Served.leave
+
+    def leave_late(node: Served, client: Client, received_bytes: int) -> None:
+        time.sleep(0.5)
+        leave(node, client, received_bytes)
+
+    monkeypatch.setattr(Served, "leave", leave_late)
+    with server_here() as server:
+        there = server.add(url)
+        for version in (4, 5):
+            append(there, [payment(version)])
+    assert told_by(url) == told([*started_node(), *map(payment, (4, 5))])
 
 
 def test_restore_on_which_nothing_comes_through_any_more(tmp_path: Path) -> None:

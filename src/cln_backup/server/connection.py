@@ -38,9 +38,10 @@ class Connection:
         self.node = node
         self.channel.limit(None)
 
-    def probe(self) -> None:
+    def probe(self) -> bool:
         """See `right.Client`."""
         self.channel.probe()
+        return self.channel.has_hung_up()
 
     def evict(self, why: str) -> None:
         """See `right.Client`."""

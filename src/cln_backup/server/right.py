@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from threading import Condition
 
 _GRACE_S = 4.0
-"""How long a new writer waits for the old one's connection to be detected as dead."""
+"""How long a new writer waits for the old one's connection to be detected as dead, or to end."""
 
 _GRACE_LOCAL_S = 0.1
 _TAKEN = "another connection takes over the right to write"
@@ -24,8 +24,11 @@ class Client(Protocol):
     who: str
     local: bool
 
-    def probe(self) -> None:
-        """Probes whether the other side is still there; if not, the connection ends."""
+    def probe(self) -> bool:
+        """Probes whether the other side is still there; if not, the connection ends.
+
+        Returns whether the other side has closed it already, and only this one has not yet.
+        """
 
     def evict(self, why: str) -> None:
         """Ends the connection; its client may reconnect and is admitted again."""
@@ -70,8 +73,8 @@ class Right:
         if session and session == self._session:
             self._evict(holder)
             return
-        holder.probe()
-        grace_s = _GRACE_LOCAL_S if holder.local else _GRACE_S
+        has_left = holder.probe()
+        grace_s = _GRACE_LOCAL_S if holder.local and not has_left else _GRACE_S
         if not self._changed.wait_for(lambda: self.holder is not holder, grace_s):
             raise WriterConflict(
                 "The backup is being written by "

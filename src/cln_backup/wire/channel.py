@@ -195,6 +195,15 @@ class Channel:
         """Makes the system probe within some seconds whether the other side is still there."""
         set_keepalive(self._sock, 1, 1, 2)
 
+    def has_hung_up(self) -> bool:
+        """Whether the other side has closed the connection; bytes from before may be unread."""
+        poll = select.poll()
+        try:
+            poll.register(self._sock, getattr(select, "POLLRDHUP", 0))
+        except (OSError, ValueError):  # this side has closed it
+            return True
+        return bool(poll.poll(0))
+
     def close(self) -> None:
         """Closes the socket; never raises."""
         with contextlib.suppress(OSError):
