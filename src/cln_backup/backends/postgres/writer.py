@@ -21,8 +21,9 @@ from cln_backup.backends.postgres.head import HeadWriter
 from cln_backup.backends.postgres.link import Link
 from cln_backup.backends.postgres.opening import newest_header, open_backup, read_head
 from cln_backup.backends.postgres.reader import owner_of
-from cln_backup.backends.postgres.stock import Upkeep, generation_of, size_bytes
+from cln_backup.backends.postgres.stock import generation_of, size_bytes
 from cln_backup.backends.postgres.tables import TableObjects
+from cln_backup.backends.postgres.upkeep import Start, remove_expired
 from cln_backup.backends.ticket import MoreNeeded, size_of
 from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import Encoder, pack_transaction
@@ -30,6 +31,8 @@ from cln_backup.model.change import Kind
 from cln_backup.model.errors import Discontinuity, StorageError
 from cln_backup.model.position import after_snapshot, after_statements, digest_of_snapshot
 from cln_backup.model.statements import foreign_keys_after
+from cln_backup.process.channel import Message
+from cln_backup.process.child import Child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,6 +80,8 @@ class PostgresWriter(Writer):
         self._encoder: Encoder | None = None
         self._digest = hashlib.sha256()
         self._added: tuple[v2.Type, int, int, bytes, v2.LogOffset] | None = None  # not settled
+        self._upkeep: Child[Message] | None = None
+        self._upkeep_due = False
         self._link = Link(place.at, on_event)
         try:
             with self._link.within(limit_s):
@@ -101,7 +106,6 @@ class PostgresWriter(Writer):
             self._end = self._end._replace(seal=last_seal(self._store, self._base.name))
         self._encoder = None
         self._head = marks_of(self._base, self._tracker).head
-        self._upkeep = Upkeep(objects, self.place.at.keep, self.place.at.keep_days)
 
     def _require_usable(self) -> None:
         if self._finished:
@@ -137,7 +141,7 @@ class PostgresWriter(Writer):
 
     def generation(self) -> Generation:
         """See `Backend.generation`. Does not wait for a database that does not answer."""
-        with self._link.within(_TIDY_S):
+        with self._link.within(_GENERATION_S):
             return self._generation()
 
     def _generation(self) -> Generation:
@@ -232,6 +236,7 @@ class PostgresWriter(Writer):
         """The header of a new segment, which is stored with its first record."""
         end, tracker = self._end, self._tracker
         before = end.digest if self._encoder is None else self._digest.digest()
+        self._upkeep_due = self._encoder is not None
         state = v2.LogState(
             *(end.segment, end.end_bytes, end.seal, before),
             *(tracker.ordinal, tracker.may_rewind, tracker.head, tracker.before),
@@ -245,7 +250,7 @@ class PostgresWriter(Writer):
         return header
 
     def settle(self) -> None:
-        """See `Writer.settle`. Updates the digests and the head; removes a little of the old."""
+        """See `Writer.settle`. Updates the digests and the head."""
         if self._added is None:
             return
         (record_type, version, stored_ms, hashed, start), self._added = self._added, None
@@ -253,13 +258,28 @@ class PostgresWriter(Writer):
         digest = after(self._tracker.digest, version, hashed)
         self._tracker.apply(record_type, version, start, stored_ms, digest)
         self._head = self._tracker.head
-        self._tidy(steps=1)
+        if self._upkeep_due:
+            self._start_upkeep()
 
-    def _tidy(self, steps: int) -> None:
-        """Removes a few expired rows; what is left is removed later."""
-        with contextlib.suppress(StorageError), self._link.within(_TIDY_S):
-            while steps and self._upkeep.step():
-                steps -= 1
+    def _start_upkeep(self) -> None:
+        """Starts the child process that removes what has expired.
+
+        If it cannot be started, the backup still works, and is larger.
+        """
+        self._upkeep_due = False
+        if self._upkeep is not None:
+            if self._upkeep.is_running():
+                return
+            self._upkeep.close()
+            self._upkeep = None
+        with contextlib.suppress(StorageError):
+            self._upkeep = Child(
+                "cln_backup.backends.postgres.upkeep",
+                Start(self.place.url),
+                (Message,),
+                work="removes expired rows",
+                lowest_priority=True,
+            )
 
     def _write_snapshot(self, change: Change) -> tuple[bytes, bytes]:
         """Publishes a snapshot; returns the content of its record, and the snapshot's digest."""
@@ -330,13 +350,12 @@ class PostgresWriter(Writer):
                 )
             self._base = Base(generation, name, state, header.open.epoch)
             self._head = marks_of(self._base, self._tracker).head
-            self._upkeep.look()
+            self._start_upkeep()
             return {"before": ticket.before, "after": size_of(self)}
 
     def remove_expired(self) -> None:
         """Removes all that has expired, unless it is being read. Raises `StorageError`."""
-        while self._upkeep.step():
-            pass
+        remove_expired(self._objects, *self.place.keeps)
 
     @property
     def can_start_over(self) -> bool:
@@ -367,10 +386,15 @@ class PostgresWriter(Writer):
 
     def close(self) -> None:
         """See `Backend.close`."""
+        if self._upkeep is not None:
+            self._upkeep.close()
+            self._upkeep.wait(_UPKEEP_WAIT_S)
+            self._upkeep = None
         head_row = getattr(self, "_head_row", None)
         if head_row is not None:
             head_row.release()
         self._link.close()
 
 
-_TIDY_S: Final = 5.0
+_GENERATION_S: Final = 5.0
+_UPKEEP_WAIT_S: Final = 3.0
