@@ -24,6 +24,7 @@ from cln_backup.backends.events import Event, Noticed
 from cln_backup.backends.postgres.opening import head_row, line_of
 from cln_backup.backends.postgres.schema import require_version
 from cln_backup.backends.postgres.tables import LOCK, PIECE_BYTES
+from cln_backup.backends.postgres.worth import WAITS
 from cln_backup.model.errors import StorageError, WriterConflict
 
 if TYPE_CHECKING:
@@ -42,18 +43,21 @@ _DEAD_WRITER_S: Final = 10.0
 _CLAIM_TRIES: Final = 10
 _LARGE_BYTES: Final = 4 * PIECE_BYTES
 
-_APPEND: Final = """
+_SETTINGS: Final = (
+    "current_setting('synchronous_commit') || ' ' || current_setting('synchronous_standby_names')"
+)
+_APPEND: Final = f"""
 WITH moved AS (
     UPDATE cln_backup.heads SET segment = $5, end_bytes = $6, seal = $7, owner = $8
     WHERE backup = $1 AND epoch = $2 AND segment = $3 AND seal = $4 RETURNING 1)
 INSERT INTO cln_backup.records (backup, part, at, data) SELECT $1, $5, $9, $10 FROM moved
-RETURNING current_setting('synchronous_standby_names')
+RETURNING {_SETTINGS}
 """
 _APPEND_TYPES: Final = (20, 20, 20, 17, 20, 20, 17, 25, 20, 17)
-_RAISE: Final = """
+_RAISE: Final = f"""
 UPDATE cln_backup.heads SET segment = $5, end_bytes = $6, seal = $7, owner = $8
 WHERE backup = $1 AND epoch = $2 AND segment = $3 AND seal = $4
-RETURNING current_setting('synchronous_standby_names')
+RETURNING {_SETTINGS}
 """
 _INSERT: Final = "INSERT INTO cln_backup.records (backup, part, at, data) VALUES ($1, $2, $3, $4)"
 _TOUCH: Final = """
@@ -194,7 +198,7 @@ class HeadWriter:
                     "append", (*values, at, data), until=until, waiting=waiting
                 )
             if found:
-                self._note_standbys(str(found[0][0]))
+                self._note_settings(str(found[0][0]))
             elif not self._has_landed(session, until, before, after):
                 raise WriterConflict(
                     f"The database did not store a change in {self._link.at.path}, although its "
@@ -254,7 +258,15 @@ class HeadWriter:
         self.at = Place(row.segment, row.end_bytes, row.seal)
         return row
 
-    def _note_standbys(self, now: str) -> None:
+    def _note_settings(self, settings: str) -> None:
+        commit, _, now = settings.partition(" ")
+        if commit not in WAITS:
+            raise StorageError(
+                f"The database answered a change of {self._link.at.path} before it was durable: "
+                f"synchronous_commit is {commit}, although this connection switched it on. The "
+                "change may be stored or not. If a connection pooler such as PgBouncer is in "
+                "between, connect to the server itself, or set pool_mode = session."
+            )
         before, self._standbys = self._standbys, now
         if before is not None and before != now:
             what = (

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import TypeVar
 
-    from cln_backup.backends.postgres.session import Worth
     from cln_backup.backends.postgres.url import PostgresUrl
     from cln_backup.backends.postgres.values import Value
+    from cln_backup.backends.postgres.worth import Worth
 
     T = TypeVar("T")
 

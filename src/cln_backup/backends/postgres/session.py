@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import select
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from cln_backup.backends.postgres.values import packed, rows_of
+from cln_backup.backends.postgres.worth import FACTS, worth_of
 from cln_backup.model.errors import (
     AccessDenied,
     BadUrl,
@@ -53,46 +54,10 @@ SELECT set_config(name, value, false) FROM (VALUES
     CASE WHEN current_setting('synchronous_commit') = 'remote_apply' THEN 'remote_apply'
     ELSE 'on' END)) AS wanted (name, value) WHERE name IN (SELECT name FROM pg_settings)
 """
-_FACTS: Final = """
-SELECT current_setting('server_version_num')::int8, current_setting('synchronous_commit'),
-    current_setting('synchronous_standby_names'), current_setting('fsync'),
-    current_setting('full_page_writes'), pg_backend_pid()::int8,
-    (SELECT extract(epoch FROM backend_start)::text FROM pg_stat_activity
-     WHERE pid = pg_backend_pid())
-"""
 
 
 class Lost(OSError):
     """The answer is unknown: the connection was lost, or there was a warning. Settle it."""
-
-
-class Worth(NamedTuple):
-    """The worth of a server's answers, by its settings.
-
-    Attributes:
-        commit: `synchronous_commit` of this session.
-        standbys: `synchronous_standby_names`; empty if no standby is waited for.
-        fsync, full_page_writes: whether they are on.
-    """
-
-    commit: str
-    standbys: str
-    fsync: bool
-    full_page_writes: bool
-
-    @property
-    def lacks(self) -> tuple[str, ...]:
-        """The settings that are off, so that a loss of power may destroy what was answered."""
-        named = (("fsync", self.fsync), ("full_page_writes", self.full_page_writes))
-        return tuple(name for name, is_on in named if not is_on)
-
-    def __str__(self) -> str:
-        text = "on the disk of the server"
-        if self.lacks:
-            text = f"not on stable storage ({' and '.join(self.lacks)} off)"
-        if self.standbys:
-            return f"{text}, and of its synchronous standbys ({self.standbys})"
-        return f"{text} alone; no synchronous standby is configured"
 
 
 class Session:
@@ -138,13 +103,13 @@ class Session:
         until = time.monotonic() + _CONNECT_S
         self.run(_SETTINGS, until=until)
         self._notices.clear()
-        version, commit, standbys, fsync, pages, pid, started = self.run(_FACTS, until=until)[0]
+        version, pid, started, *settings = self.run(FACTS, until=until)[0]
         assert isinstance(version, int)
         if version < _OLDEST_SERVER:
             raise BadUrl(
                 f"The server is PostgreSQL {version // 10_000}; cln-backup needs 13 or later."
             )
-        self.worth = Worth(str(commit), str(standbys), fsync == "on", pages == "on")
+        self.worth = worth_of(settings)
         self.backend = (pid, started)
 
     def _require_private(self) -> None:
