@@ -11,7 +11,6 @@ import functools
 import os
 import random
 import subprocess
-import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -27,7 +26,7 @@ from cln_backup.model.errors import (
     Discontinuity,
     WriterConflict,
 )
-from tests import postgres_cluster
+from tests import postgres_cluster, programs
 from tests.histories import (
     OFF,
     ON,
@@ -136,35 +135,20 @@ PLACES: dict[str, Callable[[Path], str]] = {
 COMPACTED_ELSEWHERE = {"socket", "socket-dir"}
 """Schemes whose storage compacts by itself; it also takes an empty backup as a new one."""
 
-_CHILD = """
-import sys
-from cln_backup.backends import create_backend, open_reader, open_writer, place_at
-from cln_backup.model.errors import BackupError
-try:
-    backend = open_writer(sys.argv[1])
-except BackupError as error:
-    print(type(error).__name__, error, flush=True)
-else:
-    print("open", flush=True)
-    sys.stdin.read()
-"""
-
-
-def start_writer(url: str) -> subprocess.Popen[str]:
-    """Another process that opens the backup for writing, and holds it until its input ends."""
-    return subprocess.Popen(
-        [sys.executable, "-c", _CHILD, url],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
 
 @contextlib.contextmanager
 def writer_elsewhere(url: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """As `start_writer`, with what the process says when it has tried."""
-    process = start_writer(url)
-    with process:
+    """Another process that opens the backup for writing, and what it says when it has tried.
+
+    It holds the backup until the block ends.
+    """
+    with programs.start(
+        "tests.backends.elsewhere",
+        url,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         assert process.stdin is not None
         try:

@@ -245,7 +245,7 @@ def test_power_cut_wherever_a_sector_ends_in_the_entry(
         "replacement": payment(4),
     }[what]
     entry_bytes = 9 + sum(len(text) + 1 for text in change.transaction or ())
-    for before in range(part, entry_bytes + 2, 4):
+    for before in range(part, entry_bytes + 2, 4 if SOAK else 12):
         history = [*started_node()[:-1], _filled_up_to(512 - before)]
         rewound = payment(4, "never committed") if what == "replacement" else None
         name = f"{before} bytes before a sector"
@@ -273,7 +273,7 @@ def test_power_cut_wherever_a_sector_ends_in_the_record(
 
     The first one is cut in `test_cut_at_every_step`.
     """
-    for length in range(part * 3, 220, 12):
+    for length in range(part * 3, 220, 12 if SOAK else 36):
         changes = [payment(4, long_text(length, 2 * length)), payment(5, "x")]
         scenario = Scenarios(kind).appends_some(f"after {length}", started_node(), changes)
         directory = memory_path / str(length)
