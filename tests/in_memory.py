@@ -23,10 +23,12 @@ _ROOM_BYTES = 4 << 30
 
 
 def directory_with_room() -> str | None:
-    """The directory for what needs much room; `None` if it is not there, or has little."""
+    """The directory for whole tests; `None` if it is not there, has little room, or runs nothing."""
     if not os.access(_MEMORY, os.W_OK):
         return None
     found = os.statvfs(_MEMORY)
+    if found.f_flag & getattr(os, "ST_NOEXEC", 0):
+        return None
     return _MEMORY if found.f_bavail * found.f_frsize >= _ROOM_BYTES else None
 
 
