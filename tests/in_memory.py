@@ -23,7 +23,7 @@ _ROOM_BYTES = 4 << 30
 
 
 def directory_with_room() -> str | None:
-    """The directory for whole tests; `None` if it is not there, has little room, or runs nothing."""
+    """The directory for whole tests; `None` if it is missing, has little room, or runs nothing."""
     if not os.access(_MEMORY, os.W_OK):
         return None
     found = os.statvfs(_MEMORY)

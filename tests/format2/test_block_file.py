@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On the disk, past whose cache a segment is written."""
+    return tmp_path_factory.mktemp("test")
+
+
 @pytest.fixture(autouse=True, params=["statx", "stat"])
 def call(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's call that looks at the path; not every system has the first."""
