@@ -191,10 +191,20 @@ class ObjectStoreBucket(Bucket):
                     text = "it does not support the request that removes several (501)"
                     raise _Failure(text, StorageError, lasting=True) from None
 
-            self._until("remove", attempt)
+            self._until("remove", attempt, waits_for_access=False)
 
-    def _until(self, what: str, attempt: Callable[[ObjectStore], T], size_bytes: int = 0) -> T:
-        """Runs an attempt, again after a failure that may pass, until the limit."""
+    def _until(
+        self,
+        what: str,
+        attempt: Callable[[ObjectStore], T],
+        size_bytes: int = 0,
+        *,
+        waits_for_access: bool = True,
+    ) -> T:
+        """Runs an attempt, again after a failure that may pass, until the limit.
+
+        A missing right is waited for if there was access before, and for what the backup needs.
+        """
         began_at = time.monotonic()
         end_at = self._limit_at()
         longest_s = QUICK_S if size_bytes <= SMALL_BYTES else _SLOW_S
@@ -207,7 +217,8 @@ class ObjectStoreBucket(Bucket):
                 failure = _judged(error)
                 if failure is None:
                     raise
-                refused = failure.kind is AccessDenied and not self.had_access
+                waits = self.had_access and waits_for_access
+                refused = failure.kind is AccessDenied and not waits
                 now = time.monotonic()
                 left_s = end_at - now
                 if failure.lasting or refused or left_s <= 0:
