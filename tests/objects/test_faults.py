@@ -210,4 +210,4 @@ def test_of_two_writers_in_a_store_never_both_are_answered() -> None:
 
 
 def test_of_two_writers_in_a_directory_never_both_are_answered(memory_path: Path) -> None:
-    _raced(f"objects://{memory_path}/objects", 3000 if SOAK else 60)
+    _raced(f"objects://{memory_path}/objects", 1000 if SOAK else 60)

@@ -60,7 +60,9 @@ class LocalBucket(Bucket):
         if "/" in key:
             directories.make_with_parents(directory, op="store object")
         built = os.path.join(self._path, _UNFINISHED)
-        fd, unfinished = fsio.create_beside(built, "object", op="store object")
+        # A name that no other thread has: each removes its own.
+        unique = f"object-{os.urandom(8).hex()}"
+        fd, unfinished = fsio.create_beside(built, unique, op="store object")
         try:
             fsio.write_at(fd, [content], 0, op="write object")
             fsio.sync(fd, op="sync object")
