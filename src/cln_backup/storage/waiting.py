@@ -26,7 +26,12 @@ _EVENTS: Final = _MODIFY | _MOVED_TO | _CREATE
 _EVENT_BYTES: Final = 4096
 
 
-def wait_until(happened: Callable[[], bool], timeout_s: float, directory: str | None) -> bool:
+def wait_until(
+    happened: Callable[[], bool],
+    timeout_s: float,
+    directory: str | None,
+    longest_pause_s: float = LONGEST_PAUSE_S,
+) -> bool:
     """Waits until something has happened, or for `timeout_s`; returns whether it has.
 
     `happened` is called at once, after each change of a file in the directory, and after growing
@@ -44,7 +49,7 @@ def wait_until(happened: Callable[[], bool], timeout_s: float, directory: str | 
                 return False
             with interruption.at_once():
                 _wait(fd, min(left_s, pause_s))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, longest_pause_s)
     finally:
         if fd >= 0:
             os.close(fd)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from cln_backup.backends.dir.dropped import check_dropped
 from cln_backup.backends.dir.history import History
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from cln_backup.backends.secrets import Secret
     from cln_backup.backends.ticket import Generation
     from cln_backup.model.change import Change
+
+_LONGEST_PAUSE_S: Final = 0.5
+"""A look reads one row by its index. A notification would cost each change a lock at its commit."""
 
 
 class PostgresReader(DirReader):
@@ -112,8 +115,8 @@ class PostgresReader(DirReader):
         return str(self._link.worth)
 
     def wait_for_more(self, timeout_s: float) -> bool:
-        """See `Reader.wait_for_more`. The head is read after growing pauses."""
-        return wait_until(self._has_gone_on, timeout_s, None)
+        """See `Reader.wait_for_more`. The head is read after growing pauses, of at most 0.5 s."""
+        return wait_until(self._has_gone_on, timeout_s, None, _LONGEST_PAUSE_S)
 
     def _has_gone_on(self) -> bool:
         """Whether the backup has changed; if so, updates this reader's view."""

@@ -22,6 +22,9 @@ LIBPQ: Final[tuple[str, ...]] = (
 """Options that are handed on to libpq. None of them is a secret."""
 
 _OWN: Final = ("node", "deadline", "keep", "keep-days", "insecure", "unsafe")
+_PASSWORD: Final = re.compile(r"[^/?@,\[]*?(:|%3[Aa])(?!\d{0,5}([/,?]|$))[^@]*@")
+"""The beginning `USER:PASSWORD@`; the host, or one of several, may have a port."""
+
 _NODE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _DIGITS: Final = re.compile(r"[0-9]{1,9}")
 _DEADLINE_S: Final = 600
@@ -68,6 +71,12 @@ def parse_postgres_url(url: str) -> PostgresUrl:
         _bad(url, f"it does not start with {SCHEME}://")
     if any(sign.isspace() or not sign.isprintable() for sign in url) or "#" in url:
         _bad(url, "it contains a space, a control character or '#'; write %20 or %23 in a value")
+    if _PASSWORD.match(rest) is not None:
+        _bad(
+            f"{SCHEME}://…",  # whatever signs are in the password
+            "it has a password. Put it into the file ~/.pgpass of the user that runs the node "
+            "(or name one with passfile=PATH), which only that user may read",
+        )
     place, _, query = rest.partition("?")
     options = _options(url, query)
     libpq = {name: options[name] for name in LIBPQ if name in options}
@@ -106,12 +115,6 @@ def _location(url: str, place: str) -> dict[str, str]:
     servers, _, database = place.partition("/")
     user, at, hosts = servers.rpartition("@")
     if at:
-        if ":" in user:
-            _bad(
-                url,
-                "it has a password. Put it into the file ~/.pgpass of the user that runs the node "
-                "(or name one with passfile=PATH), which only that user may read",
-            )
         found["user"] = unquote(user)
     names, ports = [], []
     for server in hosts.split(",") if hosts else []:
