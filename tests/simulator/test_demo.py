@@ -37,7 +37,8 @@ def test_demo_waits_for_its_compaction_on_a_busy_machine(
     assert "dropped and set aside, at version   199, 449" in shown
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not SOAK, reason="CLN_BACKUP_SOAK is not set")
 def test_demo_in_a_database_whose_standby_takes_over(capfd: pytest.CaptureFixture[str]) -> None:
     assert demo.main("postgres") == 0, capfd.readouterr().out
     shown = capfd.readouterr().out

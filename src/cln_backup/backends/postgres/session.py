@@ -248,8 +248,6 @@ class Session:
         unsent = connection.flush()
         while unsent or connection.is_busy():
             now = time.monotonic()
-            if now >= until:
-                raise Lost("no answer")
             if now >= ticks_at:
                 ticks_at = now + _TICK_S
                 if waiting is not None:
@@ -257,6 +255,9 @@ class Session:
             fd = connection.socket
             wait_s = max(0.0, min(until, ticks_at) - now)
             readable, writable, _ = select.select([fd], [fd] if unsent else [], [], wait_s)
+            if not readable and not writable and now >= until:
+                # Not before a look: a process of the lowest priority may have been asleep itself.
+                raise Lost("no answer")
             if readable:
                 connection.consume_input()
             if unsent and (readable or writable):
