@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LARGE_MB = 50 if SOAK else 6
 
 
-def _capture(path: Path, changes: Sequence[Change]) -> str:
+def capture(path: Path, changes: Sequence[Change]) -> str:
     with path.open("w") as file:
         for number, change in enumerate(changes):
             call = {"t": number, "data_version": change.version, "writes": change.transaction}
@@ -41,7 +41,7 @@ def _point(home: Home) -> int | None:
 def node(home: Home, tmp_path: Path) -> Home:
     """A node of the old release, which was up; it is at version 8."""
     home.init()
-    home.run("--capture", _capture(tmp_path / "old.jsonl", BEFORE))
+    home.run("--capture", capture(tmp_path / "old.jsonl", BEFORE))
     home.database.with_name("before").write_bytes(home.database.read_bytes())
     return home
 
@@ -57,7 +57,7 @@ def node(home: Home, tmp_path: Path) -> Home:
 )
 def test_cut_and_undone_and_migrated(node: Home, tmp_path: Path, crash: str, then: int) -> None:
     home = node
-    new = _capture(tmp_path / "new.jsonl", [*BEFORE, *MIGRATION])
+    new = capture(tmp_path / "new.jsonl", [*BEFORE, *MIGRATION])
     home.run("--capture", new, "--crash", crash.format(len(BEFORE) + then), code=None)
     assert _point(home) == 8
     said = home.cli("undo-migration", "--lightning-dir", str(home.directory))
@@ -65,7 +65,7 @@ def test_cut_and_undone_and_migrated(node: Home, tmp_path: Path, crash: str, the
     assert _point(home) is None
     home.require_same(home.database, home.database.with_name("before"))
     if then % 4 == 0:  # the old release starts again
-        new = _capture(tmp_path / "again.jsonl", [*BEFORE, transaction(9, SET), payment(10)])
+        new = capture(tmp_path / "again.jsonl", [*BEFORE, transaction(9, SET), payment(10)])
     home.run("--capture", new)
     home.require_same(home.database)
     assert _point(home) is None
@@ -83,10 +83,10 @@ def test_cut_and_undone_and_migrated_on_a_server(tmp_path: Path, scheme: str) ->
         home = Home(tmp_path / "home")
         home.url = server.url
         home.init()
-        home.run("--capture", _capture(tmp_path / "old.jsonl", BEFORE))
+        home.run("--capture", capture(tmp_path / "old.jsonl", BEFORE))
         before = home.database.with_name("before")
         before.write_bytes(home.database.read_bytes())
-        new = _capture(tmp_path / "new.jsonl", [*BEFORE, *MIGRATION])
+        new = capture(tmp_path / "new.jsonl", [*BEFORE, *MIGRATION])
         home.run("--capture", new, "--crash", f"after-answer@{len(BEFORE) + 2}", code=None)
         said = home.cli("undo-migration", "--lightning-dir", str(home.directory))
         assert "to 8, before the migration" in said
@@ -103,7 +103,7 @@ def test_cut_and_undone_and_migrated_on_a_server(tmp_path: Path, scheme: str) ->
 def test_point_of_a_former_backup_is_not_used(node: Home, tmp_path: Path) -> None:
     """The node moves to another backup in the middle of a migration, and back."""
     home, former = node, node.url
-    new = _capture(tmp_path / "new.jsonl", [*BEFORE, *MIGRATION])
+    new = capture(tmp_path / "new.jsonl", [*BEFORE, *MIGRATION])
     home.run("--capture", new, "--crash", f"after-answer@{len(BEFORE) + 2}", code=None)
     assert _point(home) == 8
     (home.directory / "backup.lock").rename(tmp_path / "former.lock")
@@ -128,7 +128,7 @@ def test_point_of_a_former_backup_is_not_used(node: Home, tmp_path: Path) -> Non
 def test_init_ends_it(node: Home, tmp_path: Path) -> None:
     """The migration and the changes after it come before `init`; then the way back is closed."""
     home = node
-    new = _capture(tmp_path / "new.jsonl", [*BEFORE, *MIGRATION])
+    new = capture(tmp_path / "new.jsonl", [*BEFORE, *MIGRATION])
     process = home.start("--capture", new, "--hold", "--before-init", str(len(MIGRATION)))
     home.wait_for_calls(len(BEFORE) + len(MIGRATION))
     home.call("backup-status")
@@ -149,7 +149,7 @@ def test_a_migration_as_one_very_large_transaction(node: Home, tmp_path: Path) -
         for number in range(_LARGE_MB * 8)
     ]
     large = transaction(9, "CREATE TABLE large (content BLOB)", *pieces, SET)
-    new = _capture(tmp_path / "new.jsonl", [*BEFORE, large, *payments(10, 14)])
+    new = capture(tmp_path / "new.jsonl", [*BEFORE, large, *payments(10, 14)])
     process = home.start("--capture", new, "--hold", "--before-init", "3")
     home.wait_for_calls(len(BEFORE) + 5)
     worker, guard = processes_of(process.pid)

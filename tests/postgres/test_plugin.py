@@ -10,7 +10,9 @@ import pytest
 
 from cln_backup.backends import redacted
 from tests import postgres_cluster
+from tests.operations.test_undo_migration import BEFORE, MIGRATION
 from tests.plugin.home import CAPTURES, Home
+from tests.plugin.test_undo_migration import capture
 from tests.soak import SOAK
 from tests.waiting import wait_for
 
@@ -105,3 +107,19 @@ def test_promoted_while_the_old_node_runs(home: Home, tmp_path: Path) -> None:
     new.run(*day, "--calls", "60")
     new.require_same(new.database)
     assert home.run(*day, code=None)["committed"] == 0
+
+
+def test_migration_that_was_cut_is_undone(home: Home, tmp_path: Path) -> None:
+    """The history starts over from a snapshot; the earlier one keeps a name of its own."""
+    home.init()
+    home.run("--capture", capture(tmp_path / "old.jsonl", BEFORE))
+    before = tmp_path / "before.sqlite3"
+    before.write_bytes(home.database.read_bytes())
+    new = capture(tmp_path / "new.jsonl", [*BEFORE, *MIGRATION])
+    home.run("--capture", new, "--crash", f"in-commit@{len(BEFORE) + 2}:step=done", code=None)
+    said = home.cli("undo-migration", "--lightning-dir", str(home.directory))
+    assert "to 8, before the migration" in said
+    assert ".before-undo-" in said
+    home.require_same(home.database, before)
+    home.run("--capture", new)
+    home.require_same(home.database)
