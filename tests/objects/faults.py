@@ -20,11 +20,13 @@ class Fault(NamedTuple):
         status: the answer, instead of the engine's; 0 for no answer, but the end of the connection.
         arrives: how often the engine gets the request.
         code: of the error in the answer.
+        late_s: how much later it arrives.
     """
 
     status: int = 0
     arrives: int = 0
     code: str = "SlowDown"
+    late_s: float = 0.0
 
 
 REFUSED = Fault(503)
@@ -32,6 +34,8 @@ LOST = Fault(0, 1)
 CUT = Fault(0, 0)
 DOUBLED = Fault(-1, 2)
 """The answer is that to the second one."""
+
+LATE = Fault(-1, 1, late_s=0.1)
 
 
 class FaultyProxy(ThreadingHTTPServer):
@@ -44,7 +48,9 @@ class FaultyProxy(ThreadingHTTPServer):
         self.target = port
         self.plan = plan
         self.port = self.server_address[1]
-        self.delay_s = 0.0
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that has gone is expected."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -54,7 +60,8 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"] or 0))
         fault = self.server.plan(self.command, self.path)
-        time.sleep(self.server.delay_s)
+        if fault is not None:
+            time.sleep(fault.late_s)
         answer = None
         for _ in range(1 if fault is None else fault.arrives):
             answer = self._forwarded(content)

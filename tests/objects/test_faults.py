@@ -15,18 +15,33 @@ from cln_backup.backends import create_backend, open_reader, open_writer, place_
 from cln_backup.backends.objects import merging
 from cln_backup.backends.objects.log_objects import LogObjects
 from cln_backup.backends.objects.place import ObjectsPlace
+from cln_backup.model.change import Change
 from cln_backup.model.errors import AccessDenied, BadUrl, Unreachable, WriterConflict
-from tests.histories import add_all, append, payments, started_node, told, told_by
+from tests.histories import (
+    add_all,
+    append,
+    image,
+    payments,
+    prepared,
+    started_node,
+    take_over,
+    told,
+    told_by,
+)
 from tests.objects.engine import engine
-from tests.objects.faults import CUT, DOUBLED, LOST, REFUSED, Fault, faulty
+from tests.objects.faults import CUT, DOUBLED, LATE, LOST, REFUSED, Fault, faulty
+from tests.objects.memory import many_machines
 from tests.soak import SOAK
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+__all__ = ["many_machines"]
 
 _HISTORY = [*started_node(), *payments(4, 10)]
 _FAULTS = [
-    *(REFUSED, LOST, CUT, DOUBLED, Fault(503, 1), Fault(500, 1), Fault(500)),
+    *(REFUSED, LOST, CUT, DOUBLED, LATE, Fault(503, 1), Fault(500, 1), Fault(500)),
     *(Fault(429), Fault(409, 0, "OperationAborted"), Fault(409, 0, "ConditionalRequestConflict")),
 ]
 
@@ -41,23 +56,58 @@ def _made(url: str) -> str:
     return url
 
 
-@pytest.mark.parametrize("seed", range(20 if SOAK else 2))
-def test_no_fault_of_a_request_loses_or_doubles_a_change(seed: int) -> None:
-    url, chance = engine().url(), random.Random(seed)
-    lock = threading.Lock()
+def _by_chance(seed: int) -> Callable[[str, str], Fault | None]:
+    chance, lock = random.Random(seed), threading.Lock()
 
     def plan(method: str, path: str) -> Fault | None:
         del method, path
         with lock:
             return chance.choice(_FAULTS) if chance.random() < 0.3 else None
 
-    with faulty(engine().port, plan) as between:
-        there = _through(url, between.port)
-        _made(there)
-        with open_writer(there) as writer:
-            add_all(writer, payments(10, 25))
-        assert told_by(there) == told([*_HISTORY, *payments(10, 25)])
-    assert told_by(url) == told([*_HISTORY, *payments(10, 25)])
+    return plan
+
+
+@pytest.mark.parametrize("seed", range(20 if SOAK else 1))
+def test_every_answered_change_is_stored_once(seed: int) -> None:
+    direct = engine().url()
+    history = [*started_node(), *payments(4, 22)]
+    with faulty(engine().port, _by_chance(seed)) as between:
+        url = _through(direct, between.port)
+        create_backend(url, None)
+        with open_writer(url) as writer:
+            add_all(writer, history)
+            with open_reader(url) as reader:
+                assert told(reader.stream_changes()) == told(history)
+                base = Change(20, image(random.Random(1).randbytes(5 << 20).hex()), None)
+                take_over(writer, prepared(reader, base, foreign_keys=True))  # in parts
+            writer.rewind()
+            add_all(writer, payments(21, 23))
+        assert told_by(url) == told([base, *payments(21, 23)])
+    assert told_by(direct) == told([base, *payments(21, 23)])
+
+
+@pytest.mark.usefixtures("many_machines")
+def test_node_that_was_cut_off_is_fenced_and_stores_nothing() -> None:
+    direct, isolated = engine().url(), False
+    create_backend(direct, None)
+    with faulty(engine().port, lambda *_: CUT if isolated else None) as between:
+        there = _through(direct, between.port)
+        with open_writer(there) as old:
+            add_all(old, started_node())
+            isolated = True
+            with pytest.raises(Unreachable, match="answered before is stored there"):
+                old.add_change(payments(4, 5)[0], 0.3)
+            with place_at(direct).fence() as new:
+                isolated = False
+                assert new.version == 3
+                add_all(new, payments(4, 6))
+        with open_writer(there) as stale:
+            add_all(stale, payments(6, 7))
+            append(direct, payments(7, 8))
+            between.plan = _by_chance(1)
+            with pytest.raises(WriterConflict, match="Another process wrote"):
+                add_all(stale, payments(7, 8))
+    assert told_by(direct) == told([*started_node(), *payments(4, 8)])
 
 
 @pytest.mark.parametrize("fault", _FAULTS)
@@ -180,9 +230,7 @@ def _raced(url: str, rounds: int) -> None:
     for number in range(rounds):
         writers = []
         for _ in range(2):
-            writer = open_writer(url)
-            writer._lock.release()  # type: ignore[attr-defined]  # as if on two machines
-            writers.append(writer)
+            writers.append(open_writer(url))
         answered: list[tuple[int, int]] = []
 
         def write(which: int, start: int = version) -> None:
@@ -205,9 +253,11 @@ def _raced(url: str, rounds: int) -> None:
             version = reader.version
 
 
+@pytest.mark.usefixtures("many_machines")
 def test_of_two_writers_in_a_store_never_both_are_answered() -> None:
     _raced(engine().url(), 300 if SOAK else 10)
 
 
+@pytest.mark.usefixtures("many_machines")
 def test_of_two_writers_in_a_directory_never_both_are_answered(memory_path: Path) -> None:
     _raced(f"objects://{memory_path}/objects", 1000 if SOAK else 60)
