@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.backends.dir.history import Base
-from cln_backup.backends.dir.keys import key_objects, key_slots, unlock, without_keys
+from cln_backup.backends.dir.keys import key_objects, listed, require_listed, unlock
 from cln_backup.backends.dir.store import (
     Listing,
     Store,
@@ -18,7 +18,6 @@ from cln_backup.backends.dir.store import (
 )
 from cln_backup.backends.inventory import Inventory, Key, space_bytes
 from cln_backup.backends.paths import missing_in, require_backup_directory
-from cln_backup.backends.secrets import kind_name
 from cln_backup.formats import v2
 from cln_backup.model.errors import Damaged, StorageError
 from cln_backup.storage.local_objects import LocalObjects
@@ -77,18 +76,7 @@ def is_encrypted(place: DirUrl) -> bool:
 
 def list_keys(place: DirUrl) -> list[Key]:
     """See `Place.keys`."""
-    newest = _newest_header(place)
-    found = _keys(place, newest)
-    if not found and newest.cipher != v2.PLAIN:
-        raise without_keys(place.path)
-    return found
-
-
-def _keys(place: DirUrl, newest: v2.Open) -> list[Key]:
-    return [
-        Key(slot.label, kind_name(slot.kind), slot.created_ms / 1000)
-        for slot in key_slots(key_objects(place.path), newest.backup_id)
-    ]
+    return require_listed(place.path, key_objects(place.path), _newest_header(place))
 
 
 def take_inventory(place: DirUrl) -> Inventory:
@@ -100,7 +88,7 @@ def take_inventory(place: DirUrl) -> Inventory:
         found = _header(objects, base_name(*listing.bases[0]))
     cipher, keys = None, []
     if newest.cipher != v2.PLAIN:
-        cipher, keys = "AES-256-GCM", _keys(place, newest)
+        cipher, keys = "AES-256-GCM", listed(key_objects(place.path), newest.backup_id)
     oldest_at, space = found.created_ms / 1000, space_bytes([place.path])
     return Inventory(cipher, tuple(keys), len(listing.bases), oldest_at, space)
 

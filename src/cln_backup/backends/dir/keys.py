@@ -12,6 +12,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
+from cln_backup.backends.inventory import Key
 from cln_backup.backends.secrets import (
     KEY_FOR_A_NODE,
     Secret,
@@ -32,6 +33,7 @@ from cln_backup.model.errors import AlreadyExists, BadUrl, Damaged, Locked, NotF
 from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
+    from cln_backup.backends.dir.store import Store
     from cln_backup.storage.objects import Objects
 
 _PREFIX: Final = "key-"
@@ -135,6 +137,29 @@ def create_keys(
     label = kind_name(secret.kind)
     add_key_slot(objects, backup_id, master_key, secret, label)
     return master_key
+
+
+def listed(objects: Objects, backup_id: bytes) -> list[Key]:
+    """The facts about each key slot, without unlocking it. Raises `Damaged`."""
+    return [
+        Key(slot.label, kind_name(slot.kind), slot.created_ms / 1000)
+        for slot in key_slots(objects, backup_id)
+    ]
+
+
+def require_listed(path: str, objects: Objects, newest: v2.Open) -> list[Key]:
+    """As `listed`; raises `Locked` for an encrypted backup without key slots."""
+    found = listed(objects, newest.backup_id)
+    if not found and newest.cipher != v2.PLAIN:
+        raise without_keys(path)
+    return found
+
+
+def require_master_key(store: Store) -> bytes:
+    """The key of an open backup. Raises `Locked` if it is not encrypted."""
+    if store.master_key is None:
+        raise Locked("This backup is not encrypted, so it has no key slots. Copy it to encrypt it.")
+    return store.master_key
 
 
 def add_key_slot(

@@ -8,12 +8,17 @@ import time
 from typing import TYPE_CHECKING, Final, cast
 
 from cln_backup.backends.dir.base import identity, is_encrypted, list_keys, take_inventory
-from cln_backup.backends.dir.keys import add_key_slot, key_objects, remove_key_slot
+from cln_backup.backends.dir.keys import (
+    add_key_slot,
+    key_objects,
+    remove_key_slot,
+    require_master_key,
+)
 from cln_backup.backends.dir.url import parse_dir_url
 from cln_backup.backends.events import ignore
 from cln_backup.backends.paths import require_outside
 from cln_backup.backends.place import Keeps, Place
-from cln_backup.model.errors import Locked, WriterConflict
+from cln_backup.model.errors import WriterConflict
 from cln_backup.storage import directories
 
 if TYPE_CHECKING:
@@ -137,11 +142,8 @@ class DirPlace(Place):
         """See `Place.add_key`."""
         with self.open_reader(secret=secret) as reader:
             store = reader.store
-            if store.master_key is None:
-                raise Locked(
-                    "This backup is not encrypted, so it has no key slots. Copy it to encrypt it."
-                )
-            add_key_slot(key_objects(store.path), store.backup_id, store.master_key, added, label)
+            key = require_master_key(store)
+            add_key_slot(key_objects(store.path), store.backup_id, key, added, label)
 
     def remove_key(self, label: str) -> None:
         """See `Place.remove_key`."""

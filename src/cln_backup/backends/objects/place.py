@@ -11,9 +11,9 @@ from cln_backup.backends.dir.create import create_first_base
 from cln_backup.backends.dir.keys import (
     add_key_slot,
     create_keys,
-    key_slots,
     remove_key_slot,
-    without_keys,
+    require_listed,
+    require_master_key,
 )
 from cln_backup.backends.events import ignore
 from cln_backup.backends.inventory import Inventory, Key
@@ -22,9 +22,8 @@ from cln_backup.backends.objects.log_objects import LogObjects, ObjectsStore
 from cln_backup.backends.objects.opening import machine_lock, newest_header
 from cln_backup.backends.objects.reader import ObjectsReader
 from cln_backup.backends.place import Keeps, Place
-from cln_backup.backends.secrets import kind_name
 from cln_backup.formats import v2
-from cln_backup.model.errors import AlreadyExists, Locked, StorageError, WriterConflict
+from cln_backup.model.errors import AlreadyExists, StorageError, WriterConflict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,31 +185,19 @@ class ObjectsPlace(Place):
     def keys(self) -> list[Key]:
         """See `Place.keys`."""
         with self._newest() as found:
-            return self._keys(*found)
-
-    def _keys(self, objects: LogObjects, newest: v2.Open) -> list[Key]:
-        found = [
-            Key(slot.label, kind_name(slot.kind), slot.created_ms / 1000)
-            for slot in key_slots(objects, newest.backup_id)
-        ]
-        if not found and newest.cipher != v2.PLAIN:
-            raise without_keys(self.at.path)
-        return found
+            return require_listed(self.at.path, *found)
 
     def add_key(self, added: Secret, label: str, *, secret: Secret | None = None) -> None:
         """See `Place.add_key`."""
         with self.open_reader(secret=secret) as reader:
             store = reader.store
-            if store.master_key is None:
-                raise Locked(
-                    "This backup is not encrypted, so it has no key slots. Copy it to encrypt it."
-                )
-            add_key_slot(reader.objects, store.backup_id, store.master_key, added, label)
+            key = require_master_key(store)
+            add_key_slot(reader.objects, store.backup_id, key, added, label)
 
     def remove_key(self, label: str) -> None:
-        """See `Place.remove_key`."""
+        """See `Place.remove_key`. No key slots at all is a different error."""
         with self._newest() as (objects, newest):
-            self._keys(objects, newest)  # no key slots at all is a different error
+            require_listed(self.at.path, objects, newest)
             remove_key_slot(objects, newest.backup_id, label)
 
     def usage(self) -> Inventory:
@@ -222,6 +209,6 @@ class ObjectsPlace(Place):
             space = sum(one.size_bytes for one in layout.objects.values())
             cipher, keys = None, list[Key]()
             if newest.cipher != v2.PLAIN:
-                cipher, keys = "AES-256-GCM", self._keys(objects, newest)
+                cipher, keys = "AES-256-GCM", require_listed(self.at.path, objects, newest)
         space += sum(layout.parts.values())
         return Inventory(cipher, tuple(keys), len(bases), oldest_at, space)

@@ -10,9 +10,9 @@ from cln_backup.backends.dir.create import create_first_base
 from cln_backup.backends.dir.keys import (
     add_key_slot,
     create_keys,
-    key_slots,
     remove_key_slot,
-    without_keys,
+    require_listed,
+    require_master_key,
 )
 from cln_backup.backends.events import ignore
 from cln_backup.backends.inventory import Inventory, Key
@@ -22,9 +22,7 @@ from cln_backup.backends.postgres.opening import newest_header, read_head
 from cln_backup.backends.postgres.reader import PostgresReader
 from cln_backup.backends.postgres.schema import RIGHTS
 from cln_backup.backends.postgres.url import parse_postgres_url
-from cln_backup.backends.secrets import kind_name
 from cln_backup.formats import v2
-from cln_backup.model.errors import Locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -160,37 +158,25 @@ class PostgresPlace(Place):
     def keys(self) -> list[Key]:
         """See `Place.keys`."""
         with contextlib.closing(Link(self.at, ignore)) as link:
-            return self._keys(*self._newest(link))
+            return require_listed(self.at.path, *self._newest(link))
 
     def _newest(self, link: Link) -> tuple[TableObjects, v2.Open]:
         with link.within(OPEN_READER_S):
             objects, _, found = newest_header(link, read_head(link))
         return objects, found
 
-    def _keys(self, objects: TableObjects, newest: v2.Open) -> list[Key]:
-        found = [
-            Key(slot.label, kind_name(slot.kind), slot.created_ms / 1000)
-            for slot in key_slots(objects, newest.backup_id)
-        ]
-        if not found and newest.cipher != v2.PLAIN:
-            raise without_keys(self.at.path)
-        return found
-
     def add_key(self, added: Secret, label: str, *, secret: Secret | None = None) -> None:
         """See `Place.add_key`."""
         with self.open_reader(secret=secret) as reader:
             store = reader.store
-            if store.master_key is None:
-                raise Locked(
-                    "This backup is not encrypted, so it has no key slots. Copy it to encrypt it."
-                )
-            add_key_slot(store.objects, store.backup_id, store.master_key, added, label)
+            key = require_master_key(store)
+            add_key_slot(store.objects, store.backup_id, key, added, label)
 
     def remove_key(self, label: str) -> None:
-        """See `Place.remove_key`."""
+        """See `Place.remove_key`. No key slots at all is a different error."""
         with contextlib.closing(Link(self.at, ignore)) as link:
             objects, newest = self._newest(link)
-            self._keys(objects, newest)  # no key slots at all is a different error
+            require_listed(self.at.path, objects, newest)
             with objects.locked("keys"):  # two at once would remove the last two
                 remove_key_slot(objects, newest.backup_id, label)
 
@@ -200,7 +186,7 @@ class PostgresPlace(Place):
             objects, newest = self._newest(link)
             cipher, keys = None, list[Key]()
             if newest.cipher != v2.PLAIN:
-                cipher, keys = "AES-256-GCM", self._keys(objects, newest)
+                cipher, keys = "AES-256-GCM", require_listed(self.at.path, objects, newest)
             bases = objects.list("base-")
             oldest = objects.status(bases[0])
             space = objects.space_bytes()
