@@ -6,6 +6,7 @@ tested, a test takes pytest's own `tmp_path`, on the disk.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -32,15 +33,23 @@ def directory_with_room() -> str | None:
     return _MEMORY if found.f_bavail * found.f_frsize >= _ROOM_BYTES else None
 
 
+@contextlib.contextmanager
+def _new(place: str | None, *, ignore_errors: bool) -> Iterator[Path]:
+    """A directory whose parent is the test's alone, too: a key is beside its backup."""
+    parent = Path(tempfile.mkdtemp(prefix="cln-backup-", dir=place))
+    try:
+        path = parent / "test"
+        path.mkdir(mode=0o700)
+        yield path
+    finally:
+        shutil.rmtree(parent, ignore_errors=ignore_errors)
+
+
 @pytest.fixture
 def memory_path() -> Iterator[Path]:
     """A directory in memory if there is one; for frequent attempts."""
-    place = _MEMORY if os.access(_MEMORY, os.W_OK) else None
-    path = Path(tempfile.mkdtemp(prefix="cln-backup-", dir=place))
-    try:
+    with _new(_MEMORY if os.access(_MEMORY, os.W_OK) else None, ignore_errors=False) as path:
         yield path
-    finally:
-        shutil.rmtree(path)
 
 
 @pytest.fixture
@@ -50,9 +59,6 @@ def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if directory is None:
         yield tmp_path_factory.mktemp("test")
         return
-    path = Path(tempfile.mkdtemp(prefix="cln-backup-", dir=directory))
-    try:
+    # What a test has killed may write to it until the end.
+    with _new(directory, ignore_errors=True) as path:
         yield path
-    finally:
-        # What a test has killed may write to it until the end.
-        shutil.rmtree(path, ignore_errors=True)
