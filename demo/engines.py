@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,6 +15,7 @@ from tests.postgres.appending import confirm_by, wait_for
 from tests.socket.serving import server_process
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
@@ -105,15 +105,7 @@ def running_store() -> Iterator[tuple[object_store.Engine, Callable[[], None]]]:
 
         start()
         try:
-            subprocess.run(
-                [
-                    *(object_store.program(), "shell"),
-                    *(f"-master=127.0.0.1:{ports[1]}", f"-filer=127.0.0.1:{ports[3]}"),
-                ],
-                input=b"fs.configure -locationPrefix=/buckets/ -fsync -apply\nexit\n",
-                check=True,
-                capture_output=True,
-            )
+            object_store.shell(ports, "fs.configure -locationPrefix=/buckets/ -fsync -apply")
             yield object_store.Engine(ports[0], directory / "credentials"), restart
         finally:
             stop()

@@ -153,6 +153,17 @@ def wait_until_ready(directory: Path, port: int, process: subprocess.Popen[bytes
             return
 
 
+def shell(ports: Sequence[int], commands: str) -> None:
+    """Runs commands in the engine's own shell."""
+    _, master, _, filer = ports
+    subprocess.run(
+        [program(), "shell", f"-master=127.0.0.1:{master}", f"-filer=127.0.0.1:{filer}"],
+        input=f"{commands}\nexit\n".encode(),
+        check=True,
+        capture_output=True,
+    )
+
+
 def _run(directory: Path) -> None:
     for attempt in range(_STARTS):  # another program may take a port meanwhile
         ports = free_ports(4)
