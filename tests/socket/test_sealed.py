@@ -176,8 +176,10 @@ def test_stolen_token_removes_no_history(server: ServerHere, tmp_path: Path) -> 
         assert len(left) == 1, "the fence"
         for key in all_keys:
             assert not bucket.put_new(key, b"another history")
-        with pytest.raises(BackupError):
+        with pytest.raises(StorageError, match="reserved"):
             bucket.delete(["removed/log-0000000001"])
+        with pytest.raises(StorageError, match="reserved"):
+            bucket.put_new("removed", b"a file in the way")
         assert bucket.list("removed/") == []
     for path in (tmp_path / "stored" / "removed").iterdir():
         path.rename(tmp_path / "stored" / path.name)
@@ -195,6 +197,18 @@ def test_retained_objects_go_after_their_days(tmp_path: Path) -> None:
     assert bucket.remove(["log-2"]) == [len("base-1")]
     assert sorted(one.key for one in bucket.everything()) == ["log-2", "parts/a/1"]
     assert bucket.put_new("base-1", b"again")
+
+
+def test_object_stored_during_a_removal_does_not_replace_the_retained_one(tmp_path: Path) -> None:
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    bucket = RetainingBucket(str(stored), 30)
+    assert bucket.put_new("log-1", b"history")
+    bucket.remove(["log-1"])
+    (stored / "log-1").write_bytes(b"another")  # by a request that was let in before the removal
+    assert bucket.remove(["log-1", "log-1"]) == []
+    assert (stored / "removed" / "log-1").read_bytes() == b"history"
+    assert (stored / "log-1").read_bytes() == b"another"
 
 
 def _packet(kind: int, payload: bytes) -> bytes:

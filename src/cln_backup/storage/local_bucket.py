@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.model.errors import AlreadyExists, StorageError
-from cln_backup.storage import directories, fsio
+from cln_backup.storage import directories, fsio, rename
 from cln_backup.storage.bucket import Bucket, Found, Listed
 from cln_backup.storage.os_errors import storage_errors
 
@@ -175,8 +175,8 @@ class RetainingBucket(LocalBucket):
         return [*self.list(), *self._removed.list()]
 
     def _path_of(self, key: str) -> str:
-        if key.startswith(f"{_REMOVED}/"):
-            raise ValueError(f"invalid key: {key!r}")
+        if key.partition("/")[0] == _REMOVED:
+            raise StorageError(f"The key {key} is reserved. Nothing was stored or removed.")
         return super()._path_of(key)
 
     def list(self, prefix: str = "") -> Sequence[Listed]:
@@ -203,9 +203,8 @@ class RetainingBucket(LocalBucket):
                 continue
             kept = os.path.join(self._path, _REMOVED, key)
             directories.make_with_parents(os.path.dirname(kept), op="remove object")
-            with storage_errors("remove object", path):
-                os.utime(path)
-                os.rename(path, kept)
+            if not _moved(path, kept):
+                continue
             fsio.sync_directory(os.path.dirname(kept), op="remove object")
             changed.add(os.path.dirname(path))
         self._sync(changed)
@@ -213,6 +212,24 @@ class RetainingBucket(LocalBucket):
         return self._removed.remove(
             [one.key for one in self._removed.list() if one.stored_at < before]
         )
+
+
+def _moved(path: str, kept: str) -> bool:
+    """Moves an object to a free name. `False` if the name is taken, or the object is gone.
+
+    The name is taken if the object was stored while another one with its key was being removed.
+    That one is the history, and is never replaced.
+    """
+    with storage_errors("remove object", path):
+        try:
+            os.utime(path)
+            if not rename.without_replacing(path, kept):
+                if os.path.lexists(kept):
+                    return False
+                os.rename(path, kept)
+        except (FileExistsError, FileNotFoundError):
+            return False
+    return True
 
 
 def _is_old(path: str) -> bool:
