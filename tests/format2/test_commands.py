@@ -172,7 +172,9 @@ def test_what_lies_beside_an_encrypted_backup_does_not_tell_whose_it_is(tmp_path
     for path in (tmp_path / "node").iterdir():
         content = path.read_bytes()
         for told_by_it in (node_id, platform.node(), Path(sys.argv[0]).name, "data_version"):
-            assert told_by_it.encode() not in content, path.name
+            # A short name, such as `vm`, is by chance among random bytes.
+            if len(told_by_it) > 4 or path.name == "backup.writer":
+                assert told_by_it.encode() not in content, path.name
     note = tmp_path / "node" / "backup.writer"
     with open_writer(url) as backend:
         backend.claim(node_id)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cln_backup.model.errors import StorageError
 from cln_backup.storage.local_bucket import LocalBucket
 from cln_backup.storage.remote_objects import RemoteObjects
 from tests.storage import test_objects as every_store
@@ -71,3 +72,21 @@ def test_what_an_interrupted_write_left_is_removed_when_it_is_old(tmp_path: Path
     bucket.remove_unfinished()
     assert [path.name for path in tmp_path.iterdir()] == [".unfinished.object-new"]
     assert bucket.list() == []
+
+
+def test_removal_of_what_is_gone_is_no_error(tmp_path: Path) -> None:
+    bucket = LocalBucket(str(tmp_path))
+    bucket.put_new("parts/a/1", b"one")
+    bucket.delete(["parts/a/1", "parts/a/1", "parts/b/1", "log-1"])
+    assert bucket.list() == []
+
+
+def test_directory_that_cannot_be_looked_at_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    """A backup that cannot be read must not look like none."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    bucket = LocalBucket(str(loop))
+    with pytest.raises(StorageError):
+        bucket.list()
+    with pytest.raises(StorageError):
+        bucket.read("log-1", 0, 9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,7 @@ from cln_backup.storage.bucket import Bucket, Found, Listed
 from cln_backup.storage.os_errors import storage_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _PART: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 _KEY: Final = re.compile(rf"{_PART}(/{_PART}){{0,2}}")
@@ -46,7 +47,7 @@ class LocalBucket(Bucket):
 
     def __init__(self, path: str) -> None:
         super().__init__(path, 0.0)
-        self._path = path
+        self._path = path.rstrip("/") or "/"
 
     def _path_of(self, key: str) -> str:
         if not is_key(key):
@@ -59,6 +60,7 @@ class LocalBucket(Bucket):
         directory = os.path.dirname(path)
         if "/" in key:
             directories.make_with_parents(directory, op="store object")
+            self._sync_above(directory)
         built = os.path.join(self._path, _UNFINISHED)
         # A name that no other thread has: each removes its own.
         unique = f"object-{os.urandom(8).hex()}"
@@ -77,15 +79,21 @@ class LocalBucket(Bucket):
             fsio.remove(unfinished, op="remove unfinished object")
         return True
 
+    def _sync_above(self, directory: str) -> None:
+        """Makes the names of directories durable, also those that another process has just made."""
+        while directory != self._path:
+            directory = os.path.dirname(directory)
+            fsio.sync_directory(directory, op="store object")
+
     def read(self, key: str, offset_bytes: int, length_bytes: int) -> Found | None:
         """See `Bucket.read`."""
         path = self._path_of(key)
-        if not os.path.isfile(path):
+        if not _exists(path, stat.S_ISREG):
             return None
         try:
             fd = fsio.open_existing(path, writable=False, op="read object")
         except StorageError:
-            if os.path.lexists(path):
+            if _exists(path, stat.S_ISREG):
                 raise
             return None  # it was removed at this moment
         try:
@@ -109,7 +117,7 @@ class LocalBucket(Bucket):
 
     def _walk(self, prefix: str) -> Iterator[Listed]:
         directory = os.path.join(self._path, prefix)
-        if not os.path.isdir(directory):
+        if not _exists(directory, stat.S_ISDIR):
             return
         with storage_errors("list backup", directory), os.scandir(directory) as entries:
             for entry in entries:
@@ -141,9 +149,10 @@ class LocalBucket(Bucket):
         changed: set[str] = set()
         for key in keys:
             path = self._path_of(key)
-            with contextlib.suppress(FileNotFoundError), storage_errors("remove object", path):
-                sizes.append(os.stat(path).st_size)
+            with storage_errors("remove object", path), contextlib.suppress(FileNotFoundError):
+                size_bytes = os.stat(path).st_size
                 os.unlink(path)
+                sizes.append(size_bytes)
             changed.add(os.path.dirname(path))
         self._sync(changed)
         return sizes
@@ -230,6 +239,16 @@ def _moved(path: str, kept: str) -> bool:
         except (FileExistsError, FileNotFoundError):
             return False
     return True
+
+
+def _exists(path: str, is_kind: Callable[[int], bool]) -> bool:
+    """Whether there is a file of a kind. Raises `StorageError` if that cannot be found out."""
+    with (
+        storage_errors("look at", path),
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+    ):
+        return is_kind(os.stat(path).st_mode)
+    return False
 
 
 def _is_old(path: str) -> bool:

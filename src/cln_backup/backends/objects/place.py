@@ -40,7 +40,6 @@ OPEN_WRITER_S: Final = 50.0
 """How long the first call of a node waits: other plugins time out about 120 s after its start."""
 
 OPEN_READER_S: Final = 15.0
-_FENCE_TRIES: Final = 20
 
 
 class ObjectsAt(NamedTuple):
@@ -160,20 +159,34 @@ class ObjectsPlace(Place):
         secret: Secret | None = None,
         on_event: OnEvent = ignore,
     ) -> Writer:
-        """See `Place.fence`. An older writer that is busy may store more first; then again."""
-        for last in (False,) * _FENCE_TRIES + (True,):
-            writer = self.open_writer(node_id, secret=secret, on_event=on_event)
+        """See `Place.fence`. Waits for a pause of an older writer that is busy."""
+        writer = self._open_objects_writer(node_id, secret, on_event)
+        try:
             try:
-                writer.fence()  # type: ignore[attr-defined]
+                writer.fence()
             except WriterConflict:
-                writer.close()
-                if last:
-                    raise
-            except BaseException:
-                writer.close()
-                raise
+                writer.overtake()
             else:
-                break
+                return writer
+        except BaseException:
+            writer.close()
+            raise
+        writer.close()
+        writer = self._open_objects_writer(node_id, secret, on_event)
+        try:
+            writer.fence()
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+
+    def _open_objects_writer(
+        self, node_id: str | None, secret: Secret | None, on_event: OnEvent
+    ) -> ObjectsWriter:
+        from cln_backup.backends.objects.writer import ObjectsWriter
+
+        writer = self.open_writer(node_id, secret=secret, on_event=on_event)
+        assert isinstance(writer, ObjectsWriter)
         return writer
 
     @contextlib.contextmanager

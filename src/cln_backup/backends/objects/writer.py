@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import time
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.backends.contract import Writer
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from cln_backup.model.change import Change
 
 _UPKEEP_WAIT_S: Final = 3.0
+_OVERTAKE_S: Final = 60.0
 
 
 class ObjectsWriter(Writer):
@@ -181,6 +183,25 @@ class ObjectsWriter(Writer):
         if not same or layout.last_number > fence or any(packs_of(fence, layout.packs)):
             raise self._overtaken(segment_name(fence + 1))
         self._fenced = True
+
+    def overtake(self) -> None:
+        """Refuses an older writer that stores more all the time; then this one is opened again.
+
+        Raises:
+            WriterConflict: it made no pause for as long as this waits.
+            StorageError.
+        """
+        end_at = time.monotonic() + _OVERTAKE_S
+        while True:
+            last = self._objects.refresh().last_number
+            self._number = max(self._number, last + 1)
+            try:
+                self._claim_number(new_fence())
+            except WriterConflict:
+                if time.monotonic() > end_at:
+                    raise
+            else:
+                return
 
     def _claim_number(self, content: bytes) -> int:
         """Stores an object of the log under the next number; returns the number."""
