@@ -20,6 +20,7 @@ from cln_backup.formats import v2
 from cln_backup.model.change import Change
 from cln_backup.model.errors import Damaged, IncompleteCopy
 from cln_backup.storage.local_objects import LocalObjects
+from cln_backup.storage.source import BytesSource
 from tests.format2.small import KINDS, SNAPSHOT, url_of
 from tests.histories import (
     append,
@@ -32,7 +33,6 @@ from tests.histories import (
     told,
     told_by,
 )
-from tests.storage.bytes_source import BytesSource
 
 if TYPE_CHECKING:
     from cln_backup.backends.events import Event

@@ -10,7 +10,7 @@ import pytest
 
 from cln_backup.backends.dir.records import Tail, judge_tail
 from cln_backup.formats import v2
-from tests.storage.bytes_source import BytesSource
+from cln_backup.storage.source import BytesSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

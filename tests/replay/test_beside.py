@@ -6,6 +6,7 @@ import mmap
 import random
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import apsw
@@ -369,6 +370,7 @@ def test_node_never_waits_for_more_than_one_piece(
             beside, at = Beside(str(node.path)), ReplicaAt(replica, reader)
             while beside.step(at):
                 shared[:] = (done + beside.pieces).to_bytes(8, "big")
+                time.sleep(0.005)  # as a follower does, and so that the node can try meanwhile
             assert beside.result.differences == ()
             done += beside.pieces
             versions = replica.version

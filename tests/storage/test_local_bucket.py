@@ -18,19 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.parametrize(
-    "guarantee",
-    [
-        every_store.test_what_is_put_is_listed_and_read_at_once,
-        every_store.test_object_without_content,
-        every_store.test_object_is_never_replaced,
-        every_store.test_object_that_is_not_there,
-        every_store.test_delete_is_idempotent,
-        every_store.test_longest_name,
-        every_store.test_prepared_object_has_no_name_until_it_is_published,
-        every_store.test_content_that_fails_leaves_nothing,
-    ],
-)
+@pytest.mark.parametrize("guarantee", every_store.GUARANTEES)
 def test_guarantee_of_every_store(guarantee: Callable[..., None], tmp_path: Path) -> None:
     guarantee(RemoteObjects(LocalBucket(str(tmp_path))))
 

@@ -336,3 +336,16 @@ def test_object_that_lost_its_name_while_it_was_opened_is_not_held(
 
     monkeypatch.setattr(fsio, "open_existing", open_late)
     assert objects.open_held("log-1", op="open") is None
+
+
+GUARANTEES = [
+    test_what_is_put_is_listed_and_read_at_once,
+    test_object_without_content,
+    test_object_is_never_replaced,
+    test_object_that_is_not_there,
+    test_delete_is_idempotent,
+    test_longest_name,
+    test_prepared_object_has_no_name_until_it_is_published,
+    test_content_that_fails_leaves_nothing,
+]
+"""Of every store, for those that are not in a directory."""

@@ -75,3 +75,27 @@ def chunks(source: Source, end_bytes: int, offset_bytes: int = 0) -> Iterator[by
             return
         yield chunk
         offset_bytes += len(chunk)
+
+
+class BytesSource:
+    """Bytes that were read as a whole, as a `Source`."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def size_bytes(self) -> int:
+        """See `Source.size_bytes`."""
+        return len(self._content)
+
+    def read_at(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """See `Source.read_at`."""
+        return self._content[offset_bytes : offset_bytes + length_bytes]
+
+    def close(self) -> None:
+        """See `Source.close`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass

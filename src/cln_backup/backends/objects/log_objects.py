@@ -12,12 +12,11 @@ from cln_backup.formats import v2
 from cln_backup.model.errors import Damaged, StorageError
 from cln_backup.storage.objects import ObjectStatus
 from cln_backup.storage.remote_objects import RemoteObjects
+from cln_backup.storage.source import BytesSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
-
-    from typing_extensions import Self
 
     from cln_backup.storage.bucket import Bucket
     from cln_backup.storage.source import Source
@@ -53,7 +52,7 @@ class LogObjects(RemoteObjects):
         """See `Objects.open`."""
         if not name.startswith(_LOG):
             return super().open(name, op=op, anew=anew)
-        return HeldSource(self._log(int(name.removeprefix(_LOG))))
+        return BytesSource(self._log(int(name.removeprefix(_LOG))))
 
     def status(self, name: str) -> ObjectStatus | None:
         """See `Objects.status`."""
@@ -185,27 +184,3 @@ class ObjectsStore(Store):
             if first <= referrer < segment
         )
         return gone + self.object_bytes(base) - layout.parts.get(replacement, 0)
-
-
-class HeldSource:
-    """The bytes of an object that were read as a whole."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def size_bytes(self) -> int:
-        """See `Source.size_bytes`."""
-        return len(self._content)
-
-    def read_at(self, offset_bytes: int, length_bytes: int) -> bytes:
-        """See `Source.read_at`."""
-        return self._content[offset_bytes : offset_bytes + length_bytes]
-
-    def close(self) -> None:
-        """See `Source.close`."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        pass

@@ -12,16 +12,13 @@ import json
 import time
 from typing import TYPE_CHECKING, Final
 
-from cln_backup.backends.contract import Writer
 from cln_backup.backends.dir.base import PREPARED, Prepared
-from cln_backup.backends.dir.dropped import set_aside
-from cln_backup.backends.dir.history import History
 from cln_backup.backends.dir.keys import NodeVeil
-from cln_backup.backends.dir.snapshots import NewSnapshot, last_seal
-from cln_backup.backends.dir.stock import last_change_of, marks_of, standing_of
-from cln_backup.backends.dir.store import segment_name, snapshot_name, stored_now_ms
+from cln_backup.backends.dir.record_writer import RecordWriter
+from cln_backup.backends.dir.snapshots import last_seal
+from cln_backup.backends.dir.stock import marks_of
+from cln_backup.backends.dir.store import segment_name
 from cln_backup.backends.events import Event, Noticed
-from cln_backup.backends.follows import check_follows, nothing_to_drop
 from cln_backup.backends.objects.layout import MAX_NUMBER, NODE, new_fence, packs_of
 from cln_backup.backends.objects.merging import LEAST, UNMERGED
 from cln_backup.backends.objects.opening import machine_lock, newest_id, open_backup, publish_base
@@ -30,8 +27,7 @@ from cln_backup.backends.objects.stock import generation_of, size_bytes
 from cln_backup.backends.objects.upkeep import Done, Start
 from cln_backup.backends.ticket import MoreNeeded, size_of
 from cln_backup.formats import v2
-from cln_backup.formats.v2_stream import Encoder, pack_transaction
-from cln_backup.model.change import Kind
+from cln_backup.formats.v2_stream import Encoder
 from cln_backup.model.errors import (
     AlreadyExists,
     BackupError,
@@ -40,39 +36,37 @@ from cln_backup.model.errors import (
     StorageError,
     WriterConflict,
 )
-from cln_backup.model.position import after_snapshot, after_statements, digest_of_snapshot
-from cln_backup.model.statements import foreign_keys_after
 from cln_backup.process.child import Child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cln_backup.backends.contract import LastChange, Standing
     from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.objects.log_objects import ObjectsStore
     from cln_backup.backends.objects.place import ObjectsPlace
     from cln_backup.backends.secrets import Secret
     from cln_backup.backends.ticket import Generation, Statistics, Ticket
-    from cln_backup.model.change import Change
 
 _UPKEEP_WAIT_S: Final = 3.0
 _OVERTAKE_S: Final = 60.0
 
 
-class ObjectsWriter(Writer):
+class ObjectsWriter(RecordWriter):
     """The writer of a backup in a bucket."""
+
+    _store: ObjectsStore
 
     def __init__(
         self, place: ObjectsPlace, secret: Secret | None, on_event: OnEvent, limit_s: float
     ) -> None:
         """Opens the backup; see `Place.open_writer`. Nothing is written before the first append."""
+        super().__init__(on_event)
         self.place: ObjectsPlace = place
-        self._on_event = on_event
         self._secret = secret
         self._lock = machine_lock(place.at)
         self._finished = ""
         self._fenced = False
         self._unsigned: str | None = None
-        self._added: tuple[v2.Type, int, int, bytes, v2.LogOffset] | None = None  # not settled
         self._upkeep: Child[Done] | None = None
         self._upkeep_failure = ""
         try:
@@ -116,17 +110,6 @@ class ObjectsWriter(Writer):
         self._finished = ""
 
     @property
-    def standing(self) -> Standing:
-        """See `Backend.standing`."""
-        marks = marks_of(self._base, self._tracker)
-        return standing_of(self._base, self._tracker, marks, self._end.epoch)
-
-    @property
-    def version(self) -> int:
-        """See `Backend.version`."""
-        return 0 if self._head is None else self._head.version
-
-    @property
     def size_bytes(self) -> int:
         """See `Backend.size_bytes`."""
         return size_bytes(self._objects, self.place.at.keep, self.place.at.keep_days)
@@ -134,11 +117,6 @@ class ObjectsWriter(Writer):
     def generation(self) -> Generation:
         """See `Backend.generation`."""
         return generation_of(self._objects, self._base, self.standing.version_count)
-
-    @property
-    def last_change(self) -> LastChange:
-        """See `Backend.last_change`."""
-        return last_change_of(self._store, self._base, self._head, self._end)
 
     def claim(self, node_id: str, timeout_s: float | None = None) -> None:  # noqa: ARG002
         """See `Writer.claim`. An object records it, with the first change."""
@@ -228,34 +206,6 @@ class ObjectsWriter(Writer):
             "database away and restore the newest state with `backup-cli restore`."
         )
 
-    def store_change(self, change: Change, timeout_s: float | None = None) -> None:
-        """See `Writer.store_change`. A snapshot is published in an object of its own first.
-
-        Raises:
-            Unreachable: as `StorageError`; the store did not answer before the deadline.
-            WriterConflict: another writer has taken this backup over.
-        """
-        self._require_usable()
-        assert self._added is None, "not settled"
-        head = self._head
-        kind = check_follows(change, 0 if head is None else head.version, empty=head is None)
-        transaction = change.transaction
-        if transaction is None:
-            record_type, content = v2.Type.SNAPSHOT, b""
-            v2.pack_body(record_type, change.version)  # raises if it does not fit
-        else:
-            content = pack_transaction(transaction)
-            is_rider = kind is not Kind.TRANSACTION
-            record_type = self._rider(transaction) if is_rider else v2.Type.TRANSACTION
-        with self._last_request(timeout_s):
-            self._ready()
-            hashed = content
-            if transaction is None:
-                content, hashed = self._write_snapshot(change)
-            stored_ms = stored_now_ms(change)
-            start = self._put(record_type, change.version, content, stored_ms)
-        self._added = record_type, change.version, stored_ms, hashed, start
-
     def _ready(self) -> None:
         """Stores what precedes the first write: the node's name, and the fence."""
         if not self._fenced:
@@ -263,17 +213,15 @@ class ObjectsWriter(Writer):
                 self._sign()
             self.fence()
 
-    def _rider(self, transaction: Sequence[str]) -> v2.Type:
-        """The type of a rider's record; it tells whether foreign keys are enforced after it."""
-        enforced = self._head is None or self._head.foreign_keys
-        if foreign_keys_after(transaction, enforced):
-            return v2.Type.RIDER
-        return v2.Type.RIDER_WITHOUT_KEYS
+    def _next_place(self) -> tuple[int, int]:
+        return self._number, v2.HEADER_BYTES
+
+    def _numbers_from(self, segment: int) -> Sequence[int]:
+        return self._objects.refresh().numbers(segment)
 
     def _put(
         self, record_type: v2.Type, version: int, content: bytes, stored_ms: int
     ) -> v2.LogOffset:
-        """Stores one record as an object of the log; returns where the record starts."""
         end, tracker = self._end, self._tracker
         state = v2.LogState(
             *(end.segment, end.end_bytes, end.seal, end.digest),
@@ -293,15 +241,7 @@ class ObjectsWriter(Writer):
         )  # fmt: skip
         return v2.LogOffset(number, v2.HEADER_BYTES, header[-v2.SEAL_BYTES :])
 
-    def settle(self) -> None:
-        """See `Writer.settle`. Updates the digests and the head."""
-        if self._added is None:
-            return
-        (record_type, version, stored_ms, hashed, start), self._added = self._added, None
-        after = after_snapshot if record_type is v2.Type.SNAPSHOT else after_statements
-        digest = after(self._tracker.digest, version, hashed)
-        self._tracker.apply(record_type, version, start, stored_ms, digest)
-        self._head = self._tracker.head
+    def _settled(self) -> None:
         self._unmerged += 1
         if self._unmerged >= LEAST + UNMERGED:
             self._start_upkeep()
@@ -336,45 +276,6 @@ class ObjectsWriter(Writer):
                 text = f"The maintenance of {at} failed: {error} Each change is stored there."
                 self._on_event(Event(Noticed.FOUND, text))
         ended.close()
-
-    def _write_snapshot(self, change: Change) -> tuple[bytes, bytes]:
-        """Publishes a snapshot; returns the content of its record, and the snapshot's digest."""
-        assert change.snapshot is not None
-        segment, number = self._number, v2.HEADER_BYTES
-        digest = digest_of_snapshot(change.snapshot)
-        size = change.snapshot.size_bytes
-        state = v2.pack_snapshot_state(v2.SnapshotState(change.version, size, digest))
-        header = self._store.new_header(v2.FileKind.SNAPSHOT, number, self._epoch, state)
-        content = NewSnapshot(header, change.version, change.snapshot, digest)
-        name = snapshot_name(segment, number)
-        self._objects.put_new(name, "snapshot", content.chunks(), op="publish snapshot")
-        return v2.pack_reference(v2.Reference(number, size, content.seal)), digest
-
-    def rewind(self, timeout_s: float | None = None) -> None:
-        """See `Writer.rewind`. The dropped change is set aside first; then an object drops it."""
-        self._require_usable()
-        head = self._head
-        if head is None or not self._tracker.may_rewind:
-            raise nothing_to_drop()
-        with self._last_request(timeout_s):
-            self._ready()
-            kept = set_aside(self._store, self._change_at(head.at), self._epoch)
-            start = self._put(v2.Type.DROP, head.version, b"", 0)
-            self._tracker.apply(v2.Type.DROP, head.version, start, 0)
-        self._head = marks_of(self._base, self._tracker).head
-        self._on_event(
-            Event(
-                Noticed.KEPT,
-                f"The dropped change is kept as {kept}; a restore does not use it. "
-                "`backup-cli log --dropped` lists it.",
-            )
-        )
-
-    def _change_at(self, start: v2.LogOffset) -> Change:
-        if start == v2.NOWHERE:
-            return self._base.changes(self._store)[-1]
-        numbers = self._objects.refresh().numbers(start.segment)
-        return History(self._store, self._base, numbers, self._end).change_at(start)
 
     def take_over(
         self, ticket: Ticket | None, timeout_s: float | None = None

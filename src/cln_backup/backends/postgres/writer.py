@@ -7,16 +7,13 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Final
 
-from cln_backup.backends.contract import Writer
 from cln_backup.backends.dir.base import PREPARED, Prepared
-from cln_backup.backends.dir.dropped import set_aside
-from cln_backup.backends.dir.history import Base, History
+from cln_backup.backends.dir.history import Base
 from cln_backup.backends.dir.keys import NodeVeil
-from cln_backup.backends.dir.snapshots import NewSnapshot, last_seal
-from cln_backup.backends.dir.stock import last_change_of, marks_of, standing_of
-from cln_backup.backends.dir.store import base_name, snapshot_name, stored_now_ms
-from cln_backup.backends.events import Event, Noticed
-from cln_backup.backends.follows import check_follows, nothing_to_drop
+from cln_backup.backends.dir.record_writer import RecordWriter
+from cln_backup.backends.dir.snapshots import last_seal
+from cln_backup.backends.dir.stock import marks_of, standing_of
+from cln_backup.backends.dir.store import base_name
 from cln_backup.backends.postgres.head import HeadWriter
 from cln_backup.backends.postgres.link import Link
 from cln_backup.backends.postgres.opening import newest_header, open_backup, read_head
@@ -26,21 +23,19 @@ from cln_backup.backends.postgres.tables import TableObjects
 from cln_backup.backends.postgres.upkeep import Start, remove_expired
 from cln_backup.backends.ticket import MoreNeeded, size_of
 from cln_backup.formats import v2
-from cln_backup.formats.v2_stream import Encoder, pack_transaction
-from cln_backup.model.change import Kind
+from cln_backup.formats.v2_stream import Encoder
 from cln_backup.model.errors import Discontinuity, StorageError
-from cln_backup.model.position import after_snapshot, after_statements, digest_of_snapshot
-from cln_backup.model.statements import foreign_keys_after
 from cln_backup.process.channel import Message
 from cln_backup.process.child import Child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cln_backup.backends.contract import LastChange, Standing
+    from cln_backup.backends.contract import Standing
     from cln_backup.backends.events import OnEvent
     from cln_backup.backends.postgres.opening import HeadRow
     from cln_backup.backends.postgres.place import PostgresPlace
+    from cln_backup.backends.postgres.tables import TableStore
     from cln_backup.backends.secrets import Secret
     from cln_backup.backends.ticket import Generation, Statistics, Ticket
     from cln_backup.model.change import Change
@@ -50,14 +45,11 @@ SEGMENT_BYTES: Final = 1 << 20
 
 _UNFINISHED: Final = (PREPARED, "snapshot", "drop", "restart")
 
-# In the hot path: asking an enumeration for its member costs more than the rest of its line.
-_IS_TRANSACTION: Final = Kind.TRANSACTION
-_TRANSACTION: Final = v2.Type.TRANSACTION
-_SNAPSHOT: Final = v2.Type.SNAPSHOT
 
-
-class PostgresWriter(Writer):
+class PostgresWriter(RecordWriter):
     """The writer of a backup in a database."""
+
+    _store: TableStore
 
     def __init__(
         self,
@@ -72,14 +64,13 @@ class PostgresWriter(Writer):
 
         With `forced`, even if one of them is alive and holds the right to write.
         """
+        super().__init__(on_event)
         self.place: PostgresPlace = place
-        self._on_event = on_event
         self._secret = secret
         self._finished = False
         self._unsigned = ""
         self._encoder: Encoder | None = None
         self._digest = hashlib.sha256()
-        self._added: tuple[v2.Type, int, int, bytes, v2.LogOffset] | None = None  # not settled
         self._upkeep: Child[Message] | None = None
         self._upkeep_due = False
         self._link = Link(place.at, on_event)
@@ -130,11 +121,6 @@ class PostgresWriter(Writer):
         return standing_of(self._base, self._tracker, marks, self._epoch)
 
     @property
-    def version(self) -> int:
-        """See `Backend.version`."""
-        return 0 if self._head is None else self._head.version
-
-    @property
     def size_bytes(self) -> int:
         """See `Backend.size_bytes`."""
         return size_bytes(self._store, self.place.at)
@@ -146,11 +132,6 @@ class PostgresWriter(Writer):
 
     def _generation(self) -> Generation:
         return generation_of(self._store, self._base, self._end, self.standing.version_count)
-
-    @property
-    def last_change(self) -> LastChange:
-        """See `Backend.last_change`."""
-        return last_change_of(self._store, self._base, self._head, self._end)
 
     def claim(self, node_id: str, timeout_s: float | None = None) -> None:  # noqa: ARG002
         """See `Writer.claim`. The head's row records it, with the first change."""
@@ -167,39 +148,6 @@ class PostgresWriter(Writer):
         else:
             self._unsigned = node_id if key is None else NodeVeil(key).hide(node_id)
 
-    def store_change(self, change: Change, timeout_s: float | None = None) -> None:
-        """See `Writer.store_change`. A snapshot is published in an object of its own first.
-
-        Raises:
-            Unreachable: as `StorageError`; the database did not answer before the deadline.
-            WriterConflict: another process has taken this backup over.
-        """
-        self._require_usable()
-        assert self._added is None, "not settled"
-        head = self._head
-        kind = check_follows(change, 0 if head is None else head.version, empty=head is None)
-        transaction = change.transaction
-        if transaction is None:
-            record_type, content = _SNAPSHOT, b""
-            v2.pack_body(record_type, change.version)  # raises if it does not fit
-        else:
-            content = pack_transaction(transaction)
-            record_type = _TRANSACTION if kind is _IS_TRANSACTION else self._rider(transaction)
-        with self._last_request(timeout_s):
-            hashed = content
-            if transaction is None:
-                content, hashed = self._write_snapshot(change)
-            stored_ms = stored_now_ms(change)
-            start = self._put(record_type, change.version, content, stored_ms)
-        self._added = record_type, change.version, stored_ms, hashed, start
-
-    def _rider(self, transaction: Sequence[str]) -> v2.Type:
-        """The type of a rider's record; it tells whether foreign keys are enforced after it."""
-        enforced = self._head is None or self._head.foreign_keys
-        if foreign_keys_after(transaction, enforced):
-            return v2.Type.RIDER
-        return v2.Type.RIDER_WITHOUT_KEYS
-
     def _next_place(self) -> tuple[int, int]:
         """Segment and offset of the next record; an offset of 0 if it begins the segment."""
         end = self._end
@@ -207,10 +155,12 @@ class PostgresWriter(Writer):
             return end.last_number + 1, 0
         return end.segment, end.end_bytes
 
+    def _numbers_from(self, segment: int) -> Sequence[int]:
+        return range(segment, self._end.segment + 1)
+
     def _put(
         self, record_type: v2.Type, version: int, content: bytes, stored_ms: int
     ) -> v2.LogOffset:
-        """Stores one record; returns where it starts."""
         segment, at = self._next_place()
         header = b""
         if not at:
@@ -249,15 +199,7 @@ class PostgresWriter(Writer):
         self._digest = hashlib.sha256()
         return header
 
-    def settle(self) -> None:
-        """See `Writer.settle`. Updates the digests and the head."""
-        if self._added is None:
-            return
-        (record_type, version, stored_ms, hashed, start), self._added = self._added, None
-        after = after_snapshot if record_type is _SNAPSHOT else after_statements
-        digest = after(self._tracker.digest, version, hashed)
-        self._tracker.apply(record_type, version, start, stored_ms, digest)
-        self._head = self._tracker.head
+    def _settled(self) -> None:
         if self._upkeep_due:
             self._start_upkeep()
 
@@ -280,43 +222,6 @@ class PostgresWriter(Writer):
                 work="removes expired rows",
                 lowest_priority=True,
             )
-
-    def _write_snapshot(self, change: Change) -> tuple[bytes, bytes]:
-        """Publishes a snapshot; returns the content of its record, and the snapshot's digest."""
-        assert change.snapshot is not None
-        segment, at = self._next_place()
-        number = at or v2.HEADER_BYTES
-        digest = digest_of_snapshot(change.snapshot)
-        size = change.snapshot.size_bytes
-        state = v2.pack_snapshot_state(v2.SnapshotState(change.version, size, digest))
-        header = self._store.new_header(v2.FileKind.SNAPSHOT, number, self._epoch, state)
-        content = NewSnapshot(header, change.version, change.snapshot, digest)
-        name = snapshot_name(segment, number)
-        self._objects.put_new(name, "snapshot", content.chunks(), op="publish snapshot")
-        return v2.pack_reference(v2.Reference(number, size, content.seal)), digest
-
-    def rewind(self, timeout_s: float | None = None) -> None:
-        """See `Writer.rewind`. The dropped change is set aside first; then a record drops it."""
-        self._require_usable()
-        head = self._head
-        if head is None or not self._tracker.may_rewind:
-            raise nothing_to_drop()
-        with self._last_request(timeout_s):
-            kept = set_aside(self._store, self._change_at(head.at), self._epoch)
-            start = self._put(v2.Type.DROP, head.version, b"", 0)
-            self._tracker.apply(v2.Type.DROP, head.version, start, 0)
-        self._head = marks_of(self._base, self._tracker).head
-        text = (
-            f"The dropped change is kept as {kept}; a restore does not use it. "
-            "`backup-cli log --dropped` lists it."
-        )
-        self._on_event(Event(Noticed.KEPT, text))
-
-    def _change_at(self, start: v2.LogOffset) -> Change:
-        if start == v2.NOWHERE:
-            return self._base.changes(self._store)[-1]
-        numbers = range(start.segment, self._end.segment + 1)
-        return History(self._store, self._base, numbers, self._end).change_at(start)
 
     def take_over(
         self, ticket: Ticket | None, timeout_s: float | None = None
