@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cln_backup.model.errors import StorageError
 from cln_backup.server.node import Node
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cln_backup.storage.bucket import Found, Listed
+
+
+_BASE: Final = "base-"
+_LOG: Final = "log-"
 
 
 class Sealed(Node):
@@ -42,6 +46,7 @@ class Sealed(Node):
         self.objects = self.used_bytes = 0
         self.last_stored_at: float | None = None
         self._path = path
+        self._has_base = False
         self._bucket = RetainingBucket(path, retain_days)
         self._counting = threading.Lock()
 
@@ -49,11 +54,15 @@ class Sealed(Node):
         """Makes the directory if there is none, and measures it. Raises `StorageError`."""
         make(self._path)
         self._bucket.remove_unfinished()
+        self._look_for_base()
         found = self._bucket.everything()
         with self._counting:
             self.objects = len(found)
             self.used_bytes = sum(one.size_bytes for one in found)
             self.last_stored_at = max((one.stored_at for one in found), default=None)
+
+    def _look_for_base(self) -> None:
+        self._has_base = any(one.key.startswith(_BASE) for one in self._bucket.list())
 
     def size_bytes(self) -> int:
         """See `Node.size_bytes`; what was removed and is retained counts, too."""
@@ -63,9 +72,16 @@ class Sealed(Node):
         """Stores an object if there is none with the key; durable when this returns.
 
         Raises:
-            StorageError: the quota is used up, or the disk failed; the object may be there or not.
+            StorageError: the quota is used up, the directory has no backup (its disk may not be
+            mounted), or the disk failed; the object may be there or not.
         """
         self.require_open()
+        if key.startswith(_LOG) and not self._has_base:
+            raise StorageError(
+                f"The backup of this node is not in its directory on the server, {self._path}. "
+                "Nothing was stored. Is the disk mounted there? Put the backup back, and restart "
+                "the server."
+            )
         size_bytes = len(content)
         is_new = self._bucket.status(key) is None
         with self._counting:
@@ -85,6 +101,7 @@ class Sealed(Node):
             raise
         if is_new and not is_ours:
             self._take_back(size_bytes)
+        self._has_base |= key.startswith(_BASE) and is_ours
         self.last_stored_at = time.time()
         self.counters.changes += is_ours
         return self._stored(is_ours=is_ours)
@@ -120,7 +137,10 @@ class Sealed(Node):
         self.require_open()
         for gone in self._bucket.remove(keys):
             self._take_back(gone)
+        if any(key.startswith(_BASE) for key in keys):
+            self._look_for_base()
         return self._stored(is_ours=True)
 
     def close(self) -> None:
-        """See `Node.close`; nothing is kept open."""
+        """See `Node.close`."""
+        self._bucket.close()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import stat
+import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +49,26 @@ class LocalBucket(Bucket):
     def __init__(self, path: str) -> None:
         super().__init__(path, 0.0)
         self._path = path.rstrip("/") or "/"
+        self._held: int | None = None
+        self._holding = threading.Lock()
+
+    def _hold(self) -> int:
+        """A descriptor of the directory, which keeps its disk from being unmounted."""
+        with self._holding:
+            if self._held is None:
+                with storage_errors("open backup", self._path):
+                    self._held = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            return self._held
+
+    def _require_same_directory(self) -> None:
+        """Makes sure that the path leads to the directory that was there before."""
+        with storage_errors("look at backup", self._path):
+            held, now = os.fstat(self._hold()), os.stat(self._path)
+        if (held.st_dev, held.st_ino) != (now.st_dev, now.st_ino):
+            raise StorageError(
+                f"{self._path} was moved, removed or replaced while it was used. Nothing more was "
+                "written. Put it back where it was, or mount its disk, and start again."
+            )
 
     def _path_of(self, key: str) -> str:
         if not is_key(key):
@@ -57,6 +78,7 @@ class LocalBucket(Bucket):
     def put_new(self, key: str, content: bytes) -> bool:
         """See `Bucket.put_new`."""
         path = self._path_of(key)
+        self._require_same_directory()
         directory = os.path.dirname(path)
         if "/" in key:
             directories.make_with_parents(directory, op="store object")
@@ -119,6 +141,7 @@ class LocalBucket(Bucket):
         directory = os.path.join(self._path, prefix)
         if not _exists(directory, stat.S_ISDIR):
             return
+        self._hold()
         with storage_errors("list backup", directory), os.scandir(directory) as entries:
             for entry in entries:
                 key = prefix + entry.name
@@ -156,6 +179,13 @@ class LocalBucket(Bucket):
             changed.add(os.path.dirname(path))
         self._sync(changed)
         return sizes
+
+    def close(self) -> None:
+        """See `Bucket.close`."""
+        with self._holding:
+            if self._held is not None:
+                os.close(self._held)
+                self._held = None
 
     def _sync(self, changed: set[str]) -> None:
         """Makes removals durable, and removes directories that are empty now."""
