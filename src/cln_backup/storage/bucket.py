@@ -7,12 +7,22 @@ processes that store an object under one name, exactly one succeeds.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+
+MAX_KEY_CHARACTERS: Final = 3 * 128 + 2
+FENCE_BYTES: Final = 48
+"""The length of a fence, which no other object of a log has; no fence is ever removed."""
+
+_PART: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
+_KEY: Final = re.compile(rf"{_PART}(/{_PART}){{0,2}}")
+_DIRECTORY: Final = re.compile(rf"({_PART}/){{0,2}}")
 
 
 class Found(NamedTuple):
@@ -104,3 +114,13 @@ class Bucket(ABC):
 
     def close(self) -> None:  # noqa: B027 - most have nothing to release
         """Releases connections; a later request makes new ones."""
+
+
+def is_key(key: str) -> bool:
+    """Whether an object may have this key: at most three names, with slashes between."""
+    return len(key) <= MAX_KEY_CHARACTERS and _KEY.fullmatch(key) is not None
+
+
+def is_directory(prefix: str) -> bool:
+    """Whether a listing may have this prefix: at most two names, each with a slash after it."""
+    return _DIRECTORY.fullmatch(prefix) is not None

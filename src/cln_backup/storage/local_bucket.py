@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 import threading
 import time
@@ -12,35 +11,20 @@ from typing import TYPE_CHECKING, Final
 
 from cln_backup.model.errors import AlreadyExists, StorageError
 from cln_backup.storage import directories, fsio, rename
-from cln_backup.storage.bucket import Bucket, Found, Listed
+from cln_backup.storage.bucket import FENCE_BYTES, Bucket, Found, Listed, is_directory, is_key
 from cln_backup.storage.os_errors import storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-_PART: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
-_KEY: Final = re.compile(rf"{_PART}(/{_PART}){{0,2}}")
-_DIRECTORY: Final = re.compile(rf"({_PART}/){{0,2}}")
 _UNFINISHED: Final = ".unfinished"
 _REMOVED: Final = "removed"
-_FENCE_BYTES: Final = 48
 _OLD_S: Final = 3600.0
-MAX_KEY_CHARACTERS: Final = 3 * 128 + 2
 
 
 def make(path: str) -> None:
     """Makes the directory; durable when it returns. Raises `AlreadyExists` for a file."""
     directories.make(path, op="create backup")
-
-
-def is_key(key: str) -> bool:
-    """Whether an object may have this key: at most three names, with slashes between."""
-    return len(key) <= MAX_KEY_CHARACTERS and _KEY.fullmatch(key) is not None
-
-
-def is_directory(prefix: str) -> bool:
-    """Whether a listing may have this prefix: at most two names, each with a slash after it."""
-    return _DIRECTORY.fullmatch(prefix) is not None
 
 
 class LocalBucket(Bucket):
@@ -238,7 +222,7 @@ class RetainingBucket(LocalBucket):
         for key in keys:
             path = self._path_of(key)
             status = self.status(key)
-            if status is None or status.size_bytes == _FENCE_BYTES:
+            if status is None or status.size_bytes == FENCE_BYTES:
                 continue
             kept = os.path.join(self._path, _REMOVED, key)
             directories.make_with_parents(os.path.dirname(kept), op="remove object")

@@ -203,7 +203,7 @@ class RemoteObjects(Objects):
 
     def status(self, name: str) -> ObjectStatus | None:
         """See `Objects.status`."""
-        found = self.bucket.read(self._key(name), 0, MANIFEST_BYTES)
+        found = self.bucket.read(require_name(name), 0, MANIFEST_BYTES)
         if found is None:
             return None
         manifest = manifest_of(found.content) if found.size_bytes == MANIFEST_BYTES else None
@@ -218,7 +218,7 @@ class RemoteObjects(Objects):
 
     def delete(self, name: str, *, op: str) -> None:  # noqa: ARG002
         """See `Objects.delete`. The parts of a large object follow its name."""
-        found = self.bucket.read(self._key(name), 0, MANIFEST_BYTES)
+        found = self.bucket.read(require_name(name), 0, MANIFEST_BYTES)
         if found is None:
             return
         manifest = manifest_of(found.content) if found.size_bytes == MANIFEST_BYTES else None
@@ -248,9 +248,6 @@ class RemoteObjects(Objects):
 
     def _remove_parts(self, parts: str) -> None:
         self.bucket.delete([one.key for one in self.bucket.list(directory_of(parts))])
-
-    def _key(self, name: str) -> str:
-        return require_name(name)
 
     def open(self, name: str, *, op: str, anew: bool = False) -> RemoteSource:  # noqa: ARG002
         """See `Objects.open`."""

@@ -9,8 +9,7 @@ import struct
 from typing import Final, NamedTuple
 
 from cln_backup.model.errors import BadPacket
-from cln_backup.storage.bucket import Found, Listed
-from cln_backup.storage.local_bucket import MAX_KEY_CHARACTERS, is_directory, is_key
+from cln_backup.storage.bucket import MAX_KEY_CHARACTERS, Found, Listed, is_directory, is_key
 
 PUT: Final = 0x2C
 GET: Final = 0x2D

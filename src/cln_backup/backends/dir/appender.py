@@ -34,6 +34,7 @@ from cln_backup.backends.dir.store import (
     snapshot_name,
     stored_now_ms,
 )
+from cln_backup.backends.dir.tracker import rider_type
 from cln_backup.backends.dir.upkeep import removal_takes_long, remove_expired
 from cln_backup.backends.dir.whole import note_of, take_stock
 from cln_backup.backends.dir.writer import SegmentWriter
@@ -45,14 +46,11 @@ from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import pack_transaction
 from cln_backup.model.change import Kind
 from cln_backup.model.errors import StorageError
-from cln_backup.model.position import after_snapshot, after_statements, digest_of_snapshot
-from cln_backup.model.statements import foreign_keys_after
+from cln_backup.model.position import digest_of_snapshot
 from cln_backup.storage import interruption
 from cln_backup.storage.local_objects import LocalObjects
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from cln_backup.backends.contract import LastChange, Standing
     from cln_backup.backends.dir.log import LogEnd
     from cln_backup.backends.dir.place import DirPlace
@@ -183,7 +181,7 @@ class DirWriter(Writer):
             v2.pack_body(record_type, change.version)  # raises if it does not fit
         else:
             content = pack_transaction(transaction)
-            record_type = _TRANSACTION if kind is _IS_TRANSACTION else self._rider(transaction)
+            record_type = _TRANSACTION if kind is _IS_TRANSACTION else rider_type(transaction, head)
         with self._last_write:
             if transaction is None:
                 content, hashed = self._write_snapshot(writer, change)
@@ -197,24 +195,15 @@ class DirWriter(Writer):
             writer.append(record_type, change.version, content, stored_ms)
         self._added = record_type, change.version, stored_ms, hashed
 
-    def _rider(self, transaction: Sequence[str]) -> v2.Type:
-        """The type of a rider's record; it tells whether foreign keys are enforced after it."""
-        enforced = self._head is None or self._head.foreign_keys
-        if foreign_keys_after(transaction, enforced):
-            return v2.Type.RIDER
-        return v2.Type.RIDER_WITHOUT_KEYS
-
     def settle(self) -> None:
         """See `Writer.settle`. Updates the digests, the head and the unused space."""
         if self._added is None:
             return
         writer = self._require_writer()
         (record_type, version, stored_ms, hashed), self._added = self._added, None
-        after = after_snapshot if record_type is _SNAPSHOT else after_statements
-        digest = after(self._tracker.digest, version, hashed)
         with self._last_write:
             start = writer.settle()
-            self._tracker.apply(record_type, version, start, stored_ms, digest)
+            self._tracker.append(record_type, version, start, stored_ms, hashed)
             self._head = self._tracker.head
             writer.clear_up()
 

@@ -11,13 +11,13 @@ from cln_backup.backends.dir.history import History
 from cln_backup.backends.dir.snapshots import NewSnapshot
 from cln_backup.backends.dir.stock import last_change_of, marks_of, standing_of
 from cln_backup.backends.dir.store import snapshot_name, stored_now_ms
+from cln_backup.backends.dir.tracker import rider_type
 from cln_backup.backends.events import Event, Noticed
 from cln_backup.backends.follows import check_follows, nothing_to_drop
 from cln_backup.formats import v2
 from cln_backup.formats.v2_stream import pack_transaction
 from cln_backup.model.change import Kind
-from cln_backup.model.position import after_snapshot, after_statements, digest_of_snapshot
-from cln_backup.model.statements import foreign_keys_after
+from cln_backup.model.position import digest_of_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +110,7 @@ class RecordWriter(Writer):
             v2.pack_body(record_type, change.version)  # raises if it does not fit
         else:
             content = pack_transaction(transaction)
-            record_type = _TRANSACTION if kind is _IS_TRANSACTION else self._rider(transaction)
+            record_type = _TRANSACTION if kind is _IS_TRANSACTION else rider_type(transaction, head)
         with self._last_request(timeout_s):
             self._ready()
             hashed = content
@@ -120,21 +120,12 @@ class RecordWriter(Writer):
             start = self._put(record_type, change.version, content, stored_ms)
         self._added = record_type, change.version, stored_ms, hashed, start
 
-    def _rider(self, transaction: Sequence[str]) -> v2.Type:
-        """The type of a rider's record; it tells whether foreign keys are enforced after it."""
-        enforced = self._head is None or self._head.foreign_keys
-        if foreign_keys_after(transaction, enforced):
-            return v2.Type.RIDER
-        return v2.Type.RIDER_WITHOUT_KEYS
-
     def settle(self) -> None:
         """See `Writer.settle`. Updates the digests and the head."""
         if self._added is None:
             return
         (record_type, version, stored_ms, hashed, start), self._added = self._added, None
-        after = after_snapshot if record_type is _SNAPSHOT else after_statements
-        digest = after(self._tracker.digest, version, hashed)
-        self._tracker.apply(record_type, version, start, stored_ms, digest)
+        self._tracker.append(record_type, version, start, stored_ms, hashed)
         self._head = self._tracker.head
         self._settled()
 

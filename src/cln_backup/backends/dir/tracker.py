@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Final
+
 from cln_backup.formats import v2
 from cln_backup.model.change import Kind
-from cln_backup.model.position import EMPTY, UNKNOWN
+from cln_backup.model.position import EMPTY, UNKNOWN, after_snapshot, after_statements
+from cln_backup.model.statements import foreign_keys_after
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SNAPSHOT: Final = v2.Type.SNAPSHOT  # in the hot path
+
+
+def rider_type(transaction: Sequence[str], head: v2.Mark | None) -> v2.Type:
+    """The type of a rider's record; it tells whether foreign keys are enforced after it."""
+    if foreign_keys_after(transaction, head is None or head.foreign_keys):
+        return v2.Type.RIDER
+    return v2.Type.RIDER_WITHOUT_KEYS
 
 
 class Tracker:
@@ -29,6 +44,18 @@ class Tracker:
         if self.head is not None:
             return self.head.digest
         return UNKNOWN if self.ordinal else EMPTY
+
+    def append(
+        self,
+        record_type: v2.Type,
+        version: int,
+        start: v2.LogOffset,
+        stored_ms: int,
+        hashed: bytes,
+    ) -> None:
+        """As `apply`, for a change; of it, the packed statements or the snapshot's digest."""
+        after = after_snapshot if record_type is _SNAPSHOT else after_statements
+        self.apply(record_type, version, start, stored_ms, after(self.digest, version, hashed))
 
     def apply(
         self,

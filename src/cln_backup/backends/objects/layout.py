@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from cln_backup.backends.dir.store import segment_name
 from cln_backup.backends.objects.numbers import Numbers
 from cln_backup.formats import v2
+from cln_backup.storage.bucket import FENCE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +28,6 @@ MAX_NUMBER: Final = 10**10 - 1
 """The largest number that fits in a name."""
 
 _FENCE: Final = b"CLNFENCE"
-_FENCE_BYTES: Final = 48
 _PACK: Final = b"CLNPACK1"
 _COUNT: Final = struct.Struct("!I")
 _ENTRY: Final = struct.Struct("!QQ")
@@ -38,7 +38,7 @@ _NAME: Final = re.compile(
 
 def new_fence() -> bytes:
     """The content of a fence; no other one has the same."""
-    return _FENCE + os.urandom(_FENCE_BYTES - len(_FENCE))
+    return _FENCE + os.urandom(FENCE_BYTES - len(_FENCE))
 
 
 def pack_name(first: int, last: int) -> str:
@@ -139,7 +139,7 @@ def read_layout(bucket: Bucket) -> Layout:
             continue
         number, generation, start, referrer, own, first, last = found.groups()
         if number is not None:
-            fence = one.size_bytes == _FENCE_BYTES
+            fence = one.size_bytes == FENCE_BYTES
             (layout.fences if fence else layout.singles).append(int(number))
         elif generation is not None:
             layout.bases.append((int(generation), int(start)))

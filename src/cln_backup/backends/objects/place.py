@@ -15,9 +15,9 @@ from cln_backup.backends.dir.keys import (
     require_listed,
     require_master_key,
 )
+from cln_backup.backends.dir.store import base_name
 from cln_backup.backends.events import ignore
 from cln_backup.backends.inventory import Inventory, Key
-from cln_backup.backends.objects.layout import read_layout
 from cln_backup.backends.objects.log_objects import LogObjects, ObjectsStore
 from cln_backup.backends.objects.opening import machine_lock, newest_header
 from cln_backup.backends.objects.reader import ObjectsReader
@@ -216,9 +216,9 @@ class ObjectsPlace(Place):
     def usage(self) -> Inventory:
         """See `Place.usage`."""
         with self._newest() as (objects, newest):
-            layout = read_layout(objects.bucket)
-            bases = [name for name in layout.objects if name.startswith("base-")]
-            oldest_at = min((layout.objects[name].stored_at for name in bases), default=None)
+            layout = objects.layout
+            bases = [layout.objects[base_name(*base)] for base in layout.bases]
+            oldest_at = min((one.stored_at for one in bases), default=None)
             space = sum(one.size_bytes for one in layout.objects.values())
             cipher, keys = None, list[Key]()
             if newest.cipher != v2.PLAIN:

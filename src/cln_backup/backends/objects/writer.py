@@ -121,14 +121,13 @@ class ObjectsWriter(RecordWriter):
     def claim(self, node_id: str, timeout_s: float | None = None) -> None:  # noqa: ARG002
         """See `Writer.claim`. An object records it, with the first change."""
         self._require_usable()
-        noted = self._node or self._unsigned
         if self._node is not None and self._node != node_id:
             raise Discontinuity(
                 f"{self.place.at.path} is the backup of another node: {self._node}, not {node_id}. "
                 "Nothing was written. Use this node's own backup, or make a new one with "
                 "`backup-cli init`."
             )
-        if noted is None or self._node is None:
+        if self._node is None:
             self._unsigned = node_id
 
     def _sign(self) -> None:
