@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-_ROOT = Path(__file__).parents[2]
-_DOCUMENTS = [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md"))]
+from tests.documents import DOCS, DOCUMENTS, ROOT, name
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def _prose(document: Path) -> str:
@@ -34,27 +36,32 @@ def _links(document: Path) -> list[str]:
     return [target for target in targets if not re.match(r"[a-z]+:", target)]
 
 
-@pytest.mark.parametrize("document", _DOCUMENTS, ids=lambda path: str(path.name))
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
     for target in _links(document):
         path, _, anchor = target.partition("#")
         there = document.parent / path if path else document
-        assert there.exists(), f"{document.name}: {target}"
+        assert there.exists(), f"{name(document)}: {target}"
         if anchor:
-            assert anchor in _anchors(there), f"{document.name}: {target}"
+            assert anchor in _anchors(there), f"{name(document)}: {target}"
 
 
-@pytest.mark.parametrize("document", _DOCUMENTS, ids=lambda path: str(path.name))
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_no_anchor_is_there_twice(document: Path) -> None:
     anchors = _anchors(document)
     assert len(anchors) == len(set(anchors)), sorted(anchors)
 
 
 def test_links_are_found() -> None:
-    found = {document.name for document in _DOCUMENTS if _links(document)}
-    assert {"README.md", "operations.md", "cli.md", "design.md"} <= found
+    found = {name(document) for document in DOCUMENTS if _links(document)}
+    assert {"README.md", "docs/tasks/restoring.md", "docs/cli.md", "docs/design.md"} <= found
 
 
 def test_readme_leads_to_every_document() -> None:
-    linked = {target.partition("#")[0] for target in _links(_ROOT / "README.md")}
-    assert linked >= {f"docs/{path.name}" for path in (_ROOT / "docs").glob("*.md")}
+    linked = {target.partition("#")[0] for target in _links(ROOT / "README.md")}
+    assert linked >= {f"docs/{path.name}" for path in DOCS.glob("*.md")}
+
+
+def test_index_leads_to_every_task() -> None:
+    linked = {target.partition("#")[0] for target in _links(DOCS / "index.md")}
+    assert linked >= {f"tasks/{path.name}" for path in (DOCS / "tasks").glob("*.md")}

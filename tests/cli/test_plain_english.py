@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.documents import DOCUMENTS, name
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _ROOT = Path(__file__).parents[2]
-_DOCUMENTS = [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md"))]
 _SOURCE = _ROOT / "src" / "cln_backup"
 _START = r"(?:\A|\n\n|\.\s)\s*"
 _USUAL_WORDS = {
@@ -74,7 +75,7 @@ def _unusual(text: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("document", _DOCUMENTS, ids=lambda path: str(path.name))
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_documents_use_the_usual_words(document: Path) -> None:
     assert not _unusual(_prose(document))
 

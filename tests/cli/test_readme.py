@@ -19,13 +19,15 @@ from tests.histories import assert_same_database, build_database, started_node
 
 _ROOT = Path(__file__).parents[2]
 _README = (_ROOT / "README.md").read_text(encoding="utf-8")
-_RUNBOOK = (_ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+_TASKS = _ROOT / "docs" / "tasks"
+_STOPS = (_TASKS / "when-the-node-stops.md").read_text(encoding="utf-8")
+_RESTORING = (_TASKS / "restoring.md").read_text(encoding="utf-8")
 _CLI = Path(sys.executable).with_name("backup-cli")
 
 
 def _commands(document: str, heading: str) -> str:
     """The commands that a section has one type, as a script, without lightningd's own tools."""
-    section = re.split(r"^## ", document.partition(f"\n## {heading}\n")[2], flags=re.MULTILINE)[0]
+    section = re.split(r"^## ", document.partition(f"# {heading}\n")[2], flags=re.MULTILINE)[0]
     assert section, f"there is no section {heading}"
     typed = re.sub(r"\\\n +", "", "\n".join(section.split("```")[1::2]))
     lines = [line.strip() for line in typed.splitlines()]
@@ -82,7 +84,7 @@ def test_restoring_ends_with_the_node_and_without_the_key_of_the_lost_machine(
         ("/home/ln/.lightning/bitcoin", str(new)),
         ("/the/copy", str(copy)),
     ]
-    _run(_commands(_RUNBOOK, "Restoring"), replacements, tmp_path)
+    _run(_commands(_RESTORING, "Restoring"), replacements, tmp_path)
     assert_same_database(new / "lightningd.sqlite3", expected)
     assert (new / "hsm_secret").read_bytes() == (lost / "hsm_secret").read_bytes()
 
@@ -99,15 +101,16 @@ def test_readme_fits_one_reading() -> None:
 def test_what_one_searches_for_is_there() -> None:
     command = "lightning-hsmtool getsecret ~/.lightning/bitcoin/hsm_secret"
     assert command in _README, "the words on paper"
-    for phrase in (
-        "lightning-hsmtool generatehsm ~/.lightning/bitcoin/hsm_secret",  # and back
-        "`lightning-cli graceful`",
-    ):
-        assert phrase in _RUNBOOK
-    for document in (_README, _RUNBOOK):
+    back = "lightning-hsmtool generatehsm ~/.lightning/bitcoin/hsm_secret"
+    assert back in _RESTORING
+    assert "lightning-cli graceful" in (_TASKS / "moving-a-node.md").read_text(encoding="utf-8")
+    limits = (_TASKS / "limits.md").read_text(encoding="utf-8")
+    for document in (_README, limits):
         assert "exactly one change older than the backup, put there by hand" in document
+    explained = (_TASKS / "interrupted-migration.md").read_text(encoding="utf-8")
     for error in _OF_LIGHTNINGD:
-        assert _RUNBOOK.count(f"`{error}`") == 2, "in the table, and where it is explained"
+        for document in (_STOPS, explained):
+            assert f"`{error}`" in document
 
 
 _OF_LIGHTNINGD = (
@@ -138,8 +141,9 @@ def _messages() -> str:
 
 
 _QUOTING = {
-    "docs/operations.md": ("## When the node stops", "### When a restore fails"),
-    "docs/server.md": ("## When the connection is lost",),
+    "docs/tasks/when-the-node-stops.md": "# When the node stops",
+    "docs/tasks/restoring.md": "## When a restore fails",
+    "docs/server.md": "## When the connection is lost",
 }
 """The sections with a table whose first column quotes messages."""
 
@@ -148,10 +152,9 @@ _QUOTING = {
 def test_messages_are_quoted_as_the_program_says_them(document: str) -> None:
     messages, text = _messages(), (_ROOT / document).read_text(encoding="utf-8")
     quoted = []
-    for heading in _QUOTING[document]:
-        table = re.split(r"^#", text.partition(f"\n{heading}\n")[2], flags=re.MULTILINE)[0]
-        for row in re.findall(r"^\|([^|]*`[^|]*)\|", table, re.MULTILINE):
-            quoted += re.findall(r"`([^`]+)`", row)
+    table = re.split(r"^#", text.partition(f"{_QUOTING[document]}\n")[2], flags=re.MULTILINE)[0]
+    for row in re.findall(r"^\|([^|]*`[^|]*)\|", table, re.MULTILINE):
+        quoted += re.findall(r"`([^`]+)`", row)
     assert len(quoted) > len(_OF_OTHERS)
     for phrase in quoted:
         if phrase not in _OF_OTHERS and not phrase.endswith(_OF_THE_SYSTEM):
@@ -159,7 +162,7 @@ def test_messages_are_quoted_as_the_program_says_them(document: str) -> None:
 
 
 def test_phrases_in_the_log_that_stop_the_node_lead_to_the_runbook() -> None:
-    section = _RUNBOOK.partition("\n## When the node stops\n")[2].partition("\n## ")[0]
+    section = _STOPS.partition("\n## ")[0]
     phrases = (_ROOT / "docs" / "cli.md").read_text("utf-8").partition("### Log phrases\n")[2]
     halting = re.findall(r"^\| `([^`]+)` \| BROKEN, ", phrases, re.MULTILINE)
     assert halting
@@ -168,6 +171,6 @@ def test_phrases_in_the_log_that_stop_the_node_lead_to_the_runbook() -> None:
 
 
 def test_every_error_leads_to_the_runbook() -> None:
-    table = _RUNBOOK.partition("\n### By exit code\n")[2].partition("\n## ")[0]
+    table = _STOPS.partition("\n## By exit code\n")[2].partition("\n## ")[0]
     for code in (4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 20):
         assert re.search(rf"^\|[^|]*\b{code}\b", table, re.MULTILINE), code

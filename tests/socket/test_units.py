@@ -164,7 +164,7 @@ def test_unit_of_the_standby_agrees_with_the_docs() -> None:
 
 
 def _docs(unit: str) -> str:
-    document = "operations.md" if unit == _STANDBY else "server.md"
+    document = "tasks/standby.md" if unit == _STANDBY else "server.md"
     return (_ROOT / "docs" / document).read_text()
 
 

@@ -208,7 +208,7 @@ def _require_same(compared: Compared, fields: Fields, *, as_json: bool) -> None:
     error = Discontinuity(
         f"The backup differs from {compared.database}, both at data version "
         f"{compared.compared_version}: {compared.differences}. Keep both as they are. "
-        "docs/operations.md says what to do when a comparison differs."
+        "docs/alarms/content.md says what to do."
     )
     report(error, as_json=as_json, known=fields)
     raise click.exceptions.Exit(error.exit_code)

@@ -1,4 +1,4 @@
-"""What is right and wrong with a protected node, as values: for the doctor, the page, the alarms.
+"""Findings about a protected node, as values: for the doctor, the page and the alarms.
 
 Each finding has a code, which is also the name of its page in docs/alarms.
 """

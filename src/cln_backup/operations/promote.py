@@ -174,7 +174,7 @@ def _require_newest(reader: Reader, at_least: int | None, *, is_original: bool) 
         f"its last change is data version {version}{when}. Nothing was changed. A node that starts "
         "on an older state loses funds. Add --original if the old node wrote to this very place. "
         "Add --at-least VERSION if you know the last data version of the old node: its database "
-        "or its log has it, and docs/operations.md says how to find it."
+        "or its log has it, and docs/tasks/standby.md says how to find it."
     )
 
 

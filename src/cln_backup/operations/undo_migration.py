@@ -39,9 +39,7 @@ _COMPANIONS: Final = ("-journal", "-wal", "-shm")
 MAX_CHANGES_OF_A_START: Final = 32
 """lightningd makes fewer between writing the schema's version and `init`."""
 
-_MANUALLY: Final = (
-    "docs/operations.md, section 'A migration that was interrupted', has the steps by hand."
-)
+_MANUALLY: Final = "docs/tasks/interrupted-migration.md has the steps by hand."
 
 
 class Undone(NamedTuple):
