@@ -25,7 +25,7 @@ except ImportError:
 endef
 export REQUIRE_PYTHON
 
-.PHONY: setup demo lint test check soak bench fuzz dist clean
+.PHONY: setup demo lint test check soak bench fuzz dist docs clean
 
 setup: $(STAMP)
 
@@ -66,6 +66,11 @@ fuzz: setup
 dist: setup
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist
+
+# The site of the documents; a warning is an error.
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/site
+	@echo "The site is build/site/index.html."
 
 clean:
 	rm -rf .venv build dist
