@@ -39,7 +39,7 @@ _TREE = {
         "alarms/index",
         "tasks/interrupted-migration",
     ],
-    "Tasks": [],  # all others
+    "Tasks": ["questions"],  # and all others
     "For reference": ["cli", "server", "engines", "design", "format", "wire", "benchmarks"],
 }
 
