@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 from cln_backup.model.errors import StorageError
 from cln_backup.server.command import _raise_file_limit as raise_file_limit
-from cln_backup.server.listener import Listener, bind
+from cln_backup.server.listener import Listener
 from cln_backup.server.nodes import node_of
 from cln_backup.server.sealed import Sealed
 from cln_backup.server.served import Served
 from cln_backup.wire.address import Address
+from cln_backup.wire.listening import bind
 from tests import programs
 
 if TYPE_CHECKING:

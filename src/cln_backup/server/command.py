@@ -17,6 +17,7 @@ from cln_backup.server.nodes import node_of, open_nodes, read_nodes, renew, say_
 from cln_backup.server.sealed import Sealed
 from cln_backup.server.self_compaction import SelfCompaction
 from cln_backup.wire.address import Address, BadAddress, parse_address
+from cln_backup.wire.listening import bind
 
 if TYPE_CHECKING:
     import socket
@@ -195,7 +196,7 @@ def _sockets(place: Address | None) -> list[socket.socket]:
         return passed
     if place is None:
         raise BadSettings("Give an address to listen on: HOST:PORT, such as 127.0.0.1:8700.")
-    return listener.bind(place)
+    return bind(place)
 
 
 def _refuse_unsafe(

@@ -12,7 +12,6 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from cln_backup.model.errors import StorageError
 from cln_backup.server.admission import MAX_CONNECTIONS, is_loopback, why_refused
 from cln_backup.server.connection import Connection
 from cln_backup.server.conversation import GREETING_S, converse
@@ -23,43 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from cln_backup.server.node import Node
-    from cln_backup.wire.address import Address
 
 _log = logging.getLogger("cln_backup.server")
 
 _STALL_S = 30.0
 _STOP_S = 10.0
 _PAUSE_S = 0.5
-_BACKLOG = 256
 _STACK_BYTES = 512 << 10
-
-
-def bind(address: Address) -> list[socket.socket]:
-    """Sockets that listen on an address; a name may have several.
-
-    `[::]` means every address of this machine, IPv4 and IPv6.
-
-    Raises:
-        StorageError: the address is not this machine's, or is in use.
-    """
-    sockets: list[socket.socket] = []
-    try:
-        found = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for family, kind, protocol, _, place in found:
-            sock = socket.socket(family, kind, protocol)
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address.host != "::")
-            sock.bind(place)
-            sock.listen(_BACKLOG)
-    except OSError as error:
-        for sock in sockets:
-            sock.close()
-        raise StorageError(f"Cannot listen on {address}: {error.strerror or error}.") from error
-    return sockets
 
 
 def is_private(sock: socket.socket) -> bool:

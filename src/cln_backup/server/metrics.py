@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cln_backup.model.errors import BadSettings
-from cln_backup.server.listener import bind
+from cln_backup.monitor.http import REQUEST_S, HttpServer
 from cln_backup.server.sealed import Sealed
 from cln_backup.server.served import Served
 
@@ -22,10 +19,6 @@ if TYPE_CHECKING:
     from cln_backup.server.listener import Listener
     from cln_backup.server.node import Node
     from cln_backup.wire.address import Address
-
-
-_MAX_REQUESTS = 8
-_REQUEST_S = 10.0
 
 
 class _Figures:
@@ -116,50 +109,6 @@ class _Figures:
         yield total
 
 
-class _Server(ThreadingHTTPServer):
-    """Answers few connections at once, for a short time each, so that threads never run out."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, sock: socket.socket, handler: type[BaseHTTPRequestHandler]) -> None:
-        super().__init__(sock.getsockname(), handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = sock
-        self.server_port = sock.getsockname()[1]
-        self._free = threading.BoundedSemaphore(_MAX_REQUESTS)
-
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - its base's
-        """Gives a connection a thread, if there is one left."""
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # the system has no thread left
-            self._free.release()
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """Answers a connection; a client that sends slowly is cut off at the timeout."""
-        timer = threading.Timer(_REQUEST_S, _shut, [request])
-        timer.daemon = True
-        timer.start()
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            timer.cancel()
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """Ignores errors of a connection: they do not concern the server."""
-
-
-def _shut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-
-
 def serve(address: Address, nodes: Mapping[str, Node], listener: Listener) -> int:
     """Serves the metrics at an address, in a thread; returns the port.
 
@@ -177,10 +126,7 @@ def serve(address: Address, nodes: Mapping[str, Node], listener: Listener) -> in
         ) from None
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Figures(nodes, listener))
-    handler = type("Handler", (MetricsHandler,), {"registry": registry, "timeout": _REQUEST_S})
-    sockets = bind(address)
-    for sock in sockets[1:]:
-        sock.close()
-    server = _Server(sockets[0], handler)
+    handler = type("Handler", (MetricsHandler,), {"registry": registry, "timeout": REQUEST_S})
+    server = HttpServer(address, handler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return int(server.server_port)
