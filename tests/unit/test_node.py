@@ -98,6 +98,16 @@ def test_relative_directory_and_a_link_to_it(
                 node.require_stopped(name, None)
 
 
+def test_directory_with_a_path_longer_than_that_of_a_socket(directory: Path) -> None:
+    long = directory / ("d" * 120)
+    long.mkdir()
+    with listening(directory / "lightning-rpc"):
+        (directory / "lightning-rpc").rename(long / "lightning-rpc")
+        with pytest.raises(NodeRunning, match="it answers"):
+            node.require_stopped(str(long), None)
+    node.require_stopped(str(long), None)  # a socket that a killed node left
+
+
 def test_process_that_has_the_database_open(directory: Path) -> None:
     database = directory / "lightningd.sqlite3"
     with holding(database) as process, pytest.raises(NodeRunning, match=str(process.pid)):

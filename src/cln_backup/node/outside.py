@@ -9,7 +9,7 @@ import os
 import stat
 import struct
 import sys
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cln_backup.backends import redacted
 from cln_backup.model.continuity import Storage
@@ -302,12 +302,20 @@ def process_with_open(path: str) -> int | None:
     return None
 
 
+_LONGEST_SOCKET_PATH: Final = 107
+"""In bytes. lightningd binds its socket by a relative path, so the absolute one may be longer."""
+
+
 def _answers(path: str) -> bool:
     import socket
 
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     probe.settimeout(5)
+    directory = None
     try:
+        if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+            directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            path = f"/proc/self/fd/{directory}/{os.path.basename(path)}"
         probe.connect(path)
     except (ConnectionError, FileNotFoundError, NotADirectoryError):
         return False
@@ -317,6 +325,8 @@ def _answers(path: str) -> bool:
         return True
     finally:
         probe.close()
+        if directory is not None:
+            os.close(directory)
 
 
 def _lock_holder(path: str) -> int | None:
