@@ -39,7 +39,7 @@ def _constants(value: ast.expr) -> list[str]:
 def _codes(source: str) -> set[str]:
     """The codes of the findings that a module makes, also through a function of its own."""
     module, found = ast.parse(source), set()
-    makers = [("Finding", 0)]
+    makers = [("Finding", 0), ("Weakness", 0)]
     for function in ast.walk(module):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             given = [argument.arg for argument in function.args.args]

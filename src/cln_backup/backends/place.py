@@ -6,8 +6,11 @@ unlocks it, and a receiver of events, as arguments; neither is stored elsewhere.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from abc import ABC, abstractmethod
+from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from cln_backup.backends.events import ignore
@@ -16,7 +19,7 @@ from cln_backup.model.errors import BadUrl
 from cln_backup.storage import interruption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from cln_backup.backends.contract import Reader, Writer
@@ -38,6 +41,22 @@ class Keeps(NamedTuple):
 
     generations: int
     days: int
+
+
+class Concession(Enum):
+    """A protection that the operator has given up in the URL of a backup."""
+
+    UNFENCED = "unfenced"
+    """Nothing but the operator keeps two nodes from writing to it."""
+
+    UNSAFE = "unsafe"
+    """A loss of power may destroy changes that were answered."""
+
+    PLAIN = "plain"
+    """The connection to it is not encrypted by this program."""
+
+    OPEN = "open"
+    """Its server accepts any client that reaches it."""
 
 
 class Place(ABC):
@@ -85,6 +104,35 @@ class Place(ABC):
     def keeps(self) -> Keeps:
         """The replaced generations that a compaction leaves."""
         return Keeps(0, 0)
+
+    @property
+    def concessions(self) -> frozenset[Concession]:
+        """The protections that its URL gives up."""
+        return frozenset()
+
+    def scratch_backup(self) -> AbstractContextManager[Place]:
+        """A new and empty backup of no node on the same storage, removed when the block ends.
+
+        For a test of the storage. It may not be encrypted, so nothing of a node belongs into it.
+        A leftover of a killed test is removed by the next one.
+
+        Raises:
+            BadUrl: this storage has no room for one; nothing was made.
+            NotFound, AlreadyExists, StorageError: nothing was made.
+        """
+        raise BadUrl(
+            "A server has one backup for a node, and no room for a scratch backup beside it. "
+            "Nothing was written."
+        )
+
+    @contextlib.contextmanager
+    def _scratch_in(self, directory: str) -> Iterator[Place]:
+        from cln_backup.storage import scratch
+
+        with scratch.directory(directory, op="write test") as work:
+            scheme = self.url.partition(":")[0]
+            with type(self)(f"{scheme}://{os.path.join(work, 'backup')}").creating() as place:
+                yield place
 
     @abstractmethod
     def creating(

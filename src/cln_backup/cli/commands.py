@@ -13,7 +13,7 @@ import click
 from cln_backup import __version__
 from cln_backup.backends import place_at, redacted, url_of
 from cln_backup.backends.ticket import size_of
-from cln_backup.cli import proof, rollforward, status, undo_migration
+from cln_backup.cli import doctor, proof, rollforward, status, undo_migration
 from cln_backup.cli.after_init import (
     show_next_steps,
     show_rights,
@@ -373,6 +373,7 @@ def log(url: str, start: int, dropped: bool, *, as_json: bool, secret: Secret | 
 
 
 status.register(_command)
+doctor.register(_command)
 rollforward.register(_command)
 proof.register(_command, _scratch_dir)
 undo_migration.register(_command)

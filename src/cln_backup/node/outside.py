@@ -192,6 +192,12 @@ def option_in_configuration(directory: str, option: str) -> tuple[str, str] | No
 
     Only the usual files are read; `None` if none of them sets it, or none can be read.
     """
+    return next(iter(options_in_configuration(directory, option)), None)
+
+
+def options_in_configuration(directory: str, option: str) -> list[tuple[str, str]]:
+    """All lines of lightningd's configuration files that set an option: the file, and the value."""
+    found = []
     absolute = os.path.abspath(directory)
     for place in (absolute, os.path.dirname(absolute)):
         path = os.path.join(place, "config")
@@ -204,8 +210,8 @@ def option_in_configuration(directory: str, option: str) -> tuple[str, str] | No
             for line in text.decode("utf-8", "surrogateescape").splitlines():
                 name, equals, value = line.strip().partition("=")
                 if name.strip() == option and equals:
-                    return path, value.strip()
-    return None
+                    found.append((path, value.strip()))
+    return found
 
 
 def _require_same_wallet(directory: str, path: str) -> None:

@@ -1,13 +1,18 @@
-"""Sends requests to lightningd's RPC socket, without waiting for the answer."""
+"""Requests to lightningd's RPC socket, with and without waiting for the answer."""
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import socket
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _MAX_ANSWER_BYTES = 1 << 24
 
@@ -18,9 +23,16 @@ class Request:
     Never wait for an answer while lightningd may be in `db_write`: it waits for this process.
     """
 
-    def __init__(self, rpc_path: str, method: str) -> None:
+    def __init__(
+        self, rpc_path: str, method: str, params: Mapping[str, object] | None = None
+    ) -> None:
         """Sends the request. Raises `OSError`."""
-        request = {"jsonrpc": "2.0", "id": f"cln-backup:{method}", "method": method, "params": {}}
+        request = {
+            "jsonrpc": "2.0",
+            "id": f"cln-backup:{method}",
+            "method": method,
+            "params": params or {},
+        }
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._said = b""
         try:
@@ -53,6 +65,48 @@ class Request:
     def close(self) -> None:
         """Closes the socket."""
         self._socket.close()
+
+
+class Refused(Exception):
+    """lightningd answered a request with an error.
+
+    Attributes:
+        code: JSON-RPC's; -32601 for an unknown command.
+    """
+
+    def __init__(self, code: object, message: object) -> None:
+        super().__init__(str(message))
+        self.code = code
+
+
+UNKNOWN_COMMAND = -32601
+
+
+def ask(
+    rpc_path: str, method: str, params: Mapping[str, object] | None = None, *, timeout_s: float
+) -> Any:  # noqa: ANN401 - any JSON value
+    """Makes one request and waits for its result. Not for the plugin: see `Request`.
+
+    Raises:
+        Refused: lightningd answered with an error.
+        TimeoutError: no answer came in time.
+        OSError: there is no node, or it ended.
+    """
+    until = time.monotonic() + timeout_s
+    request = Request(rpc_path, method, params)
+    try:
+        answer = None
+        while answer is None:
+            left_s = until - time.monotonic()
+            if left_s <= 0 or not select.select([request], [], [], left_s)[0]:
+                raise TimeoutError(f"lightningd did not answer {method} in {timeout_s:.0f} s")
+            answer = request.answer()
+    finally:
+        request.close()
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if isinstance(error, dict):
+        raise Refused(error.get("code"), error.get("message"))
+    return answer.get("result") if isinstance(answer, dict) else None
 
 
 class _Config(msgspec.Struct):

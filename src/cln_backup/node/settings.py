@@ -99,6 +99,8 @@ class State(NamedTuple):
         drilled_at: when `backup-cli drill` last ended, in seconds since 1970.
         drill_passed: whether the restored database was the node's.
         drill_restore_s: how long its restore took, in seconds.
+        hsm_secret_copied_at: when the operator said that `hsm_secret` is copied to a separate
+            place, in seconds since 1970.
     """
 
     boot_id: str | None = None
@@ -110,6 +112,7 @@ class State(NamedTuple):
     drilled_at: float | None = None
     drill_passed: bool | None = None
     drill_restore_s: float | None = None
+    hsm_secret_copied_at: float | None = None
 
 
 def read_settings(directory: str) -> Settings:
@@ -188,6 +191,7 @@ def read_state(directory: str) -> State:
         _number(fields, "drilled_at"),
         passed if isinstance(passed, bool) else None,
         _number(fields, "drill_restore_s"),
+        _number(fields, "hsm_secret_copied_at"),
     )
 
 

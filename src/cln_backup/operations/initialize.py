@@ -32,7 +32,7 @@ from cln_backup.node.settings import (
 from cln_backup.operations.keyring import add_key, encrypted, secrets_at_init
 from cln_backup.operations.proven import proven_copy, require_newer
 from cln_backup.replay.replica import DatabaseFile, copy_database, node_id_of
-from cln_backup.storage import interruption, ownership, scratch
+from cln_backup.storage import disks, interruption, ownership, scratch
 from cln_backup.storage.file_system import lacks
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def _refuse_existing(place: Place, secret: Secret | None) -> None:
 def _same_disk(place: Place, path: str) -> bool:
     if place.storage_dir is None:
         return False
-    return os.stat(place.storage_dir).st_dev == os.stat(path).st_dev
+    return disks.same_disk(place.storage_dir, path)
 
 
 @contextmanager

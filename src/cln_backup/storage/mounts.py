@@ -7,6 +7,7 @@ import re
 from typing import Final, NamedTuple
 
 _TABLE: Final = "/proc/self/mountinfo"
+_WITHOUT_FLUSH: Final = ("nobarrier", "barrier=0", "barrier=none")
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 
@@ -18,12 +19,14 @@ class Mount(NamedTuple):
         kind: its type, such as `ext4`, `nfs4` or `fuse.sshfs`.
         read_only: whether it is mounted read-only.
         source: what was mounted, such as the path of a device.
+        flushes: whether a sync empties the cache of the disk itself; not with `nobarrier`.
     """
 
     point: str
     kind: str
     read_only: bool
     source: str
+    flushes: bool = True
 
 
 def mount_of(path: str) -> Mount | None:
@@ -46,8 +49,9 @@ def longest(lines: list[str], path: str) -> Mount | None:
         point = _unescaped(fields[4])
         inside = path == point or path.startswith(point.rstrip("/") + "/")
         if inside and (found is None or len(point) >= len(found.point)):  # the last one is on top
-            read_only = "ro" in (*fields[5].split(","), *options.split(","))
-            found = Mount(point, kind, read_only, _unescaped(source))
+            chosen = {*fields[5].split(","), *options.split(",")}
+            flushes = chosen.isdisjoint(_WITHOUT_FLUSH)
+            found = Mount(point, kind, "ro" in chosen, _unescaped(source), flushes)
     return found
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from cln_backup.process.parent import Parent
 
 _NAME: Final = re.compile(
-    r"\.(?:compact|verify|copy|take-snapshot|roll-forward|undo)-(.+)-([0-9]+)-[^-]+"
+    r"\.(?:compact|verify|copy|drill|take-snapshot|roll-forward|undo|write-test)"
+    r"-(.+)-([0-9]+)-[^-]+"
 )
 _BEGINS_S: Final = 60.0
 """How long after its creation a directory may not be locked yet."""

@@ -62,6 +62,18 @@ class DirPlace(Place):
         return Keeps(self.at.keep, self.at.keep_days)
 
     @contextlib.contextmanager
+    def scratch_backup(self) -> Iterator[Place]:
+        """See `Place.scratch_backup`: in a directory inside, as the work on a compaction."""
+        from cln_backup.backends.dir.create import creating_backup
+        from cln_backup.storage import scratch
+
+        with scratch.directory(self.at.path, op="write test") as work:
+            inside = DirPlace(f"dir://{os.path.join(work, 'backup')}")
+            with creating_backup(inside.at, None, None, None):
+                pass
+            yield inside
+
+    @contextlib.contextmanager
     def creating(
         self,
         base: Change | None = None,

@@ -18,6 +18,7 @@ from cln_backup.storage import directories, fsio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from cln_backup.backends.events import OnEvent
     from cln_backup.backends.file.reader import FileReader
@@ -55,6 +56,10 @@ class FilePlace(Place):
     def storage_dir(self) -> str:
         """See `Place.storage_dir`."""
         return os.path.dirname(self.path)
+
+    def scratch_backup(self) -> AbstractContextManager[Place]:
+        """See `Place.scratch_backup`."""
+        return self._scratch_in(self.storage_dir)
 
     @contextlib.contextmanager
     def creating(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from cln_backup.backends.dir.url import parse_dir_url
@@ -10,7 +11,10 @@ from cln_backup.backends.objects.place import ObjectsAt, ObjectsPlace
 from cln_backup.storage.local_bucket import LocalBucket, make
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.place import Place
     from cln_backup.storage.bucket import Bucket
 
 
@@ -27,6 +31,10 @@ class LocalObjectsPlace(ObjectsPlace):
     def storage_dir(self) -> str | None:
         """See `Place.storage_dir`."""
         return self.path
+
+    def scratch_backup(self) -> AbstractContextManager[Place]:
+        """See `Place.scratch_backup`: beside the directory, in which each file is an object."""
+        return self._scratch_in(os.path.dirname(self.path.rstrip("/")))
 
     def bucket(self, limit_s: float, on_event: OnEvent = ignore) -> Bucket:  # noqa: ARG002
         """See `ObjectsPlace.bucket`."""

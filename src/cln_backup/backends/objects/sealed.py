@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cln_backup.backends.events import OnEvent
-    from cln_backup.backends.place import Place
+    from cln_backup.backends.place import Concession, Place
     from cln_backup.backends.secrets import Secret
     from cln_backup.backends.socket.session import Session
     from cln_backup.backends.socket.url import SocketUrl
@@ -159,6 +159,11 @@ class SealedPlace(ObjectsPlace):
         self.at = ObjectsAt(
             path, path, server.key_source, server.keep, server.keep_days, server.deadline_s
         )
+
+    @property
+    def concessions(self) -> frozenset[Concession]:
+        """See `Place.concessions`."""
+        return self._server.concessions
 
     def bucket(self, limit_s: float, on_event: OnEvent = ignore) -> Bucket:
         """See `ObjectsPlace.bucket`."""

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from cln_backup.backends.events import ignore
 from cln_backup.backends.objects.connect import connect
-from cln_backup.backends.objects.place import ObjectsAt, ObjectsPlace
+from cln_backup.backends.objects.place import OPEN_WRITER_S, ObjectsAt, ObjectsPlace
 from cln_backup.backends.objects.url import parse_objects_url
+from cln_backup.backends.place import Concession
+from cln_backup.model.errors import NotFound
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cln_backup.backends.events import OnEvent
+    from cln_backup.backends.place import Place
     from cln_backup.storage.bucket import Bucket
+
+
+class _Ended(Exception):
+    """A scratch backup is no longer needed."""
 
 
 class StorePlace(ObjectsPlace):
@@ -31,6 +41,31 @@ class StorePlace(ObjectsPlace):
             store.deadline_s,
             store.fenced,
         )
+
+    @property
+    def concessions(self) -> frozenset[Concession]:
+        """See `Place.concessions`."""
+        given_up = {
+            Concession.UNFENCED: not self._store.fenced,
+            Concession.PLAIN: (self._store.endpoint or "").startswith("http:"),
+        }
+        return frozenset(each for each, is_so in given_up.items() if is_so)
+
+    @contextlib.contextmanager
+    def scratch_backup(self) -> Iterator[Place]:
+        """See `Place.scratch_backup`: below the prefix, with `.write-test` appended.
+
+        A leftover is removed if it is a backup that belongs to no node.
+        """
+        location, mark, options = self.url.partition("?")
+        place = StorePlace(f"{location.rstrip('/')}.write-test{mark}{options}")
+        with contextlib.suppress(NotFound), place.open_reader() as reader:
+            if reader.node_id is None:
+                with contextlib.closing(place.bucket(OPEN_WRITER_S)) as bucket:
+                    place._withdraw(bucket)
+        with contextlib.suppress(_Ended), place.creating():
+            yield place
+            raise _Ended
 
     def bucket(self, limit_s: float, on_event: OnEvent = ignore) -> Bucket:
         """See `ObjectsPlace.bucket`."""

@@ -16,7 +16,7 @@ from cln_backup.backends.dir.keys import (
 )
 from cln_backup.backends.events import ignore
 from cln_backup.backends.inventory import Inventory, Key
-from cln_backup.backends.place import Keeps, Place
+from cln_backup.backends.place import Concession, Keeps, Place
 from cln_backup.backends.postgres.link import Link
 from cln_backup.backends.postgres.opening import newest_header, read_head
 from cln_backup.backends.postgres.reader import PostgresReader
@@ -42,6 +42,10 @@ OPEN_WRITER_S: Final = 50.0
 OPEN_READER_S: Final = 15.0
 
 
+class _Ended(Exception):
+    """A scratch backup is no longer needed."""
+
+
 class PostgresPlace(Place):
     """A node's name in a database. Opening also raises `AccessDenied` and `Unreachable`."""
 
@@ -65,6 +69,25 @@ class PostgresPlace(Place):
     def keeps(self) -> Keeps:
         """See `Place.keeps`."""
         return Keeps(self.at.keep, self.at.keep_days)
+
+    @property
+    def concessions(self) -> frozenset[Concession]:
+        """See `Place.concessions`."""
+        given_up = {Concession.UNSAFE: self.at.unsafe, Concession.PLAIN: self.at.insecure}
+        return frozenset(each for each, is_so in given_up.items() if is_so)
+
+    @contextlib.contextmanager
+    def scratch_backup(self) -> Iterator[Place]:
+        """See `Place.scratch_backup`: one that is never published, as if its making failed."""
+        from cln_backup.backends.postgres.create import with_node
+
+        url = with_node(self.url, f"{self.at.node}.write-test")
+        with (
+            contextlib.suppress(_Ended),
+            PostgresPlace(url).creating(hidden=True) as place,
+        ):
+            yield place
+            raise _Ended
 
     @contextlib.contextmanager
     def creating(

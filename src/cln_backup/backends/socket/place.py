@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.events import OnEvent
     from cln_backup.backends.inventory import Key
     from cln_backup.backends.objects.sealed import SealedPlace
+    from cln_backup.backends.place import Concession
     from cln_backup.backends.secrets import Secret
     from cln_backup.backends.socket.session import Session
     from cln_backup.backends.ticket import Folded, Statistics
@@ -60,6 +61,11 @@ class SocketPlace(Place):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.server = parse_socket_url(url)
+
+    @property
+    def concessions(self) -> frozenset[Concession]:
+        """See `Place.concessions`."""
+        return self.server.concessions
 
     def keys(self) -> list[Key]:
         """See `Place.keys`; the server is asked whether the backup is sealed."""

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from cln_backup.backends import redacted
 from cln_backup.backends.local_url import KEY_SOURCES
+from cln_backup.backends.place import Concession
 from cln_backup.model.errors import BadUrl
 from cln_backup.wire.address import Address, BadAddress, parse_address
 
@@ -64,6 +65,17 @@ class SocketUrl(NamedTuple):
     key_source: tuple[str, str] | None = None
     keep: int = 0
     keep_days: int = 0
+
+    @property
+    def concessions(self) -> frozenset[Concession]:
+        """See `Place.concessions`."""
+        given_up = {
+            Concession.PLAIN: not self.tls,
+            Concession.OPEN: self.token_file is None,
+        }
+        if _is_private(self.server):
+            return frozenset()
+        return frozenset(each for each, is_so in given_up.items() if is_so)
 
 
 def parse_socket_url(url: str) -> SocketUrl:
