@@ -1,97 +1,23 @@
-"""The steps of the README and of the runbook, as they are written there."""
+"""What the README and the pages about a stopped node must have."""
 
 from __future__ import annotations
 
 import ast
 import errno
-import json
+import functools
 import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cln_backup.node.settings import LOCK_NAME
-from tests.histories import assert_same_database, build_database, started_node
 
 _ROOT = Path(__file__).parents[2]
 _README = (_ROOT / "README.md").read_text(encoding="utf-8")
 _TASKS = _ROOT / "docs" / "tasks"
 _STOPS = (_TASKS / "when-the-node-stops.md").read_text(encoding="utf-8")
 _RESTORING = (_TASKS / "restoring.md").read_text(encoding="utf-8")
-_CLI = Path(sys.executable).with_name("backup-cli")
-
-
-def _commands(document: str, heading: str) -> str:
-    """The commands that a section has one type, as a script, without lightningd's own tools."""
-    section = re.split(r"^## ", document.partition(f"# {heading}\n")[2], flags=re.MULTILINE)[0]
-    assert section, f"there is no section {heading}"
-    typed = re.sub(r"\\\n +", "", "\n".join(section.split("```")[1::2]))
-    lines = [line.strip() for line in typed.splitlines()]
-    left_out = ("lightning-", "important-plugin=")
-    return "\n".join(line for line in lines if not line.startswith(left_out))
-
-
-def _run(script: str, replacements: list[tuple[str, str]], directory: Path) -> None:
-    for there, here in replacements:
-        assert there in script
-        script = script.replace(there, here)
-    done = subprocess.run(
-        ["bash", "-ec", script], capture_output=True, text=True, check=False, cwd=directory
-    )
-    assert done.returncode == 0, f"{script}\n{done.stderr}"
-
-
-def test_quick_start_makes_a_backup_that_restores(tmp_path: Path) -> None:
-    node, backup, look = (tmp_path / name for name in ("node", "backup", "look.sqlite3"))
-    node.mkdir()
-    expected = build_database(node / "lightningd.sqlite3", started_node())
-    (node / "hsm_secret").write_bytes(bytes(range(32)))
-    script = _commands(_README, "Quick start")
-    kept = f"cp {look} {look}.kept"
-    replacements = [
-        ("backup-cli", shlex.quote(str(_CLI))),
-        ("--words", f"--hsm-secret {shlex.quote(f'{node}/hsm_secret')}"),
-        ("/mnt/backup/node", str(backup)),
-        ("~/.lightning/bitcoin", str(node)),
-        ("/tmp/look.sqlite3", str(look)),  # noqa: S108 - replaced, never used
-        (f"&& rm {look}", f"&& {kept} && rm {look}"),
-    ]
-    _run(script, replacements, tmp_path)
-    assert_same_database(Path(f"{look}.kept"), expected)
-    assert not look.exists()
-    assert "key-file=" in json.loads((node / "backup.lock").read_text())["backend_url"]
-
-
-def test_restoring_ends_with_the_node_and_without_the_key_of_the_lost_machine(
-    tmp_path: Path,
-) -> None:
-    lost, new, backup, copy = (tmp_path / name for name in ("lost", "new", "backup", "copy"))
-    lost.mkdir()
-    copy.mkdir()
-    expected = build_database(lost / "lightningd.sqlite3", started_node())
-    (lost / "hsm_secret").write_bytes(bytes(range(32)))
-    (copy / "hsm_secret").write_bytes(bytes(range(32)))
-    subprocess.run([_CLI, "init", "--encrypt", "--lightning-dir", lost, backup], check=True)
-    replacements = [
-        ("backup-cli", shlex.quote(str(_CLI))),
-        ("--words", f"--hsm-secret {shlex.quote(f'{copy}/hsm_secret')}"),
-        ("/mnt/backup/node", str(backup)),
-        ("~/.lightning/bitcoin", str(new)),
-        ("/home/ln/.lightning/bitcoin", str(new)),
-        ("/the/copy", str(copy)),
-    ]
-    _run(_commands(_RESTORING, "Restoring"), replacements, tmp_path)
-    assert_same_database(new / "lightningd.sqlite3", expected)
-    assert (new / "hsm_secret").read_bytes() == (lost / "hsm_secret").read_bytes()
-
-    url = json.loads((new / "backup.lock").read_text())["backend_url"]
-    for unlocking, code in ([url], 0), (["--key-file", lost / "backup.key", backup], 17):
-        found = subprocess.run([_CLI, "status", *unlocking], check=False)
-        assert found.returncode == code
 
 
 def test_readme_fits_one_reading() -> None:
@@ -128,6 +54,7 @@ def _text(part: ast.expr) -> str:
     return LOCK_NAME if "LOCK_NAME" in ast.dump(part) else "…"
 
 
+@functools.cache
 def _messages() -> str:
     """Every text in the source, with `…` for what is filled in."""
     found = []

@@ -1,0 +1,328 @@
+"""Every command in the documents is run, in the order of its page; its shown answer is compared."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import shlex
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+import pytest
+
+from cln_backup.cli.commands import cli
+from cln_backup.plugin.manifest import MANIFEST
+from tests.docs import scenes
+from tests.docs.examples import NODES, Example, UnknownProgramError, examples
+from tests.docs.sandbox import Sandbox
+from tests.docs.shape import unlike
+from tests.documents import DOCUMENTS, name
+from tests.histories import assert_same_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+_NOT_RUN = {
+    "lightning-hsmtool": "part of Core Lightning",
+    "lightningd": "part of Core Lightning",
+    "lightning-cli graceful": "the simulated node has no peers",
+    "systemctl": "needs systemd; tests/socket/test_units.py has the units checked by it",
+    "useradd": "changes the users of the machine",
+    "install": "needs another user",
+    "make": "of a checkout; CI runs it",
+    "python3": "the installation; .ci/other-pythons tries it",
+    "export": "the installation",
+    "pip": "the installation",
+    "pipx": "the installation",
+    "/opt/cln-backup/bin/pip": "the installation",
+    "ssh": "needs another machine",
+    "psql": "of PostgreSQL's own; tests/postgres has servers",
+    "pg_basebackup": "of PostgreSQL's own; tests/postgres has servers",
+    "aws": "needs an account",
+    "mc": "needs a store",
+    "echo 'fs.configure": "needs a store; tests/objects has stores",
+}
+"""Beginnings of commands that are not run, and why."""
+
+_OF_LIGHTNINGD = {"graceful", "help", "stop"}
+
+_ENGINES = ("postgresql:", "s3:", "gs:", "az:")
+"""URLs that need an engine: tests/postgres and tests/objects run these commands with one."""
+
+_PLACEHOLDERS = {
+    "URL", "DIR", "FROM", "TO", "PATH", "NAME", "FILE", "KEY", "VERSION", "DATABASE", "…",
+    "HOST:PORT", "file://PATH.dropped-N",
+}  # fmt: skip
+
+_SCENES: dict[str, Callable[[Sandbox], None]] = {
+    "README.md": scenes.bare,
+    "docs/cli.md: `backup-cli init`": scenes.bare,
+    "docs/cli.md: `backup-cli copy`": scenes.to_be_copied,
+    "docs/cli.md: `backup-cli log`": scenes.plain,
+    "docs/cli.md: `backup-cli takeover`": scenes.served,
+    "docs/cli.md: `backup-cli standby`": scenes.waiting,
+    "docs/server.md": scenes.bare,
+    "docs/tasks/another-machine.md": scenes.bare,
+    "docs/tasks/compaction.md": scenes.plain,
+    "docs/tasks/interrupted-migration.md": scenes.migrating,
+    "docs/tasks/moving-from-backup-plugin.md": scenes.in_a_file,
+    "docs/tasks/restoring.md": scenes.lost,
+    "docs/tasks/standby.md": scenes.waiting,
+    "docs/tasks/when-the-node-stops.md": scenes.ahead,
+}
+"""The state in which a page, or a section of docs/cli.md, begins; otherwise it is `protected`."""
+
+_LOOK = "backup-cli restore --words /mnt/backup/node /tmp/look.sqlite3 && rm /tmp/look.sqlite3"
+_RESTORE = "backup-cli restore --words /mnt/backup/node ~/.lightning/bitcoin"
+_REMOVE = "backup-cli key remove /mnt/backup/node key-file"
+_INIT_FILE = "backup-cli init --lightning-dir ~/.lightning/bitcoin file:///mnt/backup/node.bkp"
+_AGAIN: dict[tuple[str, str], Callable[[Sandbox], None]] = {
+    (
+        "README.md",
+        "backup-cli restore --words /mnt/backup/node ~/.lightning/bitcoin",
+    ): scenes.emptied,
+    (
+        "docs/cli.md",
+        f"{_INIT_FILE}\nDatabase does not exist",
+    ): scenes.new,
+    ("docs/cli.md", "backup-cli snapshot"): scenes.ahead,
+    ("docs/cli.md", "backup-cli undo-migration"): scenes.migrating,
+    ("docs/cli.md", "backup-cli rollforward"): scenes.older,
+    ("docs/cli.md", "backup-cli restore file:"): scenes.lost_file,
+    ("docs/cli.md", "backup-cli status /mnt/backup/encrypted"): scenes.paper,
+    ("docs/cli.md", "backup-cli verify file:///mnt/backup/bad.bkp"): scenes.damaged,
+    ("docs/cli.md", "backup-cli compact --json"): scenes.protected,
+    ("docs/engines.md", "backup-cli token"): scenes.bare,
+    ("docs/server.md", "backup-cli token"): scenes.bare,
+    ("docs/tasks/compaction.md", "backup-cli compact"): scenes.plain,
+    ("docs/tasks/when-the-node-stops.md", "backup-cli rollforward"): scenes.older,
+    ("docs/tasks/when-the-node-stops.md", "backup-cli verify"): scenes.plain,
+}
+"""Where a page tells of another case: the beginning of a command and its answer; the state then."""
+
+
+_MEANWHILE = {
+    ("docs/server.md", "backup-cli init --encrypt"): scenes.another_node,
+}
+"""What happens before a command, on the same machine."""
+
+
+def _anything(_machine: Sandbox) -> None:
+    pass
+
+
+def _restored(machine: Sandbox) -> None:
+    assert_same_database(machine.database, machine.root / "databases" / "310.sqlite3")
+
+
+def _only_looked(machine: Sandbox) -> None:
+    assert not machine.path(_LOOK.rsplit(maxsplit=1)[-1]).exists()
+    assert "?key-file=" in machine.url
+
+
+def _without_the_key_of_the_lost_machine(machine: Sandbox) -> None:
+    url = machine.documented(machine.url)
+    assert machine.run(f"backup-cli status '{url}'").code == 0
+    assert machine.run("backup-cli status --key-file /mnt/old.key /mnt/backup/node").code == 17
+
+
+_OUTCOMES = {
+    ("README.md", _LOOK): _only_looked,
+    ("README.md", _RESTORE): _restored,
+    ("docs/tasks/restoring.md", _RESTORE): _restored,
+    ("docs/tasks/restoring.md", _REMOVE): _without_the_key_of_the_lost_machine,
+}
+"""What is so after a command of a page."""
+
+
+class _Unit(NamedTuple):
+    """Commands that belong to one story: those of a page, or of a section of docs/cli.md."""
+
+    title: str
+    page: str
+    examples: list[Example]
+
+
+def _units() -> Iterator[_Unit]:
+    for document in DOCUMENTS:
+        page, found = name(document), examples(document)
+        headings = dict.fromkeys(each.heading for each in found) if page == "docs/cli.md" else [""]
+        for heading in headings:
+            part = [each for each in found if not heading or each.heading == heading]
+            yield _Unit(f"{page}: {heading}".rstrip(": "), page, part)
+
+
+_UNITS = {unit.title: unit for unit in _units()}
+
+
+def _told(example: Example) -> str:
+    return "\n".join([example.typed, *(example.shown or ())])
+
+
+def _is_left_out(typed: str) -> bool:
+    return typed.startswith(tuple(f"{each} " for each in _NOT_RUN)) or typed in _NOT_RUN
+
+
+def _is_only_named(example: Example) -> bool:
+    """Whether a command is not meant to be typed as it is: a synopsis, or a name in a sentence."""
+    words = shlex.split(example.typed, comments=True)
+    if words[0] == "lightning-cli":
+        return example.in_sentence
+    places = any("/" in each or each.startswith("socket:") for each in words[1:])
+    missing = any(
+        each.strip("[]|().") in _PLACEHOLDERS or re.match(r"\[[^:]", each) for each in words
+    )
+    engine = any(each.startswith(_ENGINES) for each in words)
+    return missing or engine or not places
+
+
+def _check_names(typed: str) -> None:
+    """Requires that a command of `backup-cli` is there, with its options."""
+    words = [each.strip("[]|") for each in shlex.split(typed, comments=True)]
+    known: click.Command = cli
+    options = {option for each in known.params for option in each.opts}
+    for word in words[1:]:
+        if isinstance(known, click.Group) and word in known.commands:
+            known = known.commands[word]
+            options |= {option for each in known.params for option in each.opts}
+        elif word.startswith("--"):
+            assert word.partition("=")[0] in options | {"--help"}, typed
+    assert known is not cli or len(words) == 1 or words[1].startswith("-"), typed
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of all machines, made once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if base.name.startswith("popen-") else base
+    made = shared / "machine"
+    with (shared / "machine.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            scenes.build_template(shared / "machine.new")
+            (shared / "machine.new").rename(made)
+    return made
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Sandbox]:
+    made = Sandbox(tmp_path / "machine")
+    yield made
+    made.close()
+
+
+def _runs(unit: _Unit) -> bool:
+    return any(
+        NODES.match(each.typed) or not (_is_left_out(each.typed) or _is_only_named(each))
+        for each in unit.examples
+    )
+
+
+@pytest.mark.parametrize("title", [title for title, unit in _UNITS.items() if _runs(unit)])
+def test_commands_do_what_the_page_says(title: str, template: Path, machine: Sandbox) -> None:
+    unit, first = _UNITS[title], True
+    seen = set()
+    for example in unit.examples:
+        typed = example.typed
+        if NODES.match(typed):
+            machine.list_nodes(typed)
+            continue
+        if _is_left_out(typed) or _is_only_named(example):
+            continue
+        if example.shown is None and typed in seen:
+            continue
+        seen.add(typed)
+        again = [
+            scene
+            for (page, begin), scene in _AGAIN.items()
+            if page == unit.page and _told(example).startswith(begin)
+        ]
+        if first or again:
+            machine.place(template)
+            if first and not again:
+                again = [_SCENES.get(title, scenes.protected)]
+            again[-1](machine)
+            first = False
+        for (page, begin), happen in _MEANWHILE.items():
+            if page == unit.page and typed.startswith(begin):
+                happen(machine)
+        code, said = machine.run(typed)
+        _OUTCOMES.get((unit.page, typed), _anything)(machine)
+        where = f"{unit.page}:{example.line}: {typed}\n{machine.documented(said)}"
+        fails = any(line.startswith("Error: ") for line in example.shown or ())
+        assert (code != 0) == fails, where
+        if example.shown is not None:
+            difference = unlike(example.shown, machine.documented(said))
+            assert not difference, f"{unit.page}:{example.line}: {typed}\n{difference}"
+
+
+@pytest.mark.parametrize("title", sorted(_UNITS))
+def test_commands_that_are_named_are_there(title: str) -> None:
+    for example in _UNITS[title].examples:
+        if example.typed.startswith("backup-cli "):
+            _check_names(example.typed)
+        elif example.typed.startswith("lightning-cli "):
+            method = example.typed.split()[1]
+            assert method in _OF_LIGHTNINGD or f'"{method}"' in json.dumps(MANIFEST), method
+
+
+@pytest.mark.parametrize("block", ["```\nfrobnicate --all\n```\n", "\n\n    $ frobnicate\n"])
+def test_unknown_program_is_refused(block: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# A page\n\n{block}")
+    with pytest.raises(UnknownProgramError, match=r"page\.md:[45]: frobnicate"):
+        examples(page)
+
+
+def test_commands_are_found_in_lists_and_sessions_and_on_two_lines(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A page\n\n1. First:\n\n   ```\n   cp a \\\n     b\n   rm a\n   ```\n\nThen:\n\n"
+        "    $ backup-cli status URL\n    backup  URL\n\n| `mv a b` | `text` |\nNot `rm b`.\n"
+    )
+    assert examples(page) == [
+        Example(6, "A page", "cp a b", None),
+        Example(8, "A page", "rm a", None),
+        Example(13, "A page", "backup-cli status URL", ["backup  URL"]),
+        Example(16, "A page", "mv a b", None),
+        Example(17, "A page", "rm b", None, in_sentence=True),
+    ]
+
+
+def test_answer_of_another_shape_is_found() -> None:
+    shown = ["Good up to data version 300: all 102 changes were replayed.", "…", "The end"]
+    said = "Note: a\nGood up to data version 7: all 1 change were replayed.\nmore\nThe end\n"
+    assert not unlike(shown, said)
+    assert unlike(shown, said.replace("Good", "Bad"))
+    assert unlike(shown, said.replace("The end", "The beginning"))
+    assert unlike(shown[:1], said)
+    assert not unlike(['{"a": 1, "b": [{"c": null}]}'], '{"a": 2, "b": [{"c": null}, {}]}')
+    assert unlike(['{"a": 1}'], '{"a": "1"}')
+
+
+def test_most_commands_are_run() -> None:
+    run = [
+        each.typed
+        for unit in _UNITS.values()
+        for each in unit.examples
+        if not (NODES.match(each.typed) or _is_left_out(each.typed) or _is_only_named(each))
+    ]
+    assert len(run) > 70
+    for command in cli.commands:
+        assert any(each.startswith(f"backup-cli {command} ") for each in run), command
+
+
+def test_reasons_are_needed() -> None:
+    typed = [each.typed for unit in _UNITS.values() for each in unit.examples]
+    for begin in _NOT_RUN:
+        assert any(each.startswith(begin) for each in typed), begin
+    for page, begin in [*_AGAIN, *_MEANWHILE, *_OUTCOMES]:
+        assert any(
+            _told(each).startswith(begin)
+            for unit in _UNITS.values()
+            for each in unit.examples
+            if unit.page == page
+        ), begin
+    assert set(_SCENES) <= set(_UNITS)
