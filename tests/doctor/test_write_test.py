@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cln_backup.backends import create_backend, place_at
-from cln_backup.model.errors import BadUrl
+from cln_backup.backends import create_backend, open_writer, place_at
+from cln_backup.backends.objects.stores import StorePlace
+from cln_backup.model.errors import AlreadyExists, BadUrl
 from cln_backup.operations.doctor.write_test import CHANGES, write_test
-from tests import programs
-from tests.histories import append, payments, started_node, told_by
+from tests import postgres_cluster, programs
+from tests.histories import append, payment, payments, started_node, told_by
+from tests.objects.engine import engine
 from tests.small_disk import small_disk
 
 if TYPE_CHECKING:
@@ -88,3 +91,40 @@ def test_disk_without_room_is_a_finding(tmp_path: Path) -> None:
         assert found["level"] == "bad"
         assert "No space left" in found["text"]
         assert [path.name for path in disk.iterdir()] == ["backup"]
+
+
+def test_database_is_as_before(tmp_path: Path) -> None:
+    cluster = postgres_cluster.shared()
+    node = postgres_cluster.node_of(tmp_path)
+    url = _backup(cluster.url(node))
+    history = told_by(url)
+    assert programs.start("tests.doctor.killed", url).wait() == -signal.SIGKILL
+    mine = "SELECT node FROM cln_backup.heads WHERE starts_with(node, %s)"
+    assert len(cluster.sql(mine, node)) == 2, "the killed one has left nothing"
+    assert write_test(place_at(url)).changes == CHANGES
+    assert cluster.sql(mine, node) == [(node,)]
+    assert told_by(url) == history
+
+
+def test_bucket_is_as_before() -> None:
+    url = _backup(engine().url())
+    history = told_by(url)
+    assert programs.start("tests.doctor.killed", url).wait() == -signal.SIGKILL
+    beside = StorePlace(url.replace("?", ".write-test?"))
+    with contextlib.closing(beside.bucket(10.0)) as bucket:
+        assert bucket.list(), "the killed one has left nothing"
+        assert write_test(place_at(url)).changes == CHANGES
+        assert not bucket.list()
+    assert told_by(url) == history
+
+
+def test_bucket_beside_that_is_a_nodes_is_not_touched() -> None:
+    url = _backup(engine().url())
+    theirs = _backup(url.replace("?", ".write-test?"))
+    with open_writer(theirs) as writer:
+        writer.claim("02" + "ab" * 32)
+        writer.add_change(payment(9))
+    history = told_by(theirs)
+    with pytest.raises(AlreadyExists):
+        write_test(place_at(url))
+    assert told_by(theirs) == history
