@@ -48,6 +48,9 @@ _NOT_RUN = {
 
 _OF_LIGHTNINGD = {"graceful", "help", "stop"}
 
+_OF_A_DOCTOR = (0, 30, 31)
+"""Its exit codes: it tells of the tests' own machine, as of its disk and clock."""
+
 _ENGINES = ("postgresql:", "s3:", "gs:", "az:")
 """URLs that need an engine: tests/postgres and tests/objects run these commands with one."""
 
@@ -251,10 +254,15 @@ def test_commands_do_what_the_page_says(title: str, template: Path, machine: San
         code, said = machine.run(typed)
         _OUTCOMES.get((unit.page, typed), _anything)(machine)
         where = f"{unit.page}:{example.line}: {typed}\n{machine.documented(said)}"
-        fails = any(line.startswith("Error: ") for line in example.shown or ())
-        assert (code != 0) == fails, where
-        if example.shown is not None:
-            difference = unlike(example.shown, machine.documented(said))
+        shown = example.shown
+        if typed.startswith("backup-cli doctor"):
+            assert code in _OF_A_DOCTOR, where
+            shown = shown and ["…", shown[-1]]
+        else:
+            fails = any(line.startswith("Error: ") for line in shown or ())
+            assert (code != 0) == fails, where
+        if shown is not None:
+            difference = unlike(shown, machine.documented(said))
             assert not difference, f"{unit.page}:{example.line}: {typed}\n{difference}"
 
 
