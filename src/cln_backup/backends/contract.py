@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from cln_backup.backends.node_files import KeptFiles
     from cln_backup.backends.opening import Opening
     from cln_backup.backends.place import Place
     from cln_backup.backends.ticket import Folded, Generation, MoreNeeded, Statistics, Ticket
@@ -173,6 +174,11 @@ class Reader(Backend):
     @property
     def durability(self) -> str | None:
         """The worth of the storage's answers, in words, by its settings; `None` if unknown."""
+        return None
+
+    @property
+    def kept_files(self) -> KeptFiles | None:
+        """The node's small files in this backup; `None` if its format has no place for them."""
         return None
 
     @abstractmethod

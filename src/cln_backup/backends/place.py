@@ -65,10 +65,12 @@ class Place(ABC):
     Attributes:
         url: as given.
         can_encrypt: whether the format supports encryption; otherwise methods about keys raise.
+        keeps_node_files: whether a node's small files can be kept beside the history.
         works_in_fork: whether it can be read in a copy (`fork`) of a process that has used it.
     """
 
     can_encrypt: ClassVar[bool] = False
+    keeps_node_files: ClassVar[bool] = False
     works_in_fork: ClassVar[bool] = True
 
     def __init__(self, url: str) -> None:

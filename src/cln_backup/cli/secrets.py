@@ -163,6 +163,12 @@ def register(cli: click.Group, command: Command) -> None:
                 "the copy instead. If the node's machine lost power since that change, start the "
                 "node on the original backup first, before you continue with the copy."
             )
+        if done.has_node_files is False:
+            warn(
+                "The node's small files (config, certificates, …) are in the original backup and "
+                "not in the copy: they are damaged, or the copy is not encrypted or of another "
+                "format. With the copy in backup.lock, the node keeps them again if it can."
+            )
         if not as_json:
             click.echo(
                 f"Copied {changes(done.version_count)} up to data version {done.version} to "

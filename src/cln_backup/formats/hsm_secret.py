@@ -22,6 +22,7 @@ MAX_BYTES: Final = 4096
 _SALT: Final = b"c-lightning\x00\x00\x00\x00\x00"
 _HEADER_BYTES: Final = 24
 _WORD = 0xFFFF_FFFF
+_CURVE_ORDER: Final = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141
 
 
 class NoSecret(Exception):
@@ -70,6 +71,46 @@ def seed_of(words: str, passphrase: str = "") -> bytes:
     normal = " ".join(words.split())
     salt = b"mnemonic" + passphrase.encode("utf-8", "surrogateescape")
     return hashlib.pbkdf2_hmac("sha512", normal.encode(), salt, 2048)
+
+
+def file_of_words(words: str, passphrase: str = "") -> bytes:
+    """The `hsm_secret` file that lightningd makes of valid words, in lower case."""
+    normal = " ".join(words.lower().split())
+    check = bytes(PLAIN_BYTES)
+    if passphrase:
+        check = hashlib.sha256(seed_of(normal, passphrase)).digest()
+    return check + normal.encode()
+
+
+def is_file_of(content: bytes, secret: bytes) -> bool | None:
+    """Whether a file contains this secret; `None` if only its passphrase could tell."""
+    if len(content) == ENCRYPTED_BYTES:
+        return None
+    if needs_passphrase(content):
+        return hashlib.sha256(secret).digest() == content[:PLAIN_BYTES]
+    return secret_of(content) == secret
+
+
+def node_id_of(secret: bytes) -> str:
+    """The id of the node with this secret (hsmd/libhsmd.c, `node_key`).
+
+    Of a seed of words, the first 32 bytes count.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ec import SECP256K1, derive_private_key
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    salt = 0
+    while True:
+        # lightningd's salt is a number of the machine, which is little-endian wherever it runs.
+        derived = HKDF(SHA256(), 32, salt.to_bytes(4, "little"), b"nodeid").derive(secret[:32])
+        number = int.from_bytes(derived, "big")
+        if 0 < number < _CURVE_ORDER:
+            break
+        salt += 1
+    public = derive_private_key(number, SECP256K1()).public_key()
+    return public.public_bytes(Encoding.X962, PublicFormat.CompressedPoint).hex()
 
 
 def _decrypted(content: bytes, passphrase: str) -> bytes:

@@ -39,12 +39,14 @@ class Copied(NamedTuple):
         version_count: number of changes.
         digest: SHA-256 over all changes, equal for both backups, in hexadecimal.
         keeps_time: whether the copy has the same time of the last change.
+        has_node_files: whether it has the node's small files; `None` if the source has none.
     """
 
     version: int
     version_count: int
     digest: str
     keeps_time: bool
+    has_node_files: bool | None
 
 
 Step: TypeAlias = "Callable[[Change], None]"
@@ -143,7 +145,32 @@ def _filled(
                 )
             keeps_time = _is_same_time(source.last_change.at, built.last_change.at)
             standing = built.standing
-            return Copied(standing.version, standing.version_count, digest.hexdigest(), keeps_time)
+            return Copied(
+                standing.version,
+                standing.version_count,
+                digest.hexdigest(),
+                keeps_time,
+                _copy_node_files(source, built),
+            )
+
+
+def _copy_node_files(source: Reader, built: Reader) -> bool | None:
+    """Copies the newest set of the node's files, but never from an encrypted backup to a plain one.
+
+    Returns whether it did; `None` if there are none.
+    """
+    kept = source.kept_files
+    try:
+        newest = None if kept is None else kept.newest()
+    except Damaged:  # the history is not
+        return False
+    if kept is None or newest is None:
+        return None
+    target = built.kept_files
+    if target is None or (kept.is_encrypted and not target.is_encrypted):
+        return False
+    target.put(newest.files)
+    return True
 
 
 def _is_same_time(one: float | None, other: float | None) -> bool:

@@ -41,6 +41,7 @@ class DirPlace(Place):
     """A directory."""
 
     can_encrypt = True
+    keeps_node_files = True
 
     def __init__(self, url: str) -> None:
         super().__init__(url)

@@ -25,6 +25,7 @@ from cln_backup.backends.dir.whole import take_stock
 from cln_backup.backends.events import Event, Noticed, ignore
 from cln_backup.backends.follows import changes_after
 from cln_backup.backends.inventory import noted_node
+from cln_backup.backends.node_files import KeptFiles
 from cln_backup.backends.opening import Opening
 from cln_backup.backends.ticket import Ticket, nothing_to_fold, size_of, worth_folding
 from cln_backup.formats import v2
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.ticket import Folded, Generation, Size
     from cln_backup.model.change import Change
     from cln_backup.model.position import Position
+    from cln_backup.storage.objects import Objects
     from cln_backup.storage.source import Source
 
 
@@ -111,6 +113,16 @@ class DirReader(Reader):
         """See `Reader.node_id`."""
         key = self.store.master_key
         return noted_node(lock_path(self.place.at), None if key is None else NodeVeil(key))
+
+    @property
+    def kept_files(self) -> KeptFiles:
+        """See `Reader.kept_files`."""
+        store = self.store
+        return KeptFiles(self._objects_beside_a_writer(), store.backup_id, store.master_key)
+
+    def _objects_beside_a_writer(self) -> Objects:
+        """The objects, where a writer removes nothing that this process prepares."""
+        return key_objects(self.store.path)
 
     def stream_changes(
         self, start: int = 0, *, after: Position | None = None, head: bool = True

@@ -70,6 +70,7 @@ class ObjectsPlace(Place):
     """
 
     can_encrypt = True
+    keeps_node_files = True
     at: ObjectsAt
 
     @property

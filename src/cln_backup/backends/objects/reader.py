@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.secrets import Secret
     from cln_backup.backends.ticket import Generation
     from cln_backup.model.change import Change
+    from cln_backup.storage.objects import Objects
 
 _MAX_NODE_BYTES: Final = 4096
 _LISTED_EVERY: Final = 8
@@ -97,6 +98,9 @@ class ObjectsReader(DirReader):
     def node_id(self) -> str | None:
         """See `Reader.node_id`."""
         return noted_node(self.objects, self.store.master_key)
+
+    def _objects_beside_a_writer(self) -> Objects:
+        return self.store.objects
 
     def wait_for_more(self, timeout_s: float) -> bool:
         """See `Reader.wait_for_more`. A store has no notifications; it is polled."""

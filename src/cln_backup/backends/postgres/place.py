@@ -50,6 +50,7 @@ class PostgresPlace(Place):
     """A node's name in a database. Opening also raises `AccessDenied` and `Unreachable`."""
 
     can_encrypt = True
+    keeps_node_files = True
 
     def __init__(self, url: str) -> None:
         super().__init__(url)

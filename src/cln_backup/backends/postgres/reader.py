@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cln_backup.backends.secrets import Secret
     from cln_backup.backends.ticket import Generation
     from cln_backup.model.change import Change
+    from cln_backup.storage.objects import Objects
 
 _LONGEST_PAUSE_S: Final = 0.5
 """A look reads one row by its index. A notification would cost each change a lock at its commit."""
@@ -98,6 +99,9 @@ class PostgresReader(DirReader):
     def node_id(self) -> str | None:
         """See `Reader.node_id`."""
         return owner_of(read_head(self._link).owner, self.store.master_key)
+
+    def _objects_beside_a_writer(self) -> Objects:
+        return self.store.objects
 
     @property
     def is_original(self) -> bool:
