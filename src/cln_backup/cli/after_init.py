@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cln_backup.cli.node_files import has_hsm_secret
 from cln_backup.cli.presentation import warn
 from cln_backup.model.continuity import STARTED_WELL
 from cln_backup.node.outside import database_path
@@ -60,4 +61,5 @@ def warn_of_disk(done: Initialized, lightning_dir: str | None, *, as_json: bool)
             "The backup is on the same disk as the database: it does not help if that disk fails. "
             "Choose a place on another disk, or better on another machine."
         )
-    warn(_REMIND_OF_HSM)
+    if not has_hsm_secret(done):
+        warn(_REMIND_OF_HSM)

@@ -13,7 +13,7 @@ import click
 from cln_backup import __version__
 from cln_backup.backends import place_at, redacted, url_of
 from cln_backup.backends.ticket import size_of
-from cln_backup.cli import doctor, proof, rollforward, status, undo_migration
+from cln_backup.cli import doctor, proof, restore, rollforward, status, undo_migration
 from cln_backup.cli.after_init import (
     show_next_steps,
     show_rights,
@@ -23,12 +23,12 @@ from cln_backup.cli.after_init import (
 from cln_backup.cli.boundary import speak, told
 from cln_backup.cli.entry import stop_by
 from cln_backup.cli.installation import plugin_path
+from cln_backup.cli.node_files import show_node_files, with_node_files
 from cln_backup.cli.parameters import Group
 from cln_backup.cli.presentation import (
     Fields,
     Noticing,
     amount,
-    changes,
     moment,
     progress,
     show_notices,
@@ -36,7 +36,6 @@ from cln_backup.cli.presentation import (
     size,
     tell,
     warn,
-    warn_of_foreign_keys,
     working,
 )
 from cln_backup.cli.secrets import register, secret_of, with_secrets
@@ -48,6 +47,7 @@ from cln_backup.storage import interruption
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cln_backup.model.node_files import Wanted
     from cln_backup.operations.keyring import Secret
 
 _url = click.argument("url", metavar="URL", callback=lambda _context, _parameter, url: url_of(url))
@@ -128,6 +128,7 @@ for _server_command in (server, token, takeover):
     "its directory; its hsm_secret and any other secret given here unlock it too. Giving a secret "
     "implies --encrypt.",
 )
+@with_node_files
 @_url
 def init(
     url: str,
@@ -135,6 +136,7 @@ def init(
     wallet: str | None,
     encrypt: bool,
     *,
+    files: Wanted,
     as_json: bool,
     secret: Secret | None,
 ) -> Fields:
@@ -159,11 +161,14 @@ def init(
                 )
             done = initialize(url, None, secret=secret)
         else:
-            done = initialize(url, lightning_dir, wallet, encrypt=encrypt or given, secret=secret)
+            encrypt = encrypt or given
+            done = initialize(
+                url, lightning_dir, wallet, encrypt=encrypt, secret=secret, files=files
+            )
     url = done.backend_url
     keys = [key.label for key in list_keys(url)] if place_at(url).can_encrypt else []
+    shown = redacted(url)
     if not as_json:
-        shown = redacted(url)
         if done.database is not None:
             click.echo(
                 f"Found an existing database at {done.database}, initializing the backup with a "
@@ -178,6 +183,7 @@ def init(
         click.echo(f"Initialized backup backend {shown}")
         if keys:
             click.echo(f"The backup is encrypted. Each of these keys unlocks it: {', '.join(keys)}")
+        show_node_files(done)
         show_notices(list(done.lacks))
         show_rights(place_at(url).rights)
     warn_of_disk(done, lightning_dir, as_json=as_json)
@@ -194,7 +200,7 @@ def init(
         show_next_steps(line, lightning_dir, done.database, wallet)
     return {
         **done._asdict(),
-        "backend_url": redacted(url),
+        "backend_url": shown,
         "keys": keys,
         "configuration_line": line,
         "log_phrase": STARTED_WELL,
@@ -233,60 +239,6 @@ def snapshot(lightning_dir: str, *, unproven: bool, as_json: bool, secret: Secre
                 f"{done.database}: see lightningd's option wallet, and name it in backup.lock: "
                 '"wallet": "/the/path.sqlite3"'
             )
-    return done._asdict()
-
-
-@_command(
-    "backup-cli restore file:///mnt/backup/node.bkp ~/.lightning/bitcoin\n"
-    "backup-cli restore file:///mnt/backup/node.bkp /tmp/look.sqlite3"
-)
-@click.option(
-    "--to",
-    type=click.IntRange(min=0),
-    metavar="VERSION",
-    help="Stop at this data version. Only for a migration that was interrupted and cannot "
-    "continue, or if nothing but an incomplete copy is left. In any other case an old database "
-    "loses money.",
-)
-@_url
-@click.argument("destination", metavar="DESTINATION")
-def restore(
-    url: str, destination: str, to: int | None, *, as_json: bool, secret: Secret | None
-) -> Fields:
-    """Restore the database, to a file or as lightningd.sqlite3 in a directory.
-
-    Nothing is ever overwritten. The database is built beside its destination, checked, and
-    synced; only then it gets its name.
-    """
-    from cln_backup.operations.restore import restore as restore_database
-    from cln_backup.operations.restore import target_path
-
-    target_path(destination)
-    # With a version, an incomplete backup will do; without one, nothing may be missing.
-    place, accepting = place_at(url), to is not None
-    with (
-        place.open_reader(secret=secret, on_event=tell, accept_incomplete=accepting) as reader,
-        progress(size_of(reader), as_json=as_json) as step,
-    ):
-        done = restore_database(reader, destination, step, to)
-        newest = reader.version
-    if done.version < newest:
-        warn(
-            f"This database is older than the backup ({done.version} of {newest}). A node that "
-            "starts on it loses its funds if its peers have seen a newer state. Use it only to "
-            "go back to before a migration."
-        )
-    if not as_json:
-        click.echo(
-            f"Restored {done.path} at data version {done.version}: {changes(done.version_count)}, "
-            f"{size(done.size_bytes)}. Integrity checks passed."
-        )
-        warn_of_foreign_keys(done.foreign_key_faults)
-        show_notices(list(done.notices))
-        click.echo(
-            "Before you start the node: make sure that the old one can never start again, and put "
-            "hsm_secret beside the database."
-        )
     return done._asdict()
 
 
@@ -372,6 +324,7 @@ def log(url: str, start: int, dropped: bool, *, as_json: bool, secret: Secret | 
     return {}
 
 
+restore.register(_command)
 status.register(_command)
 doctor.register(_command)
 rollforward.register(_command)

@@ -82,12 +82,17 @@ def register(command: Command) -> None:
                 ("node", found.node_id or "unknown"),
                 *([("durable", found.durability)] if found.durability else []),
                 *rows_of_proof(found),
+                *_row_of_files(found.node_files_at),
                 *_rows_of_node(node),
                 *rows_of(held),
             )
         show_notices(noticed.texts)
         fields = found._asdict() | held._asdict() | {"notices": noticed.texts}
         return fields if node is None else fields | node.fields()
+
+
+def _row_of_files(at: float | None) -> list[tuple[str, str]]:
+    return [] if at is None else [("node files", f"kept {moment(at)} ({age(at)})")]
 
 
 def _rows_of_node(node: NodeState | None) -> list[tuple[str, str]]:

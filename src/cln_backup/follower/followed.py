@@ -6,7 +6,10 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
+from msgspec import structs
+
 from cln_backup.follower.comparing import NodeComparison
+from cln_backup.follower.keeping import NodeFilesKeeper
 from cln_backup.follower.messages import Alarm, Progress
 from cln_backup.model.errors import BackupError, Damaged, Interrupted, ReplayFailed
 from cln_backup.replay.beside import call
@@ -74,6 +77,7 @@ class FollowedBackup:
         self._confirms = False
         self._run = run
         self._comparison = NodeComparison(backup.database, run)
+        self._keeper = None if backup.node is None else NodeFilesKeeper(backup.node, run)
         self._alarms: set[tuple[str, int]] = set()
         self._looked_at: float | None = None
         self._checked_at: float | None = None
@@ -100,6 +104,8 @@ class FollowedBackup:
             self._follow()
             self._check_if_due()
             self._compare_if_due()
+            if self._keeper is not None and self.reader is not None:
+                self._keeper.look(self.reader)
         except Interrupted:
             raise
         except (ReplayFailed, Damaged) as error:
@@ -242,21 +248,23 @@ class FollowedBackup:
         if self.replica is not None:
             self._proof = self.replica.proof
         compared_at = self._comparison.finished_at
-        state = (*self._proof, self._trouble, self._checked_at, self._faults, compared_at)
+        files_at, files_trouble = (None, None) if self._keeper is None else self._keeper.state
+        progress = Progress(
+            self.name,
+            *self._proof,
+            self._looked_at,
+            self._trouble,
+            self._checked_at,
+            self._faults,
+            compared_at,
+            files_at,
+            files_trouble,
+        )
+        state = structs.replace(progress, looked_at=None)
         if state == self._said:
             return
         self._said = state
-        self._say(
-            Progress(
-                self.name,
-                *self._proof,
-                self._looked_at,
-                self._trouble,
-                self._checked_at,
-                self._faults,
-                compared_at,
-            )
-        )
+        self._say(progress)
 
     def _close_reader(self) -> None:
         if self.reader is not None:

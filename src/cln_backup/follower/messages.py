@@ -15,7 +15,20 @@ from cln_backup.compaction.messages import (
     More,
     Settled,
 )
+from cln_backup.model.node_files import Wanted  # noqa: TC001 - a message has it as a type
 from cln_backup.process.channel import Message
+
+
+class NodeDirectory(NamedTuple):
+    """A node's network directory, whose small files are kept beside the backup.
+
+    Attributes:
+        path: of the directory.
+        wanted: the files to keep.
+    """
+
+    path: str
+    wanted: Wanted
 
 
 class Backup(NamedTuple):
@@ -27,12 +40,14 @@ class Backup(NamedTuple):
         directory: of its replica.
         database: the node's own, which is compared with the replica once; `None` if it is not on
             this machine.
+        node: its directory; `None` if that is not on this machine.
     """
 
     name: str
     opening: Opening
     directory: str
     database: str | None = None
+    node: NodeDirectory | None = None
 
 
 class Start(Message):
@@ -58,6 +73,8 @@ class Progress(Message):
         checked_at: when SQLite's integrity check last passed.
         foreign_key_faults: rows that violated a foreign key then; they are the node's own.
         compared_at: when the node's database was compared with the replica.
+        node_files_at: when the node's small files in the backup were last stored.
+        node_files_trouble: why newer ones cannot be stored at the moment.
     """
 
     name: str
@@ -68,6 +85,8 @@ class Progress(Message):
     checked_at: float | None = None
     foreign_key_faults: int = 0
     compared_at: float | None = None
+    node_files_at: float | None = None
+    node_files_trouble: str | None = None
 
     def passed_at(self, alarm_kind: str) -> float | None:
         """When what such an alarm is about was last found to be right; `None` if never.

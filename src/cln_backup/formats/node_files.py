@@ -66,7 +66,7 @@ def unpack(data: bytes, backup_id: bytes, number: int, master_key: bytes | None)
     """The files in the object with the number.
 
     Raises:
-        Malformed: any bit of it was changed, it is another object, or it is too large.
+        Malformed: any bit of it was changed, it is a different object, or it is too large.
     """
     taken_ms = unpack_taken_ms(data, backup_id, number)
     opened, sealed = data[:OPEN_BYTES], data[OPEN_BYTES:]
@@ -92,7 +92,7 @@ def unpack_taken_ms(data: bytes, backup_id: bytes, number: int) -> int:
     """When the files were taken, unchecked: from the first `OPEN_BYTES`, which need no key.
 
     Raises:
-        Malformed: it is another object, or too large.
+        Malformed: it is a different object, or too large.
     """
     if not OPEN_BYTES <= len(data) <= MAX_OBJECT_BYTES or data[: len(MAGIC)] != MAGIC:
         raise v2.Malformed("not node files")

@@ -21,6 +21,24 @@ MAX_NAME_BYTES: Final = 255
 _MAX_PARTS: Final = 8
 
 
+class Wanted(NamedTuple):
+    """The files that a node's operator wants to have kept.
+
+    Attributes:
+        keep: whether to keep any; `None`: if the backup is encrypted.
+        hsm_secret: whether to keep the node's secret, in an encrypted backup.
+        tor_dir: the directory of Tor's onion service.
+    """
+
+    keep: bool | None = None
+    hsm_secret: bool = False
+    tor_dir: str | None = None
+
+    def in_backup(self, *, is_encrypted: bool) -> bool:
+        """Whether to keep files in such a backup."""
+        return is_encrypted if self.keep is None else self.keep
+
+
 class NodeFile(NamedTuple):
     """One file.
 

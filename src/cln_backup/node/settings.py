@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from cln_backup.backends import SCHEMES, redacted, url_of
 from cln_backup.model.errors import BadSettings, StorageError
 from cln_backup.model.migration import RestorePoint, is_digest
+from cln_backup.model.node_files import Wanted
 from cln_backup.storage import fsio
 
 LOCK_NAME = "backup.lock"
@@ -51,12 +52,31 @@ class Settings(NamedTuple):
         on_gap: what a start does when the backup is missing changes.
         on_power_loss: what a start does when the database may have lost changes that the backup
             has.
+        files: the node's small files that are kept beside the backup.
     """
 
     backend_url: str
     wallet: str | None = None
     on_gap: OnGap = OnGap.SNAPSHOT
     on_power_loss: OnPowerLoss = OnPowerLoss.ROLL_FORWARD
+    files: Wanted = Wanted()
+
+    def packed(self) -> bytes:
+        """The content of the file; what is as by default is left out."""
+        fields: dict[str, object] = {"backend_url": self.backend_url}
+        if self.wallet is not None:
+            fields["wallet"] = self.wallet
+        if self.on_gap is not OnGap.SNAPSHOT:
+            fields["on_gap"] = self.on_gap.value
+        if self.on_power_loss is not OnPowerLoss.ROLL_FORWARD:
+            fields["on_power_loss"] = self.on_power_loss.value
+        if self.files.keep is not None:
+            fields["node_files"] = self.files.keep
+        if self.files.hsm_secret:
+            fields["node_files_hsm_secret"] = True
+        if self.files.tor_dir is not None:
+            fields["node_files_tor_dir"] = self.files.tor_dir
+        return json.dumps(fields).encode() + b"\n"
 
 
 class Alarm(NamedTuple):
@@ -139,6 +159,22 @@ def read_settings(directory: str) -> Settings:
             f"{path} contains only a path or a URL. Write it as: "
             f"{json.dumps({'backend_url': redacted(url_of(error.place))})}"
         ) from None
+    return _settings_of(path, fields)
+
+
+def settings_in(content: bytes, path: str) -> Settings:
+    """The settings in the content of a `backup.lock`; `path` is for messages.
+
+    Raises:
+        BadSettings: it cannot be understood.
+    """
+    try:
+        return _settings_of(path, _object_in(path, content))
+    except _BarePlace:
+        raise BadSettings(f"{path} contains only a path or a URL.") from None
+
+
+def _settings_of(path: str, fields: dict[str, Any]) -> Settings:
     url, wallet = fields.get("backend_url"), fields.get("wallet")
     if not isinstance(url, str) or not isinstance(wallet, str | None) or not url or wallet == "":
         raise BadSettings(f'{path} must be of the form {{"backend_url": "file:///the/path"}}.')
@@ -147,7 +183,20 @@ def read_settings(directory: str) -> Settings:
         wallet,
         _choice(path, fields, "on_gap", OnGap.SNAPSHOT),
         _choice(path, fields, "on_power_loss", OnPowerLoss.ROLL_FORWARD),
+        _wanted_files(path, fields),
     )
+
+
+def _wanted_files(path: str, fields: dict[str, Any]) -> Wanted:
+    keep, hsm_secret = fields.get("node_files"), fields.get("node_files_hsm_secret", False)
+    tor_dir = fields.get("node_files_tor_dir")
+    if not isinstance(keep, bool | None) or not isinstance(hsm_secret, bool):
+        raise BadSettings(
+            f'"node_files" and "node_files_hsm_secret" in {path} must be true or false.'
+        )
+    if not isinstance(tor_dir, str | None):
+        raise BadSettings(f'"node_files_tor_dir" in {path} must be a path.')
+    return Wanted(keep, hsm_secret, tor_dir)
 
 
 def _choice(path: str, fields: dict[str, Any], name: str, default: _Choice) -> _Choice:
@@ -163,11 +212,7 @@ def _choice(path: str, fields: dict[str, Any], name: str, default: _Choice) -> _
 def create_settings(directory: str, settings: Settings) -> None:
     """Writes `backup.lock`; durable when it returns. Raises `AlreadyExists`, `StorageError`."""
     path = os.path.join(directory, LOCK_NAME)
-    fields = {"backend_url": settings.backend_url}
-    if settings.wallet is not None:
-        fields["wallet"] = settings.wallet
-    content = json.dumps(fields).encode() + b"\n"
-    fsio.write_file(path, content, op="write backup.lock", new=True)
+    fsio.write_file(path, settings.packed(), op="write backup.lock", new=True)
 
 
 def read_state(directory: str) -> State:
@@ -258,6 +303,10 @@ def _read_object(path: str) -> dict[str, Any]:
         content = fsio.read_at(fd, _MAX_BYTES, 0, op="read settings")
     finally:
         os.close(fd)
+    return _object_in(path, content)
+
+
+def _object_in(path: str, content: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -48,6 +48,7 @@ class Status(NamedTuple):
         proven_version: the data version up to which a server has replayed its backup.
         proven_at: when it found that, in seconds since 1970.
         durability: what an answer of the storage is worth, in words, if it says so.
+        node_files_at: when the newest set of the node's small files in it was taken.
     """
 
     backend_url: str
@@ -61,6 +62,7 @@ class Status(NamedTuple):
     proven_version: int | None = None
     proven_at: float | None = None
     durability: str | None = None
+    node_files_at: float | None = None
 
 
 class LogLine(NamedTuple):
@@ -86,6 +88,7 @@ def status(reader: Reader) -> Status:
     standing, last_change = reader.standing, reader.last_change
     head = standing.head
     proven_version, proven_at = reader.proof or (None, None)
+    kept = reader.kept_files
     return Status(
         redacted(reader.place.url),
         standing.version,
@@ -98,6 +101,7 @@ def status(reader: Reader) -> Status:
         proven_version,
         proven_at,
         reader.durability,
+        None if kept is None else kept.taken_at(),
     )
 
 

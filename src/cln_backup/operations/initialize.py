@@ -19,6 +19,7 @@ from cln_backup.model.errors import (
     NotFound,
     StorageError,
 )
+from cln_backup.model.node_files import Wanted
 from cln_backup.node.outside import find_database, require_stopped, storage_of
 from cln_backup.node.settings import (
     LOCK_NAME,
@@ -30,6 +31,7 @@ from cln_backup.node.settings import (
     write_state,
 )
 from cln_backup.operations.keyring import add_key, encrypted, secrets_at_init
+from cln_backup.operations.node_files import keep_at_init, require_room_for_files
 from cln_backup.operations.proven import proven_copy, require_newer
 from cln_backup.replay.replica import DatabaseFile, copy_database, node_id_of
 from cln_backup.storage import disks, interruption, ownership, scratch
@@ -53,6 +55,8 @@ class Initialized(NamedTuple):
         same_disk: whether the backup is on the database's disk, and would be lost with it.
         backend_url: of the backup, with the key file's path if one was made.
         lacks: weaknesses of the backup's location, one line each.
+        node_files: the names of the node's small files in the backup; `None` if none are kept.
+        node_files_notices: about files that were left out, one line each.
     """
 
     database: str | None
@@ -61,6 +65,8 @@ class Initialized(NamedTuple):
     same_disk: bool
     backend_url: str
     lacks: tuple[str, ...]
+    node_files: tuple[str, ...] | None = None
+    node_files_notices: tuple[str, ...] = ()
 
 
 class Appended(NamedTuple):
@@ -84,13 +90,15 @@ def initialize(
     *,
     encrypt: bool = False,
     secret: Secret | None = None,
+    files: Wanted | None = None,
 ) -> Initialized:
     """Makes a backup and, for a node's network directory, the `backup.lock` that points to it.
 
     If the node has a database, the backup starts with a snapshot of it. With `encrypt` it is
     encrypted, and unlocked by a key file that is made in the directory, by `secret` and by the
     node's own secret. Backup and lock file are on stable storage when this returns; the lock file
-    is written last, so that a node never starts on an unfinished backup.
+    is written last, so that a node never starts on an unfinished backup. The node's small `files`
+    are in the backup then, too, if it is encrypted or if that is wanted.
 
     Raises:
         AlreadyExists: a backup or a lock file exists; both are unchanged.
@@ -108,6 +116,8 @@ def initialize(
             found = lacks(place.storage_dir)
             interruption.finished()
         return Initialized(None, 0, 0, False, url, found)
+    settings = Settings(url, wallet, files=files or Wanted())
+    require_room_for_files(place, settings.files, encrypt=encrypt)
     database = find_database(directory, wallet)
     require_stopped(directory, database)
     lock = os.path.join(directory, LOCK_NAME)
@@ -129,13 +139,15 @@ def initialize(
     ):
         for added in secrets:
             add_key(url, added)
-        with place.open_reader(secret=None if encrypt else secret):
+        settings = settings._replace(backend_url=url)
+        with place.open_reader(secret=None if encrypt else secret) as reader:
+            kept = keep_at_init(reader, directory, settings)
             same_disk = _same_disk(place, database or directory)
             found = lacks(place.storage_dir, directory)
         with interruption.held():
             _forget_former_backup(directory)
             try:
-                create_settings(directory, Settings(url, wallet))
+                create_settings(directory, settings)
             except StorageError as error:
                 if not place.removes_unfinished:
                     raise _only_on_server(url, error) from error
@@ -145,7 +157,8 @@ def initialize(
     version, size = (
         (0, 0) if base is None or snapshot is None else (base.version, snapshot.size_bytes)
     )
-    return Initialized(database, version, size, same_disk, url, found)
+    names, notices = (None, ()) if kept is None else (kept.names, kept.notices)
+    return Initialized(database, version, size, same_disk, url, found, names, notices)
 
 
 def _only_on_server(url: str, error: StorageError) -> StorageError:

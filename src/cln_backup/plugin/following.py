@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import select
@@ -128,13 +129,16 @@ class Following:
         backend = self._replicator.backend
         assert backend is not None
         from cln_backup.backends.opening import Opening
-        from cln_backup.follower.messages import SAYS, Backup, Start
+        from cln_backup.follower.messages import SAYS, Backup, NodeDirectory, Start
         from cln_backup.process.child import Child
 
         backups = []
         if self.replica_dir is not None:
             opening = Opening(backend.place.url)
-            backups = [Backup("", opening, self.replica_dir, _database())]
+            node = None
+            with contextlib.suppress(BackupError):  # backup.lock was changed since the start
+                node = NodeDirectory(os.getcwd(), read_settings(os.getcwd()).files)
+            backups = [Backup("", opening, self.replica_dir, _database(), node)]
         try:
             self._child = Child(
                 "cln_backup.follower.process",
@@ -262,6 +266,8 @@ class Following:
             "replica_checked_at": progress and progress.checked_at,
             "foreign_key_faults": progress and progress.foreign_key_faults,
             "database_compared_at": progress and progress.compared_at,
+            "node_files_at": progress and progress.node_files_at,
+            "node_files_trouble": progress and progress.node_files_trouble,
             "alarm": self.alarm and self.alarm._asdict(),
         }
 
