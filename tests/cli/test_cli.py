@@ -135,6 +135,8 @@ def test_init_json(node: Place) -> None:
         "snapshot_bytes": node.database.stat().st_size,
         "same_disk": True,
         "keys": [],
+        "node_files": None,
+        "node_files_notices": [],
         "configuration_line": f"important-plugin={CLI.with_name('cln-backup')}",
         "log_phrase": "Versions match up",
     }
@@ -276,6 +278,7 @@ def test_status_json(made: Place) -> None:
         "proven_version": None,
         "proven_at": None,
         "durability": None,
+        "node_files_at": None,
         "encrypted": False,
         "cipher": None,
         "keys": [],

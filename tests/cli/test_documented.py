@@ -52,7 +52,7 @@ def _options() -> Iterator[tuple[str, str]]:
     for name, command in _commands():
         for parameter in command.params:
             if isinstance(parameter, click.Option):
-                for option in parameter.opts:
+                for option in (*parameter.opts, *parameter.secondary_opts):
                     if option not in UNLOCKING:
                         yield name, option
 

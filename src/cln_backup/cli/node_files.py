@@ -71,7 +71,7 @@ def show_node_files(done: Initialized) -> None:
         warn(
             "hsm_secret is in the backup. FROM NOW ON, THE BACKUP AND ONE SECRET THAT UNLOCKS IT "
             "(a key file, a passphrase) ARE THE NODE'S FUNDS: keep the two in separate places, and "
-            "let nobody have both."
+            "give both to no one."
         )
 
 

@@ -188,9 +188,9 @@ def _included(path: str) -> Iterator[str]:
 
 def _read(candidate: Candidate, left_bytes: int) -> NodeFile:
     """Reads a file as a whole, as it was at one moment. Raises `_Unkept`."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    path = candidate.path
     try:
-        fd = os.open(candidate.path, flags)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _Unkept("it is a symbolic link") from None
