@@ -345,3 +345,16 @@ def test_copy_of_the_history_succeeds_without_damaged_files(tmp_path: Path) -> N
     keep(url, "1")
     (tmp_path / "node" / set_name(1)).write_bytes(b"CLNFIL2")
     assert copy(url, f"dir://{tmp_path}/second").has_node_files is False
+
+
+def test_sets_without_a_base_are_kept_when_a_backup_is_made_there(tmp_path: Path) -> None:
+    """They may belong to a backup whose other files were moved away."""
+    url = url_of("encrypted", tmp_path)
+    create_backend(url, None)
+    keep(url, "1")
+    before = (tmp_path / "node" / set_name(1)).read_bytes()
+    for path in (tmp_path / "node").glob("base-*"):
+        path.unlink()
+    create_backend(url, None)
+    assert newest_of(url) is None
+    assert (tmp_path / "node" / f"unused.{set_name(1)}").read_bytes() == before

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 
 _FIRST_BASE: Final = base_name(1, 1)
-_UNFINISHED: Final = (f"{BUILDING}.", "adding.", "key-")
+_BESIDE: Final = ("key-", "files-")
+_UNFINISHED: Final = (f"{BUILDING}.", "adding.", *_BESIDE)
 """Leftovers of an interrupted `creating_backup`, useless without a base."""
 
 _KEPT: Final = "unused."
@@ -44,8 +45,9 @@ def creating_backup(
 ) -> Iterator[None]:
     """See `Place.creating`. No other process can write to the backup before the block ends.
 
-    Leftovers of an interrupted attempt, which contain no data, are removed. Key slots are kept
-    under another name: they may belong to a backup whose other files were moved away.
+    Leftovers of an interrupted attempt, which contain no data, are removed. Key slots and node
+    files are kept under another name: they may belong to a backup whose other files were moved
+    away.
     """
     made = vacant = begun = directories.make(place.path, op="create backup")
     lock: WriterLock | None = None
@@ -57,7 +59,7 @@ def creating_backup(
         encrypted = (place.key_source or secret) is not None
         lock = WriterLock(place.path, lock_path(place), discreet=encrypted)
         _require_vacant(place.path)
-        _keep_keys(place.path)
+        _keep_unused(place.path)
         begun = True
         _remove_unfinished(place.path)
         _create_first_base(place, backup_id, base, origin, secret)
@@ -138,12 +140,12 @@ def _require_vacant(path: str, besides: str = "") -> None:
         )
 
 
-def _keep_keys(path: str) -> None:
+def _keep_unused(path: str) -> None:
     for name in directories.names(path, op="list backup"):
-        if name.startswith("key-"):
+        if name.startswith(_BESIDE):
             file = os.path.join(path, name)
-            fsio.keep(file, os.path.join(path, _KEPT + name), op="keep unused key")
-            fsio.remove(file, op="remove unused key")
+            fsio.keep(file, os.path.join(path, _KEPT + name), op="keep unused file")
+            fsio.remove(file, op="remove unused file")
 
 
 def _remove_unfinished(path: str) -> None:
