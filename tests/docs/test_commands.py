@@ -185,11 +185,11 @@ def _check_names(typed: str) -> None:
     """Requires that a command of `backup-cli` is there, with its options."""
     words = [each.strip("[]|") for each in shlex.split(typed, comments=True)]
     known: click.Command = cli
-    options = {option for each in known.params for option in each.opts}
+    options = {option for each in known.params for option in (*each.opts, *each.secondary_opts)}
     for word in words[1:]:
         if isinstance(known, click.Group) and word in known.commands:
             known = known.commands[word]
-            options |= {option for each in known.params for option in each.opts}
+            options |= {o for each in known.params for o in (*each.opts, *each.secondary_opts)}
         elif word.startswith("--"):
             assert word.partition("=")[0] in options | {"--help"}, typed
     assert known is not cli or len(words) == 1 or words[1].startswith("-"), typed
