@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from cln_backup.operations.initialize import initialize
 from cln_backup.storage import disks
 from tests import programs
 from tests.histories import append, build_database, payments, started_node
-from tests.plugin.home import CAPTURES, PLUGIN, Home
+from tests.plugin.home import CAPTURES, PLUGIN, Home, processes_of
 from tests.small_disk import fill, small_disk
 from tests.waiting import wait_until
 
@@ -123,8 +124,10 @@ def test_node_without_the_plugin_or_not_as_important(tmp_path: Path) -> None:
     found = _levels(home.directory)
     assert found["not-important"] is Level.WARNING
     assert "not-loaded" not in found
+    os.kill(processes_of(running.pid)[0], signal.SIGKILL)
+    wait_until(lambda: "not-protected" in _levels(home.directory), home.log)
     home.call("stop")
-    home.end(running)
+    home.end(running, code=None)
     alone = programs.start("simulator", home.directory, "--quiet", *_ROUTER[:2], "--hold")
     home._node = alone
     home.wait_for_calls(60)
@@ -204,6 +207,19 @@ def test_disks_are_told_apart(tmp_path: Path) -> None:
     assert disks.same_disk(str(tmp_path), str(tmp_path.parent))
     with small_disk(tmp_path / "disk", 64) as disk:
         assert not disks.same_disk(str(tmp_path), str(disk))
+
+
+def test_files_of_another_user(directory: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give files to another user")
+    place = directory.parent / "backup"
+    initialize(f"dir://{place}", str(directory))
+    for path in (directory, *directory.iterdir()):
+        os.chown(path, 12345, 12345)
+    assert _levels(directory)["wrong-owner"] is Level.BAD
+    for path in (place, *place.iterdir()):
+        os.chown(path, 12345, 12345)
+    assert "wrong-owner" not in _levels(directory)
 
 
 def test_broken_directory_is_findings_and_no_crash(tmp_path: Path) -> None:

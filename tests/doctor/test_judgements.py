@@ -355,6 +355,11 @@ _PROVEN = {"not-proven": _GOOD, "never-drilled": _GOOD}
         (_PROOFS._replace(compacts=True), _PROVEN),
         (_PROOFS._replace(compacts=False), _PROVEN | {"compaction-off": _WARNING}),
         (_PROOFS._replace(migration=3), _PROVEN),
+        (_PROOFS._replace(rolls_forward=True), _PROVEN),
+        (
+            _PROOFS._replace(rolls_forward=True, runs=False),
+            _PROVEN | {"to-be-rolled-forward": _WARNING},
+        ),
         (_PROOFS._replace(migration=3, runs=False), _PROVEN | {"migration-open": _WARNING}),
     ],
 )

@@ -13,6 +13,7 @@ from cln_backup.backends.local_url import KEY_SOURCES
 from cln_backup.model.errors import BadSettings, BadUrl, Damaged, NotFound, StorageError
 from cln_backup.model.health import Finding, Level
 from cln_backup.node.outside import find_database
+from cln_backup.node.rollforward_marker import read_marker
 from cln_backup.node.settings import State, read_settings, read_state, write_state
 from cln_backup.operations.doctor import (
     clock,
@@ -216,6 +217,7 @@ class _Examination:
         return rights.judge(rights.gather(self._directory, self._storage_dir, name))
 
     def _of_proofs(self) -> Iterator[Finding]:
+        assert self._directory is not None
         status, opened = self._status, None if self._opened is None else self._opened.status
         point = self._kept.restore_point
         compacts = None
@@ -234,6 +236,7 @@ class _Examination:
                 compacting=bool(status.get("compacting")),
                 compacts=compacts,
                 migration=None if point is None else point.version,
+                rolls_forward=read_marker(self._directory) is not None,
             )
         )
 

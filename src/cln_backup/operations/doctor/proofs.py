@@ -29,6 +29,7 @@ class Proofs(NamedTuple):
         compacting: whether one is running.
         compacts: whether the backup compacts by itself; `None` if unknown.
         migration: the data version before a migration that was not seen to end.
+        rolls_forward: whether a roll forward of the database is to be completed.
     """
 
     now: float
@@ -42,6 +43,7 @@ class Proofs(NamedTuple):
     compacting: bool = False
     compacts: bool | None = None
     migration: int | None = None
+    rolls_forward: bool = False
 
 
 def judge(proofs: Proofs) -> Iterator[Finding]:
@@ -109,6 +111,14 @@ def judge(proofs: Proofs) -> Iterator[Finding]:
             "A migration of the database was not seen to end. It began at data version "
             f"{proofs.migration}.",
             "Start the node. If it cannot start: `backup-cli undo-migration`.",
+        )
+    if proofs.rolls_forward and not proofs.runs:
+        yield Finding(
+            "to-be-rolled-forward",
+            Level.WARNING,
+            "The database lost its last changes with the power or its disk, and is to be rolled "
+            "forward to the backup.",
+            "Start the node; or run `backup-cli rollforward`, and then start it.",
         )
 
 
