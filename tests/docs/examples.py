@@ -40,6 +40,7 @@ class Example(NamedTuple):
         typed: the command, on one line; or a list of nodes, which is no command.
         shown: the lines that the document shows as its answer; `None` if it shows none.
         in_sentence: whether it is in a sentence, and not in a block of code or a table.
+        page: the document's name, if the caller has set it.
     """
 
     line: int
@@ -47,6 +48,7 @@ class Example(NamedTuple):
     typed: str
     shown: list[str] | None
     in_sentence: bool = False
+    page: str = ""
 
 
 class _Block(NamedTuple):

@@ -6,7 +6,7 @@ import fcntl
 import json
 import re
 import shlex
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 import pytest
@@ -140,24 +140,20 @@ _OUTCOMES = {
 """What is so after a command of a page."""
 
 
-class _Unit(NamedTuple):
-    """Commands that belong to one story: those of a page, or of a section of docs/cli.md."""
-
-    title: str
-    page: str
-    examples: list[Example]
-
-
-def _units() -> Iterator[_Unit]:
+def _stories() -> dict[str, list[Example]]:
+    """Commands of one machine: of a page, of a section of docs/cli.md, or of all alarms."""
+    found: dict[str, list[Example]] = {}
     for document in DOCUMENTS:
-        page, found = name(document), examples(document)
-        headings = dict.fromkeys(each.heading for each in found) if page == "docs/cli.md" else [""]
-        for heading in headings:
-            part = [each for each in found if not heading or each.heading == heading]
-            yield _Unit(f"{page}: {heading}".rstrip(": "), page, part)
+        page = name(document)
+        for example in examples(document):
+            title = f"{page}: {example.heading}" if page == "docs/cli.md" else page
+            title = "docs/alarms" if document.parent.name == "alarms" else title
+            found.setdefault(title, []).append(example._replace(page=page))
+    return found
 
 
-_UNITS = {unit.title: unit for unit in _units()}
+_STORIES = _stories()
+_ALL = [example for story in _STORIES.values() for example in story]
 
 
 def _told(example: Example) -> str:
@@ -216,31 +212,30 @@ def machine(tmp_path: Path) -> Iterator[Sandbox]:
     made.close()
 
 
-def _runs(unit: _Unit) -> bool:
-    return any(
-        NODES.match(each.typed) or not (_is_left_out(each.typed) or _is_only_named(each))
-        for each in unit.examples
+def _is_run(example: Example) -> bool:
+    return not (
+        NODES.match(example.typed) or _is_left_out(example.typed) or _is_only_named(example)
     )
 
 
-@pytest.mark.parametrize("title", [title for title, unit in _UNITS.items() if _runs(unit)])
+@pytest.mark.parametrize(
+    "title", [title for title in _STORIES if any(map(_is_run, _STORIES[title]))]
+)
 def test_commands_do_what_the_page_says(title: str, template: Path, machine: Sandbox) -> None:
-    unit, first = _UNITS[title], True
+    first = True
     seen = set()
-    for example in unit.examples:
+    for example in _STORIES[title]:
         typed = example.typed
         if NODES.match(typed):
             machine.list_nodes(typed)
             continue
-        if _is_left_out(typed) or _is_only_named(example):
-            continue
-        if example.shown is None and typed in seen:
+        if not _is_run(example) or (example.shown is None and typed in seen):
             continue
         seen.add(typed)
         again = [
             scene
             for (page, begin), scene in _AGAIN.items()
-            if page == unit.page and _told(example).startswith(begin)
+            if page == example.page and _told(example).startswith(begin)
         ]
         if first or again:
             machine.place(template)
@@ -249,11 +244,11 @@ def test_commands_do_what_the_page_says(title: str, template: Path, machine: San
             again[-1](machine)
             first = False
         for (page, begin), happen in _MEANWHILE.items():
-            if page == unit.page and typed.startswith(begin):
+            if page == example.page and typed.startswith(begin):
                 happen(machine)
         code, said = machine.run(typed)
-        _OUTCOMES.get((unit.page, typed), _anything)(machine)
-        where = f"{unit.page}:{example.line}: {typed}\n{machine.documented(said)}"
+        _OUTCOMES.get((example.page, typed), _anything)(machine)
+        where = f"{example.page}:{example.line}: {typed}\n{machine.documented(said)}"
         shown = example.shown
         if typed.startswith("backup-cli doctor"):
             assert code in _OF_A_DOCTOR, where
@@ -263,12 +258,12 @@ def test_commands_do_what_the_page_says(title: str, template: Path, machine: San
             assert (code != 0) == fails, where
         if shown is not None:
             difference = unlike(shown, machine.documented(said))
-            assert not difference, f"{unit.page}:{example.line}: {typed}\n{difference}"
+            assert not difference, f"{example.page}:{example.line}: {typed}\n{difference}"
 
 
-@pytest.mark.parametrize("title", sorted(_UNITS))
+@pytest.mark.parametrize("title", sorted(_STORIES))
 def test_commands_that_are_named_are_there(title: str) -> None:
-    for example in _UNITS[title].examples:
+    for example in _STORIES[title]:
         if example.typed.startswith("backup-cli "):
             _check_names(example.typed)
         elif example.typed.startswith("lightning-cli "):
@@ -311,26 +306,15 @@ def test_answer_of_another_shape_is_found() -> None:
 
 
 def test_most_commands_are_run() -> None:
-    run = [
-        each.typed
-        for unit in _UNITS.values()
-        for each in unit.examples
-        if not (NODES.match(each.typed) or _is_left_out(each.typed) or _is_only_named(each))
-    ]
+    run = [each.typed for each in _ALL if _is_run(each)]
     assert len(run) > 70
     for command in cli.commands:
         assert any(each.startswith(f"backup-cli {command} ") for each in run), command
 
 
 def test_reasons_are_needed() -> None:
-    typed = [each.typed for unit in _UNITS.values() for each in unit.examples]
     for begin in _NOT_RUN:
-        assert any(each.startswith(begin) for each in typed), begin
+        assert any(each.typed.startswith(begin) for each in _ALL), begin
     for page, begin in [*_AGAIN, *_MEANWHILE, *_OUTCOMES]:
-        assert any(
-            _told(each).startswith(begin)
-            for unit in _UNITS.values()
-            for each in unit.examples
-            if unit.page == page
-        ), begin
-    assert set(_SCENES) <= set(_UNITS)
+        assert any(each.page == page and _told(each).startswith(begin) for each in _ALL), begin
+    assert set(_SCENES) <= set(_STORIES)
