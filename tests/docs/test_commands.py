@@ -71,6 +71,7 @@ _SCENES: dict[str, Callable[[Sandbox], None]] = {
     "docs/tasks/compaction.md": scenes.plain,
     "docs/tasks/interrupted-migration.md": scenes.migrating,
     "docs/tasks/moving-from-backup-plugin.md": scenes.in_a_file,
+    "docs/tasks/moving-the-backup.md": scenes.in_a_file,
     "docs/tasks/restoring.md": scenes.lost,
     "docs/tasks/standby.md": scenes.waiting,
     "docs/tasks/when-the-node-stops.md": scenes.ahead,
