@@ -22,6 +22,7 @@ from cln_backup.operations.doctor import (
     releases,
     rights,
     room,
+    small_files,
     write_test,
 )
 from cln_backup.operations.history import Status
@@ -244,12 +245,26 @@ _HSM = keys.HsmSecret("/node/hsm_secret", 0o400, has_database=True, copied_at=1.
             _HSM._replace(mode=0o440),
             {"hsm-secret-readable": _WARNING, "hsm-secret-not-copied": _GOOD},
         ),
+        (_HSM._replace(copied_at=None, in_backup=True), {"hsm-secret-not-copied": _GOOD}),
         (_HSM._replace(mode=None), {"hsm-secret-missing": _BAD}),
         (_HSM._replace(mode=None, has_database=False), {}),
     ],
 )
 def test_hsm_secret(facts: keys.HsmSecret, expected: dict[str, Level]) -> None:
     assert _of(keys.judge_hsm_secret(facts)) == expected
+
+
+@pytest.mark.parametrize(
+    ("facts", "level"),
+    [
+        (small_files.SmallFiles(wanted=True, kept_at=1.0), _GOOD),
+        (small_files.SmallFiles(wanted=True, kept_at=None), _WARNING),
+        (small_files.SmallFiles(wanted=True, kept_at=1.0, trouble="It is full."), _WARNING),
+        (small_files.SmallFiles(wanted=False, kept_at=None), _GOOD),
+    ],
+)
+def test_small_files(facts: small_files.SmallFiles, level: Level) -> None:
+    assert _of(small_files.judge(facts)) == {"node-files": level}
 
 
 _RELEASES = releases.Releases("0.2.0", "0.2.0", "v26.06.6", "3.11", "3.50")

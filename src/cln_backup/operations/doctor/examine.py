@@ -12,6 +12,7 @@ from cln_backup.backends import place_at
 from cln_backup.backends.local_url import KEY_SOURCES
 from cln_backup.model.errors import BadSettings, BadUrl, Damaged, NotFound, StorageError
 from cln_backup.model.health import Finding, Level
+from cln_backup.model.node_files import Wanted
 from cln_backup.node.outside import find_database
 from cln_backup.node.rollforward_marker import read_marker
 from cln_backup.node.settings import State, read_settings, read_state, write_state
@@ -27,6 +28,7 @@ from cln_backup.operations.doctor import (
     releases,
     rights,
     room,
+    small_files,
 )
 from cln_backup.operations.doctor.looking import looked
 from cln_backup.operations.node_state import node_state
@@ -87,6 +89,7 @@ class _Examination:
         self._database: str | None = None
         self._node = node.Node()
         self._kept = State()
+        self._wanted = Wanted()
         self._inventory: Inventory | None = None
         self._opened: destination.Destination | None = None
         self._place: Place | None = None
@@ -108,6 +111,7 @@ class _Examination:
         self._look("the room on the disks", self._of_room)
         if self._directory is not None:
             self._look("hsm_secret", self._of_hsm_secret)
+            self._look("the node's small files", self._of_small_files)
             self._look("owners and rights", self._of_rights)
             self._look("the proofs of the backup", self._of_proofs)
         self._look("kept files", self._of_leftovers)
@@ -135,6 +139,7 @@ class _Examination:
             yield Finding("no-settings", Level.BAD, str(error), remedy)
             return
         self._url = self._url or settings.backend_url
+        self._wanted = settings.files
         try:
             self._database = find_database(self._directory, settings.wallet)
         except (BadSettings, NotFound, StorageError) as error:
@@ -205,8 +210,27 @@ class _Examination:
     def _of_hsm_secret(self) -> Iterator[Finding]:
         assert self._directory is not None
         copied_at = self._kept.hsm_secret_copied_at
-        found = keys.hsm_secret(self._directory, self._database, copied_at)
+        unlocked_by = () if self._inventory is None else self._inventory.keys
+        in_backup = (
+            self._wanted.hsm_secret
+            and self._kept_files_at() is not None
+            and any(key.kind == "passphrase" for key in unlocked_by)
+        )
+        found = keys.hsm_secret(self._directory, self._database, copied_at, in_backup=in_backup)
         return keys.judge_hsm_secret(found)
+
+    def _kept_files_at(self) -> float | None:
+        opened = None if self._opened is None else self._opened.status
+        return None if opened is None else opened.node_files_at
+
+    def _of_small_files(self) -> Iterator[Finding]:
+        if self._opened is None or self._opened.status is None:
+            return iter(())
+        encrypted = self._inventory is not None and self._inventory.cipher is not None
+        wanted = self._wanted.in_backup(is_encrypted=encrypted)
+        trouble = self._status.get("node_files_trouble")
+        found = small_files.SmallFiles(wanted, self._kept_files_at(), trouble)
+        return small_files.judge(found)
 
     def _of_rights(self) -> Iterator[Finding]:
         assert self._directory is not None

@@ -51,12 +51,14 @@ class HsmSecret(NamedTuple):
         mode: its permissions; `None` if it is missing.
         has_database: whether the node has a database already.
         copied_at: when the operator said that it is copied, in seconds since 1970.
+        in_backup: whether it is kept in a backup that can be unlocked without it and this machine.
     """
 
     path: str
     mode: int | None
     has_database: bool
     copied_at: float | None
+    in_backup: bool = False
 
 
 def key_file(path: str, storage_dir: str | None, directory: str | None) -> KeyFile:
@@ -70,10 +72,12 @@ def key_file(path: str, storage_dir: str | None, directory: str | None) -> KeyFi
     return KeyFile(path, _mode(path), beside)
 
 
-def hsm_secret(directory: str, database: str | None, copied_at: float | None) -> HsmSecret:
+def hsm_secret(
+    directory: str, database: str | None, copied_at: float | None, *, in_backup: bool
+) -> HsmSecret:
     """Looks at the node's secret. Raises `OSError` if this user may not."""
     path = os.path.join(directory, "hsm_secret")
-    return HsmSecret(path, _mode(path), database is not None, copied_at)
+    return HsmSecret(path, _mode(path), database is not None, copied_at, in_backup)
 
 
 def _mode(path: str) -> int | None:
@@ -167,16 +171,21 @@ def judge_hsm_secret(secret: HsmSecret) -> Iterator[Finding]:
             "is all that is needed to take the funds.",
             f"chmod 400 {secret.path}",
         )
-    if secret.copied_at is None:
+    if secret.in_backup:
+        yield Finding(
+            "hsm-secret-not-copied",
+            Level.GOOD,
+            "hsm_secret is kept in the encrypted backup, which a passphrase unlocks.",
+        )
+    elif secret.copied_at is not None:
+        text = "You have said that hsm_secret is copied."
+        yield Finding("hsm-secret-not-copied", Level.GOOD, text)
+    else:
         yield Finding(
             "hsm-secret-not-copied",
             Level.WARNING,
-            "hsm_secret is not in the backup, and a restored database is useless without it. "
-            "Whether it is copied is unknown here.",
+            "hsm_secret is not in the backup, or cannot be had from it without itself; a restored "
+            "database is useless without it. Whether it is copied is unknown here.",
             "Copy it once to a separate place, or write down its words. Then run: backup-cli "
             f"doctor --hsm-secret-is-copied --lightning-dir {os.path.dirname(secret.path)}",
-        )
-    else:
-        yield Finding(
-            "hsm-secret-not-copied", Level.GOOD, "You have said that hsm_secret is copied."
         )
