@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,32 @@ def test_node_that_does_not_answer(directory: Path, monkeypatch: pytest.MonkeyPa
         listening.bind("lightning-rpc")
         listening.listen()
         assert _levels(directory)["no-answer"] is Level.BAD
+
+
+@pytest.mark.parametrize(
+    "result", [[], None, {"plugins": 1}, {"plugins": [1], "configs": {"wallet": 2}}]
+)
+def test_node_that_answers_nonsense(
+    result: object, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initialize(f"dir://{directory.parent}/backup", str(directory))
+    monkeypatch.chdir(directory)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind("lightning-rpc")
+        listening.listen()
+
+        def serve() -> None:
+            for _ in ("getinfo", "plugin", "listconfigs", "backup-status"):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(json.dumps({"id": 1, "result": result}).encode())
+
+        answering = threading.Thread(target=serve)
+        answering.start()
+        found = _levels(directory)
+        answering.join()
+    assert found["not-important"] is Level.WARNING
 
 
 def test_stopped_node_by_its_files(directory: Path) -> None:

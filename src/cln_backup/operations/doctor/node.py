@@ -68,7 +68,8 @@ def gather(directory: str, database: str | None, program: str) -> Node:
     node = Node(configured=configured, wallet=wallet)
     rpc = os.path.join(directory, RPC_SOCKET_NAME)
     try:
-        node = node._replace(runs=True, info=ask(rpc, "getinfo", timeout_s=_ANSWER_S))
+        info = _object(ask(rpc, "getinfo", timeout_s=_ANSWER_S))
+        node = node._replace(runs=True, info=info)
         return _asked(node, rpc, program)
     except (FileNotFoundError, NotADirectoryError, ConnectionError):
         try:
@@ -81,19 +82,27 @@ def gather(directory: str, database: str | None, program: str) -> Node:
 
 
 def _asked(node: Node, rpc: str, program: str) -> Node:
-    listed = ask(rpc, "plugin", {"subcommand": "list"}, timeout_s=_ANSWER_S)
-    plugins = tuple(str(each.get("name", "")) for each in listed.get("plugins", ()))
+    listed = _object(ask(rpc, "plugin", {"subcommand": "list"}, timeout_s=_ANSWER_S))
+    names = listed.get("plugins")
+    plugins = tuple(
+        str(_object(each).get("name")) for each in (names if isinstance(names, list) else ())
+    )
     configs = ask(rpc, "listconfigs", timeout_s=_ANSWER_S)
     important = is_important({"result": configs}, program, _OWN_OPTION)
-    wallet = configs.get("configs", {}).get("wallet", {}).get("value_str", "")
+    wallet = str(_object(_object(_object(configs).get("configs")).get("wallet")).get("value_str"))
     node = node._replace(plugins=plugins, important=important)
     if _is_other(wallet):
         node = node._replace(wallet=wallet)
     try:
-        return node._replace(status=ask(rpc, "backup-status", timeout_s=_ANSWER_S))
+        return node._replace(status=_object(ask(rpc, "backup-status", timeout_s=_ANSWER_S)))
     except Refused as error:
         loaded = error.code != UNKNOWN_COMMAND
         return node._replace(failed=str(error) if loaded else None)
+
+
+def _object(value: object) -> dict[str, Any]:
+    """A JSON object; an empty one if the answer is of another kind."""
+    return value if isinstance(value, dict) else {}
 
 
 def is_backup_plugin(path: str) -> bool:
