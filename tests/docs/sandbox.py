@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -61,8 +60,7 @@ class Sandbox:
         self.home = root / "home" / "ln"
         self.node = self.home / ".lightning" / "bitcoin"
         self.database = self.node / "lightningd.sqlite3"
-        with closing(socket.create_server(("127.0.0.1", 0))) as free:
-            self._port = free.getsockname()[1]
+        self._port = "0"  # which the system chooses, until a server tells it
         self._fingerprint = self._token_hash = ""
         self._staying: list[Program] = []
         self._running: Program | None = None
@@ -95,7 +93,7 @@ class Sandbox:
     def documented(self, text: str) -> str:
         """A text of this machine, as the documents have it."""
         text = text.replace(str(_PLUGIN), "/opt/cln-backup/bin/cln-backup")
-        return text.replace(str(self.root), "").replace(f":{self._port}", ":8700")
+        return text.replace(str(self.root), "").replace(f"127.0.0.1:{self._port}", "127.0.0.1:8700")
 
     def path(self, documented: str) -> Path:
         """Where a documented path is."""
@@ -108,6 +106,8 @@ class Sandbox:
 
     def run(self, typed: str) -> Answer:
         """Does what a line of a document says."""
+        if typed.startswith("backup-cli server"):
+            self._port = "0"
         words = shlex.split(self.here(typed), comments=True)
         words = [re.sub(r"^~(?=/)", str(self.home), word) for word in words]
         said = ""
@@ -175,8 +175,10 @@ class Sandbox:
             log.read_text,
         )
         said = log.read_text()
-        found = re.search(r"fingerprint=(\w+)", said)
-        self._fingerprint = found[1] if found else self._fingerprint
+        if found := re.search(r"fingerprint=(\w+)", said):
+            self._fingerprint = found[1]
+        if found := re.search(r"Waiting for connection on 127\.0\.0\.1:(\d+)", said):
+            self._port = found[1]
         return Answer(0 if started.poll() is None else started.returncode, said)
 
     def list_nodes(self, nodes: str) -> None:
