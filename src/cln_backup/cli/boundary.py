@@ -36,6 +36,8 @@ def speak(main: Callable[[], object]) -> int:
     assert isinstance(sys.stderr, io.TextIOWrapper)
     encoding, on_terminal = sys.stdout.encoding, sys.stdout.isatty()
     sys.stdout = _Output(sys.stdout.detach(), encoding, "backslashreplace", None, on_terminal)
+    # The terminal's width is asked for at this one, and the earlier one is detached now.
+    sys.__stdout__ = sys.stdout  # type: ignore[misc]
     encoding = sys.stderr.encoding
     sys.stderr = _Errors(sys.stderr.detach(), encoding, "backslashreplace", None, True)
     try:

@@ -13,7 +13,7 @@ import click
 from cln_backup import __version__
 from cln_backup.backends import place_at, redacted, url_of
 from cln_backup.backends.ticket import size_of
-from cln_backup.cli import doctor, proof, restore, rollforward, status, undo_migration
+from cln_backup.cli import doctor, log, proof, restore, rollforward, status, undo_migration
 from cln_backup.cli.after_init import (
     show_next_steps,
     show_rights,
@@ -24,23 +24,22 @@ from cln_backup.cli.boundary import speak, told
 from cln_backup.cli.entry import stop_by
 from cln_backup.cli.installation import plugin_path
 from cln_backup.cli.node_files import show_node_files, with_node_files
-from cln_backup.cli.parameters import Group
+from cln_backup.cli.parameters import with_url
 from cln_backup.cli.presentation import (
     Fields,
-    Noticing,
     amount,
-    moment,
     progress,
     show_notices,
-    show_table,
     size,
     tell,
     warn,
     working,
 )
+from cln_backup.cli.program import Program, help_command
 from cln_backup.cli.secrets import register, secret_of, with_secrets
 from cln_backup.cli.server import server, takeover, token
 from cln_backup.cli.standby import register as register_standby
+from cln_backup.cli.terminal import show_table
 from cln_backup.model.continuity import STARTED_WELL
 from cln_backup.storage import interruption
 
@@ -88,7 +87,11 @@ def _command(
     return decorate
 
 
-@click.group(cls=Group, epilog="Exit codes and all options with examples: docs/cli.md")
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes and all options with examples: docs/cli.md",
+)
 @click.version_option(__version__, prog_name="backup-cli")
 def cli() -> None:
     """Back up a Core Lightning node's database, and restore the node.
@@ -99,8 +102,8 @@ def cli() -> None:
     """
 
 
-for _server_command in (server, token, takeover):
-    cli.add_command(_server_command)
+for _other in (help_command, server, token, takeover):
+    cli.add_command(_other)
 
 
 @_command(
@@ -250,7 +253,7 @@ def snapshot(lightning_dir: str, *, unproven: bool, as_json: bool, secret: Secre
     "cannot be undone then.",
 )
 @_scratch_dir
-@_url
+@with_url
 def compact(
     url: str,
     scratch_dir: str | None,
@@ -287,44 +290,8 @@ def compact(
     return dict(done)
 
 
-@_command(
-    "backup-cli log file:///mnt/backup/node.bkp\n"
-    "backup-cli log --from 9000 --json file:///mnt/backup/node.bkp"
-)
-@click.option("--from", "start", type=click.IntRange(min=0), default=0, help="First data version.")
-@click.option(
-    "--dropped", is_flag=True, help="List the dropped changes that a dir: backup still has."
-)
-@_url
-def log(url: str, start: int, dropped: bool, *, as_json: bool, secret: Secret | None) -> Fields:
-    """List the changes, one per line, without their contents.
-
-    Shows the data version, kind, size in bytes, number of statements, time of storage and the
-    tables touched; with --json, one object per line. A file: backup stores no times.
-    """
-    from cln_backup.operations import history
-
-    noticed = Noticing()
-    with place_at(url).open_reader(secret=secret, on_event=noticed) as reader:
-        if not as_json:
-            click.echo(
-                f"{'version':>10}  {'kind':<11}  {'bytes':>12}  {'statements':>10}  "
-                f"{'stored':<19}  tables"
-            )
-        for line in history.log(reader, start, dropped=dropped):
-            if as_json:
-                click.echo(json.dumps(line._asdict()))
-            else:
-                stored = "-" if line.stored_at is None else moment(line.stored_at)
-                click.echo(
-                    f"{line.version:>10}  {line.kind:<11}  {line.size_bytes:>12}  "
-                    f"{line.statements:>10}  {stored:<19}  {', '.join(line.tables)}"
-                )
-        show_notices(noticed.texts)
-    return {}
-
-
 restore.register(_command)
+log.register(_command)
 status.register(_command)
 doctor.register(_command)
 rollforward.register(_command)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import textwrap
 from typing import TYPE_CHECKING, Final
 
@@ -12,8 +10,9 @@ import click
 
 from cln_backup.backends import place_at, redacted
 from cln_backup.cli.installation import plugin_path
-from cln_backup.cli.parameters import optional_url
+from cln_backup.cli.parameters import optional_url, the_node_here
 from cln_backup.cli.presentation import working
+from cln_backup.cli.terminal import painted, width
 from cln_backup.model.errors import BackupError, Interrupted
 from cln_backup.model.health import Finding, Level, worst
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 EXIT_CODES: Final = {Level.GOOD: 0, Level.WARNING: 30, Level.BAD: 31}
 """For monitoring; no error of this program has these codes."""
 
-_COLOURS: Final = {Level.GOOD: "green", Level.WARNING: "yellow", Level.BAD: "red"}
 _WORST_FIRST: Final = (Level.BAD, Level.WARNING, Level.GOOD)
 _MARGIN: Final = 9
 
@@ -38,6 +36,7 @@ def register(command: Command) -> None:
     """Adds the command to the others; `command` is the decorator that makes one."""
 
     @command(
+        "backup-cli doctor\n"
         "backup-cli doctor --lightning-dir ~/.lightning/bitcoin\n"
         "backup-cli doctor --write-test --lightning-dir ~/.lightning/bitcoin\n"
         "backup-cli doctor dir:///mnt/backup/node"
@@ -46,7 +45,7 @@ def register(command: Command) -> None:
         "--lightning-dir",
         type=click.Path(file_okay=False),
         help="The node's network directory, such as ~/.lightning/bitcoin. Without it, only the "
-        "backup at URL is examined.",
+        "backup at URL is examined; without both, the only node on this machine.",
     )
     @click.option(
         "--write-test",
@@ -80,9 +79,7 @@ def register(command: Command) -> None:
         from cln_backup.operations.doctor.examine import examine, remember_copy_of_hsm_secret
 
         if url is None and lightning_dir is None:
-            raise click.UsageError(
-                "Name the node with --lightning-dir, or a backup with its URL, or both."
-            )
+            lightning_dir = the_node_here()
         if hsm_secret_is_copied:
             if lightning_dir is None:
                 raise click.UsageError("--hsm-secret-is-copied needs --lightning-dir.")
@@ -126,20 +123,16 @@ def _fields(examined: Examined, findings: Sequence[Finding], tested: WriteTest |
 
 
 def _show(findings: Sequence[Finding], *, quiet: bool) -> None:
-    width = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else 0
+    columns = width()
     for finding in findings:
         if finding.level is Level.GOOD and quiet:
             continue
         name = finding.level.value
-        label = click.style(
-            (name.upper() if finding.level is Level.BAD else name).ljust(_MARGIN),
-            fg=_COLOURS[finding.level],
-            bold=finding.level is Level.BAD,
-        )
-        lines = _wrapped(finding.text, width)
+        label = (name.upper() if finding.level is Level.BAD else name).ljust(_MARGIN)
+        lines = _wrapped(finding.text, columns)
         if finding.remedy:
-            lines += _wrapped(f"{finding.remedy} [{finding.code}]", width)
-        click.echo(label + lines[0])
+            lines += _wrapped(f"{finding.remedy} [{finding.code}]", columns)
+        click.echo(painted(label, finding.level) + lines[0])
         for line in lines[1:]:
             click.echo(" " * _MARGIN + line)
     if quiet and worst(findings) is Level.GOOD:
@@ -152,8 +145,8 @@ def _show(findings: Sequence[Finding], *, quiet: bool) -> None:
     )
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def _wrapped(text: str, columns: int | None) -> list[str]:
     """The lines of a text on a terminal; one line elsewhere, where others search for it."""
-    if width <= 2 * _MARGIN:
+    if columns is None:
         return [text]
-    return textwrap.wrap(text, width - _MARGIN, break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(text, columns - _MARGIN, break_long_words=False, break_on_hyphens=False)

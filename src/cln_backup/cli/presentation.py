@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from cln_backup.backends.ticket import Size
     from cln_backup.model.change import Change
-    from cln_backup.operations.history import Holdings, Status
 
 Fields = dict[str, Any]
 
@@ -166,41 +165,6 @@ def working(what: str, *, as_json: bool) -> Iterator[None]:
         yield
 
 
-def show_table(*rows: tuple[str, str]) -> None:
-    """Prints names and values, one per line."""
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        click.echo(f"{name:<{width}}  {value}")
-
-
-def rows_of(held: Holdings) -> list[tuple[str, str]]:
-    """The parts of a backup, as rows of a table; unknown ones are left out."""
-    rows = []
-    if held.encrypted is not None:
-        rows.append(("encryption", held.cipher or "none"))
-    if held.encrypted:
-        slots = [
-            str(key["label"]) if key["label"] == key["kind"] else f"{key['label']} ({key['kind']})"
-            for key in held.keys or ()
-        ]
-        rows.append(("key slots", ", ".join(slots) or "none: the backup cannot be unlocked"))
-    if held.generations is not None and held.oldest_generation_at is not None:
-        which = "" if held.generations == 1 else "the oldest "
-        made = f"{which}made {moment(held.oldest_generation_at)}"
-        rows.append(("generations", f"{held.generations}, {made}"))
-    if held.space_bytes is not None:
-        rows.append(("space used", f"{size(held.space_bytes)} of the disk"))
-    return rows
-
-
-def rows_of_proof(found: Status) -> list[tuple[str, str]]:
-    """How far the backup was replayed, as rows of a table; left out if unknown."""
-    if found.proven_version is None or found.proven_at is None:
-        return []
-    when = f"{moment(found.proven_at)} ({age(found.proven_at)})"
-    return [("proven", f"up to data version {found.proven_version}, {when}")]
-
-
 def size(size_bytes: float) -> str:
     """A size in a unit that suits it."""
     for unit in ("bytes", "KB", "MB", "GB"):
@@ -212,7 +176,7 @@ def size(size_bytes: float) -> str:
 
 def changes(number: int) -> str:
     """A number of changes, in words."""
-    return "1 change" if number == 1 else f"{number} changes"
+    return "1 change" if number == 1 else f"{number:,} changes"
 
 
 def amount(of: Size) -> str:
@@ -223,6 +187,11 @@ def amount(of: Size) -> str:
 def moment(at: float) -> str:
     """A time since 1970, as local time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def when(at: float) -> str:
+    """A time since 1970, as local time and by its age."""
+    return f"{moment(at)} ({age(at)})"
 
 
 def age(at: float) -> str:

@@ -8,7 +8,7 @@ import click
 
 from cln_backup.backends import place_at
 from cln_backup.backends.ticket import size_of
-from cln_backup.cli.parameters import optional_url, url_or
+from cln_backup.cli.parameters import with_url_as
 from cln_backup.cli.presentation import (
     Noticing,
     changes,
@@ -61,9 +61,9 @@ def register(
         "backup.lock is verified.",
     )
     @scratch_dir
-    @optional_url
+    @with_url_as(directory_from="against")
     def verify(
-        url: str | None,
+        url: str,
         against: str | None,
         scratch_dir: str | None,
         *,
@@ -82,7 +82,6 @@ def register(
 
         if checksums and against is not None:
             raise click.UsageError("--against needs a replay; leave out --checksums.")
-        url = url_or(url, against, "--against")
         noticed, compared = Noticing(), None
         with (
             place_at(url).open_reader(secret=secret, on_event=noticed) as reader,
@@ -123,15 +122,9 @@ def register(
         return fields
 
     @command(
+        "backup-cli drill\n"
         "backup-cli drill --lightning-dir ~/.lightning/bitcoin\n"
         "backup-cli drill --lightning-dir ~/.lightning/bitcoin /mnt/copy/node"
-    )
-    @click.option(
-        "--lightning-dir",
-        type=_directory,
-        required=True,
-        help="The node's network directory. Without URL, the backup in its backup.lock is "
-        "restored.",
     )
     @click.option(
         "--scratch-dir",
@@ -139,9 +132,13 @@ def register(
         metavar="DIR",
         help="Directory where the database is restored. By default in the node's directory.",
     )
-    @optional_url
+    @with_url_as(
+        help="The node's network directory. Without URL, the backup in its backup.lock is "
+        "restored. Not needed for the only node on this machine.",
+        needs_directory=True,
+    )
     def drill(
-        url: str | None,
+        url: str,
         lightning_dir: str,
         scratch_dir: str | None,
         *,
@@ -156,7 +153,6 @@ def register(
         from cln_backup.operations.drill import drill as drill_backup
         from cln_backup.operations.drill import failures_remembered
 
-        url = url_or(url, lightning_dir, "--lightning-dir")
         noticed = Noticing()
         with (
             failures_remembered(lightning_dir),

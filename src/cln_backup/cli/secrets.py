@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from cln_backup.backends import redacted, url_of
+from cln_backup.cli.parameters import with_url, with_url_as
 from cln_backup.cli.presentation import changes, progress, tell, warn
 from cln_backup.model.errors import Interrupted, Locked
 from cln_backup.storage import interruption
@@ -138,7 +139,7 @@ def register(cli: click.Group, command: Command) -> None:
     """Adds these commands to the others; `command` is the decorator that makes one."""
 
     @command("backup-cli copy file:///mnt/old/node.bkp dir:///mnt/new/node")
-    @click.argument("source", metavar="FROM")
+    @with_url_as("source", "[FROM]")
     @click.argument("target", metavar="TO")
     def copy(source: str, target: str, *, as_json: bool, secret: Secret | None) -> Fields:
         """Copy a backup to a new place, in the format of that place, and compare the two.
@@ -151,8 +152,8 @@ def register(cli: click.Group, command: Command) -> None:
         from cln_backup.operations.copy import copy as copy_backup
 
         bar = functools.partial(progress, as_json=as_json, passes=2)
-        done = copy_backup(url_of(source), url_of(target), bar, secret=secret, on_event=tell)
-        if keyring.is_encrypted(url_of(source)) and not keyring.is_encrypted(url_of(target)):
+        done = copy_backup(source, url_of(target), bar, secret=secret, on_event=tell)
+        if keyring.is_encrypted(source) and not keyring.is_encrypted(url_of(target)):
             warn(
                 "The copy is not encrypted: anyone who can read it can read the node's database. "
                 "For an encrypted copy, name a key in its URL: dir:///the/copy?key-file=PATH"
@@ -184,12 +185,8 @@ def register(cli: click.Group, command: Command) -> None:
     def key() -> None:
         """Manage the key slots of an encrypted backup."""
 
-    url = click.argument(
-        "url", metavar="URL", callback=lambda _context, _parameter, place: url_of(place)
-    )
-
     @command("backup-cli key list /mnt/backup/node", key)
-    @url
+    @with_url
     def list(url: str, *, as_json: bool, **_secret: object) -> Fields:  # noqa: A001
         """List the key slots of a backup."""
         from cln_backup.operations import keyring
@@ -216,7 +213,7 @@ def register(cli: click.Group, command: Command) -> None:
     @click.option("--new-passphrase-file", type=_file, help="A passphrase, in a file.")
     @click.option("--new-passphrase", is_flag=True, help="A passphrase; asks for it.")
     @click.option("--name", help="Name of the key slot.")
-    @url
+    @with_url
     def add(
         url: str,
         name: str | None,
@@ -241,7 +238,7 @@ def register(cli: click.Group, command: Command) -> None:
         return {"added": label}
 
     @command("backup-cli key remove /mnt/backup/node passphrase", key)
-    @url
+    @with_url
     @click.argument("name")
     def remove(url: str, name: str, *, as_json: bool, **_secret: object) -> Fields:
         """Remove a key slot, so that its secret no longer unlocks the backup.

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cln_backup.backends.contract import Reader
+    from cln_backup.model.change import Change
 
 
 class Holdings(NamedTuple):
@@ -125,19 +126,22 @@ def log(reader: Reader, start: int = 0, *, dropped: bool = False) -> Iterator[Lo
         Damaged, StorageError.
     """
     for change in reader.dropped_changes() if dropped else reader.stream_changes(start):
-        if change.version < start:
-            continue
-        kind = change.kind.value
-        stored_at = change.stored_ms / 1000 if change.stored_ms else None
-        if change.transaction is None:
-            assert change.snapshot is not None
-            yield LogLine(change.version, kind, change.snapshot.size_bytes, 0, (), stored_at)
-            continue
-        yield LogLine(
-            change.version,
-            kind,
-            sum(len(text.encode("utf-8", "surrogateescape")) for text in change.transaction),
-            len(change.transaction),
-            statements.tables_touched(change.transaction),
-            stored_at,
-        )
+        if change.version >= start:
+            yield line_of(change)
+
+
+def line_of(change: Change) -> LogLine:
+    """The line of one change."""
+    kind = change.kind.value
+    stored_at = change.stored_ms / 1000 if change.stored_ms else None
+    if change.transaction is None:
+        assert change.snapshot is not None
+        return LogLine(change.version, kind, change.snapshot.size_bytes, 0, (), stored_at)
+    return LogLine(
+        change.version,
+        kind,
+        sum(len(text.encode("utf-8", "surrogateescape")) for text in change.transaction),
+        len(change.transaction),
+        statements.tables_touched(change.transaction),
+        stored_at,
+    )
