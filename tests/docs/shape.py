@@ -13,6 +13,7 @@ _PLAIN = (
     (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?Z?"), "TIME"),
     (re.compile(r"\d[\d,.]*(?<=\d)"), "0"),
     (re.compile(r"\b0 (?:bytes|B|KB|MB|GB)\b"), "0 BYTES"),
+    (re.compile(r"\b0 (?:second|minute|hour|day)s? ago\b"), "AGO"),
     (re.compile(r"\b0 ([a-z]+?)s?\b"), r"0 \1"),
     (re.compile(r"[ \t]+"), " "),
 )
