@@ -175,7 +175,7 @@ def _is_only_named(example: Example) -> bool:
         each.strip("[]|().") in _PLACEHOLDERS or re.match(r"\[[^:]", each) for each in words
     )
     engine = any(each.startswith(_ENGINES) for each in words)
-    return missing or engine or not places
+    return missing or engine or not (places or example.shown)
 
 
 def _check_names(typed: str) -> None:
