@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shlex
@@ -15,14 +14,15 @@ from cln_backup.cli.commands import cli
 from cln_backup.plugin.manifest import MANIFEST
 from tests.docs import scenes
 from tests.docs.examples import NODES, Example, UnknownProgramError, examples
-from tests.docs.sandbox import Sandbox
 from tests.docs.shape import unlike
 from tests.documents import DOCUMENTS, name
 from tests.histories import assert_same_database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
+
+    from tests.docs.sandbox import Sandbox
 
 _NOT_RUN = {
     "lightning-hsmtool": "part of Core Lightning",
@@ -190,27 +190,6 @@ def _check_names(typed: str) -> None:
         elif word.startswith("--"):
             assert word.partition("=")[0] in options | {"--help"}, typed
     assert known is not cli or len(words) == 1 or words[1].startswith("-"), typed
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of all machines, made once for all workers."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if base.name.startswith("popen-") else base
-    made = shared / "machine"
-    with (shared / "machine.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not made.exists():
-            scenes.build_template(shared / "machine.new")
-            (shared / "machine.new").rename(made)
-    return made
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Sandbox]:
-    made = Sandbox(tmp_path / "machine")
-    yield made
-    made.close()
 
 
 def _is_run(example: Example) -> bool:

@@ -35,7 +35,7 @@ from cln_backup.cli.presentation import (
     warn,
     working,
 )
-from cln_backup.cli.program import Program, help_command
+from cln_backup.cli.program import Program, help_command, schema_command
 from cln_backup.cli.secrets import register, secret_of, with_secrets
 from cln_backup.cli.server import server, takeover, token
 from cln_backup.cli.standby import register as register_standby
@@ -102,7 +102,7 @@ def cli() -> None:
     """
 
 
-for _other in (help_command, server, token, takeover):
+for _other in (help_command, schema_command, server, token, takeover):
     cli.add_command(_other)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -90,3 +91,21 @@ def command_name(name: str, *, required: bool = False) -> click.Argument:
 def help_command(ctx: click.Context, names: tuple[str, ...]) -> None:
     """Show the help of the program, or of a command."""
     click.echo(named(ctx, names).get_help())
+
+
+@click.command(
+    "schema",
+    cls=Command,
+    params=[command_name("names", required=True)],
+    epilog="\b\nExamples:\n  backup-cli schema status\n  backup-cli schema key list",
+)
+@click.pass_context
+def schema_command(ctx: click.Context, names: tuple[str, ...]) -> None:
+    """Show the JSON Schema of the objects that a command prints with --json."""
+    from cln_backup.cli.schema import ANSWERS, schema_of
+
+    named(ctx, names)
+    command = " ".join(names)
+    if command not in ANSWERS:
+        raise click.UsageError(f"backup-cli {command} does not have --json.", ctx)
+    click.echo(json.dumps(schema_of(command), indent=2))
