@@ -318,6 +318,16 @@ def test_copy_of_hsm_secret_is_remembered(directory: Path) -> None:
     assert programs.run("doctor", "--hsm-secret-is-copied", "dir:///x").returncode == 2
 
 
+def test_token_that_others_can_read(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_bytes(b"0" * 64)
+    url = f"socket:127.0.0.1:1?deadline=1&token-file={token}"
+    token.chmod(0o644)
+    assert _levels(None, url)["secret-readable"] is Level.WARNING
+    token.chmod(0o600)
+    assert "secret-readable" not in _levels(None, url)
+
+
 @pytest.mark.parametrize(
     ("url", "given_up"),
     [

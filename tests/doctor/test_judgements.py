@@ -211,6 +211,7 @@ _UNLOCKED = {"only-key-file": _GOOD}
         (keys.Keys(_slots("key-file"), leaves=True), {"only-key-file": _BAD}),
         (keys.Keys(_slots("key-file", "hsm-secret"), leaves=True), _UNLOCKED),
         (keys.Keys(_slots("passphrase"), leaves=False), _UNLOCKED),
+        (keys.Keys((), leaves=False, readable=("/token",)), {"secret-readable": _WARNING}),
         (
             keys.Keys(_slots("hsm-secret"), leaves=False, file=_FILE),
             _UNLOCKED | {"key-file-readable": _GOOD},

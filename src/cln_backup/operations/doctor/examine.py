@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote
 
 from cln_backup.backends import place_at
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from cln_backup.backends.inventory import Inventory
     from cln_backup.backends.place import Place
     from cln_backup.backends.secrets import Secret
+
+_KEY_OPTIONS: Final = {*KEY_SOURCES} - {"hsm-secret"}
+_ACCESS_OPTIONS: Final = ("token-file", "credentials-file", "passfile", "sslkey")
 
 
 class Examined(NamedTuple):
@@ -189,9 +192,11 @@ class _Examination:
         if self._place is None or not self._place.can_encrypt:
             return iter(())
         slots = tuple(self._place.keys()) if self._opened_or_locked() else ()
-        path = _key_path(self._place.url)
-        file = None if path is None else keys.key_file(path, self._storage_dir, self._directory)
-        return keys.judge_keys(keys.Keys(slots, self._storage_dir is None, file))
+        url, file = self._place.url, None
+        for path in _paths_in(url, _KEY_OPTIONS):
+            file = keys.key_file(path, self._storage_dir, self._directory)
+        readable = tuple(filter(keys.is_readable, _paths_in(url, _ACCESS_OPTIONS)))
+        return keys.judge_keys(keys.Keys(slots, self._storage_dir is None, file, readable))
 
     def _opened_or_locked(self) -> bool:
         opened = self._opened
@@ -282,10 +287,7 @@ class _Examination:
         return clock.judge(clock.gather(self._now, noted))
 
 
-def _key_path(url: str) -> str | None:
-    """The path of the key that a URL names, but for the node's own secret."""
-    for pair in url.partition("?")[2].split("&"):
-        name, _, value = pair.partition("=")
-        if name in KEY_SOURCES and name != "hsm-secret":
-            return unquote(value)
-    return None
+def _paths_in(url: str, options: Iterable[str]) -> list[str]:
+    """The paths that a URL names with these options."""
+    pairs = (pair.partition("=") for pair in url.partition("?")[2].split("&"))
+    return [unquote(value) for name, _, value in pairs if name in options]

@@ -37,11 +37,13 @@ class Keys(NamedTuple):
         slots: its key slots; empty if it is not encrypted.
         leaves: whether it is on another machine.
         file: the key that its URL names.
+        readable: the files with a token or a password that its URL names and others can read.
     """
 
     slots: tuple[Key, ...]
     leaves: bool
     file: KeyFile | None = None
+    readable: tuple[str, ...] = ()
 
 
 class HsmSecret(NamedTuple):
@@ -80,6 +82,11 @@ def hsm_secret(
     return HsmSecret(path, _mode(path), database is not None, copied_at, in_backup)
 
 
+def is_readable(path: str) -> bool:
+    """Whether other users can read a file; not if it is missing. Raises `OSError`."""
+    return bool((_mode(path) or 0) & _OTHERS)
+
+
 def _mode(path: str) -> int | None:
     try:
         return stat.S_IMODE(os.stat(path).st_mode)
@@ -102,6 +109,14 @@ def judge_keys(keys: Keys) -> Iterator[Finding]:
         yield _of_slots(keys.slots)
     if keys.file is not None:
         yield from _of_file(keys.file)
+    if keys.readable:
+        yield Finding(
+            "secret-readable",
+            Level.WARNING,
+            f"Other users of this machine can read {', '.join(keys.readable)}, which gives access "
+            "to the backup.",
+            f"chmod 600 {' '.join(keys.readable)}",
+        )
 
 
 def _of_slots(slots: Sequence[Key]) -> Finding:
