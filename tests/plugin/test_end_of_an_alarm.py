@@ -44,7 +44,7 @@ def test_alarm_ends_only_if_the_backup_replays(
     with open_writer(url) as writer:
         replicator.backend = writer
         following.begin({})
-        child = following._child
+        child = following._child._child
         assert child is not None
         until = time.monotonic() + WAIT_S
         while following.alarm is not None if is_sound else following._progress is None:

@@ -71,7 +71,7 @@ def test_plugin_drops_them(url: str, tmp_path: Path, capfd: pytest.CaptureFixtur
         replicator.backend = writer
         following.begin({})
         go_on_until(lambda: following.status()["follower"] == "following")
-        child = following._child
+        child = following._child._child
         assert child is not None
         os.kill(child.pid, signal.SIGSTOP)
         command.start(b"1", writer, FORCE)

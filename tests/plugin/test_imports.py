@@ -33,6 +33,7 @@ _LATER = {
     *("apsw", "asyncio", "bz2", "click", "concurrent", "logging", "lzma", "queue", "random"),
     *("rich", "shutil", "socket", "sqlite3", "ssl", "subprocess", "tempfile", "threading"),
     *("traceback", "urllib", "cln_backup.cli", "cln_backup.compaction", "cln_backup.follower"),
+    "cln_backup.monitor",
     *("cln_backup.operations", "cln_backup.replay", "cln_backup.server", "cln_backup.wire"),
     *("cln_backup.backends.dir.create", "cln_backup.backends.dir.reader"),
     *("cln_backup.backends.file.reader", "cln_backup.backends.opening"),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import select
 import time
 from typing import TYPE_CHECKING, Final
 
 from cln_backup.model.errors import BackupError
 from cln_backup.node.settings import Alarm, read_settings
 from cln_backup.plugin import jsonrpc
+from cln_backup.plugin.kept_child import KeptChild
 from cln_backup.plugin.manifest import ALARM_TOPIC, FOLLOWER_OPTION, REPLICA_OPTION
 
 if TYPE_CHECKING:
+    import select
     from collections.abc import Callable, Mapping
 
     from cln_backup.backends.contract import Writer
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from cln_backup.process.child import Child
 
 REPLICA_NAME: Final = "backup.replica"
-_PAUSE_S: Final = 1.0
-_LONGEST_PAUSE_S: Final = 300.0
-_LONG_LIFE_S: Final = 600.0
 
 
 class Following:
@@ -47,12 +44,8 @@ class Following:
         """Registers with `poll`, which reports when to call `go_on`."""
         self._replicator = replicator
         self._log = log
-        self._poll = poll
-        self._child: Child[Said] | None = None
+        self._child: KeptChild[Said] = KeptChild(self._start, self._rest, log, poll)
         self._obsolete: list[str] = []
-        self._start_at = math.inf
-        self._started_at = 0.0
-        self._pause_s = _PAUSE_S
         self._progress: Progress | None = None
         self._state = "off"
         self.alarm: Alarm | None = None
@@ -85,8 +78,7 @@ class Following:
                 self._passed_at = noted.proven_at
         elif not self._obsolete:
             return
-        self._start_at = time.monotonic()
-        self.ensure()
+        self._child.begin()
 
     def _chosen(self, options: Mapping[str, object], backend: Writer) -> str | None:
         """The replica's directory; `None` if there shall be none."""
@@ -117,15 +109,13 @@ class Following:
 
     def timeout_ms(self) -> float | None:
         """The time until `ensure` has something to do; `None` if it has nothing."""
-        if self._start_at == math.inf:
-            return None
-        return max(0.0, self._start_at - time.monotonic()) * 1000
+        return self._child.timeout_ms()
 
     def ensure(self) -> None:
         """Starts the follower if it is time to."""
-        if time.monotonic() < self._start_at:
-            return
-        self._start_at = math.inf
+        self._child.ensure()
+
+    def _start(self) -> Child[Said]:
         backend = self._replicator.backend
         assert backend is not None
         from cln_backup.backends.opening import Opening
@@ -139,46 +129,33 @@ class Following:
             with contextlib.suppress(BackupError):  # backup.lock was changed since the start
                 node = NodeDirectory(os.getcwd(), read_settings(os.getcwd()).files)
             backups = [Backup("", opening, self.replica_dir, _database(), node)]
-        try:
-            self._child = Child(
-                "cln_backup.follower.process",
-                Start(backups, self._obsolete),
-                SAYS,
-                work="follows the backup",
-                lowest_priority=True,
-            )
-        except BackupError as error:
-            self._rest(error)
-            return
-        self._started_at = time.monotonic()
-        self._poll.register(self._child.fileno(), select.POLLIN)
+        return Child(
+            "cln_backup.follower.process",
+            Start(backups, self._obsolete),
+            SAYS,
+            work="follows the backup",
+            lowest_priority=True,
+        )
 
     def is_at(self, fd: int) -> bool:
         """Whether this descriptor of `poll` is the follower's."""
-        return self._child is not None and fd == self._child.fileno()
+        return self._child.is_at(fd)
 
     def go_on(self) -> None:
         """Handles a message of the follower, or its end."""
-        assert self._child is not None
         try:
             said = self._child.step()
         except BackupError as error:
             self._end()
             if self.replica_dir is not None or self._obsolete:
-                self._rest(error)
+                self._child.rest(error)
             return
         if said is not None:
             self._take(said)
 
     def ask(self, request: Message) -> bool:
         """Sends the follower a request; `False` if it does not run."""
-        if self._child is None:
-            return False
-        try:
-            self._child.send(request)
-        except BackupError:  # it has ended; `go_on` will hear of it
-            return False
-        return True
+        return self._child.send(request)
 
     def is_starting(self) -> bool:
         """Whether it will soon be able to help with a compaction."""
@@ -186,7 +163,7 @@ class Following:
 
     def helper(self) -> FollowerHelper | None:
         """The follower as the helper of a compaction; `None` if it cannot help now."""
-        if self._child is None or self._state != "following" or self.alarm is not None:
+        if not self._child.runs or self._state != "following" or self.alarm is not None:
             return None
         from cln_backup.follower.helper import FollowerHelper
 
@@ -238,20 +215,12 @@ class Following:
             self._log("info", "The backup replays again; its fault is over.")
 
     def _end(self) -> None:
-        if self._child is not None:
-            self._poll.unregister(self._child.fileno())
-            self._child.close()
-            self._child = None
+        if self._child.runs:
+            self._child.end()
             self.on_compaction(0, None)
 
-    def _rest(self, error: BackupError) -> None:
-        """Starts the follower again after a pause, which grows."""
-        if time.monotonic() - self._started_at > _LONG_LIFE_S:
-            self._pause_s = _PAUSE_S
-        self._state = f"waiting: {error}"
-        self._log("warn", f"{error} It starts again in {self._pause_s:.0f} s.")
-        self._start_at = time.monotonic() + self._pause_s
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+    def _rest(self, why: str) -> None:
+        self._state = f"waiting: {why}"
 
     def status(self) -> dict[str, object]:
         """The fields of `backup-status`."""
@@ -273,8 +242,8 @@ class Following:
 
     def close(self) -> None:
         """Ends the follower without waiting for it; the system kills it when this process ends."""
-        self._start_at = math.inf
         self._end()
+        self._child.close()
 
 
 def _database() -> str | None:

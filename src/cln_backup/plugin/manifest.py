@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 OPTION = "backup-destination"
 SCRATCH_OPTION = "backup-scratch-dir"
 COMPACT_OPTION = "backup-compact"
@@ -10,7 +12,26 @@ MAX_CHANGES_OPTION = "backup-compact-max-changes"
 MAX_DAYS_OPTION = "backup-compact-max-days"
 FOLLOWER_OPTION = "backup-follower"
 REPLICA_OPTION = "backup-replica-dir"
+APPRISE_OPTION = "backup-alarm-apprise"
+WEBHOOK_OPTION = "backup-alarm-webhook"
+COMMAND_OPTION = "backup-alarm-command"
+PING_OPTION = "backup-alarm-ping"
 ALARM_TOPIC = "backup_alarm"
+
+_CONCEALS_SINCE = (24, 11)
+"""An earlier lightningd ends a plugin that has an option of the type `string-conceal`."""
+
+
+def _secret_type(release: str) -> str:
+    """The type of an option whose value `listconfigs` should not show."""
+    try:
+        year, month = map(int, release.removeprefix("v").split(".")[:2])
+    except ValueError:
+        return "string"
+    return "string-conceal" if (year, month) >= _CONCEALS_SINCE else "string"
+
+
+_SECRET = _secret_type(os.environ.get("LIGHTNINGD_VERSION", ""))
 MANIFEST = {
     "dynamic": False,
     "nonnumericids": True,
@@ -62,6 +83,30 @@ MANIFEST = {
             "type": "string",
             "description": "Directory of the follower's replica, which is as large as the "
             "database. By default backup.replica in the network directory.",
+        },
+        {
+            "name": APPRISE_OPTION,
+            "type": _SECRET,
+            "multi": True,
+            "description": "URL of Apprise to send alarms to, or a file with one URL a line.",
+        },
+        {
+            "name": WEBHOOK_OPTION,
+            "type": _SECRET,
+            "multi": True,
+            "description": "URL that gets each alarm as a POST with JSON.",
+        },
+        {
+            "name": COMMAND_OPTION,
+            "type": "string",
+            "multi": True,
+            "description": "Command that gets each alarm as JSON on its standard input.",
+        },
+        {
+            "name": PING_OPTION,
+            "type": _SECRET,
+            "multi": True,
+            "description": "URL that gets a GET each minute while the node is protected.",
         },
     ],
     "rpcmethods": [

@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from cln_backup import __version__
@@ -27,6 +28,7 @@ from cln_backup.plugin.following import Following
 from cln_backup.plugin.hook import Hook
 from cln_backup.plugin.init_command import InitCommand
 from cln_backup.plugin.manifest import ALARM_TOPIC, MANIFEST
+from cln_backup.plugin.monitoring import Monitoring
 from cln_backup.plugin.replicator import Replicator
 from cln_backup.plugin.self_compaction import SelfCompaction
 from cln_backup.plugin.status_command import status
@@ -52,13 +54,17 @@ class Plugin:
         self._poll = select.poll()
         self._poll.register(0, select.POLLIN)
         self._replicator = Replicator(
-            os.getcwd(), lambda message: _log("info", message), on_event=_log_event
+            os.getcwd(), lambda message: _log("info", message), on_event=self._tell
         )
         self._hook = Hook(self._replicator, _log)
         self._following = Following(self._replicator, _log, self._poll)
         self._compaction = CompactCommand(self._replicator, self._following, _log, self._poll)
         self._by_itself = SelfCompaction(self._replicator, self._compaction, _log)
-        begins = (self._compaction.begin, self._by_itself.begin, self._following.begin)
+        self._monitoring = Monitoring(self._replicator, self._status, _log, self._poll)
+        begins = (
+            *(self._compaction.begin, self._by_itself.begin),
+            *(self._following.begin, self._monitoring.begin),
+        )
         self._faults: set[str] = set()
         self._init = InitCommand(
             *(self._hook, begins, self._replicator.patience),
@@ -76,6 +82,7 @@ class Plugin:
             events = self._poll.poll(self._timeout_ms())
             if not events:
                 self._write_notes()
+            parts = (self._init, self._compaction, self._following, self._monitoring)
             for fd, _ in events:
                 if fd == 0:
                     if not self._read():
@@ -84,7 +91,7 @@ class Plugin:
                 if self._guard.is_at(fd):
                     self._guard.go_on()
                     continue
-                for part in (self._init, self._compaction, self._following):
+                for part in parts:
                     if part.is_at(fd):
                         self._only_looks(part.go_on, fd)
                         break
@@ -92,6 +99,9 @@ class Plugin:
             if self._leave_at is None:
                 self._only_looks(self._by_itself.look)
                 self._only_looks(self._following.ensure)
+            halted = self._hook.halted
+            if self._monitoring.is_due(halted, idle=not events):
+                self._only_looks(partial(self._monitoring.look, halted))
             if self._leave_at is not None and (
                 time.monotonic() >= self._leave_at
                 or not other_plugins_live(self._lightningd, os.getpid())
@@ -124,7 +134,18 @@ class Plugin:
             return guard.SHUTDOWN_POLL_S * 1000
         if self._replicator.has_notes() or self._guard.is_missing():
             return _IDLE_MS
-        return _sooner(self._by_itself.timeout_ms(), self._following.timeout_ms())
+        parts = (self._by_itself, self._following, self._monitoring)
+        return min((ms for part in parts if (ms := part.timeout_ms()) is not None), default=None)
+
+    def _status(self) -> dict[str, object]:
+        parts = (self._compaction, self._by_itself, self._following)
+        return status(self._replicator, self._hook, *parts)
+
+    def _tell(self, event: Event) -> None:
+        level = "info" if event.noticed in (Noticed.FOUND, Noticed.KEPT) else "warn"
+        waits = " The node waits." if event.noticed is Noticed.WAITING else ""
+        _log(level, event.text + waits)
+        self._monitoring.notice(event.text)
 
     def _read(self) -> bool:
         """Reads once, and serves complete messages; `False` if lightningd has closed the pipe."""
@@ -176,9 +197,7 @@ class Plugin:
         elif method == "init":
             self._init.answer(message)
         elif method == "backup-status":
-            parts = (self._compaction, self._by_itself, self._following)
-            found = status(self._replicator, self._hook, *parts)
-            jsonrpc.write(jsonrpc.answer(request_id, found))
+            jsonrpc.write(jsonrpc.answer(request_id, self._status()))
         elif method == "backup-compact":
             backend = None if self._leave_at is not None else self._replicator.backend
             self._compaction.start(request_id, backend, message.params)
@@ -198,6 +217,8 @@ class Plugin:
             self._write_notes()
             self._only_looks(self._compaction.close)
             self._only_looks(self._following.close)
+            stopped = self._leave_at is not None
+            self._only_looks(partial(self._monitoring.close, stopped=stopped))
             until = time.monotonic() + guard.LEAVE_S
             while not guard.is_quiet(until) or self._reader.has_begun():
                 if not self._read():
@@ -213,18 +234,8 @@ class Plugin:
             os._exit(0)
 
 
-def _sooner(*timeouts_ms: float | None) -> float | None:
-    return min((timeout for timeout in timeouts_ms if timeout is not None), default=None)
-
-
 def _log(level: str, message: str) -> None:
     jsonrpc.write(jsonrpc.log(level, message))
-
-
-def _log_event(event: Event) -> None:
-    level = "info" if event.noticed in (Noticed.FOUND, Noticed.KEPT) else "warn"
-    waits = " The node waits." if event.noticed is Noticed.WAITING else ""
-    _log(level, event.text + waits)
 
 
 def main() -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import struct
 import sys
+import termios
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import msgspec
@@ -98,6 +100,13 @@ class Child(Generic[Said]):
             send(self._outbox.fileno(), message)
         except BrokenPipeError:
             raise self._gone() from None
+
+    def unread_bytes(self) -> int:
+        """How much of what was sent it has not read yet; if that is much, `send` may wait."""
+        found = bytearray(struct.calcsize("i"))
+        fcntl.ioctl(self._outbox.fileno(), termios.FIONREAD, found)
+        unread: int = struct.unpack("i", found)[0]
+        return unread
 
     def step(self) -> Said | None:
         """Reads from the process; returns a message once it is complete, before that `None`.

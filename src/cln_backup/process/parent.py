@@ -7,6 +7,7 @@ import logging
 import os
 import select
 import signal
+from enum import Enum
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread, current_thread, main_thread
 from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
@@ -29,6 +30,13 @@ _Works: TypeAlias = "SimpleQueue[Callable[[], None]]"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MEANWHILE_S: Final = 1.0
 _STOPPED: Final = "The work was stopped; the backup is unchanged."
+
+
+class End(Enum):
+    """How a parent ends: it lets this process finish, or closes its pipe, as at its death."""
+
+    RELEASED = "released"
+    CLOSED = "closed"
 
 
 class Aside(Generic[Done]):
@@ -68,7 +76,9 @@ class Aside(Generic[Done]):
 class Parent(Generic[Asked]):
     """The parent process; `Asked` is the type of its requests after the start."""
 
-    def __init__(self, inbox: Inbox, outbox_fd: int, aside: _Works | None = None) -> None:
+    def __init__(
+        self, inbox: Inbox, outbox_fd: int, aside: _Works | None = None, *, outlived: bool = False
+    ) -> None:
         self._inbox = inbox
         self._outbox_fd = outbox_fd
         self._sending = Lock()
@@ -78,6 +88,8 @@ class Parent(Generic[Asked]):
         self._stopped = False
         self._in_message = False
         self._stop_after_message = False
+        self._outlived = outlived
+        self._end: End | None = None
 
     def say(self, message: Message) -> None:
         """Sends the parent a message; may be called from any thread.
@@ -126,12 +138,19 @@ class Parent(Generic[Asked]):
         poll.register(self._inbox.fd, 0)
         return not poll.poll(0)
 
+    @property
+    def end(self) -> End | None:
+        """How it has ended; `None` while it may ask more, besides what `next_within` still has."""
+        return self._end
+
     def check(self) -> None:
         """For threads other than the main one. Raises `Interrupted` if the work is over."""
         if self._stopped:
             raise Interrupted(_STOPPED)
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._outlived:
+            return
         if self._in_message:  # what follows half a message would be taken for its other half
             self._stop_after_message = True
         else:
@@ -148,9 +167,12 @@ class Parent(Generic[Asked]):
         with contextlib.suppress(EOFError):
             while not isinstance(asked := self._inbox.receive(), Released):
                 self._asked.put(asked)  # type: ignore[arg-type]
+            self._end = End.RELEASED
             self._asked.put(None)
             return
-        os.kill(os.getpid(), signal.SIGTERM)
+        self._end = End.CLOSED
+        if not self._outlived:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _work(self, job: Callable[[], None]) -> None:
         for name in _SIGNALS:
@@ -181,12 +203,16 @@ def _works_aside() -> _Works:
 
 
 def serve(
-    job: Callable[[Start, Parent[Asked]], None], start: type[Start], *asks: type[Asked]
+    job: Callable[[Start, Parent[Asked]], None],
+    start: type[Start],
+    *asks: type[Asked],
+    outlives: bool = False,
 ) -> None:
     """Does the work of a child process: one call of `job`, with the parent's first message.
 
     An error is sent to the parent, which raises it; log records of this project are sent too. When
-    the parent closes its pipe or dies, `Interrupted` is raised in the main thread.
+    the parent closes its pipe or dies, `Interrupted` is raised in the main thread; but not in a job
+    that `outlives` the parent, which looks at `Parent.end`, and which no signal to stop ends.
     """
     inbox_fd, outbox_fd = _take_over(0, os.O_RDONLY), _take_over(1, os.O_WRONLY)
     aside = None
@@ -199,7 +225,7 @@ def serve(
             first = starting.receive()
     except EOFError:
         return
-    parent = Parent[Asked](Inbox(inbox_fd, (Released, *asks)), outbox_fd, aside)
+    parent = Parent[Asked](Inbox(inbox_fd, (Released, *asks)), outbox_fd, aside, outlived=outlives)
     logger = logging.getLogger("cln_backup")
     logger.setLevel(logging.INFO)
     logger.propagate = False
