@@ -51,7 +51,7 @@ class Alarms:
     def take(
         self, findings: Mapping[str, Iterable[Finding]], now: float, clock_s: float
     ) -> list[Notice]:
-        """The notices to tell now, and not again. If that cannot be stored, a restart tells it again.
+        """The notices to tell now, and only now. If that cannot be stored, a restart repeats them.
 
         Args:
             findings: of all nodes, by name.

@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 class Ping:
-    """Sends a GET a minute. Its absence is the message: it is not tried again, only sent anew."""
+    """Sends a GET a minute. Its absence is the message: none is tried a second time."""
 
     def __init__(self, url: str) -> None:
         """Raises `BadSettings` if the URL is not one of HTTP."""
