@@ -269,6 +269,34 @@ def test_broken_directory_is_findings_and_no_crash(tmp_path: Path) -> None:
     assert (code, fields["level"]) == (31, "bad")
 
 
+@contextmanager
+def _as_another_user(*directories: Path) -> Iterator[None]:
+    """This process may not look into these directories."""
+    for each in directories:
+        each.chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        for each in directories:
+            each.chmod(0o700)
+
+
+def test_directories_that_may_not_be_read_are_findings(directory: Path) -> None:
+    place = directory.parent / "backup"
+    initialize(f"dir://{place}", str(directory))
+    with _as_another_user(directory, place):
+        found = _levels(directory)
+        alone = _levels(None, f"dir://{place}")
+    assert found["cannot-look"] is Level.BAD
+    assert "no-settings" not in found
+    assert alone["cannot-open"] is alone["cannot-look"] is Level.BAD
+
+
 def test_look_that_fails_is_one_finding() -> None:
     def refused() -> list[Any]:
         raise PermissionError(13, "Permission denied", "/mnt/backup")

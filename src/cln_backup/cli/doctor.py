@@ -43,7 +43,7 @@ def register(command: Command) -> None:
     )
     @click.option(
         "--lightning-dir",
-        type=click.Path(file_okay=False),
+        type=click.Path(file_okay=False, readable=False),
         help="The node's network directory, such as ~/.lightning/bitcoin. Without it, only the "
         "backup at URL is examined; without both, the only node on this machine.",
     )

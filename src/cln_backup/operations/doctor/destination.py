@@ -102,7 +102,7 @@ def judge(found: Destination) -> Iterator[Finding]:
         yield Finding(
             "cannot-open",
             Level.BAD,
-            f"The backup cannot be opened: {found.refused}",
+            f"The backup cannot be opened: {found.refused.rstrip('.')}.",
             "If the node runs, do not stop it before this is understood. Keep the backup as it is.",
         )
     if found.status is None:

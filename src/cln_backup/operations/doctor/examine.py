@@ -137,7 +137,7 @@ class _Examination:
         assert self._directory is not None
         try:
             settings = read_settings(self._directory)
-        except (BadSettings, NotFound, StorageError) as error:
+        except (BadSettings, NotFound) as error:
             remedy = "Make a backup with `backup-cli init`, or correct the file."
             yield Finding("no-settings", Level.BAD, str(error), remedy)
             return
@@ -145,7 +145,7 @@ class _Examination:
         self._wanted = settings.files
         try:
             self._database = find_database(self._directory, settings.wallet)
-        except (BadSettings, NotFound, StorageError) as error:
+        except (BadSettings, NotFound) as error:
             remedy = "Correct `wallet` in backup.lock, or run the doctor as the node's user."
             yield Finding("no-database", Level.BAD, str(error), remedy)
 

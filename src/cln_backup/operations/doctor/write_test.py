@@ -90,7 +90,7 @@ def judge(tested: WriteTest | BackupError) -> Iterator[Finding]:
         yield Finding(
             "write-test",
             Level.BAD,
-            f"The write test failed: {tested}",
+            f"The write test failed: {str(tested).rstrip('.')}.",
             "A node's change would fail there in the same way, and halt the node. Look at the "
             "disk, the server or the network of the backup.",
         )
