@@ -84,6 +84,36 @@ LIMITS = Limits()
     help="Compact after so many days, if it frees enough space.",
 )
 @click.option(
+    "--alarm-apprise",
+    multiple=True,
+    metavar="URL",
+    help="URL of Apprise to send alarms to, or a file with one URL a line.",
+)
+@click.option(
+    "--alarm-webhook",
+    multiple=True,
+    metavar="URL",
+    help="URL that gets each alarm as a POST with JSON.",
+)
+@click.option(
+    "--alarm-command",
+    multiple=True,
+    metavar="COMMAND",
+    help="Command that gets each alarm as JSON on its standard input.",
+)
+@click.option(
+    "--alarm-ping",
+    multiple=True,
+    metavar="URL",
+    help="URL that gets a GET each minute while nothing is bad.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Where the server remembers which alarms it has sent; under systemd, its state directory.",
+)
+@click.option(
     "--max-connections",
     type=click.IntRange(min=4),
     default=MAX_CONNECTIONS,

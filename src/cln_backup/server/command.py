@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from cln_backup.backends import redacted, url_of
 from cln_backup.compaction.policy import Limits
 from cln_backup.model.errors import BackupError, BadSettings, BadUrl, NotFound
+from cln_backup.monitor.messages import Receivers
 from cln_backup.server import certificate, listener, logs, systemd
 from cln_backup.server.admission import MAX_CONNECTIONS
 from cln_backup.server.following import OFF, Following
+from cln_backup.server.monitoring import Monitoring
 from cln_backup.server.nodes import node_of, open_nodes, read_nodes, renew, say_not_found
 from cln_backup.server.sealed import Sealed
 from cln_backup.server.self_compaction import SelfCompaction
@@ -49,6 +51,11 @@ class Options(NamedTuple):
     compact_max_changes: int = Limits().max_changes
     compact_max_days: float = Limits().max_days
     max_connections: int = MAX_CONNECTIONS
+    alarm_apprise: tuple[str, ...] = ()
+    alarm_webhook: tuple[str, ...] = ()
+    alarm_command: tuple[str, ...] = ()
+    alarm_ping: tuple[str, ...] = ()
+    state_dir: str | None = None
     log_mode: str = "plain"
     log_level: str = "info"
 
@@ -118,9 +125,17 @@ def _state_of(node: Node) -> str:
     return f"at version {node.last.version if node.last is not None else 0}"
 
 
-def _beside(nodes: dict[str, Node], options: Options) -> list[Following | SelfCompaction]:
+def _beside(
+    nodes: dict[str, Node], options: Options
+) -> list[Following | SelfCompaction | Monitoring]:
     """The parts of the server that work beside its connections."""
-    found: list[Following | SelfCompaction] = []
+    found: list[Following | SelfCompaction | Monitoring] = []
+    receivers = Receivers(
+        *(options.alarm_apprise, options.alarm_webhook),
+        *(options.alarm_command, options.alarm_ping),
+    )
+    if any(receivers):
+        found.append(Monitoring(nodes, receivers, options.state_dir))
     if options.replica_dir != OFF:
         found.append(Following(nodes, options.replica_dir))
     if options.compact == AUTO:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from cln_backup.model.errors import BadSettings
 from cln_backup.monitor.http import REQUEST_S, HttpServer
+from cln_backup.server.node_state import state_of
 from cln_backup.server.sealed import Sealed
 from cln_backup.server.served import Served
 
@@ -47,6 +47,7 @@ class _Figures:
                 ("integrity_timestamp_seconds", "When the replica was last checked, since 1970"),
                 ("space_bound_bytes", "Most that the backup uses if its compactions succeed"),
                 ("quota_bytes", "Most that a sealed backup may use"),
+                ("free_bytes", "Room on the disk of the backup"),
                 ("objects", "Number of objects of a sealed backup"),
                 ("last_object_timestamp_seconds", "When its last one was stored, since 1970"),
                 ("alarm", "Whether the backup does not replay, or is damaged"),
@@ -71,37 +72,26 @@ class _Figures:
             counters["refusals"].add_metric([name], figures.refusals)
             gauges["node_connections"].add_metric([name], node.connections())
             gauges["writer_connected"].add_metric([name], node.writer_peer() is not None)
-            if isinstance(node, Sealed):
-                gauges["size_bytes"].add_metric([name], node.size_bytes())
-                gauges["objects"].add_metric([name], node.objects)
-                if node.quota_bytes:
-                    gauges["quota_bytes"].add_metric([name], node.quota_bytes)
-                if node.last_stored_at is not None:
-                    gauges["last_object_timestamp_seconds"].add_metric([name], node.last_stored_at)
-            if not isinstance(node, Served):
-                continue
-            proof, progress = node.proof, node.proof.progress
-            if progress is not None:
-                gauges["proven_version"].add_metric([name], progress.proven_version)
-                gauges["proof_lag_seconds"].add_metric([name], proof.lag_s())
-                for gauge, at in (
-                    ("proven_timestamp_seconds", progress.proven_at),
-                    ("integrity_timestamp_seconds", progress.checked_at),
-                ):
-                    if at is not None:
-                        gauges[gauge].add_metric([name], at)
-            gauges["alarm"].add_metric([name], proof.alarm is not None)
-            if node.space_bound_bytes is not None:
-                gauges["space_bound_bytes"].add_metric([name], node.space_bound_bytes)
-            last = node.last
-            if last is None:
-                continue
-            gauges["head_version"].add_metric([name], last.version)
-            gauges["size_bytes"].add_metric([name], node.size_bytes())
-            gauges["changes"].add_metric([name], last.version_count)
-            if last.changed_at_ms:
-                age_s = max(0.0, time.time() - last.changed_at_ms / 1000)
-                gauges["last_change_age_seconds"].add_metric([name], age_s)
+            state, is_sealed = state_of(node), isinstance(node, Sealed)
+            stored_at = node.last_stored_at if isinstance(node, Sealed) else None
+            if isinstance(node, Served):
+                gauges["alarm"].add_metric([name], state.alarm is not None)
+            for gauge, figure in (
+                ("head_version", state.version),
+                ("size_bytes", state.backupsize),
+                ("objects" if is_sealed else "changes", state.version_count),
+                ("quota_bytes", state.quota_bytes),
+                ("last_object_timestamp_seconds", stored_at),
+                ("last_change_age_seconds", None if is_sealed else state.last_change_age_s),
+                ("space_bound_bytes", state.space_bound_bytes),
+                ("proven_version", state.proven_version),
+                ("proven_timestamp_seconds", state.proven_at),
+                ("proof_lag_seconds", state.proof_lag_s),
+                ("integrity_timestamp_seconds", state.replica_checked_at),
+                ("free_bytes", state.free_bytes),
+            ):
+                if figure is not None:
+                    gauges[gauge].add_metric([name], figure)
         yield from gauges.values()
         yield from counters.values()
         total = GaugeMetricFamily("cln_backup_connections", "Open connections")
