@@ -25,7 +25,7 @@ except ImportError:
 endef
 export REQUIRE_PYTHON
 
-.PHONY: setup demo lint test check soak bench fuzz dist docs clean
+.PHONY: setup demo lint test check soak bench fuzz dist docs man clean
 
 setup: $(STAMP)
 
@@ -71,6 +71,10 @@ dist: setup
 docs: setup
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/site
 	@echo "The site is build/site/index.html."
+
+# The man pages, after a change of the help or of docs/cli.md.
+man: setup
+	$(BIN)/python contrib/man/make.py
 
 clean:
 	rm -rf .venv build dist

@@ -16,6 +16,8 @@ from cln_backup.node.settings import read_settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from click.shell_completion import CompletionItem
+
     from cln_backup.cli.presentation import Fields
 
 _LEFT_OUT: Final = "cln_backup.url_left_out"
@@ -34,8 +36,28 @@ class UrlArgument(click.Argument):
             super().add_to_parser(parser, ctx)
 
 
+class _Place(click.types.StringParamType):
+    """A path or a URL, which a shell completes as a path."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """As in click."""
+        from click.shell_completion import CompletionItem
+
+        del ctx, param
+        return [CompletionItem(incomplete, type="file")]
+
+
 class Command(click.Command):
     """A command that refuses an empty argument or option, as from an unset shell variable."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:  # noqa: ANN401 - click's own
+        """As in click; text without a type of its own is a place."""
+        super().__init__(*args, **attributes)
+        for parameter in self.params:
+            if isinstance(parameter, click.Argument) and parameter.type is click.STRING:
+                parameter.type = _PLACE
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As in click, but checks for empty values first. Raises `click.UsageError`."""
@@ -49,7 +71,7 @@ class Command(click.Command):
                     ctx,
                     parameter,
                 )
-        ctx.meta[_LEFT_OUT] = self._leaves_out_url(given)
+        ctx.meta[_LEFT_OUT] = not ctx.resilient_parsing and self._leaves_out_url(given)
         return super().parse_args(ctx, args)
 
     def _leaves_out_url(self, given: dict[str, Any]) -> bool:
@@ -59,6 +81,9 @@ class Command(click.Command):
             return False
         values = [given.get(found.name or "") for found in arguments]
         return isinstance(values[-2], str) and not isinstance(values[-1], str)
+
+
+_PLACE: Final = _Place()
 
 
 class Group(click.Group):

@@ -17,6 +17,7 @@ _SECTIONS: Final = (
     ("Get a node back", ("restore", "rollforward", "snapshot", "undo-migration")),
     ("Keys", ("key",)),
     ("Other machines", ("server", "token", "standby", "takeover")),
+    ("Help", ("help", "schema")),
 )
 _OTHERS: Final = "More"
 _NAME_COLUMNS: Final = max(len(name) for _, names in _SECTIONS for name in names)
@@ -25,19 +26,27 @@ _NAME_COLUMNS: Final = max(len(name) for _, names in _SECTIONS for name in names
 class Program(Group):
     """The commands, listed in sections."""
 
+    def sections(self, ctx: click.Context) -> list[tuple[str, list[str]]]:
+        """The titles of the sections, and the names of their commands."""
+        known = self.list_commands(ctx)
+        named = [name for _, names in _SECTIONS for name in names]
+        others = (_OTHERS, tuple(name for name in known if name not in named))
+        found = (
+            (title, [name for name in names if name in known])
+            for title, names in (*_SECTIONS, others)
+        )
+        return [(title, names) for title, names in found if names]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """As in click, in sections and with whole sentences."""
-        named = {name for _, names in _SECTIONS for name in names}
-        others = tuple(name for name in self.list_commands(ctx) if name not in named)
-        for title, names in (*_SECTIONS, (_OTHERS, others)):
-            rows = [
-                (f"{name:<{_NAME_COLUMNS}}", command.get_short_help_str(limit=200))
-                for name in names
-                if (command := self.get_command(ctx, name)) is not None and not command.hidden
-            ]
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
+        for title, names in self.sections(ctx):
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(f"{name:<{_NAME_COLUMNS}}", self._said(name)) for name in names]
+                )
+
+    def _said(self, name: str) -> str:
+        return self.commands[name].get_short_help_str(limit=200)
 
 
 class _CommandName(click.Argument):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -9,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from cln_backup.backends import redacted, url_of
+from cln_backup.backends import place_at, redacted, url_of
 from cln_backup.cli.parameters import with_url, with_url_as
 from cln_backup.cli.presentation import changes, progress, tell, warn
-from cln_backup.model.errors import Interrupted, Locked
+from cln_backup.model.errors import BackupError, Interrupted, Locked
 from cln_backup.storage import interruption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cln_backup.operations.keyring import Secret
 
@@ -135,6 +136,19 @@ def secret_of(options: dict[str, Any], *, new: bool = False) -> Secret | None:
         return keyring.secret_from(source, _ask("Passphrase of hsm_secret"))
 
 
+def _labels(context: click.Context, _parameter: click.Parameter, incomplete: str) -> Sequence[str]:
+    """The labels of the key slots of a backup on this machine, for a shell."""
+    from cln_backup.operations import keyring
+
+    url = context.params.get("url")
+    if not url or place_at(url_of(url)).storage_dir is None:
+        return ()
+    with contextlib.suppress(BackupError):
+        labels = [key.label for key in keyring.list_keys(url_of(url))]
+        return [label for label in labels if label.startswith(incomplete)]
+    return ()
+
+
 def register(cli: click.Group, command: Command) -> None:
     """Adds these commands to the others; `command` is the decorator that makes one."""
 
@@ -239,7 +253,7 @@ def register(cli: click.Group, command: Command) -> None:
 
     @command("backup-cli key remove /mnt/backup/node passphrase", key)
     @with_url
-    @click.argument("name")
+    @click.argument("name", shell_complete=_labels)
     def remove(url: str, name: str, *, as_json: bool, **_secret: object) -> Fields:
         """Remove a key slot, so that its secret no longer unlocks the backup.
 
