@@ -6,6 +6,7 @@ Wherever the environment variable CI is set, a test may be skipped only for a re
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +28,11 @@ ALLOWED = {
     "CLN_BACKUP_CAPTURES is not set": not os.environ.get("CLN_BACKUP_CAPTURES"),
     # Minutes, and 15 GB of disk.
     "CLN_BACKUP_SOAK is not set": not SOAK,
+    # .ci/packages could not install them.
+    "Chromium or its driver is not installed": not (
+        shutil.which("chromium") and shutil.which("chromedriver")
+    ),
+    "promtool is not installed": shutil.which("promtool") is None,
     # Mounts, namespaces and files of other users.
     "needs root": os.geteuid() != 0,
 }
