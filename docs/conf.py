@@ -51,7 +51,7 @@ _TREE["Tasks"] += [task for task in _TASKS if task not in _PLACED]
 
 def _tree(caption: str, pages: list[str]) -> str:
     entries = "\n".join(pages)
-    return f"\n```{{toctree}}\n:caption: {caption}\n:hidden:\n:glob:\n\n{entries}\n```\n"
+    return f"\n```{{toctree}}\n:caption: {caption}\n:hidden:\n\n{entries}\n```\n"
 
 
 def _front(index: str) -> str:
@@ -68,8 +68,9 @@ def _read(_app: Sphinx, page: str, source: list[str]) -> None:
     text = source[0]
     if page == "index":
         text = _front(text)
-    if page == "alarms/index":
-        text += _tree("Alarms", ["*"])
+    if page.startswith("alarms/") and page != "alarms/index":
+        # Not in the tree: it would be longer than all else, and take most of the time.
+        text = f"---\norphan: true\n---\n{text}"
     text = re.sub(r'<a id="([^"]+)"></a>', r"[]{#\1}", text)
     text = re.sub(r"\]\((?:\.\./)+README\.md(#[^)]*)?\)", r"](/index.md\1)", text)
     source[0] = re.sub(_ELSEWHERE, r"\1", text)

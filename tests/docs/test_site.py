@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.documents import DOCS, DOCUMENTS, ROOT
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ def _foreign(text: str) -> list[str]:
     return _LOADED.findall(text)
 
 
+@pytest.mark.timeout(600)  # seconds of work, which a busy machine makes many
 def test_site_builds_without_a_warning_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
     site = tmp_path / "site"
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
