@@ -12,7 +12,7 @@ import click
 
 from cln_backup.backends import place_at, redacted, url_of
 from cln_backup.cli.parameters import with_url, with_url_as
-from cln_backup.cli.presentation import changes, progress, tell, warn
+from cln_backup.cli.presentation import changes, progress, tell, warn, when
 from cln_backup.model.errors import BackupError, Interrupted, Locked
 from cln_backup.storage import interruption
 
@@ -207,8 +207,9 @@ def register(cli: click.Group, command: Command) -> None:
 
         keys = keyring.list_keys(url)
         if not as_json:
+            width = max((len(found.label) for found in keys), default=0)
             for found in keys:
-                click.echo(f"{found.label:<34}{found.kind}")
+                click.echo(f"{found.label:<{width}}  {found.kind:<10}  {when(found.created_at)}")
             if not keys:
                 click.echo("The backup is not encrypted, so it has no key slots.")
         return {"keys": [found._asdict() for found in keys]}
