@@ -35,6 +35,7 @@ _ELSEWHERE = r"\[([^]]*)\]\((?:(?:\.\./)+\w+/\w+\.(?:py|c)|LICENSE)\)"
 _TREE = {
     "Something happened": [
         "tasks/when-the-node-stops",
+        "tasks/whole-node",
         "tasks/restoring",
         "alarms/index",
         "tasks/interrupted-migration",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 from subprocess import PIPE, STDOUT
 from typing import TYPE_CHECKING
 
 from cln_backup.backends import open_writer
+from cln_backup.backends.secrets import node_id_of_secret, secret_of_words
 from cln_backup.replay.replica import node_id_of
 from simulator.build import build_database
 from simulator.calls import committed_calls, read_recording
@@ -121,6 +124,21 @@ def emptied(machine: Sandbox) -> None:
     """The same, with an empty directory for the node."""
     lost(machine)
     machine.node.mkdir(parents=True)
+
+
+def whole_lost(machine: Sandbox) -> None:
+    """A new machine, with the backup of a node whose secret has the sandbox's words."""
+    bare(machine)
+    kept = machine.root / "databases" / "words.sqlite3"
+    with contextlib.closing(sqlite3.connect(machine.database)) as database, database:
+        node_id = bytes.fromhex(node_id_of_secret(secret_of_words(WORDS).content))
+        database.execute("UPDATE vars SET blobval = ? WHERE name = 'node_id'", (node_id,))
+    shutil.copy(machine.database, kept)
+    (machine.home / ".lightning" / "config").write_text("network=bitcoin\n")
+    backup = machine.path("/mnt/backup/node")
+    made = programs.run("init", "--encrypt", "--lightning-dir", machine.node, backup)
+    assert made.returncode == 0, made.stderr
+    lost(machine)
 
 
 def lost_file(machine: Sandbox) -> None:

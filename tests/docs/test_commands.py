@@ -75,11 +75,16 @@ _SCENES: dict[str, Callable[[Sandbox], None]] = {
     "docs/tasks/restoring.md": scenes.lost,
     "docs/tasks/standby.md": scenes.waiting,
     "docs/tasks/when-the-node-stops.md": scenes.ahead,
+    "docs/tasks/whole-node.md": scenes.bare,
 }
 """The state in which a page, or a section of docs/cli.md, begins; otherwise it is `protected`."""
 
 _LOOK = "backup-cli restore --words /mnt/backup/node /tmp/look.sqlite3 && rm /tmp/look.sqlite3"
 _RESTORE = "backup-cli restore --words /mnt/backup/node ~/.lightning/bitcoin"
+_WHOLE = (
+    "backup-cli restore --node ~/.lightning/bitcoin --words --old-node-is-off --original "
+    "/mnt/backup/node"
+)
 _REMOVE = "backup-cli key remove /mnt/backup/node key-file"
 _INIT_FILE = "backup-cli init --lightning-dir ~/.lightning/bitcoin file:///mnt/backup/node.bkp"
 _AGAIN: dict[tuple[str, str], Callable[[Sandbox], None]] = {
@@ -102,6 +107,9 @@ _AGAIN: dict[tuple[str, str], Callable[[Sandbox], None]] = {
     ("docs/server.md", "backup-cli token"): scenes.bare,
     ("docs/tasks/compaction.md", "backup-cli compact"): scenes.plain,
     ("docs/tasks/when-the-node-stops.md", "backup-cli rollforward"): scenes.older,
+    ("docs/tasks/whole-node.md", "backup-cli restore --node ~/.lightning/bitcoin --words --dry"): (
+        scenes.whole_lost
+    ),
     ("docs/tasks/when-the-node-stops.md", "backup-cli verify"): scenes.plain,
 }
 """Where a page tells of another case: the beginning of a command and its answer; the state then."""
@@ -121,6 +129,13 @@ def _restored(machine: Sandbox) -> None:
     assert_same_database(machine.database, machine.root / "databases" / "310.sqlite3")
 
 
+def _whole(machine: Sandbox) -> None:
+    assert_same_database(machine.database, machine.root / "databases" / "words.sqlite3")
+    found = {str(path.relative_to(machine.home)) for path in machine.home.rglob("*")}
+    names = ("hsm_secret", "backup.lock", "backup.key")
+    assert found >= {".lightning/config", *(f".lightning/bitcoin/{name}" for name in names)}
+
+
 def _only_looked(machine: Sandbox) -> None:
     assert not machine.path(_LOOK.rsplit(maxsplit=1)[-1]).exists()
     assert "?key-file=" in machine.url
@@ -136,6 +151,7 @@ _OUTCOMES = {
     ("README.md", _LOOK): _only_looked,
     ("README.md", _RESTORE): _restored,
     ("docs/tasks/restoring.md", _RESTORE): _restored,
+    ("docs/tasks/whole-node.md", _WHOLE): _whole,
     ("docs/tasks/restoring.md", _REMOVE): _without_the_key_of_the_lost_machine,
 }
 """What is so after a command of a page."""

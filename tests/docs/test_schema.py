@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from tests.docs.sandbox import Sandbox
 
+_WHOLE = "--node ~/.lightning/bitcoin /mnt/backup/node"
 _DIR = "--lightning-dir ~/.lightning/bitcoin"
 _RUN: list[tuple[Callable[[Sandbox], None], tuple[str, ...]]] = [
     (scenes.bare, (f"init --encrypt {_DIR} /mnt/backup/node",)),
@@ -43,6 +44,10 @@ _RUN: list[tuple[Callable[[Sandbox], None], tuple[str, ...]]] = [
         "copy /tmp/copy",
         f"doctor --write-test {_DIR}",
         "token /tmp/token",
+    )),
+    (scenes.whole_lost, (
+        f"restore --words --dry-run {_WHOLE}",
+        f"restore --words --old-node-is-off --original {_WHOLE}",
     )),
     (scenes.plain, (
         "log",

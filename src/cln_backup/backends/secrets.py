@@ -30,11 +30,15 @@ class Secret(NamedTuple):
 
     Attributes:
         path: of the key file.
+        hsm_secret: the `hsm_secret` file with it, in the form that lightningd reads.
+        is_typed: whether it was typed as words.
     """
 
     kind: SecretKind
     content: bytes
     path: str | None = None
+    hsm_secret: bytes | None = None
+    is_typed: bool = False
 
 
 def needs_passphrase(path: str) -> bool:
@@ -58,7 +62,48 @@ def secret_of_words(words: str, passphrase: str = "") -> Secret:
         Locked: as `check_words`.
     """
     check_words(words)
-    return Secret(SecretKind.HSM_SECRET, hsm_secret.seed_of(words.lower(), passphrase))
+    seed = hsm_secret.seed_of(words.lower(), passphrase)
+    file = hsm_secret.file_of_words(words, passphrase)
+    return Secret(SecretKind.HSM_SECRET, seed, None, file, is_typed=True)
+
+
+def as_before_words(secret: Secret) -> Secret:
+    """The secret that the tool of lightningd's releases before 25.12 made of the same words.
+
+    It is the first half of their seed.
+    """
+    half = secret.content[: hsm_secret.PLAIN_BYTES]
+    return Secret(SecretKind.HSM_SECRET, half, None, half)
+
+
+def secret_in(content: bytes, where: str, passphrase: str | None = None) -> bytes:
+    """The node's secret in the content of an `hsm_secret` file.
+
+    Raises:
+        Locked: it is not one, or its passphrase is wrong or missing.
+    """
+    try:
+        return hsm_secret.secret_of(content, passphrase)
+    except hsm_secret.NoSecret as error:
+        raise Locked(f"{where} cannot be used: {error}. Nothing was changed.") from None
+
+
+def is_protected(content: bytes) -> bool:
+    """Whether the content of an `hsm_secret` file needs a passphrase."""
+    return hsm_secret.needs_passphrase(content)
+
+
+def is_in_file(secret: bytes, content: bytes) -> bool:
+    """Whether an `hsm_secret` file contains a secret, as far as that is seen without a passphrase.
+
+    `content` must be of an `hsm_secret`.
+    """
+    return bool(hsm_secret.is_file_of(content, secret))
+
+
+def node_id_of_secret(secret: bytes) -> str:
+    """The id of the node with this secret."""
+    return hsm_secret.node_id_of(secret)
 
 
 def read_key(path: str) -> bytes:
@@ -91,7 +136,8 @@ def secret_from(source: tuple[str, str], passphrase: str | None = None) -> Secre
             raise Locked(f"{path} is not a key file, which has 32 to 4096 random bytes.")
         return Secret(SecretKind.KEY_FILE, content, path)
     try:
-        return Secret(SecretKind.HSM_SECRET, hsm_secret.secret_of(content, passphrase))
+        found = hsm_secret.secret_of(content, passphrase)
+        return Secret(SecretKind.HSM_SECRET, found, None, content)
     except hsm_secret.NoSecret as error:
         hint = f" {KEY_FOR_A_NODE}" if isinstance(error, hsm_secret.NeedsPassphrase) else ""
         raise Locked(f"{path} cannot be used to unlock the backup: {error}.{hint}") from None

@@ -15,8 +15,6 @@ from cln_backup.node.outside import database_path
 if TYPE_CHECKING:
     from cln_backup.operations.initialize import Initialized
 
-_KEYS = tuple(f"{name}=" for name in ("key-file", "hsm-secret", "passphrase-file"))
-
 _REMIND_OF_HSM = (
     "hsm_secret is not in the backup, and a restored database is useless without it. Copy it once "
     "to a separate place; it does not change."
@@ -37,13 +35,6 @@ def show_next_steps(line: str, directory: str, database: str | None, wallet: str
         f"({os.path.dirname(os.path.abspath(directory))}/config):\n\n{line}\n\n"
         f"Then start Core-Lightning, and look for this in its log: {STARTED_WELL}"
     )
-
-
-def without_keys(url: str) -> str:
-    """The URL without the path of a key, for a command line that names another one."""
-    place, _, query = url.partition("?")
-    kept = [pair for pair in query.split("&") if not pair.startswith(_KEYS)]
-    return f"{place}?{'&'.join(kept)}" if any(kept) else place
 
 
 def show_rights(rights: str | None) -> None:

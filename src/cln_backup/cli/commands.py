@@ -18,7 +18,6 @@ from cln_backup.cli.after_init import (
     show_next_steps,
     show_rights,
     warn_of_disk,
-    without_keys,
 )
 from cln_backup.cli.boundary import speak, told
 from cln_backup.cli.entry import stop_by
@@ -148,7 +147,7 @@ def init(
     The node must be stopped. An existing backup or backup.lock is never overwritten.
     """
     from cln_backup.operations.initialize import initialize
-    from cln_backup.operations.keyring import list_keys
+    from cln_backup.operations.keyring import list_keys, without_keys
 
     if wallet is not None and lightning_dir is None:
         raise click.UsageError("--wallet needs --lightning-dir.")

@@ -17,6 +17,7 @@ from cln_backup.cli.presentation import (
     warn,
     warn_of_foreign_keys,
 )
+from cln_backup.cli.whole_node import restore_whole_node
 
 if TYPE_CHECKING:
     from cln_backup.cli.presentation import Fields
@@ -29,7 +30,31 @@ def register(command: Command) -> None:
 
     @command(
         "backup-cli restore file:///mnt/backup/node.bkp ~/.lightning/bitcoin\n"
-        "backup-cli restore file:///mnt/backup/node.bkp /tmp/look.sqlite3"
+        "backup-cli restore file:///mnt/backup/node.bkp /tmp/look.sqlite3\n"
+        "backup-cli restore --node ~/.lightning/bitcoin --words dir:///mnt/backup/node"
+    )
+    @click.option(
+        "--node",
+        "node_dir",
+        type=click.Path(file_okay=False),
+        metavar="DIR",
+        help="Restore a whole node into its network directory DIR, such as ~/.lightning/bitcoin, "
+        "which need not exist: the database, the small files that the backup has, a fresh key "
+        "file, hsm_secret if it is at hand, and backup.lock.",
+    )
+    @click.option(
+        "--dry-run", is_flag=True, help="With --node: show what would be done; change nothing."
+    )
+    @click.option(
+        "--old-node-is-off",
+        is_flag=True,
+        help="With --node: do not ask. The old node is off, and can never start again.",
+    )
+    @click.option(
+        "--original",
+        is_flag=True,
+        help="With --node: do not ask. The node wrote to this very backup until its end; it is not "
+        "an older copy.",
     )
     @click.option(
         "--to",
@@ -40,15 +65,46 @@ def register(command: Command) -> None:
         "loses money.",
     )
     @click.argument("url", metavar="URL", callback=lambda _context, _parameter, url: url_of(url))
-    @click.argument("destination", metavar="DESTINATION")
+    @click.argument("destination", metavar="[DESTINATION]", required=False)
     def restore(
-        url: str, destination: str, to: int | None, *, as_json: bool, secret: Secret | None
+        url: str,
+        destination: str | None,
+        to: int | None,
+        node_dir: str | None,
+        *,
+        dry_run: bool,
+        old_node_is_off: bool,
+        original: bool,
+        as_json: bool,
+        secret: Secret | None,
     ) -> Fields:
         """Restore the database, to a file or as lightningd.sqlite3 in a directory.
 
         Nothing is ever overwritten. The database is built beside its destination, checked, and
         synced; only then it gets its name.
+
+        With --node, restore a whole node: see that option.
         """
+        if node_dir is not None:
+            if destination is not None or to is not None:
+                raise click.UsageError("--node takes neither DESTINATION nor --to.")
+            return restore_whole_node(
+                url,
+                node_dir,
+                dry_run=dry_run,
+                old_node_is_off=old_node_is_off,
+                original=original,
+                as_json=as_json,
+                secret=secret,
+            )
+        if dry_run or old_node_is_off or original:
+            raise click.UsageError("--dry-run, --old-node-is-off and --original need --node.")
+        if destination is None:
+            raise click.MissingParameter(
+                "For the database, name a file or a directory; for a whole node, add --node DIR.",
+                param_hint="DESTINATION",
+                param_type="argument",
+            )
         from cln_backup.operations.restore import restore as restore_database
         from cln_backup.operations.restore import target_path
 

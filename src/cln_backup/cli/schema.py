@@ -66,6 +66,32 @@ class Restore(Struct):
     notices: list[str]
 
 
+class NodePlan(Struct):
+    """A whole node that would be restored, with `--node --dry-run`."""
+
+    directory: str
+    path: str
+    version: int
+    node_id: str | None
+    files: list[str]
+    kept_apart: list[str]
+    hsm_secret: Literal["directory", "given", "backup"] | None
+    key_file: str | None
+    backend_url: str
+    notices: list[str]
+    dry_run: bool
+
+
+class RestoredNode(NodePlan):
+    """A whole node that was restored, with `--node`."""
+
+    version_count: int
+    size_bytes: int
+    foreign_key_faults: int
+    key_slot: str | None
+    left: list[str]
+
+
 class Key(Struct):
     """A key slot."""
 
@@ -297,7 +323,7 @@ class Promoted(Struct):
 ANSWERS: Final[dict[str, tuple[type[Struct], ...]]] = {
     "init": (Init,),
     "snapshot": (Snapshot,),
-    "restore": (Restore,),
+    "restore": (Restore, NodePlan, RestoredNode),
     "status": (Status,),
     "log": (Line,),
     "verify": (Verify,),

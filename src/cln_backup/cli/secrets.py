@@ -13,7 +13,7 @@ import click
 from cln_backup.backends import place_at, redacted, url_of
 from cln_backup.cli.parameters import with_url, with_url_as
 from cln_backup.cli.presentation import changes, progress, tell, warn, when
-from cln_backup.model.errors import BackupError, Interrupted, Locked
+from cln_backup.model.errors import BackupError, BadSettings, Interrupted, Locked
 from cln_backup.storage import interruption
 
 if TYPE_CHECKING:
@@ -73,6 +73,30 @@ def _ask(what: str, *, twice: bool = False, **options: Any) -> str:  # noqa: ANN
         raise
     except click.Abort:
         raise _nobody(what) from None
+
+
+def ask_passphrase(what: str) -> str:
+    """Asks for a passphrase, as the options that unlock do. Raises `Locked`."""
+    return _ask(what)
+
+
+def confirm(question: str, option: str) -> bool:
+    """Asks the operator on the terminal for a whole yes.
+
+    Raises:
+        BadSettings: there is no terminal; the option is the answer then.
+    """
+    if not sys.stdin.isatty():
+        raise BadSettings(
+            f"Cannot ask: there is no terminal. Nothing was changed. If the answer is yes, add "
+            f"{option}. The question is: {question}"
+        )
+    with interruption.at_once():
+        try:
+            answer = click.prompt(question, prompt_suffix=" ", err=True)
+        except click.Abort:
+            return False
+    return str(answer).strip().lower() == "yes"
 
 
 def _has_terminal() -> bool:

@@ -149,6 +149,11 @@ def network_directories_in(directory: str) -> list[str]:
     return [name for name in names if _is_network_directory(os.path.join(directory, name))]
 
 
+def has_network_name(directory: str) -> bool:
+    """Whether a directory has the name of a network, as every network directory has."""
+    return os.path.basename(os.path.abspath(directory)) in _NETWORKS
+
+
 def _is_network_directory(path: str) -> bool:
     with contextlib.suppress(OSError):
         known = os.path.basename(path) in _NETWORKS

@@ -43,11 +43,14 @@ __all__ = [
     "secret_from",
     "secret_of_words",
     "secrets_at_init",
+    "with_key_file",
+    "without_keys",
 ]
 
 KEY_NAME = "backup.key"
 HSM_SECRET_NAME = "hsm_secret"  # noqa: S105 - the name of a file
 _KEY_BYTES = 32
+_KEYS = tuple(f"{name}=" for name in ("key-file", "hsm-secret", "passphrase-file"))
 
 
 def list_keys(url: str) -> list[Key]:
@@ -152,9 +155,21 @@ def encrypted(url: str, directory: str) -> Iterator[str]:
             f"{path} exists: it unlocks another backup, and was not changed. To use it, name it in "
             "the URL (?key-file=…); otherwise move it away."
         )
-    joint = "&" if "?" in url else "?"
     with key_file(path, needed=lambda: _stands(url)):
-        yield f"{url}{joint}key-file={quote(path)}"
+        yield with_key_file(url, path)
+
+
+def with_key_file(url: str, path: str) -> str:
+    """The URL of a backup that the key file unlocks."""
+    joint = "&" if "?" in url else "?"
+    return f"{url}{joint}key-file={quote(path)}"
+
+
+def without_keys(url: str) -> str:
+    """The URL without the path of a key, for a command line that names another one."""
+    place, _, query = url.partition("?")
+    kept = [pair for pair in query.split("&") if not pair.startswith(_KEYS)]
+    return f"{place}?{'&'.join(kept)}" if any(kept) else place
 
 
 def _stands(url: str) -> bool:

@@ -53,6 +53,8 @@ def restore(
     destination: str,
     progress: Callable[[Change], None] | None = None,
     to: int | None = None,
+    *,
+    before: Callable[[str], None] | None = None,
 ) -> Restored:
     """Builds the database at the backup's version, checks it, and gives it its name.
 
@@ -62,6 +64,9 @@ def restore(
     `destination` is a file, or a directory: then `lightningd.sqlite3` in it. The database is built
     beside it and is complete, checked and on stable storage when the name appears; after any error
     before, the unfinished file is removed. Nothing is ever overwritten.
+
+    `before` is called with the path of the complete file, before that gets its name; no signal
+    takes effect from then on.
 
     Raises:
         AlreadyExists: the database exists, or a journal that SQLite would apply to it.
@@ -79,8 +84,11 @@ def restore(
             replica, faults, size = _build(reader, built, progress, to)
             target_path(destination)  # the node may have been started meanwhile
             named = syncs_names(os.path.dirname(path))
-            fsio.publish(built, path, op="publish restored database")
-            interruption.finished()
+            with interruption.held():
+                if before is not None:
+                    before(built)
+                fsio.publish(built, path, op="publish restored database")
+                interruption.finished()
         finally:
             for name in (built, *(built + companion for companion in _COMPANIONS)):
                 if os.path.lexists(name):  # not if it could not be made
