@@ -66,7 +66,8 @@ def _kinds_of_the_follower() -> set[str]:
 
 def _in_source() -> set[str]:
     modules = [path.read_text(encoding="utf-8") for path in _SOURCE.rglob("*.py")]
-    return {"halted"}.union(_kinds_of_the_follower(), *map(_codes, modules))
+    making = [source for source in modules if re.search(r"\b(Finding|Weakness)\(", source)]
+    return {"halted"}.union(_kinds_of_the_follower(), *map(_codes, making))
 
 
 def test_each_code_has_a_page_and_each_page_a_code() -> None:
@@ -103,10 +104,10 @@ def test_index_leads_to_each_page() -> None:
 
 
 def _texts(path: Path) -> list[str]:
-    module = ast.parse(path.read_text(encoding="utf-8"))
+    source = path.read_text(encoding="utf-8")
     return [
         node.value
-        for node in ast.walk(module)
+        for node in ast.walk(ast.parse(source if "docs/" in source else ""))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
 
