@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from typing import TYPE_CHECKING, Final
+import time
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from cln_backup.backends import place_at
-from cln_backup.model.errors import BadUrl, Discontinuity, Interrupted
+from cln_backup.model.errors import BadUrl, Damaged, Discontinuity, Interrupted
 from cln_backup.model.position import Position
 from cln_backup.operations.history import LogLine, line_of
 from cln_backup.storage import interruption
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _WAIT_S: Final = 30.0
 _FIRST_VERSIONS: Final = 10
+_ATTEMPTS: Final = 5
+_PAUSE_S: Final = 0.2
 
 
 def follow(
@@ -42,11 +45,37 @@ def follow(
         NotFound, Damaged, Locked, StorageError, Unreachable: as when a reader is opened.
         BadUrl: the server is too old to be followed.
     """
-    with (
-        contextlib.suppress(Interrupted),
-        interruption.deferred(),
-        place_at(url).open_reader(secret=secret, on_event=on_event) as reader,
-    ):
+    following, attempts = _Following(show), _ATTEMPTS
+    with contextlib.suppress(Interrupted), interruption.deferred():
+        while True:
+            shown = following.last
+            try:
+                with place_at(url).open_reader(secret=secret, on_event=on_event) as reader:
+                    if shown is not None:
+                        start = shown.version + 1
+                    following.run(reader, start)
+            except Damaged:
+                # A file: backup is changed in place, also beside those who read it.
+                attempts = attempts - 1 if following.last == shown else _ATTEMPTS
+                if not attempts:
+                    raise
+                with interruption.at_once():
+                    time.sleep(_PAUSE_S)
+
+
+class _Following:
+    """The end of what was shown, and what is after it.
+
+    Attributes:
+        last: the line that was shown last.
+    """
+
+    def __init__(self, show: Callable[[LogLine, bool], None]) -> None:
+        self._show = show
+        self.last: LogLine | None = None
+
+    def run(self, reader: Reader, start: int | None) -> NoReturn:
+        """Shows the changes from a version on, by default the last ones, and then each new one."""
         if not reader.can_be_followed:
             raise BadUrl(
                 "The server's release is too old to be followed, or it is the community's. "
@@ -54,44 +83,32 @@ def follow(
             )
         if start is None:
             start = max(0, reader.version - _FIRST_VERSIONS + 1)
-        _Following(reader, show).run(start)
-
-
-class _Following:
-    """The end of what was shown, and what is after it."""
-
-    def __init__(self, reader: Reader, show: Callable[[LogLine, bool], None]) -> None:
-        self._reader, self._show = reader, show
-        self._last: LogLine | None = None
-
-    def run(self, start: int) -> None:
-        """Shows the changes from a version on; never returns."""
-        self._show_all(self._reader.stream_changes(start))
+        self._show_all(reader.stream_changes(start))
         while True:
-            seen = self._reader.standing
-            if not self._reader.wait_for_more(_WAIT_S):
+            seen = reader.standing
+            if not reader.wait_for_more(_WAIT_S):
                 continue
             try:
-                self._show_all(self._reader.stream_changes(after=seen.position))
+                self._show_all(reader.stream_changes(after=seen.position))
             except Discontinuity:
-                self._after_a_drop(seen.position, seen.prev_version)
+                self._after_a_drop(reader, seen.position, seen.prev_version)
 
     def _show_all(self, changes: Iterator[Change]) -> None:
         for change in changes:
-            self._last = line_of(change)
-            self._show(self._last, False)
+            self.last = line_of(change)
+            self._show(self.last, False)
             interruption.check()
 
-    def _after_a_drop(self, gone: Position, prev_version: int) -> None:
+    def _after_a_drop(self, reader: Reader, gone: Position, prev_version: int) -> None:
         """Continues where the head that was shown last is no longer in the backup."""
         before = Position(prev_version, gone.changes - 1, None)
-        changes = self._reader.stream_changes(after=before)
+        changes = reader.stream_changes(after=before)
         try:
             first = next(changes, None)
         except Discontinuity:  # a compaction has folded what was before it, and perhaps itself
-            self._show_all(self._reader.stream_changes(gone.version + 1))
+            self._show_all(reader.stream_changes(gone.version + 1))
             return
-        if self._last is not None and self._last.version == gone.version:
-            self._show(self._last, True)
+        if self.last is not None and self.last.version == gone.version:
+            self._show(self.last, True)
         if first is not None:
             self._show_all(itertools.chain([first], changes))
