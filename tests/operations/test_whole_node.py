@@ -26,7 +26,7 @@ from cln_backup.model.errors import (
 from cln_backup.model.node_files import Wanted
 from cln_backup.node.settings import OnGap, read_settings
 from cln_backup.operations.initialize import initialize
-from cln_backup.operations.keyring import add_key, list_keys
+from cln_backup.operations.keyring import add_key, list_keys, with_key_file
 from cln_backup.operations.whole_node import plan, restore_node, unlocking
 from cln_backup.storage import fsio
 from tests import programs
@@ -58,6 +58,7 @@ class Old:
         wanted: Wanted | None = None,
         encrypt: bool = True,
         scheme: str = "dir",
+        url: str | None = None,
     ) -> None:
         self.base = base / "old"
         self.directory = self.base / "bitcoin"
@@ -75,7 +76,7 @@ class Old:
             connection.execute(
                 f"INSERT INTO vars (name, blobval) VALUES ('node_id', x'{self.node_id}')"
             )
-        self.url = f"{scheme}://{base}/backup"
+        self.url = url or f"{scheme}://{base}/backup"
         self.done = initialize(self.url, str(self.directory), encrypt=encrypt, files=wanted)
         self.keyed = self.done.backend_url
         with place_at(self.keyed).open_writer(self.node_id) as writer:
@@ -138,7 +139,7 @@ def require_whole(old: Old, directory: Path) -> None:
         assert found[f"bitcoin/{name}"] == (old.directory / name).read_bytes(), name
     assert found["config"] == (old.base / "config").read_bytes()
     url = read_settings(str(directory)).backend_url
-    assert url == f"{old.url}?key-file={directory}/backup.key"
+    assert url == with_key_file(old.url, f"{directory}/backup.key")
     with place_at(url).open_reader() as reader:
         assert reader.version == 4
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cln_backup.backends import redacted
+from cln_backup.backends.secrets import secret_of_words
 from tests import postgres_cluster
 from tests.operations.test_undo_migration import BEFORE, MIGRATION
+from tests.operations.test_whole_node import WORDS, Old, back, require_whole
 from tests.plugin.home import CAPTURES, Home
 from tests.plugin.test_undo_migration import capture
 from tests.soak import SOAK
@@ -123,3 +125,10 @@ def test_migration_that_was_cut_is_undone(home: Home, tmp_path: Path) -> None:
     home.require_same(home.database, before)
     home.run("--capture", new)
     home.require_same(home.database)
+
+
+def test_whole_node_is_back_from_a_database(tmp_path: Path) -> None:
+    old = Old(tmp_path, url=_unused(tmp_path))
+    new = tmp_path / "bare" / "bitcoin"
+    back(old.url, new, secret_of_words(WORDS))
+    require_whole(old, new)

@@ -15,6 +15,7 @@ import pytest
 
 from cln_backup.backends import create_backend, open_reader, open_writer, place_at
 from cln_backup.backends.objects.sealed import ServerBucket
+from cln_backup.backends.secrets import secret_of_words
 from cln_backup.backends.socket.url import parse_socket_url
 from cln_backup.model.change import Change
 from cln_backup.model.errors import (
@@ -31,6 +32,7 @@ from cln_backup.wire import object_packets as objects
 from cln_backup.wire import packets as wire
 from tests import captured
 from tests.histories import add_all, append, payment, payments, started_node, told, told_by
+from tests.operations.test_whole_node import WORDS, Old, back, require_whole
 from tests.plugin.home import CAPTURES, Home
 from tests.soak import SOAK
 from tests.socket.serving import ServerHere, server_here, server_process
@@ -393,3 +395,14 @@ def test_directory_of_another_disk_takes_no_change(
     node.open()
     append(url, payments(13, 14))
     assert told_by(url) == told([*_HISTORY, *payments(12, 14)])
+
+
+def test_whole_node_is_back_from_a_sealed_backup(server: ServerHere, tmp_path: Path) -> None:
+    old = Old(tmp_path, url=server.add(f"objects://{tmp_path}/stored"))
+    new = tmp_path / "bare" / "bitcoin"
+    done = back(old.url, new, secret_of_words(WORDS))
+    require_whole(old, new)
+    assert done.key_slot == "key-file-2"
+    for path in (tmp_path / "stored").glob("files-*"):
+        assert b"of the node" not in path.read_bytes()
+    assert len(list((tmp_path / "stored").glob("files-*"))) == 1
