@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import pytest
 from cln_backup.backends import place_at
 from cln_backup.model.errors import NotFound
 from cln_backup.model.health import Level
-from cln_backup.node.settings import read_state
+from cln_backup.node.settings import Alarm, read_state, write_state
 from cln_backup.operations.doctor import node
 from cln_backup.operations.doctor.examine import examine
 from cln_backup.operations.doctor.looking import looked
@@ -107,6 +108,7 @@ def test_recorded_node_is_all_green(
             assert programs.run("doctor", "--quiet", *there).stdout == ""
         texts = {each["code"]: each["text"] for each in fields["findings"]}
         assert "two processes" in texts["no-guard"]
+        assert "Each change is stored" in texts["not-protected"]
         assert "up to data version 58" in texts["not-proven"]
         assert "hsm-secret" in texts["only-key-file"]
         home.call("stop")
@@ -295,6 +297,19 @@ def test_directories_that_may_not_be_read_are_findings(directory: Path) -> None:
     assert found["cannot-look"] is Level.BAD
     assert "no-settings" not in found
     assert alone["cannot-open"] is alone["cannot-look"] is Level.BAD
+
+
+def test_alarm_and_failed_drill_of_a_stopped_node(directory: Path) -> None:
+    initialize(f"dir://{directory.parent}/backup", str(directory))
+    alarm = Alarm("replay", "Change 7 does not replay.", 1.0)
+    state = read_state(str(directory))
+    write_state(
+        str(directory), state._replace(alarm=alarm, drilled_at=time.time(), drill_passed=False)
+    )
+    fields, code = _run("--lightning-dir", directory)
+    levels = {each["code"]: each["level"] for each in fields["findings"]}
+    assert (code, levels["replay"], levels["drill-failed"]) == (31, "bad", "bad")
+    assert "not-protected" not in levels
 
 
 def test_look_that_fails_is_one_finding() -> None:

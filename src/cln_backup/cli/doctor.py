@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+import time
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -86,7 +87,7 @@ def register(command: Command) -> None:
             remember_copy_of_hsm_secret(lightning_dir)
         with working("Examining", as_json=as_json):
             examined = examine(lightning_dir, url, plugin_path(), secret=secret)
-            findings, tested = list(examined.findings), None
+            findings, tested = [*examined.findings, *_of_state(examined)], None
             if tests_writing and examined.url is not None:
                 tested, more = _write_test(examined.url)
                 findings += more
@@ -99,6 +100,24 @@ def register(command: Command) -> None:
         if code:
             raise click.exceptions.Exit(code)
         return {}
+
+
+def _of_state(examined: Examined) -> list[Finding]:
+    """What the page and the alarms say too: protection, the follower's alarm, the last drill."""
+    from msgspec import ValidationError
+
+    from cln_backup.monitor.state import findings, state_of
+    from cln_backup.operations.doctor.looking import cannot_look
+
+    if not examined.state:
+        return []
+    now = time.time()
+    try:
+        found = findings(state_of(examined.state | {"at": now}), now)
+    except ValidationError as error:
+        return [cannot_look("the answer to backup-status", str(error))]
+    # A node that does not run is not protected, whatever its files say.
+    return [each for each in found if examined.runs or each.level is not Level.GOOD]
 
 
 def _write_test(url: str) -> tuple[WriteTest | None, list[Finding]]:

@@ -53,11 +53,13 @@ class Examined(NamedTuple):
         url: of the backup; `None` if `backup.lock` does not tell it.
         findings: all of them.
         state: the fields of `backup-status`, as far as they are known; empty without a node.
+        runs: whether the node has told them.
     """
 
     url: str | None
     findings: list[Finding]
     state: dict[str, Any]
+    runs: bool
 
 
 def remember_copy_of_hsm_secret(directory: str) -> None:
@@ -120,7 +122,7 @@ class _Examination:
         self._look("kept files", self._of_leftovers)
         self._look("the releases", self._of_releases)
         self._look("the clock", self._of_clock)
-        return Examined(self._url, self._found, self._state)
+        return Examined(self._url, self._found, self._state, bool(self._status))
 
     def _look(self, at: str, look: Callable[[], Iterable[Finding]]) -> None:
         self._found += looked(at, look)

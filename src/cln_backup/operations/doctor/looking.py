@@ -23,12 +23,15 @@ def looked(at: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
         if isinstance(error, OSError):
             where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
             text = f"{where}{error.strerror or error}"
-        return [
-            Finding(
-                "cannot-look",
-                Level.BAD,
-                f"Cannot look at {at}: {text.rstrip('.')}.",
-                "Run the doctor as the node's user or as root. If that does not help, the disk or "
-                "its mount may be at fault (dmesg).",
-            )
-        ]
+        return [cannot_look(at, text)]
+
+
+def cannot_look(at: str, why: str) -> Finding:
+    """The finding that a look has failed."""
+    return Finding(
+        "cannot-look",
+        Level.BAD,
+        f"Cannot look at {at}: {why.rstrip('.')}.",
+        "Run the doctor as the node's user or as root. If that does not help, the disk or its "
+        "mount may be at fault (dmesg).",
+    )
