@@ -27,7 +27,7 @@ from cln_backup.model.node_files import Wanted
 from cln_backup.node.settings import OnGap, read_settings
 from cln_backup.operations.initialize import initialize
 from cln_backup.operations.keyring import add_key, list_keys, with_key_file
-from cln_backup.operations.whole_node import plan, restore_node, unlocking
+from cln_backup.operations.whole_node import TOR_DIR, plan, restore_node, unlocking
 from cln_backup.storage import fsio
 from tests import programs
 from tests.histories import assert_same_database, build_database, database, payment, started_node
@@ -302,6 +302,26 @@ def test_other_files_of_the_same_names_stay(old: Old, new: Path) -> None:
     assert (new / "config.from-backup").read_text() == "config of the node\n"
     assert [file.taken for file in done.plan.files if file.taken] == [str(new / "config")]
     assert not (new / "ca.pem.from-backup").exists()
+
+
+def test_files_of_tor_are_put_where_their_owner_can_take_them(tmp_path: Path, new: Path) -> None:
+    tor = tmp_path / "tor"
+    tor.mkdir()
+    (tor / "hs_ed25519_secret_key").write_text("key")
+    old = Old(tmp_path, wanted=Wanted(keep=True, tor_dir=str(tor)))
+    done = back(old.keyed, new, secret_of_words(WORDS))
+    assert (new / TOR_DIR / "hs_ed25519_secret_key").read_text() == "key"
+    assert (new / TOR_DIR).stat().st_mode & 0o777 == 0o700
+    assert read_settings(str(new)).files.tor_dir == str(tor)
+    assert done.plan.settings.files.keep
+
+
+def test_older_set_is_used_if_the_newest_is_damaged(old: Old, new: Path) -> None:
+    newest = old.base.parent / "backup" / "files-0000000002"
+    newest.write_bytes(b"CLNFIL2\n damaged")
+    done = back(old.url, new, secret_of_words(WORDS))
+    require_whole(old, new)
+    assert done.plan.notices == (f"{newest} is damaged; an older set is used.",)
 
 
 def _has_a_database(directory: Path) -> None:
