@@ -69,7 +69,7 @@ dist: setup
 
 # The site of the documents; a warning is an error.
 docs: setup
-	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/site
+	$(BIN)/python -m sphinx -W --keep-going -q -E -b html -d build/doctrees docs build/site
 	@echo "The site is build/site/index.html."
 
 # The man pages, after a change of the help or of docs/cli.md.
