@@ -199,6 +199,7 @@ def test_secret_never_gets_into_a_backup_without_encryption(network: Path, tmp_p
         assert reader.kept_files is not None
         kept = keep(reader.kept_files, str(network), Wanted(True, hsm_secret=True))
     assert list(kept.names) == KEPT
+    assert kept.notices == ("hsm_secret is not kept: the backup is not encrypted.",)
 
 
 @pytest.fixture

@@ -64,9 +64,12 @@ def keep(kept: KeptFiles, directory: str, wanted: Wanted, lock: bytes | None = N
     except Damaged:
         newest = None
     before = None if newest is None else newest.files
-    if wanted.hsm_secret and not kept.is_encrypted:
+    is_refused = wanted.hsm_secret and not kept.is_encrypted
+    if is_refused:
         wanted = wanted._replace(hsm_secret=False)
     files, notices = collect(directory, wanted, before)
+    if is_refused:
+        notices += ("hsm_secret is not kept: the backup is not encrypted.",)
     if lock is not None:
         files = _with_lock(files, lock)
     names = tuple(file.name for file in files.files)
