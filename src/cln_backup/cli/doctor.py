@@ -103,7 +103,7 @@ def register(command: Command) -> None:
 
 
 def _of_state(examined: Examined) -> list[Finding]:
-    """What the page and the alarms say too: protection, the follower's alarm, the last drill."""
+    """The findings of the page and the alarms: protection, the follower's alarm, the last drill."""
     from msgspec import ValidationError
 
     from cln_backup.monitor.state import findings, state_of
