@@ -379,6 +379,7 @@ def test_token_that_others_can_read(tmp_path: Path) -> None:
         ("socket:192.0.2.1:8700?token-file=/token&insecure=yes", {"PLAIN"}),
         ("socket:192.0.2.1:8700?tls=yes&key-file=/key", {"OPEN"}),
         ("socket:127.0.0.1:8700", set()),
+        ("socket:127.0.0.1.example:8700", {"PLAIN", "OPEN"}),
         ("s3://bucket/node", set()),
         ("s3://bucket/node?fencing=none&endpoint=http://192.0.2.1", {"UNFENCED", "PLAIN"}),
         ("postgresql://db/backup?node=ln", set()),

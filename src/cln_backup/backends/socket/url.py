@@ -179,7 +179,8 @@ def _count(url: str, options: dict[str, str], name: str) -> int:
 def _is_private(server: Address) -> bool:
     """Whether the connection cannot be eavesdropped on: this machine, or an onion service."""
     host = server.host.lower()
-    return host in _LOOPBACK or host.endswith(".onion") or re.match(r"127\.\d", host) is not None
+    is_loopback = host in _LOOPBACK or re.fullmatch(r"127(\.\d{1,3}){1,3}", host) is not None
+    return is_loopback or host.endswith(".onion")
 
 
 def _options(url: str, query: str) -> dict[str, str]:
