@@ -9,7 +9,7 @@ import click
 
 from cln_backup.backends import place_at
 from cln_backup.cli.parameters import with_url
-from cln_backup.cli.presentation import Noticing, moment, show_notices
+from cln_backup.cli.presentation import Noticing, moment, show_notices, tell
 from cln_backup.cli.terminal import cut, painted, width
 from cln_backup.model.health import Level
 
@@ -66,7 +66,7 @@ def register(command: Command) -> None:
         table = None if as_json else _Table()
         show = _show_as_json if table is None else table.show
         if follows:
-            following.follow(url, show, start, secret=secret, on_event=noticed)
+            following.follow(url, show, start, secret=secret, on_event=tell)
             return {}
         with place_at(url).open_reader(secret=secret, on_event=noticed) as reader:
             for line in history.log(reader, start or 0, dropped=dropped):
