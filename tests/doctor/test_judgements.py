@@ -77,10 +77,7 @@ _GOOD_NODE = {"not-loaded": _GOOD, "other-plugin": _GOOD}
             _RUNS._replace(plugins=("/a/cln-backup", "/b/backup.py")),
             _GOOD_NODE | {"other-plugin": _WARNING},
         ),
-        (
-            _RUNS._replace(silent="it is busy"),
-            {"no-answer": _BAD, "not-loaded": _WARNING},
-        ),
+        (_RUNS._replace(silent="it is busy"), {"no-answer": _BAD, "not-loaded": _WARNING}),
         (node.Node(), {"node-stopped": _WARNING, "not-loaded": _WARNING}),
         (node.Node(configured=(_LINE,)), {"node-stopped": _WARNING, "not-loaded": _GOOD}),
         (
@@ -117,6 +114,7 @@ def test_processes(facts: processes.Processes, expected: dict[str, Level]) -> No
 
 _EXT4 = Mount("/mnt", "ext4", read_only=False, source="/dev/sdb1")
 _PLACE = place.Place("/mnt/x", _EXT4, (), same_disk=False, write_cache="write back")
+_OVERLAY = _EXT4._replace(kind="overlay")
 _NFS = _EXT4._replace(kind="nfs4")
 _WELL = {"same-disk": _GOOD, "no-directory-sync": _GOOD}
 
@@ -136,10 +134,7 @@ _WELL = {"same-disk": _GOOD, "no-directory-sync": _GOOD}
             _PLACE._replace(mount=_EXT4._replace(flushes=False)),
             {"same-disk": _GOOD, "no-barrier": _WARNING},
         ),
-        (
-            _PLACE._replace(mount=_EXT4._replace(kind="overlay")),
-            _WELL | {"in-container": _WARNING},
-        ),
+        (_PLACE._replace(mount=_OVERLAY), _WELL | {"in-container": _WARNING}),
         (
             _PLACE._replace(weaknesses=(Weakness("in-memory", "It is memory."),)),
             {"same-disk": _GOOD, "in-memory": _BAD},
