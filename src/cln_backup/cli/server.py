@@ -46,6 +46,18 @@ LIMITS = Limits()
 )
 @click.option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there.")
 @click.option(
+    "--page",
+    metavar="HOST:PORT",
+    help="Serve a page for a browser there that shows whether the backups are safe.",
+)
+@click.option(
+    "--page-name",
+    "page_names",
+    multiple=True,
+    metavar="NAME",
+    help="A name under which the page may be asked for, besides its address.",
+)
+@click.option(
     "--replica-dir",
     type=click.Path(file_okay=False),
     metavar="DIR",

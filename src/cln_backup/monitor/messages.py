@@ -24,6 +24,20 @@ class Receivers(NamedTuple):
     pings: tuple[str, ...] = ()
 
 
+class PageAt(NamedTuple):
+    """Where the page is served.
+
+    Attributes:
+        host: an address of this machine, or a name of it.
+        port: 0 lets the system choose.
+        names: under which it may be asked for, besides addresses and the host.
+    """
+
+    host: str
+    port: int
+    names: tuple[str, ...] = ()
+
+
 class Start(Message):
     """The work of the monitor.
 
@@ -32,12 +46,14 @@ class Start(Message):
         directory: where it keeps what it has told.
         receivers: of alarms.
         nodes: as in `Told`.
+        page: `None` if none is wanted.
     """
 
     title: str
     directory: str
     receivers: Receivers
     nodes: dict[str, NodeState]
+    page: PageAt | None = None
 
 
 class Told(Message):

@@ -19,6 +19,7 @@ from cln_backup.monitor.state import findings
 from cln_backup.process.parent import End, Parent, serve
 
 if TYPE_CHECKING:
+    from cln_backup.monitor.page.served import ServedPage
     from cln_backup.monitor.state import NodeState
 
 _LOOK_S: Final = 1.0
@@ -36,6 +37,11 @@ class Monitor:
         self._pings = [Ping(url) for url in start.receivers.pings]
         self._alarms = Alarms(start.directory)
         self.nodes = start.nodes
+        self._page: ServedPage | None = None
+        if start.page is not None:
+            from cln_backup.monitor.page.served import ServedPage
+
+            self._page = ServedPage(start.title, start.directory, start.page)
 
     def take(self, nodes: dict[str, NodeState]) -> None:
         """Takes the nodes' states over."""
@@ -48,6 +54,8 @@ class Monitor:
         for notice in self._alarms.take(found, now, time.monotonic()):
             for receiver in self._receivers:
                 receiver.tell(notice)
+        if self._page is not None:
+            self._page.take(self.nodes, found, now)
         if found and all(worst(each) is not Level.BAD for each in found.values()):
             for ping in self._pings:
                 ping.send_if_due()
@@ -67,6 +75,8 @@ class Monitor:
             receiver.close()
         for receiver in self._receivers:
             receiver.join(until_s)
+        if self._page is not None:
+            self._page.close()
 
 
 def _ended(state: NodeState) -> NodeState:

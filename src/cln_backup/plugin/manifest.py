@@ -16,6 +16,8 @@ APPRISE_OPTION = "backup-alarm-apprise"
 WEBHOOK_OPTION = "backup-alarm-webhook"
 COMMAND_OPTION = "backup-alarm-command"
 PING_OPTION = "backup-alarm-ping"
+PAGE_OPTION = "backup-page"
+PAGE_NAME_OPTION = "backup-page-name"
 ALARM_TOPIC = "backup_alarm"
 
 _CONCEALS_SINCE = (24, 11)
@@ -107,6 +109,17 @@ MANIFEST = {
             "type": _SECRET,
             "multi": True,
             "description": "URL that gets a GET each minute while the node is protected.",
+        },
+        {
+            "name": PAGE_OPTION,
+            "type": "string",
+            "description": "HOST:PORT of a page for a browser that shows whether the node is safe.",
+        },
+        {
+            "name": PAGE_NAME_OPTION,
+            "type": "string",
+            "multi": True,
+            "description": "A name under which the page may be asked for, besides its address.",
         },
     ],
     "rpcmethods": [

@@ -13,6 +13,8 @@ from cln_backup.plugin.kept_child import KeptChild
 from cln_backup.plugin.manifest import (
     APPRISE_OPTION,
     COMMAND_OPTION,
+    PAGE_NAME_OPTION,
+    PAGE_OPTION,
     PING_OPTION,
     WEBHOOK_OPTION,
 )
@@ -21,14 +23,14 @@ if TYPE_CHECKING:
     import select
     from collections.abc import Callable, Mapping
 
-    from cln_backup.monitor.messages import Receivers
+    from cln_backup.monitor.messages import PageAt, Receivers
     from cln_backup.monitor.state import NodeState
     from cln_backup.plugin.replicator import Replicator
     from cln_backup.process.channel import Message
     from cln_backup.process.child import Child
 
 _TELL_S: Final = 10.0
-_BUSY_S: Final = 20.0
+_BUSY_S: Final = 10.0
 """How long a busy node may delay a report: gathering it takes a moment."""
 
 _MAX_NOTICES: Final = 50
@@ -50,6 +52,7 @@ class Monitoring:
         self._log = log
         self._child: KeptChild[Message] = KeptChild(self._start, _ignore, log, poll)
         self._receivers: Receivers | None = None
+        self._page: PageAt | None = None
         self._due_s = math.inf
         self._halted: str | None = None
         self._last: dict[str, Any] = {}
@@ -61,8 +64,18 @@ class Monitoring:
             _several(options.get(name))
             for name in (APPRISE_OPTION, WEBHOOK_OPTION, COMMAND_OPTION, PING_OPTION)
         ]
-        if self._replicator.backend is None or not any(given):
+        place = str(options.get(PAGE_OPTION) or "")
+        if self._replicator.backend is None or not (any(given) or place):
             return
+        if place:
+            self._page = self._page_at(place, _several(options.get(PAGE_NAME_OPTION)))
+        self._receivers = self._checked(given)
+        if self._receivers is not None or self._page is not None:
+            self._child.begin()
+
+    def _checked(self, given: list[tuple[str, ...]]) -> Receivers | None:
+        if not any(given):
+            return None
         from cln_backup.monitor.messages import Receivers
         from cln_backup.monitor.receivers import check
 
@@ -71,24 +84,36 @@ class Monitoring:
             check(receivers)
         except BadSettings as error:
             self._log("error", f"No alarms are sent: {error}")
-            return
-        self._receivers = receivers
-        self._child.begin()
+            return None
+        return receivers
+
+    def _page_at(self, place: str, names: tuple[str, ...]) -> PageAt | None:
+        from cln_backup.monitor.messages import PageAt
+        from cln_backup.wire.address import BadAddress, parse_address
+
+        try:
+            return PageAt(*parse_address(place, "the address", lowest_port=0), names)
+        except BadAddress as error:
+            self._log(
+                "error",
+                f"The page is not served: {PAGE_OPTION}={place} cannot be understood: {error}. The "
+                "form is HOST:PORT, such as 127.0.0.1:9738.",
+            )
+            return None
 
     def _start(self) -> Child[Message]:
-        from cln_backup.monitor.messages import Start
+        from cln_backup.monitor.messages import Receivers, Start
         from cln_backup.process.channel import Message
         from cln_backup.process.child import Child
 
-        assert self._receivers is not None
         directory = os.getcwd()
         title = f"{os.uname().nodename} {os.path.basename(directory)}"
         self._due_s = time.monotonic() + _TELL_S
         return Child(
             "cln_backup.monitor.process",
-            Start(title, directory, self._receivers, self._nodes()),
+            Start(title, directory, self._receivers or Receivers(), self._nodes(), self._page),
             (Message,),
-            work="sends alarms",
+            work="sends alarms, and serves the page",
             lowest_priority=True,
         )
 
@@ -107,7 +132,7 @@ class Monitoring:
 
     def is_due(self, halted: str | None, *, idle: bool) -> bool:
         """Whether `look` has something to do; `idle`: the node wants nothing at the moment."""
-        if self._receivers is None:
+        if self._receivers is None and self._page is None:
             return False
         if not self._child.runs:
             return self._child.timeout_ms() == 0

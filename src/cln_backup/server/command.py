@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cln_backup.backends import redacted, url_of
 from cln_backup.compaction.policy import Limits
 from cln_backup.model.errors import BackupError, BadSettings, BadUrl, NotFound
-from cln_backup.monitor.messages import Receivers
+from cln_backup.monitor.messages import PageAt, Receivers
 from cln_backup.server import certificate, listener, logs, systemd
 from cln_backup.server.admission import MAX_CONNECTIONS
 from cln_backup.server.following import OFF, Following
@@ -45,6 +45,8 @@ class Options(NamedTuple):
     tls_dir: str | None = None
     insecure: bool = False
     metrics: str | None = None
+    page: str | None = None
+    page_names: tuple[str, ...] = ()
     replica_dir: str | None = None
     compact: str = AUTO
     compact_ratio: float = Limits().ratio
@@ -71,6 +73,7 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
     logs.set_up(options.log_mode, options.log_level)
     place = None if address is None else _address(address)
     figures_at = None if options.metrics is None else _address(options.metrics)
+    page_at = None if options.page is None else PageAt(*_address(options.page), options.page_names)
     nodes = _nodes(url, options)
     paths = _certificate(options)
     tls = None if paths is None else certificate.load(*paths)
@@ -106,7 +109,7 @@ def serve(url: str | None, address: str | None, options: Options) -> None:
     for sock in sockets:
         # The phrase of the community's server, for which scripts wait.
         _log.info("Waiting for connection on %s", Address(*sock.getsockname()[:2]))
-    beside = _beside(nodes, options)
+    beside = _beside(nodes, options, page_at)
     systemd.notify("READY=1")
     for part in beside:
         part.start()
@@ -126,7 +129,7 @@ def _state_of(node: Node) -> str:
 
 
 def _beside(
-    nodes: dict[str, Node], options: Options
+    nodes: dict[str, Node], options: Options, page: PageAt | None
 ) -> list[Following | SelfCompaction | Monitoring]:
     """The parts of the server that work beside its connections."""
     found: list[Following | SelfCompaction | Monitoring] = []
@@ -134,8 +137,8 @@ def _beside(
         *(options.alarm_apprise, options.alarm_webhook),
         *(options.alarm_command, options.alarm_ping),
     )
-    if any(receivers):
-        found.append(Monitoring(nodes, receivers, options.state_dir))
+    if any(receivers) or page is not None:
+        found.append(Monitoring(nodes, receivers, options.state_dir, page))
     if options.replica_dir != OFF:
         found.append(Following(nodes, options.replica_dir))
     if options.compact == AUTO:

@@ -1,4 +1,4 @@
-"""The monitor from the server's side: one process that sends alarms about all its nodes."""
+"""The monitor from the server's side: one process for alarms and the page of all its nodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cln_backup.storage import directories
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cln_backup.monitor.messages import Receivers
+    from cln_backup.monitor.messages import PageAt, Receivers
     from cln_backup.server.node import Node
 
 _TELL_S: Final = 5.0
@@ -37,18 +37,27 @@ class Monitoring:
     """Tells the monitor how the nodes are; the nodes never wait for it."""
 
     def __init__(
-        self, nodes: Mapping[str, Node], receivers: Receivers, state_dir: str | None
+        self,
+        nodes: Mapping[str, Node],
+        receivers: Receivers,
+        state_dir: str | None,
+        page: PageAt | None = None,
     ) -> None:
         """`state_dir` is made if it does not exist; by default the one that systemd gives.
 
         Raises:
-            BadSettings: a receiver is not valid, or there is no directory.
+            BadSettings: a receiver is not valid, there is no directory, or a package is missing.
             StorageError.
         """
         check(receivers)
+        if page is not None:
+            from cln_backup.monitor.page.render import check as check_page
+
+            check_page()
         self._directory = _directory(state_dir)
         self._nodes = nodes
         self._receivers = receivers
+        self._page = page
         self._seen: dict[str, float] = {}
         self._began_s = time.monotonic()
         self._stopping = threading.Event()
@@ -73,7 +82,10 @@ class Monitoring:
                 self._stopping.wait(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             except Exception:  # noqa: BLE001 - it must not touch the nodes
-                _log.exception("No alarms are sent any more: a bug in cln-backup; please report it")
+                _log.exception(
+                    "No alarms are sent, and no page is served any more: a bug in cln-backup; "
+                    "please report it"
+                )
                 return
 
     def _watch(self) -> None:
@@ -81,9 +93,9 @@ class Monitoring:
         title = f"backup server {os.uname().nodename}"
         child = Child(
             "cln_backup.monitor.process",
-            Start(title, self._directory, self._receivers, self._states()),
+            Start(title, self._directory, self._receivers, self._states(), self._page),
             (Message,),
-            work="sends alarms",
+            work="sends alarms, and serves the page",
             lowest_priority=True,
         )
         poll = select.poll()
@@ -117,8 +129,8 @@ def _directory(chosen: str | None) -> str:
     directory = chosen or os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     if not directory:
         raise BadSettings(
-            "Give a directory with --state-dir, where the server remembers which alarms it has "
-            "sent."
+            "Give a directory with --state-dir, where the server keeps which alarms it has sent, "
+            "and the figures of the page."
         )
     directories.make_with_parents(directory, op="make directory for the server's state")
     return os.path.abspath(directory)
