@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from cln_backup.cli.presentation import Fields
 
+_SHARED: Final = " words passphrase key_file hsm_secret passphrase_file as_json "
+"""The names of options that many commands have, as the help lists them after a command's own."""
+
 _LEFT_OUT: Final = "cln_backup.url_left_out"
 _DIRECTORY_HELP: Final = (
     "The network directory of the node whose backup it is, if URL is left out. Not needed for the "
@@ -53,8 +56,9 @@ class Command(click.Command):
     """A command that refuses an empty argument or option, as from an unset shell variable."""
 
     def __init__(self, *args: Any, **attributes: Any) -> None:  # noqa: ANN401 - click's own
-        """As in click; text without a type of its own is a place."""
+        """As in click; shared options come last, and text without a type of its own is a place."""
         super().__init__(*args, **attributes)
+        self.params.sort(key=lambda parameter: _SHARED.find(f" {parameter.name} "))
         for parameter in self.params:
             if isinstance(parameter, click.Argument) and parameter.type is click.STRING:
                 parameter.type = _PLACE
