@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from typing import TYPE_CHECKING
 
-from cln_backup.model.errors import BadSettings
+from cln_backup.model.errors import BadSettings, Interrupted
 from cln_backup.monitor.chronicle import Chronicle
 from cln_backup.monitor.figures import STORE_NAME, Figures
 from cln_backup.wire.address import Address
@@ -48,7 +49,8 @@ class ServedPage:
 
         The first call opens the address: before that there is nothing to show.
         """
-        self._chronicle.take(nodes, findings, now)
+        with contextlib.suppress(Interrupted):  # of a line for a log that is no longer there
+            self._chronicle.take(nodes, findings, now)
         if self._page is not None and not self._is_served:
             self._page.start()
             self._is_served = True
