@@ -25,7 +25,7 @@ except ImportError:
 endef
 export REQUIRE_PYTHON
 
-.PHONY: setup demo lint test check soak bench fuzz dist docs man clean
+.PHONY: setup demo lint test check soak bench fuzz dist release docs man clean
 
 setup: $(STAMP)
 
@@ -66,6 +66,10 @@ fuzz: setup
 dist: setup
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist
+
+# All that is published: docs/tasks/releasing.md.
+release: setup
+	contrib/release/build dist
 
 # The site of the documents; a warning is an error.
 docs: setup

@@ -5,25 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 import tarfile
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import cln_backup
+from tests.packaging.release import ROOT as _ROOT
+from tests.packaging.release import listed
 
-_ROOT = Path(__file__).parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
+
 _ADDED = {"PKG-INFO"}
 """Files of the archive that are not in the repository."""
 
 _LEFT_OUT: set[str] = set()
 """Files of the repository that are left out of the archive on purpose."""
-
-
-def _listed(*options: str) -> set[str]:
-    """The names of files of this checkout, as git knows them."""
-    command = ["git", "-c", f"safe.directory={_ROOT}", "ls-files", "-z", *options]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)
-    return {name for name in done.stdout.split("\0") if name and (_ROOT / name).exists()}
 
 
 @pytest.mark.skipif(not (_ROOT / ".git").exists(), reason="not a git checkout")
@@ -46,8 +43,8 @@ def test_archive_holds_every_file_of_the_repository(tmp_path: Path) -> None:
         described = packed.extractfile(f"{top}/PKG-INFO")
         assert described is not None
         assert f"\nVersion: {cln_backup.__version__}\n" in described.read().decode()
-    assert _listed() - found == _LEFT_OUT
-    assert found - _listed("--cached", "--others", "--exclude-standard") == _ADDED
+    assert listed() - found == _LEFT_OUT
+    assert found - listed("--cached", "--others", "--exclude-standard") == _ADDED
 
 
 def test_version_is_written_once() -> None:
