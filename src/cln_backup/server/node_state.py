@@ -63,7 +63,9 @@ def _with_proof(state: NodeState, node: Served) -> NodeState:
     return msgspec.structs.replace(
         state,
         space_bound_bytes=node.space_bound_bytes,
-        alarm=None if alarm is None else Fault(alarm.kind, alarm.text, state.at),
+        last_compaction_at=node.compacted_at,
+        compacting=node.compacting,
+        alarm=None if alarm is None else Fault(alarm.kind, alarm.text, proof.alarm_at),
     )
 
 

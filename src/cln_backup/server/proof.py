@@ -17,6 +17,7 @@ class Proof:
     Attributes:
         progress: the last report of the follower; `None` before the first one.
         alarm: the fault of the backup; `None` if no fault is known.
+        alarm_at: when that was raised, in seconds since 1970.
     """
 
     progress: Progress | None
@@ -25,6 +26,7 @@ class Proof:
     def __init__(self) -> None:
         self.progress = None
         self.alarm = None
+        self.alarm_at = 0.0
         self._passed_at: float | None = None
         self._heads: list[tuple[float, int]] = []
 
@@ -40,6 +42,7 @@ class Proof:
         """Keeps an alarm until it has ended."""
         before = self.progress
         self.alarm = alarm
+        self.alarm_at = time.time()
         self._passed_at = None if before is None else before.passed_at(alarm.kind)
 
     def is_followed(self) -> bool:

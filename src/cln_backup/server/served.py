@@ -47,6 +47,10 @@ class Served(Node):
     """One backup that the server reads and writes itself; writes are serialized.
 
     The backup is kept open for writing, so that no other process writes to it.
+
+    Attributes:
+        compacted_at: when a compaction last ended, in seconds since 1970; `None` if none has.
+        compacting: whether one is running.
     """
 
     def __init__(self, name: str, url: str, token_hash: str | None) -> None:
@@ -57,14 +61,14 @@ class Served(Node):
         self.restarts = 0
         self.space_bound_bytes: int | None = None
         self._began_at = time.time()
-        self._compacted_at: float | None = None
+        self.compacted_at: float | None = None
         self._changed = threading.Condition(threading.RLock())
         self._backend: Writer | None = None
         self._digest: bytes | None = None
         self._right = Right(self._changed)
         self._writes = 0
         self._size_bytes = 0
-        self._compacting = False
+        self.compacting = False
         self._compacted_at_write = -1
 
     def open(self) -> None:
@@ -313,9 +317,9 @@ class Served(Node):
             StorageError: the disk failed.
         """
         with self._changed:
-            if self._backend is None or self._compacting:
+            if self._backend is None or self.compacting:
                 return None
-            return facts_of(self._backend, self._began_at, self._compacted_at)
+            return facts_of(self._backend, self._began_at, self.compacted_at)
 
     def keeps(self) -> Keeps:
         """The older generations that the URL keeps."""
@@ -328,19 +332,19 @@ class Served(Node):
             BackupError: the backup is unchanged.
         """
         with self._changed:
-            if self._compacting:
+            if self.compacting:
                 raise StorageError("A compaction of this backup is already running.")
             if self._compacted_at_write == self._writes:
                 size = size_of(self._opened())
                 return {"before": size, "after": size}
-            self._compacting = True
+            self.compacting = True
         try:
             with _compacting_now:
                 statistics = self._compact()
         finally:
-            self._compacting = False
+            self.compacting = False
         if "would_be" not in statistics:
-            self._compacted_at = time.time()
+            self.compacted_at = time.time()
         self.counters.compactions += 1
         return statistics
 
