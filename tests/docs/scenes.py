@@ -120,12 +120,6 @@ def lost(machine: Sandbox) -> None:
     shutil.rmtree(machine.home / ".lightning")
 
 
-def emptied(machine: Sandbox) -> None:
-    """The same, with an empty directory for the node."""
-    lost(machine)
-    machine.node.mkdir(parents=True)
-
-
 def whole_lost(machine: Sandbox) -> None:
     """A new machine, with the backup of a node whose secret has the sandbox's words."""
     bare(machine)

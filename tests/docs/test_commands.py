@@ -92,10 +92,9 @@ _WHOLE = (
 _REMOVE = "backup-cli key remove /mnt/backup/node key-file"
 _INIT_FILE = "backup-cli init --lightning-dir ~/.lightning/bitcoin file:///mnt/backup/node.bkp"
 _AGAIN: dict[tuple[str, str], Callable[[Sandbox], None]] = {
-    (
-        "README.md",
-        "backup-cli restore --words /mnt/backup/node ~/.lightning/bitcoin",
-    ): scenes.emptied,
+    ("README.md", "backup-cli restore --node ~/.lightning/bitcoin --words --dry"): (
+        scenes.whole_lost
+    ),
     (
         "docs/cli.md",
         f"{_INIT_FILE}\nDatabase does not exist",
@@ -153,7 +152,6 @@ def _without_the_key_of_the_lost_machine(machine: Sandbox) -> None:
 
 _OUTCOMES = {
     ("README.md", _LOOK): _only_looked,
-    ("README.md", _RESTORE): _restored,
     ("docs/tasks/restoring.md", _RESTORE): _restored,
     ("docs/tasks/whole-node.md", _WHOLE): _whole,
     ("docs/tasks/restoring.md", _REMOVE): _without_the_key_of_the_lost_machine,
