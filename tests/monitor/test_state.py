@@ -47,7 +47,6 @@ def test_node_that_is_well_has_one_good_finding() -> None:
         ({"halted": "No space left on device"}, "halted", Level.BAD),
         ({"ended": "gone"}, "node-ended", Level.BAD),
         ({"protected": False}, "not-protected", Level.BAD),
-        ({"at": _NOW - 61}, "no-answer", Level.BAD),
         ({"important": False}, "not-important", Level.WARNING),
         ({"protected": None, "connected": False, "away_s": 601.0}, "node-away", Level.WARNING),
         ({"alarm": {"kind": "replay", "text": "bad", "at": 1.0}}, "replay", Level.BAD),
@@ -73,3 +72,15 @@ def test_each_fault_has_its_finding(changed: dict[str, Any], code: str, level: L
 def test_server_that_knows_little_finds_nothing() -> None:
     (found,) = findings(state_of({"at": _NOW - 500, "connected": True}), _NOW)
     assert (found.code, found.level) == ("not-protected", Level.GOOD)
+
+
+def test_plugin_that_tells_nothing_may_be_waiting_for_its_backup() -> None:
+    (found,) = findings(state_of(_WELL), _NOW, silent_s=61)
+    assert (found.code, found.level) == ("no-answer", Level.BAD)
+    assert findings(state_of(_WELL), _NOW, silent_s=59)[0].level is Level.GOOD
+
+
+def test_clock_that_jumps_is_no_silence() -> None:
+    """As at the start of a machine without a clock of its own, or after a suspension."""
+    (found,) = findings(state_of(_WELL | {"at": _NOW - 86_400}), _NOW)
+    assert found.level is Level.GOOD

@@ -37,6 +37,8 @@ class Monitor:
         self._pings = [Ping(url) for url in start.receivers.pings]
         self._alarms = Alarms(start.directory)
         self.nodes = start.nodes
+        self._silent_s = 0.0
+        self._looked_s = time.monotonic()
         self._page: ServedPage | None = None
         if start.page is not None:
             from cln_backup.monitor.page.served import ServedPage
@@ -46,12 +48,16 @@ class Monitor:
     def take(self, nodes: dict[str, NodeState]) -> None:
         """Takes the nodes' states over."""
         self.nodes = nodes
+        self._silent_s = 0.0
 
     def look(self) -> None:
         """Tells what has changed, and pings if nothing is bad. Never waits for a receiver."""
-        now = time.time()
-        found = {name: findings(state, now) for name, state in self.nodes.items()}
-        for notice in self._alarms.take(found, now, time.monotonic()):
+        now, now_s = time.time(), time.monotonic()
+        # While the machine was suspended, or too busy for this process, the plugin was not silent.
+        self._silent_s += min(now_s - self._looked_s, 2 * _LOOK_S)
+        self._looked_s = now_s
+        found = {name: findings(state, now, self._silent_s) for name, state in self.nodes.items()}
+        for notice in self._alarms.take(found, now, now_s):
             for receiver in self._receivers:
                 receiver.tell(notice)
         if self._page is not None:

@@ -91,9 +91,9 @@ def state_of(fields: dict[str, Any]) -> NodeState:
     return msgspec.convert(fields, NodeState)
 
 
-def findings(state: NodeState, now: float) -> list[Finding]:
+def findings(state: NodeState, now: float, silent_s: float = 0.0) -> list[Finding]:
     """The findings about a node at a time in seconds since 1970; one that is good if nothing is."""
-    found = [*_of_the_node(state, now), *_of_the_backup(state), *_of_proofs(state, now)]
+    found = [*_of_the_node(state, silent_s), *_of_the_backup(state), *_of_proofs(state, now)]
     if not found:
         text = "Each change is stored before the node commits it."
         if state.protected is None:
@@ -102,7 +102,7 @@ def findings(state: NodeState, now: float) -> list[Finding]:
     return found
 
 
-def _of_the_node(state: NodeState, now: float) -> Iterator[Finding]:
+def _of_the_node(state: NodeState, silent_s: float) -> Iterator[Finding]:
     if state.halted is not None:
         yield Finding(
             "halted",
@@ -126,11 +126,11 @@ def _of_the_node(state: NodeState, now: float) -> Iterator[Finding]:
             "The backup is not open: changes of this node are not stored.",
             "Run `lightning-cli backup-status`, and read the lines of cln-backup in the log.",
         )
-    elif state.protected and now - state.at > SILENCE_S:
+    elif state.protected and silent_s > SILENCE_S:
         yield Finding(
             "no-answer",
             Level.BAD,
-            f"The plugin has told nothing for {_span(now - state.at)}: the node may be waiting for "
+            f"The plugin has told nothing for {_span(silent_s)}: the node may be waiting for "
             "its backup.",
             "Look at the place of the backup: its disk, its server, the network. If lightning-cli "
             "does not answer either, the log says what the plugin waits for. Nothing is lost.",
