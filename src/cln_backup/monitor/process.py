@@ -79,10 +79,12 @@ class Monitor:
         until_s = time.monotonic() + _DELIVERY_S
         for receiver in self._receivers:
             receiver.close()
-        for receiver in self._receivers:
-            receiver.join(until_s)
-        if self._page is not None:
-            self._page.close()
+        try:
+            if self._page is not None:  # first: the next process needs its address and its file
+                self._page.close()
+        finally:
+            for receiver in self._receivers:
+                receiver.join(until_s)
 
 
 def _ended(state: NodeState) -> NodeState:

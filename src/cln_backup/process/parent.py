@@ -229,7 +229,7 @@ def serve(
     logger = logging.getLogger("cln_backup")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    logger.addHandler(_Forwarding(parent))
+    logger.addHandler(_Forwarding(parent, outlived=outlives))
     parent._work(lambda: job(first, parent))  # type: ignore[arg-type]  # noqa: SLF001
 
 
@@ -245,9 +245,14 @@ def _take_over(fd: int, flags: int) -> int:
 class _Forwarding(logging.Handler):
     """Sends records to the parent's log."""
 
-    def __init__(self, parent: Parent[Asked]) -> None:
+    def __init__(self, parent: Parent[Asked], *, outlived: bool) -> None:
         super().__init__()
         self._say = parent.say
+        self._outlived = outlived
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._say(Log(record.name, record.levelno, record.getMessage()))
+        try:
+            self._say(Log(record.name, record.levelno, record.getMessage()))
+        except Interrupted:
+            if not self._outlived:  # otherwise the work goes on, and nobody reads its log
+                raise
