@@ -23,7 +23,7 @@ from cln_backup.model.errors import (
     NotFound,
     WriterConflict,
 )
-from cln_backup.model.node_files import Wanted
+from cln_backup.model.node_files import NodeFile, NodeFiles, Wanted
 from cln_backup.node.settings import OnGap, read_settings
 from cln_backup.operations.initialize import initialize
 from cln_backup.operations.keyring import add_key, list_keys, with_key_file
@@ -431,3 +431,30 @@ def test_killed_restore_is_run_again(after: int, old: Old, new: Path) -> None:
         if path.suffix.rstrip("0123456789") in (".restoring-", ".new-", ".unfinished-"):
             path.unlink()  # as any other write that was killed leaves it
     require_whole(old, new)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "network/lightningd.sqlite3",
+        "network/lightningd.sqlite3-wal",
+        "network/lightningd.sqlite3-journal",
+        "base/bitcoin/lightningd.sqlite3-wal",
+        "base/bitcoin/hsm_secret",
+        "base/bitcoin/backup.lock",
+        "network/backup.lock/config",
+        "network/backup.state",
+        "base/lightningd-bitcoin.pid",
+    ],
+)
+def test_kept_file_never_changes_what_the_restore_has_checked(
+    name: str, tmp_path: Path, new: Path
+) -> None:
+    old = Old(tmp_path, encrypt=False)
+    with place_at(old.url).open_reader() as reader:
+        assert reader.kept_files is not None
+        reader.kept_files.put(NodeFiles(1, (NodeFile(name, 0o600, 1, b"not the node's"),)))
+    done = back(old.url, new)
+    assert done.plan.notices == (f"{name} in the backup is not a small file, and is left there.",)
+    assert files_in(new.parent).keys() == {"bitcoin/backup.lock", "bitcoin/lightningd.sqlite3"}
+    assert_same_database(new / "lightningd.sqlite3", old.database)

@@ -29,6 +29,7 @@ from cln_backup.node.outside import database_path, has_network_name, require_sto
 from cln_backup.node.pid_file import nodes_kept_out, pid_file_of
 from cln_backup.node.settings import (
     LOCK_NAME,
+    STATE_NAME,
     Settings,
     create_settings,
     read_settings,
@@ -200,7 +201,11 @@ def plan(
     for file in kept:
         if file.name == f"{NETWORK}/{HSM_SECRET}":
             secret_file = file.content
-        elif file.name != f"{NETWORK}/{LOCK_NAME}":
+        elif file.name == f"{NETWORK}/{LOCK_NAME}":
+            continue
+        elif _is_put_by_restore(_path_of(file, directory), directory, database):
+            notices.append(f"{file.name} in the backup is not a small file, and is left there.")
+        else:
             files.append(_target(file, directory))
     there = _content(os.path.join(directory, HSM_SECRET))
     secret = choose(there, given, secret_file, ask)
@@ -272,10 +277,24 @@ def _require_vacant(directory: str, database: str, url: str) -> None:
             )
 
 
-def _target(file: NodeFile, directory: str) -> File:
+def _path_of(file: NodeFile, directory: str) -> str:
     base = os.path.dirname(directory)
     root = {NETWORK: directory, BASE: base, TOR: os.path.join(directory, TOR_DIR)}[file.place]
-    path = os.path.join(root, file.path)
+    return os.path.join(root, file.path)
+
+
+def _is_put_by_restore(path: str, directory: str, database: str) -> bool:
+    """Whether a file would be in the way of what a restore checks, or change it.
+
+    A journal beside the database would change its state at the first start.
+    """
+    own = (LOCK_NAME, STATE_NAME, keyring.KEY_NAME, HSM_SECRET)
+    names = (database, pid_file_of(directory), *(os.path.join(directory, name) for name in own))
+    return path.startswith((*(f"{name}/" for name in names), f"{database}-")) or path in names
+
+
+def _target(file: NodeFile, directory: str) -> File:
+    path = _path_of(file, directory)
     if not os.path.lexists(path):
         return File(file, path, is_there=False, taken=None)
     if _content(path) == file.content:
