@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -15,9 +16,9 @@ from cln_backup.model.health import Finding, Level
 from cln_backup.monitor import receivers
 from cln_backup.monitor.alarms import Notice
 from cln_backup.monitor.messages import Receivers
-from cln_backup.monitor.receivers import Receiver, check, receivers_of
+from cln_backup.monitor.receivers import NotDelivered, Receiver, check, receivers_of
 from tests.monitor.receiver import HttpReceiver
-from tests.waiting import WAIT_S, wait_for
+from tests.waiting import WAIT_S, wait_for, wait_until_ended
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,3 +130,18 @@ def test_apprise_sends_to_its_url(tmp_path: Path, by_file: bool) -> None:
 def test_invalid_receivers_are_refused(chosen: Receivers) -> None:
     with pytest.raises(BadSettings):
         check(chosen)
+
+
+def test_command_that_hangs_leaves_no_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, limit_s = tmp_path / "started", 0.2
+    script = f"sleep 1000 & echo $! > '{started}.new'; mv '{started}.new' '{started}'; wait"
+    receiver = _one(Receivers(commands=(shlex.join(["sh", "-c", script]),)))
+    while not started.exists():  # a busy machine may not come so far in a short time
+        limit_s *= 2
+        monkeypatch.setattr(receivers, "_COMMAND_S", limit_s)
+        with pytest.raises(NotDelivered, match="it ran for more than"):
+            receiver.deliver(_NOTICE)
+    receiver.close()
+    wait_until_ended(int(started.read_text()))

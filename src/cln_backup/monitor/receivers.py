@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import threading
 import time
@@ -182,7 +183,7 @@ class Command(Receiver):
         try:
             process.communicate(json.dumps(fields).encode(), timeout=_COMMAND_S)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # what it has started, too
             process.wait()
             raise NotDelivered(f"it ran for more than {_COMMAND_S:.0f} s") from None
         if process.returncode != 0:
