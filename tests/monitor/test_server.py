@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -10,15 +13,19 @@ from cln_backup.backends import create_backend
 from cln_backup.model.errors import BadSettings
 from cln_backup.model.health import Level
 from cln_backup.monitor.messages import Receivers
-from cln_backup.monitor.state import findings
+from cln_backup.monitor.state import NodeState, findings
+from cln_backup.process.child import Child
+from cln_backup.server import monitoring
 from cln_backup.server.monitoring import Monitoring
 from tests.histories import append, transaction
 from tests.monitor.receiver import HttpReceiver
 from tests.socket.serving import server_here, server_process
-from tests.waiting import wait_for
+from tests.waiting import WAIT_S, wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from cln_backup.process.channel import Message
 
 
 def test_server_tells_of_a_backup_that_does_not_replay(tmp_path: Path) -> None:
@@ -63,6 +70,35 @@ def test_node_that_was_never_there_is_away_but_an_unused_place_is_not(tmp_path: 
 def test_invalid_receiver_is_refused_before_the_server_listens(tmp_path: Path, url: str) -> None:
     with pytest.raises(BadSettings):
         Monitoring({}, Receivers(webhooks=(url,)), str(tmp_path))
+
+
+def test_monitor_that_is_stopped_does_not_keep_the_server_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Child[Message]] = []
+
+    def start(*arguments: Any, **options: Any) -> Child[Message]:
+        started.append(Child(*arguments, **options))
+        return started[0]
+
+    monkeypatch.setattr(monitoring, "Child", start)
+    monkeypatch.setattr(monitoring, "_TELL_S", 0.05)
+    monkeypatch.setattr(monitoring, "_STOP_S", 0.1)
+    many = {str(number): NodeState(at=0.0, backend_url="x" * 1000) for number in range(300)}
+    watching = Monitoring({}, Receivers(pings=("http://127.0.0.1:1/",)), str(tmp_path / "state"))
+    monkeypatch.setattr(watching, "_states", lambda: many)
+    watching.start()
+    wait_for(lambda: started)
+    os.kill(started[0].pid, signal.SIGSTOP)
+    try:
+        wait_for(started[0].unread_bytes)
+        ending = threading.Thread(target=watching.stop, daemon=True)
+        ending.start()
+        ending.join(WAIT_S)
+        assert not ending.is_alive()
+    finally:
+        os.kill(started[0].pid, signal.SIGKILL)
+        watching._thread.join()
 
 
 def test_server_without_a_state_directory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

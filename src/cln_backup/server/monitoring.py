@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _TELL_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 300.0
+_STOP_S: Final = 5.0
+"""How long the end of the server waits for a monitor that does not read."""
 
 _log = logging.getLogger("cln_backup.server")
 
@@ -70,7 +72,7 @@ class Monitoring:
     def stop(self) -> None:
         """Lets the monitor deliver what it has; it ends by itself."""
         self._stopping.set()
-        self._thread.join()
+        self._thread.join(_STOP_S)
 
     def _run(self) -> None:
         pause_s = _FIRST_PAUSE_S
