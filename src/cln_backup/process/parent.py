@@ -254,5 +254,5 @@ class _Forwarding(logging.Handler):
         try:
             self._say(Log(record.name, record.levelno, record.getMessage()))
         except Interrupted:
-            if not self._outlived:  # otherwise the work goes on, and nobody reads its log
+            if not self._outlived:  # otherwise its log has no reader, and that must not end it
                 raise
