@@ -253,10 +253,11 @@ def test_hsm_secret(facts: keys.HsmSecret, expected: dict[str, Level]) -> None:
 @pytest.mark.parametrize(
     ("facts", "level"),
     [
-        (small_files.SmallFiles(wanted=True, kept_at=1.0), _GOOD),
-        (small_files.SmallFiles(wanted=True, kept_at=None), _WARNING),
-        (small_files.SmallFiles(wanted=True, kept_at=1.0, trouble="It is full."), _WARNING),
-        (small_files.SmallFiles(wanted=False, kept_at=None), _GOOD),
+        (small_files.SmallFiles(wanted=True, has_some=True), _GOOD),
+        (small_files.SmallFiles(wanted=True, has_some=False), _WARNING),
+        (small_files.SmallFiles(wanted=True, has_some=True, trouble="It is full."), _WARNING),
+        (small_files.SmallFiles(wanted=True, has_some=True, damaged="Damaged."), _WARNING),
+        (small_files.SmallFiles(wanted=False, has_some=False), _GOOD),
     ],
 )
 def test_small_files(facts: small_files.SmallFiles, level: Level) -> None:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cln_backup.backends.events import Event, Noticed
 from cln_backup.backends.place import Concession
-from cln_backup.model.errors import BackupError, Interrupted, Locked
+from cln_backup.model.errors import BackupError, Damaged, Interrupted, Locked
 from cln_backup.model.health import Finding, Level
 from cln_backup.operations import history
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cln_backup.backends.contract import Reader
     from cln_backup.backends.place import Place
     from cln_backup.backends.secrets import Secret
     from cln_backup.operations.history import Status
@@ -56,6 +57,8 @@ class Destination(NamedTuple):
         notices: from its opening.
         node_id: of the node; `None` if unknown.
         runs: whether the node runs, and so may be writing at this moment.
+        files: the names of the node's small files in it; `None` if there are none.
+        files_damaged: what is damaged of them.
     """
 
     concessions: frozenset[Concession]
@@ -65,6 +68,8 @@ class Destination(NamedTuple):
     notices: tuple[str, ...] = ()
     node_id: str | None = None
     runs: bool = False
+    files: tuple[str, ...] | None = None
+    files_damaged: str | None = None
 
 
 def gather(place: Place, secret: Secret | None, node_id: str | None, *, runs: bool) -> Destination:
@@ -78,13 +83,30 @@ def gather(place: Place, secret: Secret | None, node_id: str | None, *, runs: bo
     found = Destination(place.concessions, None, node_id=node_id, runs=runs)
     try:
         with place.open_reader(secret=secret, on_event=noticed) as reader:
-            return found._replace(status=history.status(reader), notices=tuple(notices))
+            found = found._replace(status=history.status(reader), notices=tuple(notices))
+            return _with_files(found, reader)
     except Locked as error:
         return found._replace(refused=str(error), locked=True)
     except Interrupted:
         raise
     except BackupError as error:
         return found._replace(refused=str(error))
+
+
+def _with_files(found: Destination, reader: Reader) -> Destination:
+    """Reads the small files, so that damage to them is found before they are needed."""
+    try:
+        kept = reader.kept_files
+        newest = None if kept is None else kept.newest()
+    except Damaged as error:
+        return found._replace(files_damaged=str(error))
+    if newest is None:
+        return found
+    damaged = None
+    if newest.damaged:
+        damaged = f"The node's files in {newest.damaged[0]} are damaged; an older set is whole."
+    names = tuple(file.name for file in newest.files.files)
+    return found._replace(files=names, files_damaged=damaged)
 
 
 def judge(found: Destination) -> Iterator[Finding]:

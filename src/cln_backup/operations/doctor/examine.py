@@ -12,10 +12,11 @@ from cln_backup.backends import place_at
 from cln_backup.backends.local_url import KEY_SOURCES
 from cln_backup.model.errors import BadSettings, BadUrl, Damaged, NotFound, StorageError
 from cln_backup.model.health import Finding, Level
-from cln_backup.model.node_files import Wanted
+from cln_backup.model.node_files import NETWORK, Wanted
 from cln_backup.node.outside import find_database
 from cln_backup.node.rollforward_marker import read_marker
 from cln_backup.node.settings import State, read_settings, read_state, write_state
+from cln_backup.node.small_files import HSM_SECRET
 from cln_backup.operations.doctor import (
     clock,
     destination,
@@ -220,15 +221,14 @@ class _Examination:
         unlocked_by = () if self._inventory is None else self._inventory.keys
         in_backup = (
             self._wanted.hsm_secret
-            and self._kept_files_at() is not None
+            and f"{NETWORK}/{HSM_SECRET}" in self._kept_files()
             and any(key.kind == "passphrase" for key in unlocked_by)
         )
         found = keys.hsm_secret(self._directory, self._database, copied_at, in_backup=in_backup)
         return keys.judge_hsm_secret(found)
 
-    def _kept_files_at(self) -> float | None:
-        opened = None if self._opened is None else self._opened.status
-        return None if opened is None else opened.node_files_at
+    def _kept_files(self) -> tuple[str, ...]:
+        return () if self._opened is None else self._opened.files or ()
 
     def _of_small_files(self) -> Iterator[Finding]:
         if self._opened is None or self._opened.status is None:
@@ -236,7 +236,8 @@ class _Examination:
         encrypted = self._inventory is not None and self._inventory.cipher is not None
         wanted = self._wanted.in_backup(is_encrypted=encrypted)
         trouble = self._status.get("node_files_trouble")
-        found = small_files.SmallFiles(wanted, self._kept_files_at(), trouble)
+        has_some, damaged = bool(self._kept_files()), self._opened.files_damaged
+        found = small_files.SmallFiles(wanted, has_some, trouble, damaged)
         return small_files.judge(found)
 
     def _of_rights(self) -> Iterator[Finding]:

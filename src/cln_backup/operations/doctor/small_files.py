@@ -15,13 +15,15 @@ class SmallFiles(NamedTuple):
 
     Attributes:
         wanted: whether the backup is to have them.
-        kept_at: when the newest set was taken, in seconds since 1970; `None` if there is none.
+        has_some: whether it has a set that is whole.
         trouble: why a newer set cannot be stored at the moment.
+        damaged: what is damaged of them.
     """
 
     wanted: bool
-    kept_at: float | None
+    has_some: bool
     trouble: str | None = None
+    damaged: str | None = None
 
 
 def judge(files: SmallFiles) -> Iterator[Finding]:
@@ -33,7 +35,15 @@ def judge(files: SmallFiles) -> Iterator[Finding]:
             f"The node's small files cannot be stored in the backup: {files.trouble}",
             "The follower tries again each minute. Each change of the database is stored.",
         )
-    elif files.wanted and files.kept_at is None:
+    elif files.damaged is not None:
+        yield Finding(
+            "node-files",
+            Level.WARNING,
+            files.damaged,
+            "Start the node again: the follower then stores a new set. Look at the disk or the "
+            "store, and run `backup-cli verify`.",
+        )
+    elif files.wanted and not files.has_some:
         yield Finding(
             "node-files",
             Level.WARNING,
