@@ -56,6 +56,8 @@ def test_node_that_was_never_there_is_away_but_an_unused_place_is_not(tmp_path: 
         create_backend(used, None)
         append(used, [transaction(1)])
         server.served(unused)
+        # A server may hear of the end of a connection after its client.
+        wait_for(lambda: not any(node.connections() for node in server.nodes.values()))
         monitoring = Monitoring(server.nodes, receivers, str(tmp_path / "state"))
         monitoring._began_s -= 700
         found = {
