@@ -20,8 +20,6 @@ Said = TypeVar("Said", bound="Message")
 _PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 300.0
 _LONG_LIFE_S: Final = 600.0
-_MAX_UNREAD_BYTES: Final = 1 << 15
-"""Less than any pipe holds: so a process that is stopped never makes the node wait."""
 
 
 class KeptChild(Generic[Said]):
@@ -93,7 +91,7 @@ class KeptChild(Generic[Said]):
 
     def send(self, message: Message) -> bool:
         """Sends the process a message; `False` if it does not run, or does not read."""
-        if self._child is None or self._child.unread_bytes() > _MAX_UNREAD_BYTES:
+        if self._child is None or not self._child.has_room_for(message):
             return False
         try:
             self._child.send(message)

@@ -34,6 +34,8 @@ _BUSY_S: Final = 10.0
 """How long a busy node may delay a report: gathering it takes a moment."""
 
 _MAX_NOTICES: Final = 50
+_MAX_NOTICE: Final = 500
+"""So many of at most so many characters fit into any pipe, with all else that is told."""
 
 
 class Monitoring:
@@ -119,7 +121,7 @@ class Monitoring:
 
     def notice(self, text: str) -> None:
         """Takes something that the backup has told the operator."""
-        self._notices.append((time.time(), text))
+        self._notices.append((time.time(), text[:_MAX_NOTICE]))
 
     def timeout_ms(self) -> float | None:
         """The time until `look` has something to do; `None` if it has nothing."""

@@ -132,6 +132,11 @@ def _union(types: Sequence[type[Message]]) -> type[Message]:
     return union
 
 
+def size_of(message: Message) -> int:
+    """How many bytes `send` writes."""
+    return _LENGTH.size + len(msgspec.msgpack.encode(message))
+
+
 def send(fd: int, message: Message) -> None:
     """Writes one message to a pipe; waits while it is full. Raises `BrokenPipeError`."""
     data = msgspec.msgpack.encode(message)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import struct
 import sys
 import termios
@@ -18,7 +19,16 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 import msgspec
 
 from cln_backup.model.errors import StorageError
-from cln_backup.process.channel import Failed, Inbox, Log, Released, YieldToAll, error_of, send
+from cln_backup.process.channel import (
+    Failed,
+    Inbox,
+    Log,
+    Released,
+    YieldToAll,
+    error_of,
+    send,
+    size_of,
+)
 
 if TYPE_CHECKING:
     import subprocess
@@ -33,6 +43,9 @@ _released: list[subprocess.Popen[bytes]] = []
 """Processes that finish their work by themselves; they are reaped when another one is released."""
 
 _PIPE_BYTES: Final = 1 << 20
+_GETPIPE_SZ: Final = 1032
+"""Of Linux; not every build of Python names it."""
+
 _REAP_S: Final = 0.5
 """How long to wait for a process that has closed its pipes, and so is about to end."""
 
@@ -107,6 +120,15 @@ class Child(Generic[Said]):
         fcntl.ioctl(self._outbox.fileno(), termios.FIONREAD, found)
         unread: int = struct.unpack("i", found)[0]
         return unread
+
+    def has_room_for(self, message: Message) -> bool:
+        """Whether `send` certainly does not wait, even if the process is stopped."""
+        fd, size = self._outbox.fileno(), size_of(message)
+        room = fcntl.fcntl(fd, getattr(fcntl, "F_GETPIPE_SZ", _GETPIPE_SZ)) // mmap.PAGESIZE
+        # Two writes share a page only if both fit, so each page but one is half full.
+        unread = self.unread_bytes()
+        taken = 2 * unread // mmap.PAGESIZE + 1 if unread else 0
+        return taken + size // mmap.PAGESIZE + 1 <= room
 
     def step(self) -> Said | None:
         """Reads from the process; returns a message once it is complete, before that `None`.
