@@ -19,6 +19,7 @@ class HttpReceiver:
     def __init__(self, statuses: tuple[int, ...] = ()) -> None:
         self.posts: list[tuple[str, Any]] = []
         self.gets: list[str] = []
+        self.logins: list[str | None] = []
         left = list(statuses)
         receiver = self
 
@@ -33,6 +34,7 @@ class HttpReceiver:
                 self._answer()
 
             def _answer(self) -> None:
+                receiver.logins.append(self.headers["Authorization"])
                 self.send_response(left.pop(0) if left else 200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()

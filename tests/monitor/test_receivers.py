@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import shlex
@@ -54,6 +55,13 @@ def test_webhook_gets_json() -> None:
     with HttpReceiver() as receiver:
         _tell(Receivers(webhooks=(f"{receiver.url}/hook?token=secret",)))
         assert receiver.posts == [("/hook?token=secret", _FIELDS)]
+
+
+def test_webhook_with_a_user_and_a_password_in_its_url_logs_in() -> None:
+    with HttpReceiver() as receiver:
+        _tell(Receivers(webhooks=(f"http://alice:p%40ss@{receiver.host}/hook",)))
+        assert receiver.posts == [("/hook", _FIELDS)]
+        assert receiver.logins == ["Basic " + base64.b64encode(b"alice:p@ss").decode()]
 
 
 def test_webhook_that_fails_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:

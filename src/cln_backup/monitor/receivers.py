@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
@@ -17,7 +18,7 @@ import urllib.request
 from abc import ABC, abstractmethod
 from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from cln_backup.model.errors import BadSettings, Interrupted
 from cln_backup.model.health import Level
@@ -274,11 +275,16 @@ def request(url: str, content: bytes | None = None) -> None:
     Raises:
         NotDelivered: there was no answer, or it is not a success.
     """
+    parts = urlsplit(url)
+    user, has_user, host = parts.netloc.rpartition("@")
     asked = urllib.request.Request(  # noqa: S310 - `host_of` has checked the scheme
-        url,
+        parts._replace(netloc=host).geturl(),
         data=content,
         headers={"Content-Type": "application/json", "User-Agent": "cln-backup"},
     )
+    if has_user:
+        login = base64.b64encode(unquote(user).encode()).decode()
+        asked.add_unredirected_header("Authorization", f"Basic {login}")
     try:
         with urllib.request.urlopen(asked, timeout=_ANSWER_S):  # noqa: S310
             pass
