@@ -85,9 +85,9 @@ class Sandbox:
 
     def here(self, text: str) -> str:
         """A text of the documents, for this machine."""
-        text = text.replace(_UNITS, str(ROOT / "contrib" / "systemd"))
         text = _PATHS.sub(rf"{self.root}/\1", text)
         text = _SERVER.sub(f"127.0.0.1:{self._port}", text)
+        text = text.replace(_UNITS, str(ROOT / "contrib" / "systemd"))  # it may be below /tmp
         return text.replace("fingerprint=…", f"fingerprint={self._fingerprint}")
 
     def documented(self, text: str) -> str:

@@ -59,8 +59,8 @@ def run(*command: object, cwd: Path | None = None, env: Mapping[str, str] | None
     return done.stdout
 
 
-def build_release(checkout: Path, to: Path, umask: str) -> None:
-    """Copies this checkout as a user with this umask would clone it, and builds a release of it."""
+def copy_checkout(checkout: Path, umask: str) -> None:
+    """Copies this checkout as a user with this umask would clone it, with one commit."""
     for name in listed("--cached", "--others", "--exclude-standard"):
         copy = checkout / name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +68,11 @@ def build_release(checkout: Path, to: Path, umask: str) -> None:
         copy.chmod((ROOT / name).stat().st_mode & ~int(umask, 8))
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "x"]):
         run("git", *arguments, cwd=checkout, env=_IDENTITY)
+
+
+def build_release(checkout: Path, to: Path, umask: str) -> None:
+    """Builds a release of a copy of this checkout."""
+    copy_checkout(checkout, umask)
     script = f"umask {umask} && exec contrib/release/build '{to}'"
     run("bash", "-c", script, cwd=checkout, env={"TOOLS": str(BIN)})
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.packaging.release import ROOT, VERSION, build_release, run
+from tests.packaging.release import BIN, ROOT, VERSION, build_release, copy_checkout, run
+from tests.soak import SOAK
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,19 @@ def _sums(directory: Path) -> dict[str, str]:
     }
 
 
+def test_archive_and_wheel_are_equal_in_a_second_build(release: Path, tmp_path: Path) -> None:
+    """From another path, with another umask, and later; by the build's own first step."""
+    checkout, again = tmp_path / "a checkout elsewhere", tmp_path / "again"
+    copy_checkout(checkout, "077")
+    epoch = run("git", "log", "-1", "--format=%ct", cwd=checkout).strip()
+    arguments = ("-m", "build", "--no-isolation", "--outdir", again, checkout)
+    run(BIN / "python", *arguments, cwd=tmp_path, env={"SOURCE_DATE_EPOCH": epoch})
+    found = _sums(again)
+    assert len(found) == 2
+    assert found == {name: digest for name, digest in _sums(release).items() if name in found}
+
+
+@pytest.mark.skipif(not SOAK, reason="CLN_BACKUP_SOAK is not set")
 def test_two_builds_are_equal_byte_for_byte(release: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     build_release(tmp_path / "a checkout elsewhere", again, "077")

@@ -152,6 +152,12 @@ def test_starting_touches_nothing(home: Home, tmp_path: Path) -> None:
         "backup-compact-max-days",
         "backup-follower",
         "backup-replica-dir",
+        "backup-alarm-apprise",
+        "backup-alarm-webhook",
+        "backup-alarm-command",
+        "backup-alarm-ping",
+        "backup-page",
+        "backup-page-name",
     }
     assert {method["name"] for method in manifest["rpcmethods"]} == {
         "backup-status",
