@@ -176,6 +176,23 @@ def test_no_place_for_it_is_a_warning_once(
     assert "The backup is not affected" in caplog.text
 
 
+def test_figures_begin_as_soon_as_an_earlier_process_has_let_go(
+    kept: Figures, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept.add(_samples(_NOW, 1))
+    later = Figures(path)
+    later.add(_samples(_NOW + 60, 1))
+    assert "Cannot keep figures" in caplog.text
+    kept.close()
+    assert later.points("", 0, 2 * _NOW) == []
+    later.add(_samples(_NOW + 120, 1))
+    found = later.points("", _NOW, _NOW + 600)
+    assert [sample.at for sample in found] == [_NOW, _NOW + 120]
+    later.close()
+    later.add(_samples(_NOW + 180, 1))  # it stays closed
+    assert later.points("", 0, 2 * _NOW) == []
+
+
 def test_a_link_is_not_followed(tmp_path: Path, path: str) -> None:
     target = tmp_path / "hsm_secret"
     target.write_bytes(b"secret")

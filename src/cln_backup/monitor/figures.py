@@ -147,7 +147,7 @@ class Figures:
         self._path = path
         self._lock = threading.Lock()
         self._connection: apsw.Connection | None = None
-        self._has_failed = False
+        self._has_failed = self._closed = False
         self._open()
 
     def _open(self) -> None:
@@ -182,11 +182,17 @@ class Figures:
             if self._connection is not None:
                 self._connection.close()
             self._connection = None
+            self._closed = True
 
     @contextlib.contextmanager
-    def _used(self) -> Iterator[apsw.Connection | None]:
-        """The connection, for one transaction; handles its errors."""
+    def _used(self, *, opens: bool = False) -> Iterator[apsw.Connection | None]:
+        """The connection, for one transaction; handles its errors.
+
+        With `opens`, the file is opened if it could not be before: an earlier process had it.
+        """
         with self._lock:
+            if opens and self._connection is None and not self._closed:
+                self._open()
             if self._connection is None:
                 yield None
                 return
@@ -205,7 +211,7 @@ class Figures:
 
         Samples of one minute are merged, also if the clock was set back meanwhile.
         """
-        with self._used() as connection:
+        with self._used(opens=True) as connection:
             if connection is None:
                 return
             numbers: dict[str, int] = {}
