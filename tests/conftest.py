@@ -63,3 +63,17 @@ def large_captures() -> Path:
         assert not named, f"CLN_BACKUP_CAPTURES names no directory: {named}"
         pytest.skip("CLN_BACKUP_CAPTURES is not set")
     return path
+
+
+_LONG = (
+    "tests/packaging/",
+    "tests/docs/test_site.py",
+    "tests/socket/test_whole_way.py",
+    "tests/socket/test_silence.py",
+)
+"""They come first: at the end, all others would wait for the worker that runs them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts long tests first; the order of the others stays as it is."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))

@@ -45,7 +45,7 @@ SCENARIOS = [
 ]
 
 
-_STATES = 16
+_STATES = 10
 """How many of the states that a loss of power may leave after a step are tried, with the one in
 which nothing was kept: chosen by chance, the same in every run. `make soak` tries all."""
 
