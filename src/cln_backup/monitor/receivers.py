@@ -20,7 +20,7 @@ from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
-from cln_backup.model.errors import BadSettings, Interrupted
+from cln_backup.model.errors import BadSettings
 from cln_backup.model.health import Level
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Receiver(ABC):
         try:
             self._queue.put_nowait(notice)
         except Full:
-            _say(logging.ERROR, f"{self.shown} does not take alarms; one is lost.")
+            _log.error("%s does not take alarms; one is lost.", self.shown)
 
     def close(self) -> None:
         """Tells it to deliver what it has, with shorter pauses, and to end."""
@@ -131,10 +131,10 @@ class Receiver(ABC):
             if pause_s is None:
                 break
             if pause_s == _PAUSES_S[0]:
-                _say(logging.WARNING, f"{self.shown} did not take an alarm; trying again: {why}")
+                _log.warning("%s did not take an alarm; trying again: %s", self.shown, why)
             if self._closing.wait(pause_s):  # this process ends soon
                 time.sleep(min(pause_s, _LAST_PAUSE_S))
-        _say(logging.ERROR, f"{self.shown} never took the alarm {notice.finding.code}: {why}")
+        _log.error("%s never took the alarm %s: %s", self.shown, notice.finding.code, why)
 
 
 class Webhook(Receiver):
@@ -294,8 +294,3 @@ def request(url: str, content: bytes | None = None) -> None:
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise NotDelivered(type(reason).__name__) from None
-
-
-def _say(level: int, text: str) -> None:
-    with contextlib.suppress(Interrupted):  # the parent, whose log this is, has ended
-        _log.log(level, "%s", text)

@@ -155,26 +155,18 @@ class Monitoring:
 
     def _nodes(self, **more: object) -> dict[str, NodeState]:
         from cln_backup.monitor.state import state_of
+        from cln_backup.storage import scratch
 
         try:
             self._last = self._status()
         except (BackupError, OSError):  # the halt may have the same reason
             self._last |= {"protected": self._halted is None, "halted": self._halted}
         fields = {**self._last, "at": time.time(), **more}
-        fields["free_bytes"] = self._free_bytes()
-        fields["notices"] = [{"at": at, "text": text} for at, text in self._notices]
-        return {"": state_of(fields)}
-
-    def _free_bytes(self) -> int | None:
         backend = self._replicator.backend
         directory = None if backend is None else backend.place.storage_dir
-        if directory is None:
-            return None
-        try:
-            found = os.statvfs(directory)
-        except OSError:
-            return None
-        return found.f_bavail * found.f_frsize
+        fields["free_bytes"] = scratch.free_bytes(directory)
+        fields["notices"] = [{"at": at, "text": text} for at, text in self._notices]
+        return {"": state_of(fields)}
 
     def is_at(self, fd: int) -> bool:
         """Whether this descriptor of `poll` is the monitor's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from cln_backup.model.errors import BackupError
 from cln_backup.monitor.state import Fault, NodeState
 from cln_backup.server.sealed import Sealed
 from cln_backup.server.served import Served
+from cln_backup.storage import scratch
 
 if TYPE_CHECKING:
     from cln_backup.server.node import Node
@@ -75,10 +75,6 @@ def _age_s(at: float | None) -> float | None:
 
 def _free_bytes(url: str) -> int | None:
     try:
-        directory = place_at(url).storage_dir
-        if directory is None:
-            return None
-        found = os.statvfs(directory)
-    except (BackupError, OSError):
+        return scratch.free_bytes(place_at(url).storage_dir)
+    except BackupError:
         return None
-    return found.f_bavail * found.f_frsize

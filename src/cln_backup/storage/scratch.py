@@ -195,6 +195,17 @@ def room_bytes(path: str, *, op: str) -> int:
     return disk.f_bavail * disk.f_frsize - reserve_bytes
 
 
+def free_bytes(path: str | None) -> int | None:
+    """The free space of the disk of a path, with the reserve; `None` if it cannot be known."""
+    if path is None:
+        return None
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize
+
+
 def require_room(path: str, *, op: str, needed_bytes: int = 0) -> None:
     """Makes sure that work beside a backup does not fill its disk.
 

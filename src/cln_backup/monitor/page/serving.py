@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import logging
 import re
@@ -13,7 +12,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast
 from urllib.parse import parse_qs, urlsplit
 
-from cln_backup.model.errors import Interrupted, StorageError
+from cln_backup.model.errors import StorageError
 from cln_backup.monitor.http import REQUEST_S, HttpServer
 from cln_backup.monitor.page.render import check, policy, render
 from cln_backup.monitor.page.state_json import state_json
@@ -187,12 +186,6 @@ class _Handler(BaseHTTPRequestHandler):
         """Logs nothing: requests do not concern the operator."""
 
 
-def _say(level: int, text: str, *values: object) -> None:
-    """Logs a line, if the process that takes it is still there."""
-    with contextlib.suppress(Interrupted):
-        _log.log(level, text, *values)
-
-
 def _address(sock: socket.socket) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """This machine's end of a socket, without the scope that IPv6 may have."""
     return ipaddress.ip_address(str(sock.getsockname()[0]).partition("%")[0])
@@ -250,15 +243,14 @@ class Page:
                 url = self.listen()
             except StorageError as error:
                 if not has_failed:
-                    _say(logging.WARNING, "The page cannot be served yet: %s Trying again.", error)
+                    _log.warning("The page cannot be served yet: %s Trying again.", error)
                 has_failed = True
                 if self._ends.wait(_RETRY_S):
                     return
             else:
-                _say(logging.INFO, "The page is at %s", url)
+                _log.info("The page is at %s", url)
         if not _address(self._server.socket).is_loopback:
-            _say(
-                logging.WARNING,
+            _log.warning(
                 "The page has no password, and other machines may reach %s. Serve it at 127.0.0.1, "
                 "and come through SSH, Tor or a VPN.",
                 self._address,
